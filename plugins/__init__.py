@@ -1,0 +1,50 @@
+"""Higgs-Audio V2 fine-tuning for MS-SWIFT: the map.
+
+training   JSONL row --dataset_registration--> Dialogue --template/prompt--> EncodedSample --collator--> batch
+           --modeling.forward (sums and counts of both losses)--> trainer (one exact scalar, metrics)
+speaking   text, voices --prompt--> token ids + reference codes --model.generate--> delayed frames
+           --delay_pattern.undo_delay--> codes --codec.decode--> waveform
+
+Legend of dimensions, used in every file: B batch, S sequence positions, F codec frames, T delayed frames of a row,
+K codebooks (8), C codebook size with its two specials (1026), V text vocabulary, H hidden, N samples.
+
+L0  errors.py                one-line user errors
+    delay_pattern.py         codes <-> delayed frames and their labels
+    loss.py                  labelled hidden rows -> sums and counts; combine -> scalar
+    tokens.py                every special token id, once
+    settings.py              our own knobs, one frozen dataclass
+L1  audio.py                 probing, decoding and resampling of audio files
+    codec.py                 waveform <-> codes, lazy and picklable
+    prompt.py                Dialogue -> token ids and labels: the one prompt layout
+    collator.py              list of EncodedSample -> batch tensors
+L2  dataset_registration.py  rows of every accepted shape -> Dialogue; MS-SWIFT dataset loader
+    template.py              MS-SWIFT Template: row -> EncodedSample
+    modeling.py              the native class with both losses inside forward
+    checkpoint.py            strict loading
+L3  model_registration.py    loaders and ModelMeta for 3B and 7B
+    trainer.py               HiggsAudioTrainer, audio learning rate, metrics
+    inference.py             HiggsAudioGenerator
+L4  register.py              register_higgs_audio_all(); the file for --external_plugins
+    train.py, cli.py         our own entry points
+    prepare/, demo/          corpora -> JSONL; the embedded default
+"""
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "HiggsAudioGenerator": "plugins.inference",
+    "HiggsAudioSettings": "plugins.settings",
+    "Speech": "plugins.inference",
+    "UserError": "plugins.errors",
+    "register_higgs_audio_all": "plugins.register",
+}
+__all__ = list(_EXPORTS)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Lazy exports: importing the package costs nothing, neither torch nor MS-SWIFT."""
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'plugins' has no attribute {name!r}")

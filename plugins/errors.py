@@ -1,0 +1,32 @@
+"""What a user can mend, said in one line. L0: imports nothing.
+
+Every command prints such an error without a traceback and leaves nothing half written.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Wrong input, with the place, the value, the reason and the remedy in one line."""
+
+
+def problem(where: str, field: str, value: object, reason: str, remedy: str) -> UserError:
+    """A `UserError` for `field` at `where` (a file, or `file:line`).
+
+    >>> str(problem("train.jsonl:17", "audios[0]", "a.wav", "not found", "mend the path"))
+    "train.jsonl:17: audios[0]: 'a.wav' not found; mend the path"
+    """
+    shown = repr(value)
+    if len(shown) > 120:
+        shown = shown[:100] + "..." + shown[-15:]
+    return UserError(f"{where}: {field}: {shown} {reason}; {remedy}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The remedy for an unknown name: the closest known one, or the whole list."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
