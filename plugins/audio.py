@@ -1,0 +1,197 @@
+"""Audio files -> mono waveforms (N,) float32, and back (L1).
+
+In: a path as a user wrote it. Out: the file it means, its header, or its samples at the asked rate. A file that would
+teach the model something false (cut off, NaN, empty) or block the process (a pipe, a device) is refused by name.
+Knows nothing about codes, models or dataset rows; imports neither torch nor MS-SWIFT.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+
+from plugins.errors import UserError, problem
+
+SAMPLE_RATE_HZ = 24_000  # of the Higgs-Audio V2 codec
+_BLOCK_SAMPLES = 1 << 16  # read piecewise: a damaged header may promise terabytes
+_UNKNOWN_SAMPLES = 1 << 62  # libsndfile reports a FLAC header without a length as 2**63 - 1 samples
+_STREAMED_BYTES = 0x7FFFF000  # encoders writing to a pipe put this or more as the WAV data size (sox, ffmpeg)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+class AudioError(UserError):
+    """A path that cannot serve as audio.
+
+    `reason` and `remedy` stand apart from the path, so that a caller who knows the row says where it was named:
+    ``raise problem("train.jsonl:17", "audios[0]", value, error.reason, error.remedy)``.
+    `reason` is constant per kind of fault; what differs from file to file stands in parentheses at its end.
+    """
+
+    def __init__(self, path: str | Path, reason: str, remedy: str) -> None:
+        super().__init__(path, reason, remedy)  # all three: exceptions travel between processes by their `args`
+        self.path, self.reason, self.remedy = path, reason, remedy
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says."""
+
+    num_samples: int  # per channel
+    sample_rate_hz: int
+    num_channels: int
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_samples / self.sample_rate_hz
+
+
+def resolve(path: str, *, folders: Sequence[Path]) -> Path:
+    """The regular, non-empty file that `path` names: as it is if absolute, else in the first of `folders` to have it.
+
+    Raises `AudioError` for a URL, for a path found nowhere (listing where it looked), and for a folder, pipe or device.
+    """
+    if _URL.match(path):
+        raise AudioError(path, "is a URL", "download it first and name the local file")
+    if not path:
+        raise AudioError(path, "names no file", "name an audio file")
+    absolute = Path(path).is_absolute()
+    candidates = [Path(path)] if absolute else [Path(folder) / path for folder in folders]
+    existing = [candidate for candidate in candidates if os.path.exists(candidate)]
+    if not existing:
+        looked = ", ".join("." if str(folder) == "." else f"{folder}/" for folder in folders)
+        raise AudioError(path, "not found" if absolute else f"not found (looked in {looked})", "mend the path")
+    found = next(filter(os.path.isfile, existing), existing[0])
+    _require_regular(found)
+    return found
+
+
+def probe(path: str | Path) -> AudioInfo:
+    """The header of `path`, without decoding. Raises `AudioError` if there is no readable audio."""
+    with _open(path) as file:
+        return AudioInfo(file.frames, file.samplerate, file.channels)
+
+
+def load(path: str | Path, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
+    """The whole file as float32 (N,): channels averaged, then resampled (soxr HQ) to `sample_rate_hz`.
+
+    Raises `AudioError` for a file without samples, with NaN or infinite ones, or with fewer than its header promises.
+    The last is found out for WAV, FLAC and MP3; an OGG page stream that stops early is a valid shorter file.
+    """
+    with _open(path) as file:
+        samples = _decode_mono(file, path)
+        native_rate_hz = file.samplerate
+    if not np.isfinite(samples).all():
+        raise AudioError(path, "holds NaN or infinite samples", "export the file again")
+    if native_rate_hz != sample_rate_hz:
+        samples = soxr.resample(samples, native_rate_hz, sample_rate_hz, quality="HQ")
+    if samples.size == 0:
+        raise AudioError(path, "holds no samples", "export the file again or leave it out")
+    return samples
+
+
+def save_wav(path: str | Path, samples: np.ndarray, sample_rate_hz: int) -> None:
+    """Write `samples` (N,), clipped to [-1, 1], as 16 bit PCM; the parent folder is made, the file appears whole."""
+    assert samples.ndim == 1, samples.shape
+    assert np.isfinite(samples).all(), "NaN or infinite samples"
+    with replace_when_done(path) as temporary:
+        sf.write(temporary, np.clip(samples, -1.0, 1.0), sample_rate_hz, format="WAV", subtype="PCM_16")
+
+
+@contextmanager
+def replace_when_done(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success it is synced to disk and takes the place of `path`.
+
+    On an error the old file stays untouched and nothing is left behind. Raises `UserError` if `path` is there and is
+    no regular file: replacing ``/dev/null`` by a file would break the machine.
+    """
+    target = Path(os.path.realpath(path))  # write through a link instead of replacing it
+    if target.exists() and not target.is_file():
+        raise problem("output", "path", str(path), "is not a regular file", "name a file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _require_regular(path: str | Path) -> None:
+    """Refuse, without opening it, what is no file with content: opening a pipe waits for its writer forever."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise AudioError(path, "not found", "mend the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise AudioError(path, f"cannot be opened ({getattr(error, 'strerror', error)})", "mend the path") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise AudioError(path, "is a folder", "name an audio file")
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(path, "is not a regular file", "name an audio file")
+    if status.st_size == 0:
+        raise AudioError(path, "is empty (0 bytes)", "export the file again or leave it out")
+
+
+def _open(path: str | Path) -> sf.SoundFile:
+    """Open `path` for reading once it is known to be harmless."""
+    _require_regular(path)
+    try:
+        file = sf.SoundFile(path)
+    except (sf.SoundFileError, TypeError):  # TypeError: soundfile takes a name ending in .raw for headerless samples
+        raise AudioError(path, "is not readable audio", "use WAV, FLAC, MP3 or OGG") from None
+    if file.frames >= _UNKNOWN_SAMPLES:
+        file.close()
+        raise AudioError(path, "states no length in its header", "encode it again to a file, not to a pipe")
+    return file
+
+
+def _decode_mono(file: sf.SoundFile, path: str | Path) -> np.ndarray:
+    """All samples of `file`, averaged over channels, (N,) float32; raises `AudioError` if some are missing."""
+    blocks = [np.zeros(0, dtype=np.float32)]
+    try:
+        while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+            blocks.append(block.mean(axis=1))
+    except sf.SoundFileError:
+        raise AudioError(path, "does not decode to its end", "it is cut off or damaged, fetch it again") from None
+    samples = np.concatenate(blocks)
+    shortfall = _shortfall(file, path, num_decoded=len(samples))
+    if shortfall:
+        raise AudioError(path, f"is truncated ({shortfall})", "fetch it again")
+    return samples
+
+
+def _shortfall(file: sf.SoundFile, path: str | Path, num_decoded: int) -> str:
+    """How much of the header's promise was found, e.g. ``"480 of 960 samples"``; empty if the file is whole."""
+    # libsndfile silently shortens a cut WAV to what is there; only its log keeps the size that the header states.
+    data = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if data and int(data[1]) < _STREAMED_BYTES:
+        return f"{data[2]} of {data[1]} bytes"
+    if num_decoded == file.frames or (file.format == "MP3" and not _mp3_states_length(path)):
+        return ""
+    return f"{num_decoded} of {file.frames} samples"
+
+
+def _mp3_states_length(path: str | Path) -> bool:
+    """Whether an MP3 opens with a Xing, Info or VBRI frame. Without one its length is a guess from the bit rate."""
+    with open(path, "rb") as file:
+        head = file.read(10)
+        # ID3v2: ten bytes of header, whose last four are the size of the tag, 7 bits each
+        tag_bytes = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+        file.seek(tag_bytes if head.startswith(b"ID3") else 0)
+        frame = file.read(64)  # the mark stands at byte 13 to 36
+    return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))

@@ -1,0 +1,41 @@
+"""Strict loading of native checkpoints. L2.
+
+transformers drops the text head in silence and starts missing weights at random with a warning; here a missing or
+surplus key is an error that names it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plugins.errors import problem
+from plugins.modeling import HiggsAudioV2ForConditionalGeneration
+
+_TEXT_HEAD = "text_lm_head.weight"
+
+
+def load_model(path: str, *, text_head: bool = True, **kwargs: Any) -> HiggsAudioV2ForConditionalGeneration:
+    """The native model of folder `path`; `kwargs` go to `from_pretrained` (dtype, device_map, config, ...).
+
+    text_head: needed for training; speaking does without. Raises UserError if weights, the text head or any key is
+    missing, or if a key is surplus.
+    """
+    folder = Path(path)
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.safetensors.index.json")):
+        raise problem(str(path), "weights", "*.safetensors", "not found", "download the whole checkpoint into this folder")
+    model, report = HiggsAudioV2ForConditionalGeneration.from_pretrained(
+        path, use_text_head=text_head, output_loading_info=True, **kwargs
+    )
+    missing = sorted(report["missing_keys"])
+    if _TEXT_HEAD in missing:
+        reason = "is missing: the checkpoint was saved without its text head, which training needs"
+        raise problem(str(path), "weights", _TEXT_HEAD, reason, "start from the published checkpoint")
+    if missing:
+        reason = f"is missing ({len(missing)} keys in all)"
+        raise problem(str(path), "weights", missing[0], reason, "download it again; it is no complete native checkpoint")
+    surplus = sorted(key for key in report["unexpected_keys"] if key != _TEXT_HEAD)
+    if surplus:
+        reason = f"is not a weight of this model ({len(surplus)} such keys)"
+        raise problem(str(path), "weights", surplus[0], reason, "check that config.json belongs to these weights")
+    return model

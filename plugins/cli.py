@@ -1,0 +1,94 @@
+"""`higgs-audio`: one command, a subcommand per job. L4. Starts fast: nothing heavy is imported before it is needed.
+
+Exit codes: 0 done, 1 an error that the user can mend (one line on stderr), 2 wrong usage, 3 the speech was cut at
+`--max_audio_s`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from plugins.errors import UserError
+
+_TRUNCATED = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["sft"]:
+        return _sft(arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("higgs-audio", description=__doc__.partition("\n\n")[2] if __doc__ else None)
+    version = importlib.metadata.version("higgs-audio-swift")
+    parser.add_argument("--version", action="version", version=f"higgs-audio-swift {version}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("sft", help="fine-tune: every flag of `swift sft`, our settings, or a YAML file", add_help=False)
+    speak = commands.add_parser("speak", help="speak a text with a base, merged or LoRA checkpoint")
+    speak.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA)")
+    speak.add_argument("--adapters", help="LoRA folder on top of --model")
+    speak.add_argument("--text", required=True)
+    speak.add_argument("--output", default="speech.wav", help="WAV file to write (default: %(default)s)")
+    speak.add_argument("--scene_description", help='for example "Indoor quiet"')
+    speak.add_argument("--reference_audio", help="voice to clone, any audio file")
+    speak.add_argument("--reference_text", help="what the reference says; cloning is better with it")
+    speak.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
+    speak.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
+    speak.add_argument("--top_k", type=int, default=50)
+    speak.add_argument("--top_p", type=float, default=0.95)
+    speak.add_argument("--seed", type=int)
+    speak.add_argument("--max_audio_s", type=float, default=40.0, help="longest speech in seconds (default: %(default)s)")
+    speak.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
+    speak.set_defaults(run=_speak)
+    return parser
+
+
+def _sft(arguments: list[str]) -> int:
+    """MS-SWIFT's own launcher with our training file: YAML, NPROC_PER_NODE and multi-node variables as in `swift sft`."""
+    from swift.cli.main import cli_main
+
+    root = str(Path(__file__).resolve().parents[1])
+    # The launcher starts a subprocess; a checkout that is not installed must be importable there too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    sys.argv = ["higgs-audio", *arguments]
+    cli_main({"sft": "plugins.train"})
+    return 0
+
+
+def _speak(options: argparse.Namespace) -> int:
+    from plugins.inference import HiggsAudioGenerator, Sampling
+
+    generator = HiggsAudioGenerator.from_pretrained(
+        options.model, adapters=options.adapters, codec=options.codec, device=options.device
+    )
+    sampling = Sampling(
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed
+    )  # fmt: skip
+    speech = generator.generate(
+        options.text,
+        scene_description=options.scene_description,
+        reference_audio=options.reference_audio,
+        reference_text=options.reference_text,
+        sampling=sampling,
+        max_audio_s=options.max_audio_s,
+    )
+    speech.save(options.output)
+    end = "stopped by itself" if speech.stopped else f"cut at the limit of {options.max_audio_s:g} s"
+    print(f"{options.output}: {speech.duration_s:.2f} s, {speech.codes.shape[1]} frames, {end}")
+    return 0 if speech.stopped else _TRUNCATED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Waveform <-> codes through `HiggsAudioV2TokenizerModel`: 24 kHz mono, hop 960, 25 frames/s, 8 codebooks of 1024. L1.
+
+The codec is a lazy proxy: it holds a path, builds the model on first use and never pickles it, so it travels into forked
+and spawned workers, and it is never a submodule of the language model (optimizers, DDP and ZeRO must not see it).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plugins import audio
+from plugins.errors import UserError, problem
+from plugins.settings import DEFAULT_CODEC
+
+CODEC_FOLDER = "audio_tokenizer"
+# Of the published codec and of every codec the model can be used with: rows are checked before a codec is loaded.
+FRAMES_PER_S = 25
+NUM_CODEBOOKS = 8
+NUM_CODES = 1024
+
+
+class Codec:
+    """Codes of waveforms and waveforms of codes. `path` is a folder or a Hub id, `device` as in torch."""
+
+    def __init__(self, path: str, *, device: str = "cpu") -> None:
+        self.path = path
+        self.device = device
+        self._model: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
+
+    @property
+    def model(self) -> Any:
+        """The transformers model: fp32, eval mode. Raises UserError if it is missing or incomplete."""
+        if self._model is None:
+            if multiprocessing.parent_process() is not None:
+                # torch's thread pool does not survive a fork: with more than one thread the first convolution hangs.
+                torch.set_num_threads(1)
+            self._model = _load_codec(self.path).to(self.device)
+        return self._model
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return int(self.model.config.sample_rate)
+
+    @torch.inference_mode()
+    def encode(self, waveform: np.ndarray) -> Tensor:
+        """waveform (N,) float32 at `sample_rate_hz` -> codes (K, F) int64 on the CPU, F = ceil(N / hop).
+
+        The clip is zero-padded on the right to a whole number of frames, as the original does; unpadded clips shift the
+        decoded signal by half a hop. One clip at a time: padding inside a batch changes the codes.
+        """
+        hop = self.model.config.hop_length
+        samples = torch.as_tensor(waveform, dtype=torch.float32, device=self.device)
+        samples = torch.nn.functional.pad(samples, (0, -len(samples) % hop))
+        codes = self.model.encode(samples[None, None]).audio_codes[0]
+        assert codes.shape[1] == len(samples) // hop, f"{codes.shape[1]} frames from {len(samples)} samples"
+        return codes.to("cpu", torch.int64)
+
+    def encode_file(self, path: str) -> Tensor:
+        """The codes (K, F) of an audio file of any sample rate and channel count."""
+        return self.encode(audio.load(path, sample_rate_hz=self.sample_rate_hz))
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> np.ndarray:
+        """codes (K, F) -> waveform (F * hop,) float32 in [-1, 1]. The class has no output tanh, hence the clip."""
+        waveform = self.model.decode(codes[None].to(self.device)).audio_values[0, 0]
+        return waveform.clamp(-1, 1).float().cpu().numpy()
+
+
+def find_codec(model_dirs: list[str], chosen: str | None = None) -> str:
+    """The codec that belongs to a model: `chosen`, else the folder beside its weights, else the one that its processor
+    names, else the published one."""
+    if chosen:
+        return chosen
+    for folder in map(Path, model_dirs):
+        if (folder / CODEC_FOLDER / "config.json").is_file():
+            return str(folder / CODEC_FOLDER)
+        processor = folder / "processor_config.json"
+        if processor.is_file():
+            named = json.loads(processor.read_text(encoding="utf-8")).get("audio_tokenizer") or {}
+            if named.get("audio_tokenizer_name_or_path"):
+                return str(named["audio_tokenizer_name_or_path"])
+    return DEFAULT_CODEC
+
+
+def _load_codec(path: str) -> Any:
+    try:
+        from transformers import HiggsAudioV2TokenizerModel
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"codec: transformers cannot import its codec class ({error}); "
+            "install the torchaudio wheel that matches torch (README, Installation)"
+        ) from error
+    try:
+        model, report = HiggsAudioV2TokenizerModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        reason = f"is not a codec that can be loaded ({str(error).splitlines()[0]})"
+        raise problem("settings", "codec", path, reason, "give a codec folder, or download the published one") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise problem("settings", "codec", path, f"lacks {missing}", "download the codec again")
+    # Train mode would switch HuBERT's dropout on: random codes.
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,55 @@
+"""MS-SWIFT's model registry: `higgs-audio-v2-3b` and `higgs-audio-v2-7b`. L3: glue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swift.model import Model, ModelGroup, ModelLoader, ModelMeta, MultiModelKeys, register_model, register_model_arch
+from transformers import AutoTokenizer
+
+from plugins.checkpoint import load_model
+from plugins.codec import CODEC_FOLDER
+from plugins.template import TEMPLATE_TYPE
+
+MODEL_TYPES = ("higgs-audio-v2-3b", "higgs-audio-v2-7b")
+ARCHITECTURE = "HiggsAudioV2ForConditionalGeneration"
+_MODEL_ARCH = "higgs_audio_v2"
+
+# The repository was renamed; both names resolve, on the Hub and on ModelScope.
+_IDS_3B = ("bosonai/higgs-audio-v2-generation-3B-base", "bosonai/higgs-tts-2-3b-base")
+
+
+class HiggsAudioLoader(ModelLoader):
+    """Text head loaded, every missing key an error, no remote code, the tokenizer as the processor.
+
+    The native processor would build the codec eagerly, inside ZeRO-3's init context, and does not pickle.
+    """
+
+    default_trust_remote_code = False
+
+    def get_processor(self, model_dir: str, config: Any) -> Any:
+        return AutoTokenizer.from_pretrained(model_dir)
+
+    def get_model(self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]) -> Any:
+        return load_model(model_dir, config=config, **model_kwargs)
+
+
+def register() -> None:
+    """Idempotent."""
+    keys = MultiModelKeys(_MODEL_ARCH, language_model=["model", "text_lm_head", "audio_lm_head"])
+    register_model_arch(keys, exist_ok=True)
+    for model_type in MODEL_TYPES:
+        is_3b = model_type == MODEL_TYPES[0]
+        meta = ModelMeta(
+            model_type,
+            [ModelGroup([Model(name, name) for name in _IDS_3B])] if is_3b else [],  # no 7B weights are public
+            HiggsAudioLoader,
+            template=TEMPLATE_TYPE,
+            model_arch=_MODEL_ARCH,
+            # Only one type may claim the architecture, else MS-SWIFT cannot tell the type of a checkpoint.
+            architectures=[ARCHITECTURE] if is_3b else [f"{ARCHITECTURE}7B"],
+            additional_saved_files=["processor_config.json", "chat_template.jinja", CODEC_FOLDER],
+            is_multimodal=True,
+            tags=["audio", "tts"],
+        )
+        register_model(meta, exist_ok=True)

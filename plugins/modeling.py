@@ -1,0 +1,99 @@
+"""The native class with both losses inside `forward`. L2.
+
+The losses are computed inside `forward` because DDP synchronises only what `forward` touches; heads run on labelled rows
+only, since a text-to-speech turn has three text labels and the text head is 128256 wide. `forward` returns sums and
+counts: dividing is the trainer's affair, which alone knows the counts of the whole optimisation step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import HiggsAudioV2ForConditionalGeneration as _Native
+from transformers.utils import ModelOutput
+
+from plugins.delay_pattern import IGNORE_INDEX
+from plugins.loss import LossSums, audio_loss_sums, shifted_rows, text_loss_sums
+
+
+@dataclass
+class DualLossOutput(ModelOutput):
+    """Sums over the trained predictions of one batch (`plugins.loss`). `loss` is filled in by the template.
+
+    Flat tensors, not nested objects: DDP, autocast and `Trainer` walk the fields of a model output.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None  # always None: nobody may compute text accuracy on audio logits
+    text_loss: Tensor | None = None  # ()
+    text_z: Tensor | None = None  # ()
+    text_correct: Tensor | None = None  # ()
+    text_count: Tensor | None = None  # ()
+    audio_loss: Tensor | None = None  # (K,)
+    audio_z: Tensor | None = None  # ()
+    audio_correct: Tensor | None = None  # (K,)
+    audio_count: Tensor | None = None  # (K,)
+
+    @property
+    def text(self) -> LossSums:
+        return LossSums(self.text_loss, self.text_z, self.text_correct, self.text_count)  # type: ignore[arg-type]
+
+    @property
+    def audio(self) -> LossSums:
+        return LossSums(self.audio_loss, self.audio_z, self.audio_correct, self.audio_count)  # type: ignore[arg-type]
+
+
+class HiggsAudioV2ForConditionalGeneration(_Native):
+    """Same name as its base, so that saved checkpoints stay native ones."""
+
+    def forward(  # no `logits_to_keep`: MS-SWIFT would slice the labels of the text
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_input_ids: Tensor | None = None,
+        audio_input_ids_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        audio_labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """With `labels` (B, S) and `audio_labels` (B, T, K), both unshifted: a `DualLossOutput`. Without: as native."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "audio_input_ids": audio_input_ids,
+            "audio_input_ids_mask": audio_input_ids_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+        }
+        if labels is None:
+            return super().forward(**inputs, **kwargs)
+        assert audio_labels is not None and input_ids is not None and audio_input_ids_mask is not None
+        assert self.text_lm_head is not None, "training needs the text head: load with use_text_head=True"
+        hidden = self.model(**inputs, **kwargs).last_hidden_state  # (B, S, H)
+        text = text_loss_sums(*shifted_rows(hidden, labels), self.text_lm_head)
+        audio_labels = self._at_placeholders(input_ids, audio_labels, audio_input_ids_mask)
+        audio = audio_loss_sums(*shifted_rows(hidden, audio_labels), self.audio_lm_head, self.config.codebook_size)
+        return DualLossOutput(
+            text_loss=text.loss,
+            text_z=text.z,
+            text_correct=text.correct,
+            text_count=text.count,
+            audio_loss=audio.loss,
+            audio_z=audio.z,
+            audio_correct=audio.correct,
+            audio_count=audio.count,
+        )
+
+    def _at_placeholders(self, input_ids: Tensor, audio_labels: Tensor, audio_input_ids_mask: Tensor) -> Tensor:
+        """audio_labels (B, T, K) of delayed frames -> (B, S, K) at their placeholders, -100 elsewhere."""
+        placeholders = self.model.get_placeholder_mask(input_ids, None, audio_input_ids_mask)
+        expanded = audio_labels.new_full((*input_ids.shape, audio_labels.shape[-1]), IGNORE_INDEX)
+        return expanded.masked_scatter(placeholders.unsqueeze(-1), audio_labels[audio_input_ids_mask])

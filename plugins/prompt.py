@@ -1,0 +1,184 @@
+"""Dialogue -> token ids, labels and clips: the one prompt layout, for training and for speaking. L1.
+
+    <|begin_of_text|>
+    <|start_header_id|>system<|end_header_id|>\\n\\n INSTRUCTION [\\n\\n<|scene_desc_start|>\\n SCENE \\n<|scene_desc_end|>] <|eot_id|>
+    <|start_header_id|>user<|end_header_id|>\\n\\n TEXT <|eot_id|>
+    <|start_header_id|>assistant<|end_header_id|>\\n\\n <|audio_out_bos|> AUDIO <|audio_eos|><|eot_id|>
+
+AUDIO stands for one clip of F codec frames and takes F + 2 placeholders <|AUDIO_OUT|> and K - 1 placeholders of delay, one
+per delayed frame. A reference with a transcript is a finished turn pair before the others, one without a transcript
+stands in the scene as `SPEAKERn: AUDIO`. Labels follow the original implementation: in trained assistant turns the text,
+<|audio_out_bos|>, <|audio_eos|> and <|eot_id|>; nothing else.
+
+This file knows no JSON row and no audio file: clips arrive as codes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from plugins.delay_pattern import IGNORE_INDEX, num_delayed_frames
+from plugins.prompt_text import INSTRUCTION
+from plugins.tokens import SCENE_END, SCENE_START, SpecialTokens
+
+SCENE_TAGS = re.compile(f"({re.escape(SCENE_START)}|{re.escape(SCENE_END)})")
+
+
+@dataclass(frozen=True)
+class AudioClip:
+    """One clip: where it comes from and, once encoded, its codes (K, F) int64."""
+
+    path: str | None = None
+    codes: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one speaker of the conversation says: texts and clips in order."""
+
+    role: Literal["user", "assistant"]
+    parts: tuple[str | AudioClip, ...]
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A voice to clone. With `text`, its transcript, it becomes a finished turn pair, else part of the scene."""
+
+    clip: AudioClip
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One training row or one request, in the model's own terms."""
+
+    turns: tuple[Turn, ...]
+    references: tuple[Reference, ...] = ()
+    instruction: str | None = INSTRUCTION  # None: no system turn at all
+    scene: str | None = None
+    source: str = "request"  # `file:line` of the row, for error messages
+
+    def map_clips(self, encode: Callable[[AudioClip], AudioClip]) -> Dialogue:
+        """The same dialogue with every clip replaced by `encode(clip)`."""
+
+        def encode_part(part: str | AudioClip) -> str | AudioClip:
+            return encode(part) if isinstance(part, AudioClip) else part
+
+        return replace(
+            self,
+            turns=tuple(replace(turn, parts=tuple(map(encode_part, turn.parts))) for turn in self.turns),
+            references=tuple(replace(reference, clip=encode(reference.clip)) for reference in self.references),
+        )
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One sequence before collation. Clips are not delayed yet: the collator does that."""
+
+    input_ids: list[int]  # (S,)
+    labels: list[int]  # (S,), -100 where not trained; not shifted
+    clips: list[Tensor] = field(default_factory=list)  # each (K, F), in the order of their placeholders
+    clips_trained: list[bool] = field(default_factory=list)
+    source: str = "request"
+
+
+def encode(dialogue: Dialogue, tokenizer: Any, tokens: SpecialTokens, *, open_turn: bool = False) -> EncodedSample:
+    """The token ids and labels of `dialogue`, whose clips must all have codes.
+
+    open_turn: end with an assistant turn that has just been opened, `...assistant<|end_header_id|>\\n\\n<|audio_out_bos|>`,
+    from which the model speaks.
+    """
+    writer = _Writer(tokenizer, tokens, EncodedSample([], [], source=dialogue.source))
+    writer.ids([tokens.begin_of_text])
+    if dialogue.instruction is not None:
+        writer.turn("system", _system_parts(dialogue, tokens))
+    for turn in (*_reference_turns(dialogue), *dialogue.turns):
+        writer.turn(turn.role, turn.parts, trained=turn.trained)
+    if open_turn:
+        writer.header("assistant")
+        writer.ids([tokens.audio_bos])
+    return writer.sample
+
+
+def _reference_turns(dialogue: Dialogue) -> Iterator[Turn]:
+    for speaker, reference in enumerate(dialogue.references):
+        if reference.text is None:
+            continue
+        tag = f"[SPEAKER{speaker}] " if len(dialogue.references) > 1 else ""
+        yield Turn("user", (tag + reference.text,))
+        yield Turn("assistant", (reference.clip,))
+
+
+def _system_parts(dialogue: Dialogue, tokens: SpecialTokens) -> tuple[Any, ...]:
+    """Instruction, then the scene block with the voices that have no transcript. Special ids are ints."""
+    assert dialogue.instruction is not None
+    voices: list[str | AudioClip] = []
+    for speaker, reference in enumerate(dialogue.references):
+        if reference.text is None:
+            voices += [f"SPEAKER{speaker}: ", reference.clip, "\n"]
+    scene_ids = {SCENE_START: tokens.scene_start, SCENE_END: tokens.scene_end}
+    # A raw prompt has its scene tags inside the instruction.
+    parts: list[Any] = [scene_ids.get(part, part) for part in SCENE_TAGS.split(dialogue.instruction)]
+    if dialogue.scene is not None or voices:
+        lead = "\n\n" if dialogue.instruction else ""
+        scene = "" if dialogue.scene is None else f"{dialogue.scene}\n" + ("\n" if voices else "")
+        parts += [lead, tokens.scene_start, f"\n{scene}", *voices, tokens.scene_end]
+    return tuple(parts)
+
+
+@dataclass
+class _Writer:
+    """Appends to one sample. Adjacent texts are tokenised as one, special tokens inside a text stay text."""
+
+    tokenizer: Any
+    tokens: SpecialTokens
+    sample: EncodedSample
+
+    def ids(self, ids: list[int], *, trained: bool = False) -> None:
+        self.sample.input_ids.extend(ids)
+        self.sample.labels.extend(ids if trained else [IGNORE_INDEX] * len(ids))
+
+    def text(self, text: str, *, trained: bool = False) -> None:
+        # split_special_tokens: a transcript that contains "<|eot_id|>" must not end the turn.
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        self.ids(encoded["input_ids"], trained=trained)
+
+    def header(self, role: str) -> None:
+        self.ids([self.tokens.header_start])
+        self.text(role)
+        self.ids([self.tokens.header_end])
+        self.text("\n\n")
+
+    def turn(self, role: str, parts: tuple[Any, ...], *, trained: bool = False) -> None:
+        self.header(role)
+        pending = ""
+        for part in parts:
+            if isinstance(part, str):
+                pending += part
+                continue
+            self.text(pending, trained=trained)
+            pending = ""
+            if isinstance(part, AudioClip):
+                self.clip(part, trained=trained)
+            else:
+                self.ids([part])
+        self.text(pending, trained=trained)
+        self.ids([self.tokens.end_of_turn], trained=trained)
+
+    def clip(self, clip: AudioClip, *, trained: bool) -> None:
+        tokens = self.tokens
+        assert clip.codes is not None, f"{self.sample.source}: clip {clip.path} has no codes yet"
+        num_codebooks, num_frames = clip.codes.shape
+        num_placeholders = num_delayed_frames(num_frames, num_codebooks)
+        num_delays = num_codebooks - 1
+        self.ids([tokens.audio_bos], trained=trained)
+        self.ids([tokens.audio] * (num_placeholders - num_delays) + [tokens.audio_delay] * num_delays)
+        self.ids([tokens.audio_eos], trained=trained)
+        self.sample.clips.append(clip.codes)
+        self.sample.clips_trained.append(trained)

@@ -1,0 +1,39 @@
+"""register_higgs_audio_all(), and the file for `--external_plugins`. L4.
+
+MS-SWIFT imports this *file* under a private name, where relative imports fail and classes would not unpickle in spawned
+workers. So it makes the package importable, imports `plugins.*` absolutely and defines no class.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _make_importable() -> None:
+    # MS-SWIFT puts this folder first on sys.path, where our `audio.py` or `loss.py` would shadow other packages.
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != _PACKAGE]
+    if str(_PACKAGE.parent) not in sys.path:
+        sys.path.append(str(_PACKAGE.parent))
+    import plugins
+
+    found = Path(plugins.__file__ or "").resolve().parent
+    if found != _PACKAGE:
+        raise ImportError(f"another package named 'plugins' is in the way ({found}); put {_PACKAGE.parent} on PYTHONPATH")
+
+
+def register_higgs_audio_all() -> None:
+    """Register model types, template, dataset columns, optimizer and trainer with MS-SWIFT. Idempotent."""
+    _make_importable()
+    from plugins import dataset_registration, model_registration, template, trainer
+
+    dataset_registration.register_columns()
+    template.register()
+    model_registration.register()
+    trainer.register()
+
+
+if __name__.startswith("_swift_external"):
+    register_higgs_audio_all()

@@ -1,0 +1,276 @@
+"""Rows of every accepted shape -> Dialogue. L2: knows JSON rows and audio paths, neither tokens nor MS-SWIFT.
+
+A row goes two steps. `canonical_row` makes its types uniform and its paths absolute and refuses what cannot be meant;
+`dialogue_from_row` reads a canonical row in the model's own terms and normalises the prompt:
+
+    {"messages": [{"role": "system", "content": "<|scene_desc_start|> Indoor quiet <|scene_desc_end|>"},
+                  {"role": "user", "content": "Please speak: Hello world"},
+                  {"role": "assistant", "content": ""}],
+     "audios": ["target.wav"], "reference_audio": "voice.wav"}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plugins import audio
+from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES
+from plugins.errors import UserError, did_you_mean, problem
+from plugins.prompt import SCENE_TAGS, AudioClip, Dialogue, Reference, Turn
+from plugins.prompt_text import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
+from plugins.settings import HiggsAudioSettings
+
+ROW_SOURCE = "row_source"  # `file:line`, added when a file is read
+COLUMNS = ("messages", "audios", "reference_audio", "reference_text", "audio_codes", "reference_codes", "raw_prompt")
+METADATA_COLUMNS = ("id", "speaker", "language", "duration_s")  # carried along, not read
+AUDIO_TAG = "<audio>"  # MS-SWIFT's placeholder of one clip inside a content
+
+_OLD_PREFIX = re.compile(r"^\s*please speak:\s*", re.IGNORECASE)
+_SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
+
+
+def read_rows(path: str, settings: HiggsAudioSettings, *, max_problems: int = 20) -> list[dict[str, Any]]:
+    """All rows of a JSONL file, canonical and checked down to the headers of their audio files.
+
+    Raises UserError with one line per faulty row, the first `max_problems` of them: nothing is dropped in silence.
+    """
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for source, line in _numbered_lines(path):
+        try:
+            row = canonical_row(_parse(line, source), source, _folders(path, settings))
+            check_clips(dialogue_from_row(row, settings), settings)
+            rows.append(row)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        hidden = len(problems) - max_problems
+        raise UserError("\n".join(problems[:max_problems] + ([f"... and {hidden} more"] if hidden > 0 else [])))
+    if not rows:
+        raise problem(path, "rows", 0, "the file has no row", "prepare it again with prepare_dataset.py")
+    return rows
+
+
+def canonical_row(row: Mapping[str, Any], source: str, folders: tuple[Path, ...]) -> dict[str, Any]:
+    """Uniform types: contents are texts with <audio> tags, every other column of ours a list; paths are absolute."""
+    contents, content_audios = _flatten_messages(row.get("messages"), source)
+    audios = _as_list(row.get("audios", row.get("audio"))) or content_audios
+    references = _as_list(row.get("reference_audio"))
+    canonical: dict[str, Any] = {
+        "messages": contents,
+        "audios": [_absolute(path, folders, source, f"audios[{i}]") for i, path in enumerate(audios)],
+        "reference_audio": [_absolute(path, folders, source, "reference_audio") for path in references],
+        "reference_text": [text or "" for text in _as_list(row.get("reference_text"))],
+        "audio_codes": row.get("audio_codes") or [],
+        "reference_codes": row.get("reference_codes") or [],
+        "raw_prompt": bool(row.get("raw_prompt")),
+        ROW_SOURCE: source,
+    }
+    # Empty columns would give a dataset of mixed files a null type.
+    return {key: value for key, value in canonical.items() if value or key == "messages"}
+
+
+def check_columns(row: Mapping[str, Any], source: str) -> None:
+    """Raise UserError for a column that nothing reads: a mistyped `reference_audio` would train without reference."""
+    known = {*COLUMNS, *METADATA_COLUMNS, ROW_SOURCE, "audio"}
+    for column in row:
+        if column not in known:
+            raise problem(source, "column", column, "is unknown", did_you_mean(column, known))
+
+
+def dialogue_from_row(row: Mapping[str, Any], settings: HiggsAudioSettings, *, training: bool = True) -> Dialogue:
+    """A canonical row in the model's terms. Clips keep their path, and codes where the row brings them.
+
+    training: assistant turns that the row does not mark with `"loss": false` are targets, and there must be one.
+    Raises UserError for empty text, clips that do not match the assistant turns, codes of the wrong shape.
+    """
+    source = row.get(ROW_SOURCE, "row")
+    raw = bool(row.get("raw_prompt")) or settings.raw_prompt
+    messages = list(row["messages"])
+    system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
+    references = _references(row, source)
+    targets = _clips(row.get("audios"), row.get("audio_codes"), source, "audios", "audio_codes")
+    turns = tuple(_turns(messages, iter(targets), source, raw=raw, first_index=0 if system is None else 1))
+    num_used = sum(isinstance(part, AudioClip) for turn in turns for part in turn.parts)
+    if num_used != len(targets):
+        raise problem(
+            source, "audios", [clip.path for clip in targets],
+            f"{len(targets)} clips for {num_used} assistant turn(s) that take one",
+            'give each clip an assistant turn with empty content, or one "<audio>" tag',
+        )  # fmt: skip
+    if training and not any(turn.trained for turn in turns):
+        raise problem(source, "messages", [m["role"] for m in messages], "has no turn to train on", "add an assistant turn")
+    _check_references(references, targets, source)
+    instruction, scene = (system, None) if raw else _normalise_system(system, turns)
+    return Dialogue(turns, references, instruction, scene, source)
+
+
+def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:
+    """Raise UserError for clips that cannot be read or are longer than `max_audio_length`, from their headers only."""
+
+    def check(clip: AudioClip) -> AudioClip:
+        if clip.codes is not None:
+            num_frames = clip.codes.shape[1]
+        else:
+            assert clip.path is not None
+            try:
+                num_frames = math.ceil(audio.probe(clip.path).duration_s * FRAMES_PER_S)
+            except audio.AudioError as error:
+                raise problem(dialogue.source, "audio", clip.path, error.reason, error.remedy) from None
+        if num_frames > settings.max_audio_length:
+            reason = f"has {num_frames} codec frames, more than max_audio_length {settings.max_audio_length}"
+            raise problem(dialogue.source, "audio", clip.path, reason, "cut the clip or raise MAX_AUDIO_LENGTH")
+        return clip
+
+    dialogue.map_clips(check)
+
+
+def _numbered_lines(path: str) -> Iterator[tuple[str, str]]:
+    with open(path, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{path}:{number}", line
+
+
+def _parse(line: str, source: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise problem(source, "line", line.strip(), f"is no JSON ({error.msg})", "mend or delete the line") from None
+    if not isinstance(row, dict):
+        raise problem(source, "line", row, "is no JSON object", "write one object per line")
+    check_columns(row, source)
+    return row
+
+
+def _folders(path: str, settings: HiggsAudioSettings) -> tuple[Path, ...]:
+    """Where relative audio paths are looked for."""
+    first = Path(settings.audio_root) if settings.audio_root else Path(path).resolve().parent
+    return (first, Path.cwd())
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _absolute(path: Any, folders: tuple[Path, ...], source: str, field: str) -> str:
+    if not isinstance(path, str) or not path:
+        raise problem(source, field, path, "is no path", "give the path of an audio file")
+    try:
+        return str(audio.resolve(path, folders=folders))
+    except audio.AudioError as error:
+        raise problem(source, field, path, error.reason, error.remedy) from None
+
+
+def _flatten_messages(messages: Any, source: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """MS-SWIFT content lists ([{"type": "text", ...}, {"type": "audio", ...}]) become texts with <audio> tags."""
+    if not isinstance(messages, list) or not messages:
+        raise problem(source, "messages", messages, "is no list of messages", "see README, Dataset format")
+    flat, audios = [], []
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in {"system", "user", "assistant"}:
+            raise problem(source, f"messages[{i}]", message, "has no role system, user or assistant", "name the role")
+        if message["role"] == "system" and i > 0:
+            raise problem(source, f"messages[{i}].role", "system", "is not the first message", "put it first")
+        content = message.get("content")
+        if isinstance(content, list):
+            texts = []
+            for item in content:
+                if item.get("type") == "audio":
+                    audios.append(item.get("audio") or item.get("url"))
+                texts.append(AUDIO_TAG if item.get("type") == "audio" else str(item.get("text", "")))
+            content = "".join(texts)
+        if content is not None and not isinstance(content, str):
+            raise problem(source, f"messages[{i}].content", content, "is no text", "give a text or a content list")
+        entry = {"role": message["role"], "content": content or ""}
+        flat.append(entry if message.get("loss") is not False else {**entry, "loss": False})
+    return flat, audios
+
+
+def _turns(
+    messages: list[dict[str, Any]], clips: Iterator[AudioClip], source: str, *, raw: bool, first_index: int
+) -> Iterator[Turn]:
+    """Assistant turns take clips in order: one if their content is empty, else one per <audio> tag."""
+    for i, message in enumerate(messages, start=first_index):
+        content: str = message["content"]
+        if message["role"] == "user":
+            text = content if raw else _OLD_PREFIX.sub("", content).strip()
+            if not text.strip():
+                raise problem(source, f"messages[{i}].content", content, "is empty", "give the text to speak")
+            yield Turn("user", (text,))
+            continue
+        parts: list[str | AudioClip] = []
+        for j, text in enumerate(content.split(AUDIO_TAG) if content.strip() else ["", ""]):
+            if j:
+                clip = next(clips, None)
+                if clip is None:
+                    raise problem(source, "audios", None, f"has no clip for messages[{i}]", "give one clip per turn")
+                parts.append(clip)
+            if text:
+                parts.append(text)
+        yield Turn("assistant", tuple(parts), trained=message.get("loss") is not False)
+
+
+def _references(row: Mapping[str, Any], source: str) -> tuple[Reference, ...]:
+    clips = _clips(row.get("reference_audio"), row.get("reference_codes"), source, "reference_audio", "reference_codes")
+    texts = _as_list(row.get("reference_text"))
+    if len(texts) > len(clips):
+        raise problem(source, "reference_text", texts, f"{len(texts)} transcripts for {len(clips)} clips", "give one each")
+    padded = texts + [""] * (len(clips) - len(texts))
+    return tuple(Reference(clip, (text or "").strip() or None) for clip, text in zip(clips, padded, strict=True))
+
+
+def _clips(paths: Any, codes: Any, source: str, path_field: str, codes_field: str) -> list[AudioClip]:
+    """One clip per path or per entry of codes, or per pair of both."""
+    path_list, codes_list = _as_list(paths), _as_list(codes)
+    if path_list and codes_list and len(path_list) != len(codes_list):
+        reason = f"{len(codes_list)} entries for {len(path_list)} clips in {path_field}"
+        raise problem(source, codes_field, len(codes_list), reason, "give one entry per clip")
+    tensors = [_codes_tensor(entry, source, f"{codes_field}[{i}]") for i, entry in enumerate(codes_list)]
+    if not tensors:
+        return [AudioClip(path) for path in path_list]
+    return [AudioClip(path, entry) for path, entry in zip(path_list or [None] * len(tensors), tensors, strict=True)]
+
+
+def _codes_tensor(codes: Any, source: str, field: str) -> Tensor:
+    """Inline codes [F][K] (MS-SWIFT's convention) -> (K, F) int64."""
+    remedy = f"give a list of F frames of {NUM_CODEBOOKS} codes each"
+    try:
+        codes_FxK = torch.tensor(codes, dtype=torch.long)
+    except (ValueError, TypeError, RuntimeError):
+        raise problem(source, field, codes, "is no rectangular list of integers", remedy) from None
+    if codes_FxK.dim() != 2 or codes_FxK.shape[1] != NUM_CODEBOOKS:
+        raise problem(source, field, list(codes_FxK.shape), f"is not [F][{NUM_CODEBOOKS}]", remedy)
+    if codes_FxK.min() < 0 or codes_FxK.max() >= NUM_CODES:
+        raise problem(source, field, int(codes_FxK.max()), f"is outside 0..{NUM_CODES - 1}", "encode with the model's codec")
+    return codes_FxK.T.contiguous()
+
+
+def _check_references(references: tuple[Reference, ...], targets: list[AudioClip], source: str) -> None:
+    """A target that is its own reference teaches copying: the loss looks perfect and cloning fails."""
+    target_paths = {clip.path for clip in targets if clip.path}
+    for reference in references:
+        if reference.clip.path in target_paths:
+            remedy = "give another utterance of the same speaker"
+            raise problem(source, "reference_audio", reference.clip.path, "is the target itself", remedy)
+
+
+def _normalise_system(system: str | None, turns: tuple[Turn, ...]) -> tuple[str, str | None]:
+    """Instruction and scene of a system message, however loosely its scene tags are set."""
+    if not system or not system.strip():
+        speakers = {tag for turn in turns for part in turn.parts if isinstance(part, str)
+                    for tag in _SPEAKER_TAG.findall(part)}  # fmt: skip
+        return (MULTI_SPEAKER_INSTRUCTION if len(speakers) > 1 else INSTRUCTION), None
+    before, *rest = SCENE_TAGS.split(system)
+    scene = rest[1].strip() if len(rest) > 1 else ""
+    return before.strip() or INSTRUCTION, scene or None

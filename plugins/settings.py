@@ -1,0 +1,131 @@
+"""Our own knobs: one frozen dataclass. L0.
+
+They travel as environment variables of the upper-cased name, because that is where MS-SWIFT puts `--model_kwargs`
+(`swift sft --model_kwargs '{"audio_learning_rate": 1e-4}'`); `higgs-audio sft` offers each as a typed flag and puts it
+there too. So there is one place to read them from: `HiggsAudioSettings.from_env()`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from plugins.errors import did_you_mean, problem
+from plugins.loss import LossWeights
+
+SETTINGS_FILE = "higgs_audio_settings.json"
+DEFAULT_CODEC = "bosonai/higgs-audio-v2-tokenizer"
+Reduction = Literal["mean", "sum"]
+
+
+def _knob(default: Any, help: str, parse: Callable[[str], Any]) -> Any:
+    return field(default=default, metadata={"help": help, "parse": parse})
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError(text)
+
+
+def _reduction(text: str) -> str:
+    if text not in get_args(Reduction):
+        raise ValueError(text)
+    return text
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.strip("[]()").replace(",", " ").split())
+
+
+@dataclass(frozen=True)
+class HiggsAudioSettings:
+    """Every knob, its default and its meaning. Formulas: `plugins.loss`."""
+
+    text_loss_weight: float = _knob(1.0, "weight of the text cross-entropy", float)
+    audio_loss_weight: float = _knob(1.0, "weight of the audio cross-entropy", float)
+    auxiliary_loss_weight: float = _knob(0.001, "weight of the z-loss of both heads", float)
+    audio_codebook_reduction: Reduction = _knob(
+        "mean", "mean over codebooks, or sum (times K, transformers' scale)", _reduction
+    )
+    audio_codebook_weights: tuple[float, ...] = _knob(
+        (), "one weight per codebook, for example 2,1,1,1,1,1,1,1; empty: all 1", _floats
+    )
+    audio_learning_rate: float | None = _knob(
+        None, "learning rate of audio FFN, norms, embedding and head; unset: that of the rest", float
+    )
+    max_audio_length: int = _knob(1024, "longest clip in codec frames (25 per second)", int)
+    audio_root: str | None = _knob(None, "folder against which relative audio paths are resolved", str)
+    codec: str | None = _knob(
+        None, f"codec folder or Hub id; unset: MODEL/audio_tokenizer if it exists, else {DEFAULT_CODEC}", str
+    )
+    raw_prompt: bool = _knob(False, "take the prompt as written, without normalising it to the model's own", _flag)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> HiggsAudioSettings:
+        """Read every knob from `env`; an empty value counts as unset. Raises UserError on a value of the wrong kind."""
+        values: dict[str, Any] = {}
+        for knob in dataclasses.fields(cls):
+            text = env.get(knob.name.upper(), "")
+            if text in {"", "None"}:
+                continue
+            try:
+                values[knob.name] = knob.metadata["parse"](text)
+            except ValueError:
+                raise problem("settings", knob.name, text, "has the wrong kind", f"give {knob.metadata['help']}") from None
+        settings = cls(**values)
+        settings._check_ranges()
+        return settings
+
+    def _check_ranges(self) -> None:
+        for name in ("text_loss_weight", "audio_loss_weight", "auxiliary_loss_weight"):
+            if getattr(self, name) < 0:
+                raise problem("settings", name, getattr(self, name), "is negative", "give 0 or more")
+        if self.audio_learning_rate is not None and self.audio_learning_rate < 0:
+            raise problem("settings", "audio_learning_rate", self.audio_learning_rate, "is negative", "give 0 or more")
+        if self.max_audio_length < 1:
+            raise problem("settings", "max_audio_length", self.max_audio_length, "is below 1", "give codec frames")
+        if any(weight < 0 for weight in self.audio_codebook_weights) or (
+            self.audio_codebook_weights and sum(self.audio_codebook_weights) == 0
+        ):
+            raise problem(
+                "settings",
+                "audio_codebook_weights",
+                self.audio_codebook_weights,
+                "has a negative weight or only zeros",
+                "give at least one positive weight",
+            )
+
+    def loss_weights(self, num_codebooks: int) -> LossWeights:
+        """The weights of `plugins.loss.combine` for a model of `num_codebooks`."""
+        codebooks = self.audio_codebook_weights or (1.0,) * num_codebooks
+        if len(codebooks) != num_codebooks:
+            raise problem(
+                "settings",
+                "audio_codebook_weights",
+                codebooks,
+                f"has {len(codebooks)} weights for {num_codebooks} codebooks",
+                f"give {num_codebooks} or leave it empty",
+            )
+        return LossWeights(
+            text=self.text_loss_weight,
+            audio=self.audio_loss_weight,
+            auxiliary=self.auxiliary_loss_weight,
+            codebooks=codebooks,
+            sum_codebooks=self.audio_codebook_reduction == "sum",
+        )
+
+
+KNOBS = tuple(knob.name for knob in dataclasses.fields(HiggsAudioSettings))
+
+
+def check_knob_names(names: Iterable[str], where: str) -> None:
+    """Raise UserError for a name that is no knob: a mistyped one would otherwise be ignored in silence."""
+    for name in names:
+        if name.lower() not in KNOBS:
+            raise problem(where, "model_kwargs", name, "is not a setting of this kit", did_you_mean(name.lower(), KNOBS))

@@ -1,0 +1,99 @@
+"""MS-SWIFT's Template for Higgs-Audio V2: row -> EncodedSample -> batch -> loss. L2: glue, each hook hands over.
+
+It keeps nothing of the base's text templates: prompt and labels come from `plugins.prompt`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from swift.template import Template, TemplateMeta, register_template
+from swift.template.template_inputs import StdTemplateInputs
+from torch import Tensor
+
+from plugins.codec import Codec, find_codec
+from plugins.collator import collate
+from plugins.dataset_registration import route_jsonl_files
+from plugins.loss import combine
+from plugins.prompt import AudioClip, EncodedSample, encode
+from plugins.rows import ROW_SOURCE, canonical_row, check_clips, dialogue_from_row
+from plugins.settings import HiggsAudioSettings
+from plugins.tokens import SpecialTokens
+
+TEMPLATE_TYPE = "higgs_audio_v2"
+
+
+class HiggsAudioTemplate(Template):
+    """Hooks of MS-SWIFT 4.6, in the order in which a training run calls them."""
+
+    support_padding_free = False
+    tokens: SpecialTokens
+    settings: HiggsAudioSettings
+    codec: Codec
+
+    def init_env_args(self) -> None:
+        super().init_env_args()
+        self.settings = HiggsAudioSettings.from_env()
+        self.tokens = SpecialTokens.from_config(self.config, self.tokenizer)
+        self.codec = Codec(find_codec([self.model_info.model_dir], self.settings.codec))
+        # On the instance: the base's list is shared by every template of the process.
+        self.placeholder_tokens = [self.tokens.audio, self.tokens.audio_delay]
+        route_jsonl_files()
+
+    def _preprocess_inputs(self, inputs: StdTemplateInputs) -> None:
+        """The base would put <audio> tags into the first message: our clips are targets, not inputs."""
+
+    def _encode(self, inputs: StdTemplateInputs) -> dict[str, Any]:
+        row = _row_of(inputs)
+        if ROW_SOURCE not in row:  # not from one of our JSONL files: check it now
+            row = canonical_row(row, f"row {row.get('id', '')}".strip(), (Path.cwd(),))
+        dialogue = dialogue_from_row(row, self.settings, training=self.is_training)
+        check_clips(dialogue, self.settings)
+        sample = encode(dialogue.map_clips(self._with_codes), self.tokenizer, self.tokens)
+        encoded = {"input_ids": sample.input_ids, "clips": sample.clips, "clips_trained": sample.clips_trained}
+        labels = {"labels": sample.labels} if self.is_training else {}
+        return {**encoded, **labels, ROW_SOURCE: sample.source}
+
+    def _with_codes(self, clip: AudioClip) -> AudioClip:
+        if clip.codes is not None:
+            return clip
+        assert clip.path is not None
+        return AudioClip(clip.path, self.codec.encode_file(clip.path))
+
+    def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Tensor]:
+        samples = [
+            EncodedSample(
+                row["input_ids"],
+                row.get("labels") or [],
+                row["clips"],
+                row["clips_trained"],
+                row.get(ROW_SOURCE, "row"),
+            )
+            for row in batch
+        ]
+        return collate(samples, self.tokens, training=self.is_training)
+
+    def compute_sft_loss(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None, trainer: Any = None
+    ) -> Any:
+        """num_items_in_batch: (2,) text tokens and audio frames of the whole optimisation step (our trainer's)."""
+        outputs = model(**inputs)
+        assert num_items_in_batch is not None and num_items_in_batch.shape == (2,), num_items_in_batch
+        num_text, num_frames = num_items_in_batch
+        weights = self.settings.loss_weights(self.tokens.num_codebooks)
+        outputs.loss = combine(outputs.text, outputs.audio, num_text=num_text, num_frames=num_frames, weights=weights)
+        return outputs
+
+
+def _row_of(inputs: StdTemplateInputs) -> dict[str, Any]:
+    """The row that MS-SWIFT has taken apart."""
+    system = [] if inputs.system is None else [{"role": "system", "content": inputs.system}]
+    return {"messages": [*system, *inputs.messages], "audios": inputs.audios, **inputs.extra_kwargs}
+
+
+def register() -> None:
+    """The base needs the fields of a text template; ours reads none of them but the stop word."""
+    meta = TemplateMeta(TEMPLATE_TYPE, prefix=[], prompt=["{{QUERY}}"], chat_sep=None, suffix=["<|eot_id|>"],
+                        template_cls=HiggsAudioTemplate)  # fmt: skip
+    register_template(meta, exist_ok=True)

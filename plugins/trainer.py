@@ -1,0 +1,240 @@
+"""HiggsAudioTrainer: one exact loss per optimisation step, the audio learning rate, metrics per codebook. L3.
+
+Exact means: the loss and the gradients of a step do not depend on how its rows are split into micro-batches, accumulation
+steps and ranks. Numerators come from the model as sums, denominators are counted here over the whole step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from swift.dataset import LazyLLMDataset
+from swift.optimizers import OptimizerCallback, optimizers_map
+from swift.trainers import Seq2SeqTrainer, TrainerFactory
+from swift.utils import get_logger
+from torch import Tensor
+from transformers import Trainer
+
+from plugins.delay_pattern import IGNORE_INDEX
+from plugins.errors import UserError, problem
+from plugins.loss import LossSums, combine
+from plugins.modeling import DualLossOutput
+from plugins.settings import SETTINGS_FILE, HiggsAudioSettings, check_knob_names
+from plugins.template import HiggsAudioTemplate
+
+logger = get_logger()
+
+OPTIMIZER = "higgs_audio"
+_AUDIO_PARAMETER = re.compile(
+    r"(^|\.)(audio_mlp|audio_input_layernorm|audio_post_attention_layernorm|embed_audio_tokens|audio_lm_head)\."
+)
+
+
+def is_audio_parameter(name: str) -> bool:
+    """Audio FFN, audio norms, audio embedding, audio head, and the LoRA weights on any of them."""
+    return _AUDIO_PARAMETER.search(name) is not None
+
+
+class HiggsAudioOptimizerCallback(OptimizerCallback):
+    """Two learning rates (base and audio), each with and without weight decay."""
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        model = self.trainer.model if model is None else model
+        settings: HiggsAudioSettings = self.trainer.template.settings
+        optimizer_cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args, model)
+        if {"params", "model", "optimizer_dict"} & kwargs.keys():
+            raise problem("settings", "optim", str(self.args.optim), "builds its own parameter groups, so "
+                          "audio_learning_rate would be ignored", "use adamw_torch or another plain optimizer")  # fmt: skip
+        groups = parameter_groups(
+            model,
+            decay_names=set(Trainer.get_decay_parameter_names(self.trainer, model)),
+            learning_rate=self.args.learning_rate,
+            audio_learning_rate=settings.audio_learning_rate,
+            weight_decay=self.args.weight_decay,
+        )
+        for group in groups:
+            kind = "audio" if group["audio"] else "base"
+            size = sum(parameter.numel() for parameter in group["params"])
+            logger.info(f"{kind} parameters: {size:,} at {group['lr']:g}, weight decay {group['weight_decay']:g}")
+        return optimizer_cls(groups, **kwargs)
+
+
+def parameter_groups(
+    model: Any,
+    *,
+    decay_names: set[str],
+    learning_rate: float,
+    audio_learning_rate: float | None,
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """Non-empty groups of the trainable parameters: base before audio, decayed before not decayed."""
+    if audio_learning_rate is None:
+        audio_learning_rate = learning_rate
+    members: dict[tuple[bool, bool], list[Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members.setdefault((is_audio_parameter(name), name not in decay_names), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": audio_learning_rate if audio else learning_rate,
+            "weight_decay": 0.0 if no_decay else weight_decay,
+            "audio": audio,
+        }
+        for (audio, no_decay), parameters in sorted(members.items(), key=lambda item: item[0])
+    ]
+
+
+class LossMeter:
+    """Running sums of both losses on the model's device, turned into metrics only when they are logged."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None  # (5 + 3 K,)
+
+    def add(self, outputs: DualLossOutput) -> None:
+        text, audio = outputs.text, outputs.audio
+        scalars = torch.stack([text.loss, text.z, text.correct, text.count, audio.z])
+        row = torch.cat([scalars, audio.loss, audio.correct, audio.count]).detach().double()
+        self._total = row if self._total is None else self._total + row
+
+    def drain(self) -> tuple[LossSums, LossSums] | None:
+        """The sums since the last call over all ranks, on the CPU; None if there were none."""
+        total, self._total = self._total, None
+        if total is None:
+            return None
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        text_loss, text_z, text_correct, text_count, audio_z, *rest = total.cpu().unbind()
+        audio_loss, audio_correct, audio_count = torch.stack(rest).chunk(3)
+        text = LossSums(text_loss, text_z, text_correct, text_count)
+        return text, LossSums(audio_loss, audio_z, audio_correct, audio_count)
+
+
+def metrics(text: LossSums, audio: LossSums) -> dict[str, float]:
+    """loss_text, acc_text, loss_audio, loss_audio_cb0.., acc_audio_cb0.., loss_aux. A modality without rows is absent."""
+    result: dict[str, float] = {}
+    if text.count > 0:
+        result["loss_text"] = float(text.loss / text.count)
+        result["acc_text"] = float(text.correct / text.count)
+    if audio.count.sum() > 0:
+        losses, accuracies = audio.loss / audio.count, audio.correct / audio.count
+        result["loss_audio"] = float(losses.mean())
+        result.update({f"loss_audio_cb{k}": float(value) for k, value in enumerate(losses)})
+        result.update({f"acc_audio_cb{k}": float(value) for k, value in enumerate(accuracies)})
+    num_rows = text.count + audio.count.sum()
+    if num_rows > 0:
+        result["loss_aux"] = float((text.z + audio.z) / num_rows)
+    return {name: round(value, 8) for name, value in result.items()}
+
+
+class HiggsAudioTrainer(Seq2SeqTrainer):
+    """MS-SWIFT's trainer with our denominators, optimizer and metrics. For any other model: the base itself."""
+
+    def __new__(cls, *args: Any, template: Any = None, **kwargs: Any) -> Any:
+        if isinstance(template, HiggsAudioTemplate):
+            return super().__new__(cls)
+        return Seq2SeqTrainer(*args, template=template, **kwargs)
+
+    def __init__(self, *, model: Any, args: Any, template: HiggsAudioTemplate, **kwargs: Any) -> None:
+        refuse_unsupported(model, args, template)
+        args.optimizer = OPTIMIZER
+        self._meters = {"train": LossMeter(), "eval": LossMeter()}
+        super().__init__(model=model, args=args, template=template, **kwargs)
+        for dataset in (self.train_dataset, self.eval_dataset):
+            if isinstance(dataset, LazyLLMDataset):
+                # MS-SWIFT would train on a random other row in place of one that fails.
+                dataset.strict, dataset.n_try_fetch = True, 1
+        if self.is_world_process_zero():
+            _settle_output_folder(Path(args.output_dir), template.settings)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """(2,): trained text tokens and trained audio frames of the step, over all micro-batches and ranks."""
+        counts = torch.zeros(2, dtype=torch.long)
+        for batch in batch_samples:
+            counts[0] += (batch["labels"][:, 1:] != IGNORE_INDEX).sum().cpu()
+            # Codebook 0 stands for all: each has F codes and one EOS per clip.
+            counts[1] += (batch["audio_labels"][:, 1:, 0] != IGNORE_INDEX).sum().cpu()
+        return self.accelerator.gather(counts.to(device)[None]).sum(dim=0)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._meters["train" if self.model.training else "eval"].add(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        mode = "train" if self.model.training else "eval"
+        sums = self._meters[mode].drain()
+        if sums is not None:
+            prefix = "" if mode == "train" else "eval_"
+            logs.update({f"{prefix}{name}": value for name, value in metrics(*sums).items()})
+            if "eval_loss" in logs:
+                # The base averages over batches; over the whole set it is the same formula as in training.
+                logs["eval_loss"] = self._loss_of(*sums)
+        if "learning_rate" in logs:
+            audio_rates = [group["lr"] for group in self.optimizer.param_groups if group.get("audio")]
+            if audio_rates:
+                logs["audio_learning_rate"] = audio_rates[0]
+        super().log(logs, *args, **kwargs)
+
+    def _loss_of(self, text: LossSums, audio: LossSums) -> float:
+        weights = self.template.settings.loss_weights(len(audio.count))
+        return float(combine(text, audio, num_text=text.count, num_frames=audio.count[0], weights=weights))
+
+
+def refuse_unsupported(model: Any, args: Any, template: HiggsAudioTemplate) -> None:
+    """Raise UserError for options under which the loss or the learning rate would silently be another one."""
+    text_only = "recomputes a text loss on logits that are not text"
+    deepspeed = args.deepspeed if isinstance(args.deepspeed, dict) else {}
+    checks = [
+        ("loss_scale", template._loss_scale, template._loss_scale == "default", text_only),
+        ("enable_dft_loss", args.enable_dft_loss, not args.enable_dft_loss, text_only),
+        ("enable_channel_loss", args.enable_channel_loss, not args.enable_channel_loss, text_only),
+        ("loss_type", args.loss_type, args.loss_type is None, text_only),
+        ("label_smoothing_factor", args.label_smoothing_factor, not args.label_smoothing_factor, text_only),
+        ("sequence_parallel_size", template.sequence_parallel_size, template.sequence_parallel_size == 1, text_only),
+        ("predict_with_generate", args.predict_with_generate, not args.predict_with_generate, "generates text"),
+        ("truncation_strategy", template.truncation_strategy, template.truncation_strategy == "raise", "cuts clips"),
+        ("average_tokens_across_devices", args.average_tokens_across_devices, args.average_tokens_across_devices,
+         "makes the loss depend on the number of ranks"),
+        ("optimizer", args.optimizer, args.optimizer in {None, OPTIMIZER}, "ignores audio_learning_rate"),
+        ("deepspeed", "optimizer", "optimizer" not in deepspeed, "ignores audio_learning_rate"),
+    ]  # fmt: skip
+    for option, value, supported, reason in checks:
+        if not supported:
+            raise problem("options", option, value, reason, "leave it at its default")
+    for adapter in getattr(model, "peft_config", {}).values():
+        targets = adapter.target_modules
+        for name in [targets] if isinstance(targets, str) else targets or []:
+            if "audio_ffn" in name:
+                remedy = f"write {name.replace('audio_ffn', 'audio_mlp')!r} (`higgs-audio sft` translates it)"
+                raise problem("options", "target_modules", name, "matches no module", remedy)
+
+
+def _settle_output_folder(output_dir: Path, settings: HiggsAudioSettings) -> None:
+    """Write the resolved settings; check and settle MS-SWIFT's args.json, which it writes before the trainer exists."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(settings), indent=2)
+    (output_dir / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+    path = output_dir / "args.json"
+    if not path.is_file():
+        return
+    args = json.loads(path.read_text(encoding="utf-8"))
+    check_knob_names(args.get("model_kwargs") or {}, "options")
+    # A relative plugin path, as our YAML files have it, would bind later `swift export` runs to this directory.
+    args["external_plugins"] = [str(Path(plugin).resolve()) for plugin in args.get("external_plugins") or []]
+    path.write_text(json.dumps(args, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def register() -> None:
+    """Idempotent. Raises UserError if another plugin has put its own trainer there."""
+    mapping, ours = TrainerFactory.TRAINER_MAPPING, "plugins.trainer.HiggsAudioTrainer"
+    if mapping["causal_lm"] not in {"swift.trainers.Seq2SeqTrainer", ours}:
+        raise UserError(f"another plugin has registered the trainer {mapping['causal_lm']}; use one of the two")
+    mapping["causal_lm"] = ours
+    optimizers_map[OPTIMIZER] = HiggsAudioOptimizerCallback
