@@ -128,7 +128,7 @@ def test_lossy_formats_decode_to_the_same_tone(tmp_path, suffix):
     sf.write(tmp_path / f"a.{suffix}", samples, 24_000)
     loaded = load(tmp_path / f"a.{suffix}")
     assert loaded.shape == samples.shape
-    assert np.abs(loaded[2400:-2400] - samples[2400:-2400]).max() < 0.02
+    assert np.abs(loaded[2400:-2400] - samples[2400:-2400]).max() < 0.05
 
 
 def test_channels_are_averaged(tmp_path):
@@ -152,7 +152,7 @@ def test_resampling_agrees_with_librosa_and_with_the_tone(tmp_path, native_rate_
     samples = sine(1.0, native_rate_hz)
     sf.write(tmp_path / "a.wav", samples, native_rate_hz, subtype="FLOAT")
     loaded = load(tmp_path / "a.wav", sample_rate_hz=24_000)
-    expected = librosa.resample(samples, orig_sr=native_rate_hz, target_sr=24_000, res_type="soxr_hq")
+    expected = librosa.resample(samples, orig_sr=native_rate_hz, target_sr=24_000, res_type="soxr_hq", fix=False)
     assert loaded.shape == expected.shape == (24_000,)
     np.testing.assert_allclose(loaded, expected, atol=1e-6)
     np.testing.assert_allclose(loaded[1000:-1000], sine(1.0, 24_000)[1000:-1000], atol=1e-3)
@@ -227,8 +227,9 @@ def test_an_odd_number_of_bytes_is_no_truncation(tmp_path):
 def test_an_mp3_without_a_length_is_read_as_far_as_it_goes(tmp_path):
     """Variable bit rate without the Xing frame: libsndfile's length is a guess, often several times the truth."""
     path = tmp_path / "a.mp3"
-    samples = sine(4.0, 48_000)
-    samples[:96_000] = 0.0  # silence is cheap at the start, so the guess is far too long
+    # Silence takes few bits, noise many: judged by its silent start the file seems far longer than it is.
+    samples = np.random.default_rng(0).normal(0, 0.2, 192_000).astype(np.float32)
+    samples[:48_000] = 0.0
     sf.write(path, samples, 48_000, bitrate_mode="VARIABLE", compression_level=0.5)
     content = path.read_bytes()
     second_frame = content.index(content[:2], 4)

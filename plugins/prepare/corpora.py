@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def read_custom(input_dir: Path, csv_file: Path, columns: Columns) -> Iterator[U
 
 
 def _utterance(
-    place: str, names: Iterable[str], *, folder: Path, text: str, id_: str = "", speaker: str | None = None
+    place: str, names: Sequence[str], *, folder: Path, text: str, id_: str = "", speaker: str | None = None
 ) -> Utterance | Rejected:
     """The utterance recorded in the first of `names` that is found in `folder`; without an id, its path is the id."""
     errors = []
@@ -135,7 +135,7 @@ def _utterance(
         return Utterance(place, id_ or _path_id(found, folder), text, found.resolve(), speaker)
     # Of the tried names one may be there and unfit; that says more than the absence of the others.
     told = next((error for error in errors if not error.reason.startswith("not found")), errors[0])
-    return Rejected(place, id_ or str(errors[0].path), told.reason, str(told.path))
+    return Rejected(place, id_ or names[0], told.reason, str(told.path))
 
 
 def _vctk_utterance(id_: str, text_file: Path, recording: Path) -> Utterance | Rejected:

@@ -1,0 +1,99 @@
+"""Shared fixtures: the embedded corpus, a tiny checkpoint of the real classes, the real Llama-3 tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+CORPUS = ROOT / "demo" / "corpus"
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _no_knobs_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings are environment variables: no test may see those of the shell or of another test."""
+    from plugins.settings import KNOBS
+
+    for knob in KNOBS:
+        # set, then delete: monkeypatch restores only what it knows, and the code under test sets variables itself.
+        monkeypatch.setenv(knob.upper(), "")
+        monkeypatch.delenv(knob.upper())
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny native checkpoint with text head, tokenizer and codec."""
+    from plugins.demo.run import build_model
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    build_model(folder)
+    return folder
+
+
+def corpus_rows(num_rows: int = 16, **columns: Any) -> list[dict[str, Any]]:
+    """Rows of the seed document's shape for the embedded clips."""
+    lines = (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()[:num_rows]
+    rows = []
+    for line in lines:
+        clip, text, _ = line.split("|")
+        rows.append(
+            {
+                "messages": [
+                    {"role": "system", "content": "<|scene_desc_start|> Indoor quiet <|scene_desc_end|>"},
+                    {"role": "user", "content": f"Please speak: {text}"},
+                    {"role": "assistant", "content": ""},
+                ],
+                "audios": [str(CORPUS / "wavs" / f"{clip}.flac")],
+                **columns,
+            }
+        )
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The published model's tokenizer: Llama-3's with real ids; six reserved tokens carry audio names."""
+    spec = __import__("importlib.util").util.find_spec("llama_models")
+    if spec is None:
+        pytest.skip("needs the Llama-3 tokenizer: pip install --no-deps llama-models==0.3.0")
+    vocabulary = next(Path(spec.submodule_search_locations[0]).rglob("llama3/**/tokenizer.model"))
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    names = [f"<|reserved_special_token_{i}|>" for i in range(256)]
+    # Slots 0..9 of Llama-3, then the names that the published tokenizer gives to ids 128011 and up.
+    head = [
+        "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
+        "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>",
+        "<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|audio_bos|>", "<|audio_eos|>", "<|audio_out_bos|>",
+        "<|reserved_special_token_6|>", "<|AUDIO|>", "<|AUDIO_OUT|>", "<|reserved_special_token_9|>",
+        "<|scene_desc_start|>", "<|scene_desc_end|>",
+    ]  # fmt: skip
+    specials = head + [name for name in names if name not in head][: 256 - len(head)]
+    converter = TikTokenConverter(
+        vocab_file=str(vocabulary),
+        pattern=(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+            r"|\s+(?!\S)|\s+"
+        ),
+        extra_special_tokens=specials,
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=converter.converted(),
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|end_of_text|>",
+    )
