@@ -40,10 +40,10 @@ class Codec:
     @property
     def model(self) -> Any:
         """The transformers model: fp32, eval mode. Raises UserError if it is missing or incomplete."""
+        if multiprocessing.parent_process() is not None and torch.get_num_threads() > 1:
+            # torch's thread pool does not survive a fork: with more than one thread the first convolution hangs.
+            torch.set_num_threads(1)
         if self._model is None:
-            if multiprocessing.parent_process() is not None:
-                # torch's thread pool does not survive a fork: with more than one thread the first convolution hangs.
-                torch.set_num_threads(1)
             self._model = _load_codec(self.path).to(self.device)
         return self._model
 

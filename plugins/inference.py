@@ -176,7 +176,7 @@ class HiggsAudioGenerator:
             "reference_audio": reference_audio,
             "reference_text": reference_text,
         }
-        canonical = canonical_row(row, "request", (Path.cwd(),))
+        canonical = canonical_row(row, "request", self.settings)
         dialogue = dialogue_from_row(canonical, self.settings, training=False)
         check_clips(dialogue, self.settings)
         sample = encode(dialogue.map_clips(self._with_codes), self.tokenizer, self.tokens, open_turn=True)

@@ -46,7 +46,7 @@ def read_rows(path: str, settings: HiggsAudioSettings, *, max_problems: int = 20
     problems: list[str] = []
     for source, line in _numbered_lines(path):
         try:
-            row = canonical_row(_parse(line, source), source, _folders(path, settings))
+            row = canonical_row(_parse(line, source), source, settings, beside=Path(path).resolve().parent)
             check_clips(dialogue_from_row(row, settings), settings)
             rows.append(row)
         except UserError as error:
@@ -59,8 +59,15 @@ def read_rows(path: str, settings: HiggsAudioSettings, *, max_problems: int = 20
     return rows
 
 
-def canonical_row(row: Mapping[str, Any], source: str, folders: tuple[Path, ...]) -> dict[str, Any]:
-    """Uniform types: contents are texts with <audio> tags, every other column of ours a list; paths are absolute."""
+def canonical_row(
+    row: Mapping[str, Any], source: str, settings: HiggsAudioSettings, *, beside: Path | None = None
+) -> dict[str, Any]:
+    """Uniform types: contents are texts with <audio> tags, every other column of ours a list; paths are absolute.
+
+    Relative paths are looked for in `audio_root` if set, else `beside` the file of the row, then in the working folder.
+    """
+    first = Path(settings.audio_root) if settings.audio_root else beside
+    folders = [folder for folder in (first, Path.cwd()) if folder is not None]
     contents, content_audios = _flatten_messages(row.get("messages"), source)
     audios = _as_list(row.get("audios", row.get("audio"))) or content_audios
     references = _as_list(row.get("reference_audio"))
@@ -151,19 +158,13 @@ def _parse(line: str, source: str) -> dict[str, Any]:
     return row
 
 
-def _folders(path: str, settings: HiggsAudioSettings) -> tuple[Path, ...]:
-    """Where relative audio paths are looked for."""
-    first = Path(settings.audio_root) if settings.audio_root else Path(path).resolve().parent
-    return (first, Path.cwd())
-
-
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _absolute(path: Any, folders: tuple[Path, ...], source: str, field: str) -> str:
+def _absolute(path: Any, folders: list[Path], source: str, field: str) -> str:
     if not isinstance(path, str) or not path:
         raise problem(source, field, path, "is no path", "give the path of an audio file")
     try:

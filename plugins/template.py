@@ -5,7 +5,6 @@ It keeps nothing of the base's text templates: prompt and labels come from `plug
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from swift.template import Template, TemplateMeta, register_template
@@ -47,7 +46,7 @@ class HiggsAudioTemplate(Template):
     def _encode(self, inputs: StdTemplateInputs) -> dict[str, Any]:
         row = _row_of(inputs)
         if ROW_SOURCE not in row:  # not from one of our JSONL files: check it now
-            row = canonical_row(row, f"row {row.get('id', '')}".strip(), (Path.cwd(),))
+            row = canonical_row(row, f"row {row.get('id', '')}".strip(), self.settings)
         dialogue = dialogue_from_row(row, self.settings, training=self.is_training)
         check_clips(dialogue, self.settings)
         sample = encode(dialogue.map_clips(self._with_codes), self.tokenizer, self.tokens)

@@ -49,7 +49,7 @@ def _requests() -> dict[str, list[str]]:
 
 def _speak(name: str, *arguments: str) -> str:
     path = OUT / f"{name}.wav"
-    command = ["speak", "--model", "demo/out/run/checkpoint-300", *arguments, "--temperature", "0", "--max_audio_s", "6"]
+    command = ["speak", "--model", "demo/out/run/checkpoint-240", *arguments, "--temperature", "0", "--max_audio_s", "6"]
     # Exit code 3: it spoke, but did not stop by itself. The summary says so.
     output = _run(f"speak {name}", _script("higgs-audio"), *command, "--output", str(path.relative_to(ROOT)), ok=(0, 3))
     return output.strip().splitlines()[-1]

@@ -1,0 +1,66 @@
+"""Imports point down (DESIGN, the house), the maths imports torch only, and the package itself imports nothing."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+LAYERS = [
+    {"errors", "delay_pattern", "loss", "tokens", "settings", "prompt_text"},
+    {"audio", "codec", "prompt", "collator"},
+    {"rows", "dataset_registration", "template", "modeling", "checkpoint"},
+    {"model_registration", "trainer", "inference"},
+    {"register", "train", "cli", "__main__", "prepare", "demo"},
+]
+LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+FILES = sorted((ROOT / "plugins").rglob("*.py"))
+
+
+def imported_modules(path: "object") -> set[str]:
+    """Top-level modules, those of `plugins` as `plugins.<module>`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):  # type: ignore[attr-defined]
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports fail under --external_plugins"
+            module = node.module or ""
+            names |= {f"plugins.{alias.name}" for alias in node.names} if module == "plugins" else {module}
+    return {".".join(name.split(".")[:2]) if name.startswith("plugins") else name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: "object") -> None:
+    module = path.relative_to(ROOT / "plugins").parts[0].removesuffix(".py")  # type: ignore[attr-defined]
+    if module == "__init__":
+        return
+    for name in imported_modules(path):
+        if name.startswith("plugins."):
+            other = name.removeprefix("plugins.")
+            assert LEVEL[other] <= LEVEL[module], f"{module} (L{LEVEL[module]}) imports {other} (L{LEVEL[other]})"
+
+
+def test_the_maths_imports_torch_only() -> None:
+    for module in ("delay_pattern", "loss"):
+        outside = imported_modules(ROOT / "plugins" / f"{module}.py") - set(sys.stdlib_module_names)
+        assert outside <= {"torch", "plugins.delay_pattern"}
+
+
+def test_no_module_is_named_like_a_third_party_package() -> None:
+    """MS-SWIFT puts the folder of an external plugin first on sys.path: `plugins/datasets.py` would shadow datasets."""
+    names = {path.stem for path in (ROOT / "plugins").glob("*.py")}
+    assert not names & {"datasets", "tokenizers", "evaluate", "types", "transformers", "torch", "swift", "peft", "trl"}
+
+
+def test_importing_the_package_is_free() -> None:
+    code = "import sys, plugins; sys.exit(bool({'torch', 'swift', 'transformers', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("command", [["--help"], ["speak", "--help"], ["--version"]])
+def test_help_starts_fast(command: list[str]) -> None:
+    code = f"import sys\nfrom plugins.cli import main\ntry:\n    main({command})\nexcept SystemExit: pass\n"
+    code += "sys.exit(bool({'torch', 'swift', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
