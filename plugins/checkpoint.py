@@ -15,6 +15,20 @@ from plugins.modeling import HiggsAudioV2ForConditionalGeneration
 _TEXT_HEAD = "text_lm_head.weight"
 
 
+def local_folder(path: str) -> str:
+    """`path` if it is a folder, else the local snapshot of that Hub id. Raises UserError if it is neither."""
+    if Path(path).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return str(snapshot_download(path))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = f"is neither a folder nor a Hub id that can be downloaded ({type(error).__name__})"
+        raise problem("command line", "model", path, reason, "give the folder of a checkpoint") from error
+
+
 def load_model(path: str, *, text_head: bool = True, **kwargs: Any) -> HiggsAudioV2ForConditionalGeneration:
     """The native model of folder `path`; `kwargs` go to `from_pretrained` (dtype, device_map, config, ...).
 
@@ -23,17 +37,22 @@ def load_model(path: str, *, text_head: bool = True, **kwargs: Any) -> HiggsAudi
     """
     folder = Path(path)
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.safetensors.index.json")):
-        raise problem(str(path), "weights", "*.safetensors", "not found", "download the whole checkpoint into this folder")
-    model, report = HiggsAudioV2ForConditionalGeneration.from_pretrained(
+        raise problem(
+            str(path), "weights", "*.safetensors", "not found", "download the whole checkpoint into this folder"
+        )
+    loaded: Any = HiggsAudioV2ForConditionalGeneration.from_pretrained(
         path, use_text_head=text_head, output_loading_info=True, **kwargs
     )
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if _TEXT_HEAD in missing:
         reason = "is missing: the checkpoint was saved without its text head, which training needs"
         raise problem(str(path), "weights", _TEXT_HEAD, reason, "start from the published checkpoint")
     if missing:
         reason = f"is missing ({len(missing)} keys in all)"
-        raise problem(str(path), "weights", missing[0], reason, "download it again; it is no complete native checkpoint")
+        raise problem(
+            str(path), "weights", missing[0], reason, "download it again; it is no complete native checkpoint"
+        )
     surplus = sorted(key for key in report["unexpected_keys"] if key != _TEXT_HEAD)
     if surplus:
         reason = f"is not a weight of this model ({len(surplus)} such keys)"

@@ -7,12 +7,12 @@ Exit codes: 0 done, 1 an error that the user can mend (one line on stderr), 2 wr
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from plugins import __version__
 from plugins.errors import UserError
 
 _TRUNCATED = 3
@@ -32,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("higgs-audio", description=__doc__.partition("\n\n")[2] if __doc__ else None)
-    version = importlib.metadata.version("higgs-audio-swift")
-    parser.add_argument("--version", action="version", version=f"higgs-audio-swift {version}")
+    parser.add_argument("--version", action="version", version=f"higgs-audio-swift {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("sft", help="fine-tune: every flag of `swift sft`, our settings, or a YAML file", add_help=False)
+    commands.add_parser(
+        "sft", help="fine-tune: every flag of `swift sft`, our settings, or a YAML file", add_help=False
+    )
     speak = commands.add_parser("speak", help="speak a text with a base, merged or LoRA checkpoint")
     speak.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA)")
     speak.add_argument("--adapters", help="LoRA folder on top of --model")
@@ -49,14 +50,16 @@ def _parser() -> argparse.ArgumentParser:
     speak.add_argument("--top_k", type=int, default=50)
     speak.add_argument("--top_p", type=float, default=0.95)
     speak.add_argument("--seed", type=int)
-    speak.add_argument("--max_audio_s", type=float, default=40.0, help="longest speech in seconds (default: %(default)s)")
+    speak.add_argument(
+        "--max_audio_s", type=float, default=40.0, help="longest speech in seconds (default: %(default)s)"
+    )
     speak.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
     speak.set_defaults(run=_speak)
     return parser
 
 
 def _sft(arguments: list[str]) -> int:
-    """MS-SWIFT's own launcher with our training file: YAML, NPROC_PER_NODE and multi-node variables as in `swift sft`."""
+    """MS-SWIFT's own launcher with our training file: YAML, NPROC_PER_NODE and the rest work as in `swift sft`."""
     from swift.cli.main import cli_main
 
     root = str(Path(__file__).resolve().parents[1])

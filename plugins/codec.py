@@ -1,13 +1,13 @@
 """Waveform <-> codes through `HiggsAudioV2TokenizerModel`: 24 kHz mono, hop 960, 25 frames/s, 8 codebooks of 1024. L1.
 
-The codec is a lazy proxy: it holds a path, builds the model on first use and never pickles it, so it travels into forked
-and spawned workers, and it is never a submodule of the language model (optimizers, DDP and ZeRO must not see it).
+The codec is a lazy proxy: it holds a path, builds the model on first use and never pickles it, so it travels into
+forked and spawned workers, and it is never a submodule of the language model (optimizers, DDP and ZeRO must not see it).
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from plugins import audio
 from plugins.errors import UserError, problem
 from plugins.settings import DEFAULT_CODEC
 
+_IMPORTING_PID = os.getpid()
 CODEC_FOLDER = "audio_tokenizer"
 # Of the published codec and of every codec the model can be used with: rows are checked before a codec is loaded.
 FRAMES_PER_S = 25
@@ -40,8 +41,9 @@ class Codec:
     @property
     def model(self) -> Any:
         """The transformers model: fp32, eval mode. Raises UserError if it is missing or incomplete."""
-        if multiprocessing.parent_process() is not None and torch.get_num_threads() > 1:
-            # torch's thread pool does not survive a fork: with more than one thread the first convolution hangs.
+        if os.getpid() != _IMPORTING_PID and torch.get_num_threads() > 1:
+            # Forked (by a data loader or `datasets.map`): torch's thread pool did not come along, and with more than
+            # one thread the first convolution waits for it for ever.
             torch.set_num_threads(1)
         if self._model is None:
             self._model = _load_codec(self.path).to(self.device)
@@ -101,10 +103,13 @@ def _load_codec(path: str) -> Any:
             "install the torchaudio wheel that matches torch (README, Installation)"
         ) from error
     try:
-        model, report = HiggsAudioV2TokenizerModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         reason = f"is not a codec that can be loaded ({str(error).splitlines()[0]})"
-        raise problem("settings", "codec", path, reason, "give a codec folder, or download the published one") from error
+        raise problem(
+            "settings", "codec", path, reason, "give a codec folder, or download the published one"
+        ) from error
+    model, report = loaded
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise problem("settings", "codec", path, f"lacks {missing}", "download the codec again")

@@ -6,8 +6,8 @@ Names, shapes and dtypes are those of transformers' `HiggsAudioV2ForConditionalG
     audio_input_ids (B, T, K) long   audio_input_ids_mask (B, T) bool
     labels (B, S) long               audio_labels (B, T, K) long          only in training
 
-T is the widest sum of delayed frames of a row, 0 for a batch without audio. Labels are made here and in `prompt`, and are
-not shifted (`plugins.loss` shifts).
+T is the widest sum of delayed frames of a row, 0 for a batch without audio. Labels are made here and in `prompt`, and
+are not shifted (`plugins.loss` shifts).
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def _check_placeholders(sample: EncodedSample, tokens: SpecialTokens) -> None:
     """Placeholders == frames, per clip: the model itself overlooks surplus frames and then trains shifted audio."""
     ids = torch.tensor(sample.input_ids)
     is_audio = (ids == tokens.audio) | (ids == tokens.audio_delay)
-    edges = torch.diff(is_audio.long(), prepend=torch.zeros(1, dtype=torch.long), append=torch.zeros(1, dtype=torch.long))
+    edges = torch.diff(
+        is_audio.long(), prepend=torch.zeros(1, dtype=torch.long), append=torch.zeros(1, dtype=torch.long)
+    )
     placeholders = ((edges == -1).nonzero() - (edges == 1).nonzero()).flatten().tolist()
     frames = [codes.shape[1] + codes.shape[0] + 1 for codes in sample.clips]
     assert placeholders == frames, f"{sample.source}: clips take {frames} frames but the prompt has {placeholders}"

@@ -1,8 +1,8 @@
 """Codes <-> delayed frames, and the labels of delayed frames. L0: pure tensors, imports torch only.
 
-The delay pattern (MusicGen, arXiv 2306.05284, section 2.2) shifts codebook k by k steps, so that one autoregressive step
-predicts codebook k of frame t - k and may look at all coarser codebooks of that frame. Higgs-Audio V2 puts one stream BOS
-before and one stream EOS after each clip and fills the triangles with them. K = 4, F = 3, B = BOS, E = EOS:
+The delay pattern (MusicGen, arXiv 2306.05284, section 2.2) shifts codebook k by k steps, so that one autoregressive
+step predicts codebook k of frame t - k and may look at all coarser codebooks of that frame. Higgs-Audio V2 puts one
+stream BOS before and one stream EOS after each clip and fills the triangles with them. K = 4, F = 3, B = BOS, E = EOS:
 
     step        0    1    2    3    4    5    6    7        labels
     codebook 0  B   c0,1 c0,2 c0,3  E    E    E    E        -  c  c  c  E  -  -  -

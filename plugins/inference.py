@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
 from plugins import audio
-from plugins.checkpoint import load_model
+from plugins.checkpoint import load_model, local_folder
 from plugins.codec import FRAMES_PER_S, Codec, find_codec
 from plugins.collator import collate
 from plugins.delay_pattern import num_delayed_frames, undo_delay
@@ -59,7 +59,7 @@ class Sampling:
     """How the next codes are drawn. Defaults: Boson's own examples. `temperature` 0 is greedy.
 
     Repetition-aware sampling (VALL-E 2, arXiv 2406.05370): a code that already stands `ras_max_repeats` times among the
-    last `ras_window` frames of its codebook is drawn again without temperature. 0 switches it off; greedy never uses it.
+    last `ras_window` frames of its codebook is drawn again without temperature. 0 is off; greedy never uses it.
     """
 
     temperature: float = 0.3
@@ -72,23 +72,24 @@ class Sampling:
     def generation_config(self, **kwargs: Any) -> GenerationConfig:
         if self.temperature == 0:
             return GenerationConfig(do_sample=False, **kwargs)
-        config = GenerationConfig(
+        if self.ras_window and self.ras_max_repeats:
+            kwargs |= {"ras_win_len": self.ras_window, "ras_win_max_num_repeat": self.ras_max_repeats}
+        return GenerationConfig(
             do_sample=True, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, **kwargs
         )
-        if self.ras_window and self.ras_max_repeats:
-            config.ras_win_len, config.ras_win_max_num_repeat = self.ras_window, self.ras_max_repeats
-        return config
 
 
 class HiggsAudioGenerator:
-    """Speaks with a loaded model. `model`, `tokenizer`: as `swift.model.get_model_processor` or `from_pretrained` give."""
+    """Speaks with a loaded model. `model`, `tokenizer`: what `swift.model.get_model_processor` returns."""
 
     def __init__(self, model: Any, tokenizer: Any, *, codec: Codec | None = None) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.tokens = SpecialTokens.from_config(model.config, tokenizer)
         self.settings = HiggsAudioSettings.from_env()
-        self.codec = codec or Codec(find_codec([model.config.name_or_path], self.settings.codec), device=str(model.device))
+        self.codec = codec or Codec(
+            find_codec([model.config.name_or_path], self.settings.codec), device=str(model.device)
+        )
 
     @classmethod
     def from_pretrained(
@@ -100,13 +101,15 @@ class HiggsAudioGenerator:
         device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> HiggsAudioGenerator:
-        """A base or merged checkpoint folder, with `adapters` a LoRA folder on it; or a LoRA folder alone.
+        """A base or merged checkpoint (folder or Hub id), with `adapters` a LoRA folder on it; or a LoRA folder alone.
 
         Default device: the first GPU, else the CPU; default dtype: bfloat16 there, float32 here.
         """
         if adapters is None and (Path(path) / "adapter_config.json").is_file():
             adapters = path
-            path = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+            adapter_config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+            path = adapter_config["base_model_name_or_path"]
+        path = local_folder(path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         model: Any = load_model(path, text_head=False, dtype=dtype).to(device)
@@ -114,7 +117,8 @@ class HiggsAudioGenerator:
             from peft import PeftModel
 
             if not (Path(adapters) / "adapter_config.json").is_file():
-                raise problem(adapters, "adapter_config.json", None, "not found", "give the folder of a LoRA checkpoint")
+                remedy = "give the folder of a LoRA checkpoint"
+                raise problem(adapters, "adapter_config.json", None, "not found", remedy)
             model = PeftModel.from_pretrained(model, adapters).get_base_model()
         return cls(model, AutoTokenizer.from_pretrained(path), codec=Codec(find_codec([path], codec), device=device))
 
@@ -156,7 +160,9 @@ class HiggsAudioGenerator:
         for i, line in enumerate(dialogue):
             if line.get("speaker") not in speaker_voices:
                 known = ", ".join(speaker_voices) or "nobody"
-                raise problem(f"dialogue[{i}]", "speaker", line.get("speaker"), f"has no voice (known: {known})", "add one")
+                raise problem(
+                    f"dialogue[{i}]", "speaker", line.get("speaker"), f"has no voice (known: {known})", "add one"
+                )
             voice = speaker_voices[line["speaker"]]
             reference, transcript = (voice, None) if isinstance(voice, str) else voice
             turns.append(
@@ -198,7 +204,9 @@ class HiggsAudioGenerator:
         wanted = num_delayed_frames(math.ceil(max_audio_s * FRAMES_PER_S), self.tokens.num_codebooks)
         if room <= self.tokens.num_codebooks + 1:
             limit = self.model.config.max_position_embeddings
-            raise problem("request", "text", f"{num_prompt} tokens", f"leaves no room in {limit}", "shorten text or reference")
+            raise problem(
+                "request", "text", f"{num_prompt} tokens", f"leaves no room in {limit}", "shorten text or reference"
+            )
         config = sampling.generation_config(
             max_new_tokens=min(wanted, room), eos_token_id=self.tokens.end_of_turn, pad_token_id=self.tokens.pad
         )

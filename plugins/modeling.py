@@ -1,7 +1,7 @@
 """The native class with both losses inside `forward`. L2.
 
-The losses are computed inside `forward` because DDP synchronises only what `forward` touches; heads run on labelled rows
-only, since a text-to-speech turn has three text labels and the text head is 128256 wide. `forward` returns sums and
+The losses are computed inside `forward` because DDP synchronises only what `forward` touches; heads run on labelled
+rows only, since a text-to-speech turn has three text labels and the text head is 128256 wide. `forward` returns sums and
 counts: dividing is the trainer's affair, which alone knows the counts of the whole optimisation step.
 """
 
@@ -75,7 +75,9 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         }
         if labels is None:
             return super().forward(**inputs, **kwargs)
-        assert audio_labels is not None and input_ids is not None and audio_input_ids_mask is not None
+        assert input_ids is not None, "training needs token ids: placeholders are found by them"
+        assert audio_labels is not None, "training needs audio_labels, (B, 0, K) for a batch without audio"
+        assert audio_input_ids_mask is not None, "training needs audio_input_ids_mask, (B, 0) for a batch without audio"
         assert self.text_lm_head is not None, "training needs the text head: load with use_text_head=True"
         hidden = self.model(**inputs, **kwargs).last_hidden_state  # (B, S, H)
         text = text_loss_sums(*shifted_rows(hidden, labels), self.text_lm_head)

@@ -1,14 +1,15 @@
 """Dialogue -> token ids, labels and clips: the one prompt layout, for training and for speaking. L1.
 
     <|begin_of_text|>
-    <|start_header_id|>system<|end_header_id|>\\n\\n INSTRUCTION [\\n\\n<|scene_desc_start|>\\n SCENE \\n<|scene_desc_end|>] <|eot_id|>
+    <|start_header_id|>system<|end_header_id|>\\n\\n INSTRUCTION
+        [\\n\\n <|scene_desc_start|> \\n SCENE \\n <|scene_desc_end|>] <|eot_id|>
     <|start_header_id|>user<|end_header_id|>\\n\\n TEXT <|eot_id|>
     <|start_header_id|>assistant<|end_header_id|>\\n\\n <|audio_out_bos|> AUDIO <|audio_eos|><|eot_id|>
 
-AUDIO stands for one clip of F codec frames and takes F + 2 placeholders <|AUDIO_OUT|> and K - 1 placeholders of delay, one
-per delayed frame. A reference with a transcript is a finished turn pair before the others, one without a transcript
-stands in the scene as `SPEAKERn: AUDIO`. Labels follow the original implementation: in trained assistant turns the text,
-<|audio_out_bos|>, <|audio_eos|> and <|eot_id|>; nothing else.
+AUDIO stands for one clip of F codec frames and takes F + 2 placeholders <|AUDIO_OUT|> and K - 1 placeholders of delay,
+one per delayed frame. A reference with a transcript is a finished turn pair before the others, one without a transcript
+stands in the scene as `SPEAKERn: AUDIO`. Labels follow the original implementation: in trained assistant turns the
+text, <|audio_out_bos|>, <|audio_eos|> and <|eot_id|>; nothing else.
 
 This file knows no JSON row and no audio file: clips arrive as codes.
 """
@@ -91,8 +92,8 @@ class EncodedSample:
 def encode(dialogue: Dialogue, tokenizer: Any, tokens: SpecialTokens, *, open_turn: bool = False) -> EncodedSample:
     """The token ids and labels of `dialogue`, whose clips must all have codes.
 
-    open_turn: end with an assistant turn that has just been opened, `...assistant<|end_header_id|>\\n\\n<|audio_out_bos|>`,
-    from which the model speaks.
+    open_turn: end with an assistant turn that has just been opened, up to its <|audio_out_bos|>: from there the model
+    speaks.
     """
     writer = _Writer(tokenizer, tokens, EncodedSample([], [], source=dialogue.source))
     writer.ids([tokens.begin_of_text])

@@ -21,7 +21,9 @@ def _make_importable() -> None:
 
     found = Path(plugins.__file__ or "").resolve().parent
     if found != _PACKAGE:
-        raise ImportError(f"another package named 'plugins' is in the way ({found}); put {_PACKAGE.parent} on PYTHONPATH")
+        raise ImportError(
+            f"another package named 'plugins' is in the way ({found}); put {_PACKAGE.parent} on PYTHONPATH"
+        )
 
 
 def register_higgs_audio_all() -> None:

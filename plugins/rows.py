@@ -114,7 +114,9 @@ def dialogue_from_row(row: Mapping[str, Any], settings: HiggsAudioSettings, *, t
             'give each clip an assistant turn with empty content, or one "<audio>" tag',
         )  # fmt: skip
     if training and not any(turn.trained for turn in turns):
-        raise problem(source, "messages", [m["role"] for m in messages], "has no turn to train on", "add an assistant turn")
+        raise problem(
+            source, "messages", [m["role"] for m in messages], "has no turn to train on", "add an assistant turn"
+        )
     _check_references(references, targets, source)
     instruction, scene = (system, None) if raw else _normalise_system(system, turns)
     return Dialogue(turns, references, instruction, scene, source)
@@ -226,7 +228,9 @@ def _references(row: Mapping[str, Any], source: str) -> tuple[Reference, ...]:
     clips = _clips(row.get("reference_audio"), row.get("reference_codes"), source, "reference_audio", "reference_codes")
     texts = _as_list(row.get("reference_text"))
     if len(texts) > len(clips):
-        raise problem(source, "reference_text", texts, f"{len(texts)} transcripts for {len(clips)} clips", "give one each")
+        raise problem(
+            source, "reference_text", texts, f"{len(texts)} transcripts for {len(clips)} clips", "give one each"
+        )
     padded = texts + [""] * (len(clips) - len(texts))
     return tuple(Reference(clip, (text or "").strip() or None) for clip, text in zip(clips, padded, strict=True))
 
@@ -253,7 +257,9 @@ def _codes_tensor(codes: Any, source: str, field: str) -> Tensor:
     if codes_FxK.dim() != 2 or codes_FxK.shape[1] != NUM_CODEBOOKS:
         raise problem(source, field, list(codes_FxK.shape), f"is not [F][{NUM_CODEBOOKS}]", remedy)
     if codes_FxK.min() < 0 or codes_FxK.max() >= NUM_CODES:
-        raise problem(source, field, int(codes_FxK.max()), f"is outside 0..{NUM_CODES - 1}", "encode with the model's codec")
+        raise problem(
+            source, field, int(codes_FxK.max()), f"is outside 0..{NUM_CODES - 1}", "encode with the model's codec"
+        )
     return codes_FxK.T.contiguous()
 
 

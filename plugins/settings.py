@@ -67,8 +67,13 @@ class HiggsAudioSettings:
     raw_prompt: bool = _knob(False, "take the prompt as written, without normalising it to the model's own", _flag)
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] = os.environ) -> HiggsAudioSettings:
-        """Read every knob from `env`; an empty value counts as unset. Raises UserError on a value of the wrong kind."""
+    def from_env(cls, env: Mapping[str, str] | None = None) -> HiggsAudioSettings:
+        """Read every knob from `env` (default: the process's); an empty value counts as unset.
+
+        Raises UserError on a value of the wrong kind.
+        """
+        # Not a default argument: `datasets.map(num_proc=2)` puts another object in the place of os.environ.
+        env = os.environ if env is None else env
         values: dict[str, Any] = {}
         for knob in dataclasses.fields(cls):
             text = env.get(knob.name.upper(), "")
@@ -77,7 +82,9 @@ class HiggsAudioSettings:
             try:
                 values[knob.name] = knob.metadata["parse"](text)
             except ValueError:
-                raise problem("settings", knob.name, text, "has the wrong kind", f"give {knob.metadata['help']}") from None
+                raise problem(
+                    "settings", knob.name, text, "has the wrong kind", f"give {knob.metadata['help']}"
+                ) from None
         settings = cls(**values)
         settings._check_ranges()
         return settings
@@ -128,4 +135,6 @@ def check_knob_names(names: Iterable[str], where: str) -> None:
     """Raise UserError for a name that is no knob: a mistyped one would otherwise be ignored in silence."""
     for name in names:
         if name.lower() not in KNOBS:
-            raise problem(where, "model_kwargs", name, "is not a setting of this kit", did_you_mean(name.lower(), KNOBS))
+            raise problem(
+                where, "model_kwargs", name, "is not a setting of this kit", did_you_mean(name.lower(), KNOBS)
+            )

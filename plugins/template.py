@@ -78,7 +78,7 @@ class HiggsAudioTemplate(Template):
     ) -> Any:
         """num_items_in_batch: (2,) text tokens and audio frames of the whole optimisation step (our trainer's)."""
         outputs = model(**inputs)
-        assert num_items_in_batch is not None and num_items_in_batch.shape == (2,), num_items_in_batch
+        assert num_items_in_batch is not None, "only HiggsAudioTrainer trains this template"
         num_text, num_frames = num_items_in_batch
         weights = self.settings.loss_weights(self.tokens.num_codebooks)
         outputs.loss = combine(outputs.text, outputs.audio, num_text=num_text, num_frames=num_frames, weights=weights)

@@ -3,7 +3,7 @@
     from plugins.train import main
     main(["--model_type", "higgs-audio-v2-3b", "--model", "...", "--dataset", "data/train.jsonl", "--sft_type", "lora"])
 
-`higgs-audio sft` runs this file through MS-SWIFT's launcher, so YAML files, `NPROC_PER_NODE` and torchrun work as there.
+`higgs-audio sft` runs this file through MS-SWIFT's launcher, so YAML files and `NPROC_PER_NODE` work as there.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def translate(arguments: Sequence[str]) -> list[str]:
         if argument in BUILT_IN:
             value = arguments[i + 1] if i + 1 < len(arguments) else None
             if value != BUILT_IN[argument]:
-                raise problem("command line", argument, value, "is not available", f"use {BUILT_IN[argument]!r} or leave it out")
+                raise problem(
+                    "command line", argument, value, "is not available", f"use {BUILT_IN[argument]!r} or leave it out"
+                )
             skip = True
             continue
         # The audio FFN is called `audio_mlp` in transformers' class.

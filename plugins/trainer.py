@@ -1,7 +1,7 @@
 """HiggsAudioTrainer: one exact loss per optimisation step, the audio learning rate, metrics per codebook. L3.
 
-Exact means: the loss and the gradients of a step do not depend on how its rows are split into micro-batches, accumulation
-steps and ranks. Numerators come from the model as sums, denominators are counted here over the whole step.
+Exact means: the loss and the gradients of a step do not depend on how its rows are split into micro-batches,
+accumulation steps and ranks. Numerators come from the model as sums, denominators are counted here over the whole step.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
         settings: HiggsAudioSettings = self.trainer.template.settings
         optimizer_cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args, model)
         if {"params", "model", "optimizer_dict"} & kwargs.keys():
-            raise problem("settings", "optim", str(self.args.optim), "builds its own parameter groups, so "
-                          "audio_learning_rate would be ignored", "use adamw_torch or another plain optimizer")  # fmt: skip
+            reason = "builds its own parameter groups, so audio_learning_rate would be ignored"
+            raise problem(
+                "options", "optim", str(self.args.optim), reason, "use adamw_torch or another plain optimizer"
+            )
         groups = parameter_groups(
             model,
             decay_names=set(Trainer.get_decay_parameter_names(self.trainer, model)),
@@ -117,7 +119,7 @@ class LossMeter:
 
 
 def metrics(text: LossSums, audio: LossSums) -> dict[str, float]:
-    """loss_text, acc_text, loss_audio, loss_audio_cb0.., acc_audio_cb0.., loss_aux. A modality without rows is absent."""
+    """loss_text, acc_text, loss_audio, loss_audio_cb0.., acc_audio_cb0.., loss_aux; none of an absent modality."""
     result: dict[str, float] = {}
     if text.count > 0:
         result["loss_text"] = float(text.loss / text.count)
@@ -162,7 +164,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             counts[1] += (batch["audio_labels"][:, 1:, 0] != IGNORE_INDEX).sum().cpu()
         return self.accelerator.gather(counts.to(device)[None]).sum(dim=0)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self._meters["train" if self.model.training else "eval"].add(outputs)
         return (loss, outputs) if return_outputs else loss

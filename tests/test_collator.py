@@ -74,7 +74,9 @@ def test_batch_without_audio_keeps_its_names() -> None:
 def test_placeholders_that_do_not_match_the_frames_name_the_row() -> None:
     """The native model accepts surplus frames in silence and then trains shifted audio."""
     sample = spoken(2)
-    broken = EncodedSample(sample.input_ids, sample.labels, [torch.zeros(2, 3, dtype=torch.long)], [True], "train.jsonl:7")
+    broken = EncodedSample(
+        sample.input_ids, sample.labels, [torch.zeros(2, 3, dtype=torch.long)], [True], "train.jsonl:7"
+    )
     with pytest.raises(AssertionError, match=r"train\.jsonl:7: clips take \[6\] frames but the prompt has \[5\]"):
         collate([broken], tiny_tokens(), training=True)
 

@@ -15,7 +15,7 @@ def weights(**changes: object) -> LossWeights:
     return LossWeights(**values)  # type: ignore[arg-type]
 
 
-@pytest.fixture()
+@pytest.fixture
 def case() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     labels = torch.full((B, S), IGNORE_INDEX)

@@ -113,7 +113,9 @@ def test_text_only_batch_touches_every_parameter(model: HiggsAudioV2ForCondition
     outputs = model(**batch)
     model.zero_grad()
     weights = LossWeights(1.0, 1.0, 0.001, (1.0,) * 8)
-    combine(outputs.text, outputs.audio, num_text=torch.tensor(2), num_frames=torch.tensor(0), weights=weights).backward()
+    combine(
+        outputs.text, outputs.audio, num_text=torch.tensor(2), num_frames=torch.tensor(0), weights=weights
+    ).backward()
     untouched = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert untouched == []
     assert model.audio_lm_head.weight.grad.abs().max() == 0

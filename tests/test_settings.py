@@ -30,6 +30,12 @@ def test_values_are_typed() -> None:
     assert weights.sum_codebooks
 
 
+def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets.map(num_proc=2)` replaces the object os.environ: a reference taken at import would go stale."""
+    monkeypatch.setattr("os.environ", {"RAW_PROMPT": "1"})
+    assert HiggsAudioSettings.from_env().raw_prompt is True
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -54,5 +60,5 @@ def test_one_weight_per_codebook() -> None:
 def test_unknown_knob_is_refused_with_the_nearest_name() -> None:
     """In `--model_kwargs` a mistyped name would become an environment variable that nobody reads."""
     check_knob_names(KNOBS, "options")
-    with pytest.raises(UserError, match="'audio_learing_rate' is not a setting .* did you mean 'audio_learning_rate'"):
+    with pytest.raises(UserError, match=r"'audio_learing_rate' is not a setting .* did you mean 'audio_learning_rate'"):
         check_knob_names(["audio_learing_rate"], "options")

@@ -49,14 +49,23 @@ def _requests() -> dict[str, list[str]]:
 
 def _speak(name: str, *arguments: str) -> str:
     path = OUT / f"{name}.wav"
-    command = ["speak", "--model", "demo/out/run/checkpoint-240", *arguments, "--temperature", "0", "--max_audio_s", "6"]
+    command = [
+        "speak",
+        "--model",
+        "demo/out/run/checkpoint-240",
+        *arguments,
+        "--temperature",
+        "0",
+        "--max_audio_s",
+        "6",
+    ]
     # Exit code 3: it spoke, but did not stop by itself. The summary says so.
     output = _run(f"speak {name}", _script("higgs-audio"), *command, "--output", str(path.relative_to(ROOT)), ok=(0, 3))
     return output.strip().splitlines()[-1]
 
 
 def _run(title: str, *command: str, ok: tuple[int, ...] = (0,)) -> str:
-    """Run one step from the repository's root, its output in demo/out/logs/. Raises UserError with the end of the log."""
+    """Run one step from the root, its stderr in demo/out/logs/. Raises UserError with the end of that log."""
     shown = shlex.join([Path(command[0]).name, *command[1:]])
     print(f"\n== {title}: {shown}", flush=True)
     log = OUT / "logs" / f"{title.replace(' ', '_')}.txt"
@@ -87,4 +96,3 @@ def _summary(log: Path, spoken: list[str], seconds: float) -> None:
     print("\n".join(spoken))
     print("The tiny codec is random: the files hold noise of the right codes and lengths, not yet speech.")
     print(f"TensorBoard: tensorboard --logdir {log.parent.relative_to(ROOT)}/runs      total {seconds:.0f} s")
-

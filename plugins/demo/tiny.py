@@ -118,7 +118,7 @@ def build_codec(waveforms: Sequence[np.ndarray]) -> HiggsAudioV2TokenizerModel:
 
 
 @torch.no_grad()
-def _fill_codebooks(codec: HiggsAudioV2TokenizerModel, waveforms: Sequence[np.ndarray]) -> None:
+def _fill_codebooks(codec: Any, waveforms: Sequence[np.ndarray]) -> None:
     """Each codebook gets random residuals of the frames of `waveforms` (codebooks start as zeros, all codes 0)."""
     seen: list[torch.Tensor] = []
     hook = codec.fc.register_forward_hook(lambda module, args, output: seen.append(output[0]))
@@ -131,6 +131,8 @@ def _fill_codebooks(codec: HiggsAudioV2TokenizerModel, waveforms: Sequence[np.nd
         projected = quantizer.project_in(residual)
         chosen = torch.randint(len(projected), (NUM_CODES,))
         # A little noise: entries drawn twice must not make one of them unreachable.
-        quantizer.codebook.embed.copy_(projected[chosen] + 0.01 * projected.std() * torch.randn(NUM_CODES, projected.shape[1]))
+        quantizer.codebook.embed.copy_(
+            projected[chosen] + 0.01 * projected.std() * torch.randn(NUM_CODES, projected.shape[1])
+        )
         codes = quantizer.encode(residual.T[None])
         residual = residual - quantizer.decode(codes)[0].T
