@@ -1,7 +1,7 @@
 """Waveform <-> codes through `HiggsAudioV2TokenizerModel`: 24 kHz mono, hop 960, 25 frames/s, 8 codebooks of 1024. L1.
 
 The codec is a lazy proxy: it holds a path, builds the model on first use and never pickles it, so it travels into
-forked and spawned workers, and it is never a submodule of the language model (optimizers, DDP and ZeRO must not see it).
+forked and spawned workers. It is never a submodule of the language model: optimizers, DDP and ZeRO must not see it.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ class HiggsAudioGenerator:
         path = local_folder(path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        model: Any = load_model(path, text_head=False, dtype=dtype).to(device)
+        model: Any = load_model(path, text_head=False, dtype=dtype)
+        model.to(device)
         if adapters is not None:
             from peft import PeftModel
 

@@ -1,8 +1,8 @@
 """The native class with both losses inside `forward`. L2.
 
 The losses are computed inside `forward` because DDP synchronises only what `forward` touches; heads run on labelled
-rows only, since a text-to-speech turn has three text labels and the text head is 128256 wide. `forward` returns sums and
-counts: dividing is the trainer's affair, which alone knows the counts of the whole optimisation step.
+rows only, since a text-to-speech turn has three text labels and the text head is 128256 wide. `forward` returns sums
+and counts: dividing is the trainer's affair, which alone knows the counts of the whole optimisation step.
 """
 
 from __future__ import annotations

@@ -50,9 +50,7 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
         optimizer_cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args, model)
         if {"params", "model", "optimizer_dict"} & kwargs.keys():
             reason = "builds its own parameter groups, so audio_learning_rate would be ignored"
-            raise problem(
-                "options", "optim", str(self.args.optim), reason, "use adamw_torch or another plain optimizer"
-            )
+            raise problem("options", "optim", str(self.args.optim), reason, "use adamw_torch or a similar one")
         groups = parameter_groups(
             model,
             decay_names=set(Trainer.get_decay_parameter_names(self.trainer, model)),
