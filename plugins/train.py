@@ -44,15 +44,15 @@ def main(argv: Sequence[str] | None = None) -> Any:
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     parse_yaml_args(arguments)
-    rest = take_settings(translate(arguments))
+    # `--flag=value` as two words, so that every flag is looked at in the same way.
+    words = [word for each in arguments for word in (each.split("=", 1) if each.startswith("--") else [each])]
+    rest = take_settings(translate(words))
+    check_flags(rest)
     register_higgs_audio_all()
     if "--external_plugins" not in rest:
         # Recorded in args.json, so that a plain `swift export` or `swift infer` finds the plugin later.
         rest += ["--external_plugins", REGISTER_FILE]
-    try:
-        return SwiftSft(rest).main()
-    except ValueError as error:
-        raise _unknown_flag(error) from error
+    return SwiftSft(rest).main()
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
@@ -94,16 +94,16 @@ def take_settings(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
-def _unknown_flag(error: ValueError) -> ValueError:
-    """MS-SWIFT answers an unknown flag with the list of what is left over; name the flag and the nearest known one."""
-    text = str(error)
-    if isinstance(error, UserError) or not text.startswith("remaining_argv: ["):
-        return error
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raise UserError for a flag that MS-SWIFT does not know; it would say so only after loading the model."""
     from swift.arguments import SftArguments
 
-    flag = text.partition("['")[2].partition("'")[0]
-    known = {field.name for field in dataclasses.fields(SftArguments)} | {*KNOBS, *(name[2:] for name in RENAMED)}
-    return problem("command line", "flag", flag, "is unknown", did_you_mean(flag.lstrip("-"), known))
+    known = {field.name for field in dataclasses.fields(SftArguments)}
+    for argument in arguments:
+        name = argument.removeprefix("--")
+        if argument.startswith("--") and name.removeprefix("no_") not in known and name not in known:
+            near = did_you_mean(name, {*known, *KNOBS, *(old.removeprefix("--") for old in RENAMED)})
+            raise problem("command line", "flag", argument, "is unknown", near)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+"""Our entry: the seed document's flags in MS-SWIFT's names, our settings as flags, one line for what cannot be meant."""
+
+import os
+
+import pytest
+
+from plugins.errors import UserError
+from plugins.train import main, take_settings, translate
+
+
+def test_flags_of_the_seed_document() -> None:
+    seed = ["--sft_type", "lora", "--model_id_or_path", "m", "--trainer_type", "higgs_audio", "--data_collator",
+            "higgs_audio", "--lora_target_modules", "q_proj", "audio_ffn.gate_proj", "--lora_rank", "32"]  # fmt: skip
+    assert translate(seed) == ["--tuner_type", "lora", "--model", "m", "--target_modules", "q_proj",
+                               "audio_mlp.gate_proj", "--lora_rank", "32"]  # fmt: skip
+
+
+def test_another_trainer_is_refused() -> None:
+    with pytest.raises(UserError, match="--trainer_type: 'mine' is not available; use 'higgs_audio' or leave it out"):
+        translate(["--trainer_type", "mine"])
+
+
+def test_settings_go_into_the_environment() -> None:
+    rest = take_settings(["--audio_learning_rate", "1e-4", "--lora_rank", "8", "--raw_prompt", "true"])
+    assert rest == ["--lora_rank", "8"]
+    assert (os.environ["AUDIO_LEARNING_RATE"], os.environ["RAW_PROMPT"]) == ("1e-4", "true")
+
+
+def test_a_setting_of_the_wrong_kind_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match="audio_learning_rate: 'fast' has the wrong kind"):
+        take_settings(["--audio_learning_rate", "fast"])
+
+
+def test_a_setting_without_value_is_refused() -> None:
+    with pytest.raises(UserError, match="--codec: None has no value"):
+        take_settings(["--lora_rank", "8", "--codec"])
+
+
+def test_an_unknown_flag_is_named_with_the_nearest_one(tmp_path: object) -> None:
+    flags = ["--model", str(tmp_path), "--dataset", "x.jsonl", "--audio_learing_rate", "1e-4"]
+    with pytest.raises(UserError, match="'--audio_learing_rate' is unknown; did you mean 'audio_learning_rate'"):
+        main(flags)
