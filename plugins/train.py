@@ -23,10 +23,8 @@ REGISTER_FILE = str(Path(__file__).resolve().parent / "register.py")
 # Flags of the seed document -> MS-SWIFT 4.6.
 RENAMED = {
     "--sft_type": "--tuner_type",
-    "--train_type": "--tuner_type",
     "--model_id_or_path": "--model",
     "--lora_target_modules": "--target_modules",
-    "--batch_size": "--per_device_train_batch_size",
 }
 # Flags of the seed document whose value is built in: only that value is accepted.
 BUILT_IN = {"--trainer_type": "higgs_audio", "--data_collator": "higgs_audio"}

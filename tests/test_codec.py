@@ -28,7 +28,7 @@ def test_a_clip_of_n_samples_has_n_over_960_frames_rounded_up(codec: Codec, num_
     codes = codec.encode(np.random.default_rng(0).normal(0, 0.1, num_samples).astype(np.float32))
     assert codes.shape == (8, num_frames)
     assert codes.dtype == torch.int64
-    assert 0 <= codes.min()
+    assert codes.min() >= 0
     assert codes.max() < 1024
     assert codec.decode(codes).shape == (960 * num_frames,)
 

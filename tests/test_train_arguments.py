@@ -1,4 +1,4 @@
-"""Our entry: the seed document's flags in MS-SWIFT's names, our settings as flags, one line for what cannot be meant."""
+"""Our entry: the seed document's flags in MS-SWIFT's names, our settings as flags, one line for each mistake."""
 
 import os
 

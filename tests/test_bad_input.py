@@ -1,0 +1,95 @@
+"""Wrong input through the commands: one line that names file, row, field, value and remedy, and an exit code."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import corpus_rows, write_jsonl
+from safetensors.torch import load_file, save_file
+from sft import BIN, flags, run, swift
+
+from plugins.errors import UserError
+from plugins.train import main
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {**corpus_rows(1)[0], **changes}
+
+
+ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "missing audio": (row(audios=["gone.wav"]), r"audios\[0\]: 'gone\.wav' not found \(looked in .*; "),
+    "empty text": (
+        row(messages=[{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]),
+        r"messages\[0\]\.content: '' is empty; give the text to speak",
+    ),
+    "wrong codebook count": (row(audio_codes=[[[1, 2]]]), r"audio_codes\[0\]: \[1, 2\] is not \[F\]\[8\]; give"),
+    "two audios for one turn": (
+        row(audios=row()["audios"] * 2),
+        r"2 clips for 1 assistant turn\(s\) that take one; give",
+    ),
+    "unknown column": (row(audoi="x"), r"column: 'audoi' is unknown; did you mean 'audio'"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_bad_row_stops_the_run_before_its_first_step(case: str, tiny: Path, tmp_path: Path) -> None:
+    bad, expected = ROWS[case]
+    dataset = write_jsonl(tmp_path / "train.jsonl", [row(), bad])
+    with pytest.raises(UserError, match=rf"^{dataset}:2: {expected}"):
+        main(flags(tiny, dataset, tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob("checkpoint-*"))
+
+
+def without_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def without_text_head(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    del weights["text_lm_head.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (without_weights, r"weights: '\*\.safetensors' not found; download the whole checkpoint"),
+        (without_text_head, r"weights: 'text_lm_head\.weight' is missing: .*; start from the published checkpoint"),
+    ],
+)
+def test_bad_checkpoint(damage: Callable[[Path], None], expected: str, tiny: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    damage(model)
+    dataset = write_jsonl(tmp_path / "train.jsonl", [row()])
+    with pytest.raises(UserError, match=rf"^{model}: {expected}"):
+        main(flags(model, dataset, tmp_path / "out"))
+
+
+def test_unknown_knob_in_model_kwargs(tiny: Path, tmp_path: Path) -> None:
+    dataset = write_jsonl(tmp_path / "train.jsonl", [row()])
+    with pytest.raises(
+        UserError, match=r"^options: model_kwargs: 'audio_learing_rate' is not a setting .*did you mean"
+    ):
+        main(flags(tiny, dataset, tmp_path / "out", model_kwargs='{"audio_learing_rate": 1e-4}'))
+
+
+@pytest.mark.slow
+def test_our_command_prints_the_line_alone_and_exits_with_1(tiny: Path, tmp_path: Path) -> None:
+    dataset = write_jsonl(tmp_path / "train.jsonl", [row(audios=["gone.wav"])])
+    done = run(str(BIN / "higgs-audio"), "sft", *flags(tiny, dataset, tmp_path / "out"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {dataset}:1: audios[0]: 'gone.wav' not found")
+
+
+@pytest.mark.slow
+def test_plain_swift_ends_with_the_line(tiny: Path, tmp_path: Path) -> None:
+    dataset = write_jsonl(tmp_path / "train.jsonl", [row(audios=["gone.wav"])])
+    done = swift("sft", *flags(tiny, dataset, tmp_path / "out"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"{dataset}:1: audios[0]: 'gone.wav' not found" in done.stderr.strip().splitlines()[-1]
