@@ -110,7 +110,7 @@ def dialogue_from_row(row: Mapping[str, Any], settings: HiggsAudioSettings, *, t
     if num_used != len(targets):
         raise problem(
             source, "audios", [clip.path for clip in targets],
-            f"{len(targets)} clips for {num_used} assistant turn(s) that take one",
+            f"are {len(targets)} clips for {num_used} assistant turn(s) that take one",
             'give each clip an assistant turn with empty content, or one "<audio>" tag',
         )  # fmt: skip
     if training and not any(turn.trained for turn in turns):
@@ -229,7 +229,7 @@ def _references(row: Mapping[str, Any], source: str) -> tuple[Reference, ...]:
     texts = _as_list(row.get("reference_text"))
     if len(texts) > len(clips):
         raise problem(
-            source, "reference_text", texts, f"{len(texts)} transcripts for {len(clips)} clips", "give one each"
+            source, "reference_text", texts, f"are {len(texts)} transcripts for {len(clips)} clips", "give one each"
         )
     padded = texts + [""] * (len(clips) - len(texts))
     return tuple(Reference(clip, (text or "").strip() or None) for clip, text in zip(clips, padded, strict=True))
@@ -239,7 +239,7 @@ def _clips(paths: Any, codes: Any, source: str, path_field: str, codes_field: st
     """One clip per path or per entry of codes, or per pair of both."""
     path_list, codes_list = _as_list(paths), _as_list(codes)
     if path_list and codes_list and len(path_list) != len(codes_list):
-        reason = f"{len(codes_list)} entries for {len(path_list)} clips in {path_field}"
+        reason = f"entries for {len(path_list)} clips in {path_field}"
         raise problem(source, codes_field, len(codes_list), reason, "give one entry per clip")
     tensors = [_codes_tensor(entry, source, f"{codes_field}[{i}]") for i, entry in enumerate(codes_list)]
     if not tensors:

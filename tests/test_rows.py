@@ -112,7 +112,7 @@ BAD_ROWS = {
         row(("system", "x"), ("user", "Please speak: "), ("assistant", ""), audios=[A]),
         r"messages\[1\]\.content: 'Please speak: ' is empty",
     ),
-    "two audios for one turn": ({**GOOD, "audios": [A, B]}, r"audios: .* 2 clips for 1 assistant turn\(s\)"),
+    "two audios for one turn": ({**GOOD, "audios": [A, B]}, r"audios: .* are 2 clips for 1 assistant turn\(s\)"),
     "no audio for a turn": (row(("user", "Hi"), ("assistant", "")), r"audios: None has no clip for messages\[1\]"),
     "wrong codebook count": (
         {**GOOD, "audio_codes": [[[1, 2, 3]]]},
@@ -120,10 +120,13 @@ BAD_ROWS = {
     ),
     "code out of range": ({**GOOD, "audio_codes": [[[1024] * 8]]}, r"audio_codes\[0\]: 1024 is outside 0..1023"),
     "ragged codes": ({**GOOD, "audio_codes": [[[1] * 8, [1]]]}, r"audio_codes\[0\]: .* is no rectangular list"),
-    "codes for one of two": ({**GOOD, "audio_codes": [CODES, CODES]}, r"audio_codes: 2 2 entries for 1 clips"),
+    "codes for one of two": ({**GOOD, "audio_codes": [CODES, CODES]}, r"audio_codes: 2 entries for 1 clips"),
     "unknown column": ({**GOOD, "refrence_audio": B}, r"'refrence_audio' is unknown; did you mean 'reference_audio'"),
     "reference is the target": ({**GOOD, "reference_audio": A}, r"reference_audio: .* is the target itself"),
-    "transcript without reference": ({**GOOD, "reference_text": "x"}, r"reference_text: .* 1 transcripts for 0 clips"),
+    "transcript without reference": (
+        {**GOOD, "reference_text": "x"},
+        r"reference_text: .* 1 transcripts for 0 clips",
+    ),
     "unknown role": (row(("robot", "Hi")), r"messages\[0\]: .* has no role"),
     "system in the middle": (
         row(("user", "Hi"), ("system", "x"), ("assistant", ""), audios=[A]),
