@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(autouse=True)
-def _no_knobs_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings are environment variables: no test may see those of the shell or of another test."""
+def _own_environment() -> Iterator[None]:
+    """Our settings, and many of MS-SWIFT's, are environment variables that a run sets: no test may see another's."""
     from plugins.settings import KNOBS
 
+    before = dict(os.environ)
     for knob in KNOBS:
-        # set, then delete: monkeypatch restores only what it knows, and the code under test sets variables itself.
-        monkeypatch.setenv(knob.upper(), "")
-        monkeypatch.delenv(knob.upper())
+        os.environ.pop(knob.upper(), None)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
