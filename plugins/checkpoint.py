@@ -13,6 +13,8 @@ from plugins.errors import problem
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
 
 _TEXT_HEAD = "text_lm_head.weight"
+# Duplicates of the heads under their original names, which transformers' conversion script leaves behind.
+_DUPLICATES = {"audio_decoder_proj.audio_lm_head.weight", "audio_decoder_proj.text_lm_head.weight"}
 
 
 def local_folder(path: str) -> str:
@@ -53,7 +55,7 @@ def load_model(path: str, *, text_head: bool = True, **kwargs: Any) -> HiggsAudi
         raise problem(
             str(path), "weights", missing[0], reason, "download it again; it is no complete native checkpoint"
         )
-    surplus = sorted(key for key in report["unexpected_keys"] if key != _TEXT_HEAD)
+    surplus = sorted(key for key in report["unexpected_keys"] if key not in {_TEXT_HEAD, *_DUPLICATES})
     if surplus:
         reason = f"is not a weight of this model ({len(surplus)} such keys)"
         raise problem(str(path), "weights", surplus[0], reason, "check that config.json belongs to these weights")

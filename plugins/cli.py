@@ -88,7 +88,7 @@ def _speak(options: argparse.Namespace) -> int:
         max_audio_s=options.max_audio_s,
     )
     speech.save(options.output)
-    end = "stopped by itself" if speech.stopped else f"cut at the limit of {options.max_audio_s:g} s"
+    end = "stopped by itself" if speech.stopped else "cut at the limit, it did not stop by itself"
     print(f"{options.output}: {speech.duration_s:.2f} s, {speech.codes.shape[1]} frames, {end}")
     return 0 if speech.stopped else _TRUNCATED
 

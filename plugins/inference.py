@@ -29,7 +29,8 @@ from plugins.rows import canonical_row, check_clips, dialogue_from_row
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SCENE_END, SCENE_START, SpecialTokens
 
-Voice = str | tuple[str, str]  # reference audio, or reference audio and its transcript
+AnyPath = str | Path
+Voice = AnyPath | tuple[AnyPath, str]  # reference audio, or reference audio and its transcript
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,14 @@ class Sampling:
     ras_max_repeats: int = 2
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise problem("sampling", "temperature", self.temperature, "is negative", "give 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise problem("sampling", "top_p", self.top_p, "is outside (0, 1]", "give 1 to switch it off")
+        if self.top_k < 1:
+            raise problem("sampling", "top_k", self.top_k, "is below 1", "give the number of codes to draw from")
+
     def generation_config(self, **kwargs: Any) -> GenerationConfig:
         if self.temperature == 0:
             return GenerationConfig(do_sample=False, **kwargs)
@@ -82,14 +91,15 @@ class Sampling:
 class HiggsAudioGenerator:
     """Speaks with a loaded model. `model`, `tokenizer`: what `swift.model.get_model_processor` returns."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, codec: Codec | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, codec: Codec | None = None, settings: HiggsAudioSettings | None = None
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.tokens = SpecialTokens.from_config(model.config, tokenizer)
-        self.settings = HiggsAudioSettings.from_env()
-        self.codec = codec or Codec(
-            find_codec([model.config.name_or_path], self.settings.codec), device=str(model.device)
-        )
+        folder = model.config.name_or_path
+        self.settings = settings or HiggsAudioSettings.of_checkpoint(Path(folder))
+        self.codec = codec or Codec(find_codec([folder], self.settings.codec), device=str(model.device))
 
     @classmethod
     def from_pretrained(
@@ -121,14 +131,16 @@ class HiggsAudioGenerator:
                 remedy = "give the folder of a LoRA checkpoint"
                 raise problem(adapters, "adapter_config.json", None, "not found", remedy)
             model = PeftModel.from_pretrained(model, adapters).get_base_model()
-        return cls(model, AutoTokenizer.from_pretrained(path), codec=Codec(find_codec([path], codec), device=device))
+        settings = HiggsAudioSettings.of_checkpoint(Path(adapters or path))
+        found = Codec(find_codec([path], codec or settings.codec), device=device)
+        return cls(model, AutoTokenizer.from_pretrained(path), codec=found, settings=settings)
 
     def generate(
         self,
         text: str,
         *,
         scene_description: str | None = None,
-        reference_audio: str | None = None,
+        reference_audio: AnyPath | None = None,
         reference_text: str | None = None,
         sampling: Sampling | None = None,
         max_audio_s: float = 40.0,
@@ -165,7 +177,7 @@ class HiggsAudioGenerator:
                     f"dialogue[{i}]", "speaker", line.get("speaker"), f"has no voice (known: {known})", "add one"
                 )
             voice = speaker_voices[line["speaker"]]
-            reference, transcript = (voice, None) if isinstance(voice, str) else voice
+            reference, transcript = voice if isinstance(voice, tuple) else (voice, None)
             turns.append(
                 self.generate(line.get("text", ""), reference_audio=reference, reference_text=transcript, **kwargs)
             )
@@ -175,12 +187,12 @@ class HiggsAudioGenerator:
         return speech
 
     def _inputs(
-        self, text: str, scene: str | None, reference_audio: str | None, reference_text: str | None
+        self, text: str, scene: str | None, reference_audio: AnyPath | None, reference_text: str | None
     ) -> dict[str, Tensor]:
         system = [{"role": "system", "content": f"{SCENE_START}\n{scene}\n{SCENE_END}"}] if scene else []
         row = {
             "messages": [*system, {"role": "user", "content": text}],
-            "reference_audio": reference_audio,
+            "reference_audio": None if reference_audio is None else str(reference_audio),
             "reference_text": reference_text,
         }
         canonical = canonical_row(row, "request", self.settings)
@@ -200,6 +212,8 @@ class HiggsAudioGenerator:
     @torch.inference_mode()
     def _frames(self, inputs: dict[str, Tensor], sampling: Sampling, max_audio_s: float) -> tuple[Tensor, bool]:
         """Delayed frames (T, K) of the new clip, stream BOS first, and whether it ended with an all-EOS frame."""
+        if max_audio_s <= 0:
+            raise problem("request", "max_audio_s", max_audio_s, "is not positive", "give seconds")
         num_prompt = inputs["input_ids"].shape[1]
         room = self.model.config.max_position_embeddings - num_prompt
         wanted = num_delayed_frames(math.ceil(max_audio_s * FRAMES_PER_S), self.tokens.num_codebooks)
@@ -214,21 +228,35 @@ class HiggsAudioGenerator:
         with torch.random.fork_rng(enabled=sampling.seed is not None):
             if sampling.seed is not None:
                 torch.manual_seed(sampling.seed)
-            frames = self.model.generate(**inputs, generation_config=config)[0]
+            frames = self._generate(inputs, config)
         num_given = inputs["audio_input_ids"].shape[1] if "audio_input_ids" in inputs else 0
         new = frames[num_given:]
         return new, bool((new[-1] == self.tokens.stream_eos).all())
 
+    def _generate(self, inputs: dict[str, Tensor], config: GenerationConfig) -> Tensor:
+        """Delayed frames (T, K), those of the prompt first."""
+        own = self.model.generation_config
+        # transformers adds the entries of the model's own configuration to the one it is given, and the published one
+        # has repetition-aware sampling in it: greedy would not be greedy.
+        self.model.generation_config = config
+        try:
+            return self.model.generate(**inputs, generation_config=config)[0]
+        finally:
+            self.model.generation_config = own
+
     def _codes(self, frames: Tensor, text: str) -> Tensor:
-        """Delayed frames (T, K) -> codes (K, F) up to the first special code in any codebook."""
+        """Delayed frames (T, K) -> codes (K, F) up to the first stream EOS in any codebook.
+
+        A stray stream BOS, which is trained nowhere, becomes the last code, as in transformers' own processor.
+        """
         if len(frames) < num_delayed_frames(1, self.tokens.num_codebooks):
             raise UserError(f"request: text: {text!r} gave no audio: the model stopped at once; train it longer")
         codes = undo_delay(frames).cpu()
-        special = (codes >= self.tokens.num_codes).any(dim=0).nonzero()
-        num_frames = int(special[0]) if len(special) else codes.shape[1]
+        ends = (codes == self.tokens.stream_eos).any(dim=0).nonzero()
+        num_frames = int(ends[0]) if len(ends) else codes.shape[1]
         if num_frames == 0:
             raise UserError(f"request: text: {text!r} gave no audio: the model stopped at once; train it longer")
-        return codes[:, :num_frames]
+        return codes[:, :num_frames].clamp(max=self.tokens.num_codes - 1)
 
 
 def _join(turns: list[Speech], pause_s: float) -> Speech:

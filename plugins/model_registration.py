@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from plugins.checkpoint import load_model
 from plugins.codec import CODEC_FOLDER
+from plugins.settings import SETTINGS_FILE
 from plugins.template import TEMPLATE_TYPE
 
 MODEL_TYPES = ("higgs-audio-v2-3b", "higgs-audio-v2-7b")
@@ -48,7 +49,7 @@ def register() -> None:
             model_arch=_MODEL_ARCH,
             # Only one type may claim the architecture, else MS-SWIFT cannot tell the type of a checkpoint.
             architectures=[ARCHITECTURE] if is_3b else [f"{ARCHITECTURE}7B"],
-            additional_saved_files=["processor_config.json", "chat_template.jinja", CODEC_FOLDER],
+            additional_saved_files=["processor_config.json", "chat_template.jinja", CODEC_FOLDER, SETTINGS_FILE],
             is_multimodal=True,
             tags=["audio", "tts"],
         )

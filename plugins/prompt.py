@@ -65,6 +65,11 @@ class Dialogue:
     scene: str | None = None
     source: str = "request"  # `file:line` of the row, for error messages
 
+    def clips(self) -> Iterator[AudioClip]:
+        """Every clip, references first."""
+        yield from (reference.clip for reference in self.references)
+        yield from (part for turn in self.turns for part in turn.parts if isinstance(part, AudioClip))
+
     def map_clips(self, encode: Callable[[AudioClip], AudioClip]) -> Dialogue:
         """The same dialogue with every clip replaced by `encode(clip)`."""
 
@@ -97,7 +102,7 @@ def encode(dialogue: Dialogue, tokenizer: Any, tokens: SpecialTokens, *, open_tu
     """
     writer = _Writer(tokenizer, tokens, EncodedSample([], [], source=dialogue.source))
     writer.ids([tokens.begin_of_text])
-    if dialogue.instruction is not None:
+    if dialogue.instruction is not None:  # `rows` refuses references that would have no place then
         writer.turn("system", _system_parts(dialogue, tokens))
     for turn in (*_reference_turns(dialogue), *dialogue.turns):
         writer.turn(turn.role, turn.parts, trained=turn.trained)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,23 @@ from plugins.settings import HiggsAudioSettings
 
 ROW_SOURCE = "row_source"  # `file:line`, added when a file is read
 COLUMNS = ("messages", "audios", "reference_audio", "reference_text", "audio_codes", "reference_codes", "raw_prompt")
-METADATA_COLUMNS = ("id", "speaker", "language", "duration_s")  # carried along, not read
+# Accepted and not read; `dataset` is what MS-SWIFT adds to the files that it writes itself.
+METADATA_COLUMNS = ("id", "speaker", "language", "duration_s", "dataset")
 AUDIO_TAG = "<audio>"  # MS-SWIFT's placeholder of one clip inside a content
 
 _OLD_PREFIX = re.compile(r"^\s*please speak:\s*", re.IGNORECASE)
 _SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
 
 
-def read_rows(path: str, settings: HiggsAudioSettings, *, max_problems: int = 20) -> list[dict[str, Any]]:
-    """All rows of a JSONL file, canonical and checked down to the headers of their audio files.
+def read_rows(
+    path: str,
+    settings: HiggsAudioSettings,
+    *,
+    check: Callable[[Dialogue], None],
+    columns: Mapping[str, str] | None = None,
+    max_problems: int = 20,
+) -> list[dict[str, Any]]:
+    """All rows of a JSONL file, canonical and each passed to `check`. `columns` renames columns first.
 
     Raises UserError with one line per faulty row, the first `max_problems` of them: nothing is dropped in silence.
     """
@@ -46,8 +54,9 @@ def read_rows(path: str, settings: HiggsAudioSettings, *, max_problems: int = 20
     problems: list[str] = []
     for source, line in _numbered_lines(path):
         try:
-            row = canonical_row(_parse(line, source), source, settings, beside=Path(path).resolve().parent)
-            check_clips(dialogue_from_row(row, settings), settings)
+            row = _parse(line, source, columns or {})
+            row = canonical_row(row, source, settings, beside=Path(path).resolve().parent)
+            check(dialogue_from_row(row, settings))
             rows.append(row)
         except UserError as error:
             problems.append(str(error))
@@ -62,27 +71,36 @@ def read_rows(path: str, settings: HiggsAudioSettings, *, max_problems: int = 20
 def canonical_row(
     row: Mapping[str, Any], source: str, settings: HiggsAudioSettings, *, beside: Path | None = None
 ) -> dict[str, Any]:
-    """Uniform types: contents are texts with <audio> tags, every other column of ours a list; paths are absolute.
+    """Uniform types and every column, so that rows of all shapes fit into one table; paths are absolute.
 
-    Relative paths are looked for in `audio_root` if set, else `beside` the file of the row, then in the working folder.
+    Contents become texts with <audio> tags. Relative paths are looked for in `audio_root` if set, else `beside` the
+    file of the row, then in the working folder.
     """
     first = Path(settings.audio_root) if settings.audio_root else beside
     folders = [folder for folder in (first, Path.cwd()) if folder is not None]
-    contents, content_audios = _flatten_messages(row.get("messages"), source)
-    audios = _as_list(row.get("audios", row.get("audio"))) or content_audios
+    messages, content_audios = _flatten_messages(row.get("messages"), source)
+    audios = _as_list(row.get("audios") or row.get("audio"))
+    if audios and content_audios:
+        reason = "are clips in addition to those in the contents"
+        raise problem(source, "audios", audios, reason, "name each clip once, here or in the contents")
+    raw_prompt = row.get("raw_prompt") or False
+    if not isinstance(raw_prompt, bool):
+        raise problem(source, "raw_prompt", raw_prompt, "is neither true nor false", "write true or false")
     references = _as_list(row.get("reference_audio"))
-    canonical: dict[str, Any] = {
-        "messages": contents,
-        "audios": [_absolute(path, folders, source, f"audios[{i}]") for i, path in enumerate(audios)],
+    texts = [text or "" for text in _as_list(row.get("reference_text"))]
+    for text in texts:
+        if not isinstance(text, str):
+            raise problem(source, "reference_text", text, "is no text", "give the transcript of the reference")
+    return {
+        "messages": messages,
+        "audios": [_absolute(path, folders, source, f"audios[{i}]") for i, path in enumerate(audios or content_audios)],
         "reference_audio": [_absolute(path, folders, source, "reference_audio") for path in references],
-        "reference_text": [text or "" for text in _as_list(row.get("reference_text"))],
+        "reference_text": texts,
         "audio_codes": row.get("audio_codes") or [],
         "reference_codes": row.get("reference_codes") or [],
-        "raw_prompt": bool(row.get("raw_prompt")),
+        "raw_prompt": raw_prompt,
         ROW_SOURCE: source,
     }
-    # Empty columns would give a dataset of mixed files a null type.
-    return {key: value for key, value in canonical.items() if value or key == "messages"}
 
 
 def check_columns(row: Mapping[str, Any], source: str) -> None:
@@ -99,63 +117,73 @@ def dialogue_from_row(row: Mapping[str, Any], settings: HiggsAudioSettings, *, t
     training: assistant turns that the row does not mark with `"loss": false` are targets, and there must be one.
     Raises UserError for empty text, clips that do not match the assistant turns, codes of the wrong shape.
     """
-    source = row.get(ROW_SOURCE, "row")
-    raw = bool(row.get("raw_prompt")) or settings.raw_prompt
+    source = row[ROW_SOURCE]
+    raw = row["raw_prompt"] or settings.raw_prompt
     messages = list(row["messages"])
     system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
     references = _references(row, source)
-    targets = _clips(row.get("audios"), row.get("audio_codes"), source, "audios", "audio_codes")
+    targets = _clips(row["audios"], row["audio_codes"], source, "audios", "audio_codes")
     turns = tuple(_turns(messages, iter(targets), source, raw=raw, first_index=0 if system is None else 1))
     num_used = sum(isinstance(part, AudioClip) for turn in turns for part in turn.parts)
     if num_used != len(targets):
-        raise problem(
-            source, "audios", [clip.path for clip in targets],
-            f"are {len(targets)} clips for {num_used} assistant turn(s) that take one",
-            'give each clip an assistant turn with empty content, or one "<audio>" tag',
-        )  # fmt: skip
+        paths = [clip.path for clip in targets]
+        reason = f"are {len(targets)} clips for {num_used} assistant turn(s) that take one"
+        remedy = f'give each clip an assistant turn with empty content, or one "{AUDIO_TAG}" tag'
+        raise problem(source, "audios", paths, reason, remedy)
     if training and not any(turn.trained for turn in turns):
-        raise problem(
-            source, "messages", [m["role"] for m in messages], "has no turn to train on", "add an assistant turn"
-        )
+        roles = [message["role"] for message in messages]
+        raise problem(source, "messages", roles, "has no turn to train on", "add an assistant turn")
     _check_references(references, targets, source)
-    instruction, scene = (system, None) if raw else _normalise_system(system, turns)
-    return Dialogue(turns, references, instruction, scene, source)
+    if not raw:
+        instruction, scene = _normalise_system(system, turns, references, source)
+        return Dialogue(turns, references, instruction, scene, source)
+    if system is None and any(reference.text is None for reference in references):
+        reason = "has no place in a raw prompt without system message"
+        raise problem(
+            source, "reference_audio", row["reference_audio"], reason, "add reference_text or a system message"
+        )
+    return Dialogue(turns, references, system, None, source)
+
+
+def num_frames(clip: AudioClip, source: str) -> int:
+    """Codec frames of a clip, from its codes or the header of its file. Raises UserError if it cannot be read."""
+    if clip.codes is not None:
+        return clip.codes.shape[1]
+    assert clip.path is not None
+    try:
+        return math.ceil(audio.probe(clip.path).duration_s * FRAMES_PER_S)
+    except audio.AudioError as error:
+        raise problem(source, "audio", clip.path, error.reason, error.remedy) from None
 
 
 def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:
     """Raise UserError for clips that cannot be read or are longer than `max_audio_length`, from their headers only."""
-
-    def check(clip: AudioClip) -> AudioClip:
-        if clip.codes is not None:
-            num_frames = clip.codes.shape[1]
-        else:
-            assert clip.path is not None
-            try:
-                num_frames = math.ceil(audio.probe(clip.path).duration_s * FRAMES_PER_S)
-            except audio.AudioError as error:
-                raise problem(dialogue.source, "audio", clip.path, error.reason, error.remedy) from None
-        if num_frames > settings.max_audio_length:
-            reason = f"has {num_frames} codec frames, more than max_audio_length {settings.max_audio_length}"
+    for clip in dialogue.clips():
+        frames = num_frames(clip, dialogue.source)
+        if frames > settings.max_audio_length:
+            reason = f"has {frames} codec frames, more than max_audio_length {settings.max_audio_length}"
             raise problem(dialogue.source, "audio", clip.path, reason, "cut the clip or raise MAX_AUDIO_LENGTH")
-        return clip
-
-    dialogue.map_clips(check)
 
 
 def _numbered_lines(path: str) -> Iterator[tuple[str, str]]:
-    with open(path, encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"{path}:{number}", line
+    number = 0
+    try:
+        with open(path, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line
+    except UnicodeDecodeError as error:
+        raise problem(f"{path}:{number + 1}", "line", error.reason, "is not UTF-8", "save the file as UTF-8") from None
 
 
-def _parse(line: str, source: str) -> dict[str, Any]:
+def _parse(line: str, source: str, columns: Mapping[str, str]) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise problem(source, "line", line.strip(), f"is no JSON ({error.msg})", "mend or delete the line") from None
     if not isinstance(row, dict):
         raise problem(source, "line", row, "is no JSON object", "write one object per line")
+    row = {columns.get(name, name): value for name, value in row.items()}
     check_columns(row, source)
     return row
 
@@ -179,25 +207,40 @@ def _flatten_messages(messages: Any, source: str) -> tuple[list[dict[str, Any]],
     """MS-SWIFT content lists ([{"type": "text", ...}, {"type": "audio", ...}]) become texts with <audio> tags."""
     if not isinstance(messages, list) or not messages:
         raise problem(source, "messages", messages, "is no list of messages", "see README, Dataset format")
-    flat, audios = [], []
+    flat: list[dict[str, Any]] = []
+    audios: list[str] = []
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in {"system", "user", "assistant"}:
             raise problem(source, f"messages[{i}]", message, "has no role system, user or assistant", "name the role")
-        if message["role"] == "system" and i > 0:
+        role, loss = message["role"], message.get("loss")
+        if role == "system" and i > 0:
             raise problem(source, f"messages[{i}].role", "system", "is not the first message", "put it first")
-        content = message.get("content")
-        if isinstance(content, list):
-            texts = []
-            for item in content:
-                if item.get("type") == "audio":
-                    audios.append(item.get("audio") or item.get("url"))
-                texts.append(AUDIO_TAG if item.get("type") == "audio" else str(item.get("text", "")))
-            content = "".join(texts)
-        if content is not None and not isinstance(content, str):
-            raise problem(source, f"messages[{i}].content", content, "is no text", "give a text or a content list")
-        entry = {"role": message["role"], "content": content or ""}
-        flat.append(entry if message.get("loss") is not False else {**entry, "loss": False})
+        if loss not in (None, True, False) or (isinstance(loss, int) and not isinstance(loss, bool)):
+            raise problem(source, f"messages[{i}].loss", loss, "is neither true nor false", "write true or false")
+        content = _flatten_content(message.get("content"), audios, source, f"messages[{i}].content")
+        if AUDIO_TAG in content and role != "assistant":
+            remedy = "put voices into reference_audio; only assistant turns hold clips"
+            raise problem(source, f"messages[{i}].content", content, f"has audio in a {role} turn", remedy)
+        flat.append({"role": role, "content": content, "loss": loss is not False})
     return flat, audios
+
+
+def _flatten_content(content: Any, audios: list[str], source: str, field: str) -> str:
+    """One content as text; the clips of a content list are appended to `audios`."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    remedy = 'give a text, or a list of {"type": "text", "text": ...} and {"type": "audio", "audio": PATH}'
+    if not isinstance(content, list):
+        raise problem(source, field, content, "is no text", remedy)
+    texts = []
+    for item in content:
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind not in {"text", "audio"} or not isinstance(item.get(kind), str):
+            raise problem(source, field, item, "is neither a text nor an audio item", remedy)
+        if kind == "audio":
+            audios.append(item["audio"])
+        texts.append(AUDIO_TAG if kind == "audio" else item["text"])
+    return "".join(texts)
 
 
 def _turns(
@@ -221,46 +264,47 @@ def _turns(
                 parts.append(clip)
             if text:
                 parts.append(text)
-        yield Turn("assistant", tuple(parts), trained=message.get("loss") is not False)
+        yield Turn("assistant", tuple(parts), trained=message["loss"])
 
 
 def _references(row: Mapping[str, Any], source: str) -> tuple[Reference, ...]:
-    clips = _clips(row.get("reference_audio"), row.get("reference_codes"), source, "reference_audio", "reference_codes")
-    texts = _as_list(row.get("reference_text"))
+    clips = _clips(row["reference_audio"], row["reference_codes"], source, "reference_audio", "reference_codes")
+    texts = row["reference_text"]
     if len(texts) > len(clips):
-        raise problem(
-            source, "reference_text", texts, f"are {len(texts)} transcripts for {len(clips)} clips", "give one each"
-        )
-    padded = texts + [""] * (len(clips) - len(texts))
-    return tuple(Reference(clip, (text or "").strip() or None) for clip, text in zip(clips, padded, strict=True))
+        reason = f"are {len(texts)} transcripts for {len(clips)} clips"
+        raise problem(source, "reference_text", texts, reason, "give one per clip")
+    padded = [*texts, *[""] * (len(clips) - len(texts))]
+    return tuple(Reference(clip, text.strip() or None) for clip, text in zip(clips, padded, strict=True))
 
 
-def _clips(paths: Any, codes: Any, source: str, path_field: str, codes_field: str) -> list[AudioClip]:
+def _clips(paths: list[str], codes: Any, source: str, path_field: str, codes_field: str) -> list[AudioClip]:
     """One clip per path or per entry of codes, or per pair of both."""
-    path_list, codes_list = _as_list(paths), _as_list(codes)
-    if path_list and codes_list and len(path_list) != len(codes_list):
-        reason = f"entries for {len(path_list)} clips in {path_field}"
+    codes_list = _as_list(codes)
+    if paths and codes_list and len(paths) != len(codes_list):
+        reason = f"entries for {len(paths)} clips in {path_field}"
         raise problem(source, codes_field, len(codes_list), reason, "give one entry per clip")
     tensors = [_codes_tensor(entry, source, f"{codes_field}[{i}]") for i, entry in enumerate(codes_list)]
     if not tensors:
-        return [AudioClip(path) for path in path_list]
-    return [AudioClip(path, entry) for path, entry in zip(path_list or [None] * len(tensors), tensors, strict=True)]
+        return [AudioClip(path) for path in paths]
+    named: list[str | None] = [*paths] or [None] * len(tensors)
+    return [AudioClip(path, entry) for path, entry in zip(named, tensors, strict=True)]
 
 
 def _codes_tensor(codes: Any, source: str, field: str) -> Tensor:
     """Inline codes [F][K] (MS-SWIFT's convention) -> (K, F) int64."""
     remedy = f"give a list of F frames of {NUM_CODEBOOKS} codes each"
     try:
-        codes_FxK = torch.tensor(codes, dtype=torch.long)
+        codes_FxK = torch.tensor(codes)
     except (ValueError, TypeError, RuntimeError):
         raise problem(source, field, codes, "is no rectangular list of integers", remedy) from None
-    if codes_FxK.dim() != 2 or codes_FxK.shape[1] != NUM_CODEBOOKS:
+    if codes_FxK.dim() != 2 or codes_FxK.shape[1] != NUM_CODEBOOKS or not len(codes_FxK):
         raise problem(source, field, list(codes_FxK.shape), f"is not [F][{NUM_CODEBOOKS}]", remedy)
+    if codes_FxK.is_floating_point():
+        raise problem(source, field, float(codes_FxK[0, 0]), "is no integer", remedy)
     if codes_FxK.min() < 0 or codes_FxK.max() >= NUM_CODES:
-        raise problem(
-            source, field, int(codes_FxK.max()), f"is outside 0..{NUM_CODES - 1}", "encode with the model's codec"
-        )
-    return codes_FxK.T.contiguous()
+        worst = int(codes_FxK.max() if codes_FxK.min() >= 0 else codes_FxK.min())
+        raise problem(source, field, worst, f"is outside 0..{NUM_CODES - 1}", "encode with the model's codec")
+    return codes_FxK.long().T.contiguous()
 
 
 def _check_references(references: tuple[Reference, ...], targets: list[AudioClip], source: str) -> None:
@@ -272,12 +316,15 @@ def _check_references(references: tuple[Reference, ...], targets: list[AudioClip
             raise problem(source, "reference_audio", reference.clip.path, "is the target itself", remedy)
 
 
-def _normalise_system(system: str | None, turns: tuple[Turn, ...]) -> tuple[str, str | None]:
+def _normalise_system(
+    system: str | None, turns: tuple[Turn, ...], references: tuple[Reference, ...], source: str
+) -> tuple[str, str | None]:
     """Instruction and scene of a system message, however loosely its scene tags are set."""
-    if not system or not system.strip():
-        speakers = {tag for turn in turns for part in turn.parts if isinstance(part, str)
-                    for tag in _SPEAKER_TAG.findall(part)}  # fmt: skip
-        return (MULTI_SPEAKER_INSTRUCTION if len(speakers) > 1 else INSTRUCTION), None
-    before, *rest = SCENE_TAGS.split(system)
-    scene = rest[1].strip() if len(rest) > 1 else ""
-    return before.strip() or INSTRUCTION, scene or None
+    before, *rest = SCENE_TAGS.split(system or "")
+    # Either no tag at all, or: start tag, scene, end tag, nothing more.
+    if rest and (len(rest) != 4 or rest[0] == rest[2] or rest[3].strip()):
+        remedy = "write the instruction first, then one <|scene_desc_start|> SCENE <|scene_desc_end|>"
+        raise problem(source, "messages[0].content", system, "has scene tags or text out of place", remedy)
+    tags = {tag for turn in turns for part in turn.parts if isinstance(part, str) for tag in _SPEAKER_TAG.findall(part)}
+    default = MULTI_SPEAKER_INSTRUCTION if len(tags) > 1 and not references else INSTRUCTION
+    return before.strip() or default, (rest[1].strip() or None) if rest else None

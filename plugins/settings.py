@@ -8,9 +8,11 @@ there too. So there is one place to read them from: `HiggsAudioSettings.from_env
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from plugins.errors import did_you_mean, problem
@@ -88,6 +90,24 @@ class HiggsAudioSettings:
         settings = cls(**values)
         settings._check_ranges()
         return settings
+
+    @classmethod
+    def of_checkpoint(cls, folder: Path, env: Mapping[str, str] | None = None) -> HiggsAudioSettings:
+        """Those of `env`, and where it is silent about codec and prompt, those that `folder` was trained with."""
+        settings = cls.from_env(env)
+        if not (folder / SETTINGS_FILE).is_file():
+            return settings
+        trained = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        return dataclasses.replace(
+            settings,
+            codec=settings.codec or trained["codec"],
+            raw_prompt=settings.raw_prompt or trained["raw_prompt"],
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write them into `folder`, which must exist."""
+        text = json.dumps(dataclasses.asdict(self), indent=2)
+        (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _check_ranges(self) -> None:
         for name in ("text_loss_weight", "audio_loss_weight", "auxiliary_loss_weight"):

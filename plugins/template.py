@@ -5,8 +5,11 @@ It keeps nothing of the base's text templates: prompt and labels come from `plug
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from swift.template import Template, TemplateMeta, register_template
 from swift.template.template_inputs import StdTemplateInputs
 from torch import Tensor
@@ -14,9 +17,10 @@ from torch import Tensor
 from plugins.codec import Codec, find_codec
 from plugins.collator import collate
 from plugins.dataset_registration import route_jsonl_files
+from plugins.errors import problem
 from plugins.loss import combine
-from plugins.prompt import AudioClip, EncodedSample, encode
-from plugins.rows import ROW_SOURCE, canonical_row, check_clips, dialogue_from_row
+from plugins.prompt import AudioClip, Dialogue, EncodedSample, encode
+from plugins.rows import ROW_SOURCE, canonical_row, check_clips, dialogue_from_row, num_frames
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 
@@ -38,7 +42,7 @@ class HiggsAudioTemplate(Template):
         self.codec = Codec(find_codec([self.model_info.model_dir], self.settings.codec))
         # On the instance: the base's list is shared by every template of the process.
         self.placeholder_tokens = [self.tokens.audio, self.tokens.audio_delay]
-        route_jsonl_files()
+        route_jsonl_files(self.check_dialogue)
 
     def _preprocess_inputs(self, inputs: StdTemplateInputs) -> None:
         """The base would put <audio> tags into the first message: our clips are targets, not inputs."""
@@ -49,10 +53,24 @@ class HiggsAudioTemplate(Template):
             row = canonical_row(row, f"row {row.get('id', '')}".strip(), self.settings)
         dialogue = dialogue_from_row(row, self.settings, training=self.is_training)
         check_clips(dialogue, self.settings)
-        sample = encode(dialogue.map_clips(self._with_codes), self.tokenizer, self.tokens)
+        sample = self._encode_dialogue(dialogue, self._with_codes)
         encoded = {"input_ids": sample.input_ids, "clips": sample.clips, "clips_trained": sample.clips_trained}
         labels = {"labels": sample.labels} if self.is_training else {}
         return {**encoded, **labels, ROW_SOURCE: sample.source}
+
+    def check_dialogue(self, dialogue: Dialogue) -> None:
+        """Raise UserError if a clip cannot be read or the row is too long, from the headers of its audio files."""
+        check_clips(dialogue, self.settings)
+        stand_in = partial(_stand_in, num_codebooks=self.tokens.num_codebooks, source=dialogue.source)
+        self._encode_dialogue(dialogue, stand_in)
+
+    def _encode_dialogue(self, dialogue: Dialogue, with_codes: Callable[[AudioClip], AudioClip]) -> EncodedSample:
+        sample = encode(dialogue.map_clips(with_codes), self.tokenizer, self.tokens)
+        length = len(sample.input_ids)
+        if self.max_length is not None and length > self.max_length:
+            reason = f"tokens and frames are more than max_length {self.max_length}"
+            raise problem(dialogue.source, "row", length, reason, "raise --max_length or cut text, clip or reference")
+        return sample
 
     def _with_codes(self, clip: AudioClip) -> AudioClip:
         if clip.codes is not None:
@@ -83,6 +101,11 @@ class HiggsAudioTemplate(Template):
         weights = self.settings.loss_weights(self.tokens.num_codebooks)
         outputs.loss = combine(outputs.text, outputs.audio, num_text=num_text, num_frames=num_frames, weights=weights)
         return outputs
+
+
+def _stand_in(clip: AudioClip, *, num_codebooks: int, source: str) -> AudioClip:
+    """A clip of the same length with codes of nothing: enough to count the positions of a row."""
+    return AudioClip(clip.path, torch.zeros(num_codebooks, num_frames(clip, source), dtype=torch.long))
 
 
 def _row_of(inputs: StdTemplateInputs) -> dict[str, Any]:

@@ -41,55 +41,72 @@ def main(argv: Sequence[str] | None = None) -> Any:
     from plugins.register import register_higgs_audio_all
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parse_yaml_args(arguments)
-    # `--flag=value` as two words, so that every flag is looked at in the same way.
-    words = [word for each in arguments for word in (each.split("=", 1) if each.startswith("--") else [each])]
-    rest = take_settings(translate(words))
-    check_flags(rest)
-    register_higgs_audio_all()
-    if "--external_plugins" not in rest:
-        # Recorded in args.json, so that a plain `swift export` or `swift infer` finds the plugin later.
-        rest += ["--external_plugins", REGISTER_FILE]
-    return SwiftSft(rest).main()
+    before = {knob.upper(): os.environ.get(knob.upper()) for knob in KNOBS}
+    try:
+        parse_yaml_args(arguments)
+        # `--flag=value` as two words, so that every flag is looked at in the same way.
+        words = [word for each in arguments for word in (each.split("=", 1) if each.startswith("--") else [each])]
+        rest = with_plugin(take_settings(translate(words)))
+        check_flags(rest)
+        register_higgs_audio_all()
+        return SwiftSft(rest).main()
+    finally:
+        # Settings travel as environment variables; a second run in this process must not inherit them.
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def with_plugin(arguments: list[str]) -> list[str]:
+    """Our plugin first among `--external_plugins`: args.json then lets `swift export` and `swift infer` find it."""
+    if "--external_plugins" not in arguments:
+        return [*arguments, "--external_plugins", REGISTER_FILE]
+    at = arguments.index("--external_plugins") + 1
+    named = {str(Path(value).resolve()) for value in arguments[at:]}
+    return arguments if REGISTER_FILE in named else [*arguments[:at], REGISTER_FILE, *arguments[at:]]
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
     """The seed document's flags and module names in MS-SWIFT's own. Raises UserError where one cannot be meant."""
     result: list[str] = []
-    skip = False
-    for i, argument in enumerate(arguments):
-        if skip:
-            skip = False
+    for flag, values in _by_flag(arguments):
+        if flag in BUILT_IN:
+            if values != [BUILT_IN[flag]]:
+                remedy = f"use {BUILT_IN[flag]!r} or leave it out"
+                raise problem("command line", flag, " ".join(values), "is not available", remedy)
             continue
-        if argument in BUILT_IN:
-            value = arguments[i + 1] if i + 1 < len(arguments) else None
-            if value != BUILT_IN[argument]:
-                raise problem(
-                    "command line", argument, value, "is not available", f"use {BUILT_IN[argument]!r} or leave it out"
-                )
-            skip = True
-            continue
-        # The audio FFN is called `audio_mlp` in transformers' class.
-        result.append(RENAMED.get(argument, argument.replace("audio_ffn", "audio_mlp")))
+        name = RENAMED.get(flag, flag)
+        if name in {"--target_modules", "--target_regex"}:
+            # The audio FFN is called `audio_mlp` in transformers' class.
+            values = [value.replace("audio_ffn", "audio_mlp") for value in values]
+        result += [name, *values] if name else values
     return result
 
 
 def take_settings(arguments: Sequence[str]) -> list[str]:
     """Move `--<knob> value` into the environment, where MS-SWIFT's `--model_kwargs` go too; return the rest."""
     rest: list[str] = []
-    pending: str | None = None
-    for argument in arguments:
-        if pending is not None:
-            os.environ[pending] = argument
-            pending = None
-        elif argument.startswith("--") and argument[2:] in KNOBS:
-            pending = argument[2:].upper()
-        else:
-            rest.append(argument)
-    if pending is not None:
-        raise problem("command line", f"--{pending.lower()}", None, "has no value", "give one after the flag")
+    for flag, values in _by_flag(arguments):
+        if flag.removeprefix("--") not in KNOBS:
+            rest += [flag, *values] if flag else values
+            continue
+        if not values:
+            raise problem("command line", flag, None, "has no value", "give one after the flag")
+        os.environ[flag.removeprefix("--").upper()] = ",".join(values)
     HiggsAudioSettings.from_env()
     return rest
+
+
+def _by_flag(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each flag with the words up to the next one; words before the first flag stand under ""."""
+    grouped: list[tuple[str, list[str]]] = [("", [])]
+    for word in arguments:
+        if word.startswith("--"):
+            grouped.append((word, []))
+        else:
+            grouped[-1][1].append(word)
+    return grouped if grouped[0][1] else grouped[1:]
 
 
 def check_flags(arguments: Sequence[str]) -> None:

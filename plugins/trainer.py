@@ -6,7 +6,6 @@ accumulation steps and ranks. Numerators come from the model as sums, denominato
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -25,8 +24,8 @@ from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
 from plugins.loss import LossSums, combine
 from plugins.modeling import DualLossOutput
-from plugins.settings import SETTINGS_FILE, HiggsAudioSettings, check_knob_names
-from plugins.template import HiggsAudioTemplate
+from plugins.settings import HiggsAudioSettings, check_knob_names
+from plugins.template import TEMPLATE_TYPE, HiggsAudioTemplate
 
 logger = get_logger()
 
@@ -139,6 +138,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
     def __new__(cls, *args: Any, template: Any = None, **kwargs: Any) -> Any:
         if isinstance(template, HiggsAudioTemplate):
             return super().__new__(cls)
+        if getattr(getattr(kwargs.get("model"), "model_meta", None), "template", None) == TEMPLATE_TYPE:
+            reason = f"is no template for this model, which needs {TEMPLATE_TYPE!r}"
+            raise problem("options", "template", type(template).__name__, reason, "leave --template out")
         return Seq2SeqTrainer(*args, template=template, **kwargs)
 
     def __init__(self, *, model: Any, args: Any, template: HiggsAudioTemplate, **kwargs: Any) -> None:
@@ -184,6 +186,11 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                 logs["audio_learning_rate"] = audio_rates[0]
         super().log(logs, *args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A checkpoint that moves must still know its codec and whether its prompts were raw.
+        self.template.settings.save(Path(output_dir or self.args.output_dir))
+
     def _loss_of(self, text: LossSums, audio: LossSums) -> float:
         weights = self.template.settings.loss_weights(len(audio.count))
         return float(combine(text, audio, num_text=text.count, num_frames=audio.count[0], weights=weights))
@@ -221,8 +228,7 @@ def refuse_unsupported(model: Any, args: Any, template: HiggsAudioTemplate) -> N
 def _settle_output_folder(output_dir: Path, settings: HiggsAudioSettings) -> None:
     """Write the resolved settings; check and settle MS-SWIFT's args.json, which it writes before the trainer exists."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dataclasses.asdict(settings), indent=2)
-    (output_dir / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+    settings.save(output_dir)
     path = output_dir / "args.json"
     if not path.is_file():
         return

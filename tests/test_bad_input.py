@@ -44,6 +44,13 @@ def test_bad_row_stops_the_run_before_its_first_step(case: str, tiny: Path, tmp_
     assert not list((tmp_path / "out").rglob("checkpoint-*"))
 
 
+def test_row_longer_than_max_length_is_named_before_the_first_step(tiny: Path, tmp_path: Path) -> None:
+    """MS-SWIFT would drop it without a word, or stop in mid-epoch without naming it."""
+    dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(3))
+    with pytest.raises(UserError, match=rf"{dataset}:3: row: \d+ tokens and frames are more than max_length 130;"):
+        main(flags(tiny, dataset, tmp_path / "out", max_length=130))
+
+
 def without_weights(model: Path) -> None:
     (model / "model.safetensors").unlink()
 

@@ -1,5 +1,6 @@
 """The generator: typed results, limits, seeds, dialogues, and errors in one line. Weights are random here."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from conftest import CORPUS
 
 from plugins.cli import main
+from plugins.delay_pattern import apply_delay
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator, Sampling, Speech
+from plugins.settings import HiggsAudioSettings
 
 VOICE = str(CORPUS / "wavs" / "DEMO-0002.flac")
 GREEDY = Sampling(temperature=0)
@@ -75,10 +78,40 @@ def test_repetition_aware_sampling_breaks_a_loop(generator: HiggsAudioGenerator)
     assert len(varied.unique()) > len(looped.unique())
 
 
+def test_the_models_own_generation_config_does_not_leak_in(tiny: Path) -> None:
+    """The published one has repetition-aware sampling in it, and transformers merges it into every request: greedy
+    decoding would draw at random."""
+    generator = HiggsAudioGenerator.from_pretrained(str(tiny))
+    own = generator.model.generation_config
+    own.ras_win_len, own.ras_win_max_num_repeat, own.temperature = 7, 1, 2.0
+    first, second = (generator.generate("Hello.", sampling=GREEDY, max_audio_s=2.0).codes for _ in range(2))
+    assert torch.equal(first, second)
+    assert generator.model.generation_config is own
+
+
+def test_codec_and_raw_prompt_of_the_training_are_kept(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "model")
+    HiggsAudioSettings(codec=str(tiny / "audio_tokenizer"), raw_prompt=True).save(tmp_path / "model")
+    generator = HiggsAudioGenerator.from_pretrained(str(tmp_path / "model"))
+    assert generator.codec.path == str(tiny / "audio_tokenizer")
+    assert generator.settings.raw_prompt
+    asked = HiggsAudioGenerator.from_pretrained(str(tmp_path / "model"), codec="another")
+    assert asked.codec.path == "another"
+
+
+def test_speech_ends_at_the_first_eos_of_any_codebook(generator: HiggsAudioGenerator) -> None:
+    codes = torch.zeros(8, 30, dtype=torch.long)
+    codes[5, 10], codes[2, 20] = 1024, 1025  # a stray BOS does not end it
+    frames = apply_delay(codes, bos_id=1024, eos_id=1025)
+    kept = generator._codes(frames, "Hello.")
+    assert kept.shape == (8, 20)
+    assert kept[5, 10] == 1023
+
+
 def test_dialogue_turn_by_turn(generator: HiggsAudioGenerator, tmp_path: Path) -> None:
     speech = generator.synthesize_multi_speaker(
         dialogue=[{"speaker": "Alice", "text": "Hello!"}, {"speaker": "Bob", "text": "Hi there!"}],
-        speaker_voices={"Alice": VOICE, "Bob": (VOICE, "Glue the sheet.")},
+        speaker_voices={"Alice": Path(VOICE), "Bob": (VOICE, "Glue the sheet.")},
         output_path=tmp_path / "dialogue.wav",
         pause_s=0.1,
         sampling=GREEDY,
@@ -97,6 +130,14 @@ def test_bad_requests_are_one_line(generator: HiggsAudioGenerator) -> None:
         generator.generate("Hello.", reference_audio="gone.wav")
     with pytest.raises(UserError, match=r"dialogue\[0\]: speaker: 'Eve' has no voice \(known: Alice\); add one"):
         generator.synthesize_multi_speaker([{"speaker": "Eve", "text": "x"}], {"Alice": VOICE})
+    with pytest.raises(UserError, match="sampling: temperature: -1 is negative"):
+        Sampling(temperature=-1)
+    with pytest.raises(UserError, match=r"sampling: top_p: 1\.5 is outside \(0, 1\]"):
+        Sampling(top_p=1.5)
+    with pytest.raises(UserError, match="request: max_audio_s: 0 is not positive"):
+        generator.generate("Hello.", max_audio_s=0)
+    with pytest.raises(UserError, match="has scene tags or text out of place"):
+        generator.generate("Hello.", scene_description="x <|scene_desc_end|> y")
     with pytest.raises(UserError, match="leaves no room in 2048; shorten text or reference"):
         generator.generate("word " * 3000)
 
@@ -112,7 +153,7 @@ def test_speak_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     command = ["speak", "--model", str(tiny), "--text", "Hello.", "--output", str(output), "--max_audio_s", "0.4"]
     assert main([*command, "--temperature", "0"]) == 3, "cut at the limit"
     assert soundfile.info(output).frames == 9600
-    assert "0.40 s, 10 frames, cut at the limit of 0.4 s" in capsys.readouterr().out
+    assert "0.40 s, 10 frames, cut at the limit, it did not stop by itself" in capsys.readouterr().out
     assert main([*command, "--reference_audio", "gone.wav"]) == 1
     assert "\nerror: request: reference_audio: 'gone.wav' not found" in capsys.readouterr().err
 

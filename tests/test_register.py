@@ -1,12 +1,13 @@
 """The seam with MS-SWIFT: idempotent registration, no traps on sys.path, other models untouched, refusals."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, corpus_rows, write_jsonl
 
 from plugins.errors import UserError
 from plugins.register import register_higgs_audio_all
@@ -55,17 +56,49 @@ def test_our_columns_survive_ms_swifts_preprocessing() -> None:
     assert set(kept.column_names) == set(row)
 
 
-def test_jsonl_files_go_through_our_loader_only_once_a_higgs_template_exists() -> None:
+def test_jsonl_files_go_through_our_loader_once_a_higgs_template_exists(tmp_path: Path) -> None:
     from swift.dataset.dataset_syntax import DatasetSyntax
 
     from plugins.dataset_registration import HiggsDatasetLoader, route_jsonl_files
 
-    route_jsonl_files()
-    route_jsonl_files()
-    syntax = DatasetSyntax(str(ROOT / "README.md"))
-    assert syntax.get_dataset_meta(False).loader is not HiggsDatasetLoader
-    syntax.dataset = "train.jsonl"
-    assert syntax.get_dataset_meta(False).loader is HiggsDatasetLoader
+    route_jsonl_files(lambda _: None)
+    route_jsonl_files(lambda _: None)
+    assert DatasetSyntax("someone/dataset").get_dataset_meta(False).loader is not HiggsDatasetLoader
+    path = write_jsonl(tmp_path / "train.jsonl", corpus_rows(1))
+    assert DatasetSyntax(str(path)).get_dataset_meta(False).loader is HiggsDatasetLoader
+    with pytest.raises(UserError, match=r"dataset: 'gone\.jsonl' not found; check the path"):
+        DatasetSyntax("gone.jsonl").get_dataset_meta(False)
+
+
+def load(*paths: Path) -> list[dict[str, Any]]:
+    """Files through MS-SWIFT's own `load_dataset`, as `--dataset FILE ...` does."""
+    from swift.dataset import load_dataset
+
+    from plugins.dataset_registration import route_jsonl_files
+
+    route_jsonl_files(lambda _: None)
+    return load_dataset([str(path) for path in paths])[0].to_list()
+
+
+def test_rows_of_all_shapes_share_one_table(tmp_path: Path) -> None:
+    """`Dataset.from_list` takes its columns from the first row: a reference in the second one would be lost."""
+    plain, other = corpus_rows(2)
+    voice = other["audios"][0]
+    text = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "loss": True}]}
+    first = write_jsonl(tmp_path / "first.jsonl", [text, plain, {**plain, "reference_audio": voice}])
+    second = write_jsonl(tmp_path / "second.jsonl", [{**plain, "audio_codes": [[[1] * 8]]}])
+    rows = load(first, second)
+    assert [row["audios"] for row in rows] == [[], *[plain["audios"]] * 3]
+    assert [row["reference_audio"] for row in rows] == [[], [], [voice], []]
+    assert rows[3]["audio_codes"] == [[[1] * 8]]
+    assert [row["row_source"] for row in rows] == [f"{first}:1", f"{first}:2", f"{first}:3", f"{second}:1"]
+
+
+def test_other_file_types_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("text\nx\n")
+    with pytest.raises(UserError, match=r"train\.csv' is no \.jsonl file"):
+        load(path)
 
 
 def test_other_models_get_ms_swifts_own_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +109,9 @@ def test_other_models_get_ms_swifts_own_trainer(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Seq2SeqTrainer, "__init__", lambda self, **kwargs: None)
     trainer: Any = HiggsAudioTrainer(model=None, args=None, template=object())
     assert type(trainer) is Seq2SeqTrainer
+    ours = SimpleNamespace(model_meta=SimpleNamespace(template="higgs_audio_v2"))
+    with pytest.raises(UserError, match="template: 'object' is no template for this model"):
+        HiggsAudioTrainer(model=ours, args=None, template=object())
 
 
 @pytest.mark.parametrize(

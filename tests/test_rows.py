@@ -9,7 +9,8 @@ from conftest import CORPUS, corpus_rows, write_jsonl
 from plugins.errors import UserError
 from plugins.prompt import AudioClip, Dialogue
 from plugins.prompt_text import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
-from plugins.rows import canonical_row, dialogue_from_row, read_rows
+from plugins.rows import canonical_row, check_clips, dialogue_from_row
+from plugins.rows import read_rows as read_checked_rows
 from plugins.settings import HiggsAudioSettings
 
 A, B = (str(CORPUS / "wavs" / f"DEMO-000{i}.flac") for i in (1, 2))
@@ -19,6 +20,10 @@ CODES = [[0] * 8, [1023] * 8]  # two frames of eight codebooks
 
 def dialogue(row: dict[str, Any], settings: HiggsAudioSettings = SETTINGS) -> Dialogue:
     return dialogue_from_row(canonical_row(row, "t.jsonl:1", settings), settings)
+
+
+def read_rows(path: str, settings: HiggsAudioSettings) -> list[dict[str, Any]]:
+    return read_checked_rows(path, settings, check=lambda dialogue: check_clips(dialogue, settings))
 
 
 def row(*messages: tuple[str, Any], **columns: Any) -> dict[str, Any]:
@@ -103,6 +108,27 @@ def test_relative_paths_are_found_beside_the_file_or_under_audio_root(tmp_path: 
     assert read_rows(str(other), settings)[0]["audios"] == [str(tmp_path / "clips" / "a.flac")]
 
 
+def test_two_speakers_in_a_scene_get_the_multi_speaker_instruction() -> None:
+    scene = "<|scene_desc_start|>\nSPEAKER0: feminine\nSPEAKER1: masculine\n<|scene_desc_end|>"
+    result = dialogue(row(("system", scene), ("user", "[SPEAKER0] Hi\n[SPEAKER1] Ho"), ("assistant", ""), audios=[A]))
+    assert result.instruction == MULTI_SPEAKER_INSTRUCTION
+    assert result.scene == "SPEAKER0: feminine\nSPEAKER1: masculine"
+
+
+def test_columns_can_be_renamed(tmp_path: Path) -> None:
+    """MS-SWIFT's `--columns`."""
+    path = write_jsonl(tmp_path / "t.jsonl", [row(("user", "1"), ("assistant", ""), voice=B, audios=[A])])
+    columns = {"voice": "reference_audio"}
+    rows = read_checked_rows(str(path), SETTINGS, check=lambda _: None, columns=columns)
+    assert rows[0]["reference_audio"] == [B]
+
+
+def test_a_validation_file_that_ms_swift_split_off_is_accepted(tmp_path: Path) -> None:
+    written = {**canonical_row(GOOD, "t.jsonl:9", SETTINGS), "dataset": "t.jsonl"}
+    path = write_jsonl(tmp_path / "val_dataset.jsonl", [written])
+    assert read_rows(str(path), SETTINGS)[0]["row_source"] == f"{path}:1"
+
+
 GOOD = row(("user", "Hi"), ("assistant", ""), audios=[A])
 BAD_ROWS = {
     "missing audio": ({**GOOD, "audios": ["gone.wav"]}, r"audios\[0\]: 'gone.wav' not found \(looked in "),
@@ -133,6 +159,34 @@ BAD_ROWS = {
         r"messages\[1\]\.role: 'system' is not the first message",
     ),
     "nothing to train": (row(("user", "Hi")), r"messages: \['user'\] has no turn to train on"),
+    "audio in a user turn": (
+        row(("user", [{"type": "audio", "audio": B}, {"type": "text", "text": "Hi"}]), ("assistant", "")),
+        r"messages\[0\]\.content: '<audio>Hi' has audio in a user turn; put voices into reference_audio",
+    ),
+    "clips here and there": (
+        {**row(("user", "Hi"), ("assistant", [{"type": "audio", "audio": A}])), "audios": [B]},
+        r"audios: .* are clips in addition to those in the contents",
+    ),
+    "text after the scene": (
+        row(("system", "<|scene_desc_start|>x<|scene_desc_end|> Slow."), ("user", "Hi"), ("assistant", ""), audios=[A]),
+        r"messages\[0\]\.content: .* has scene tags or text out of place",
+    ),
+    "raw prompt without a place for the reference": (
+        {**GOOD, "raw_prompt": True, "reference_audio": B},
+        r"reference_audio: .* has no place in a raw prompt without system message",
+    ),
+    "content of bare strings": (row(("user", ["Hi"])), r"messages\[0\]\.content: 'Hi' is neither a text nor an audio"),
+    "image": (row(("user", [{"type": "image", "image": "x"}])), r"is neither a text nor an audio item"),
+    "transcript as number": (
+        {**GOOD, "reference_audio": B, "reference_text": 5},
+        r"reference_text: 5 is no text",
+    ),
+    "raw_prompt as text": ({**GOOD, "raw_prompt": "false"}, r"raw_prompt: 'false' is neither true nor false"),
+    "loss as number": (
+        {**GOOD, "messages": [*GOOD["messages"][:1], {"role": "assistant", "content": "", "loss": 0}]},
+        r"messages\[1\]\.loss: 0 is neither true nor false",
+    ),
+    "codes with fractions": ({**GOOD, "audio_codes": [[[1.7] * 8]]}, r"audio_codes\[0\]: 1\.7.* is no integer"),
     "no messages": ({"audios": [A]}, r"messages: None is no list of messages"),
     "too long": (
         {**GOOD, "audio_codes": [[[0] * 8] * 1025]},
@@ -166,6 +220,13 @@ def test_broken_json_and_blank_lines(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "train.jsonl", [GOOD])
     path.write_text("\ufeff" + path.read_text() + "\r\n{broken\n", encoding="utf-8")
     with pytest.raises(UserError, match=rf"{path}:3: line: '\{{broken' is no JSON"):
+        read_rows(str(path), SETTINGS)
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b'{"messages": "\xe9"}\n')
+    with pytest.raises(UserError, match=r"train\.jsonl:1: line: .* is not UTF-8; save the file as UTF-8"):
         read_rows(str(path), SETTINGS)
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from plugins.errors import UserError
-from plugins.train import main, take_settings, translate
+from plugins.train import REGISTER_FILE, main, take_settings, translate, with_plugin
 
 
 def test_flags_of_the_seed_document() -> None:
@@ -18,6 +18,29 @@ def test_flags_of_the_seed_document() -> None:
 def test_another_trainer_is_refused() -> None:
     with pytest.raises(UserError, match="--trainer_type: 'mine' is not available; use 'higgs_audio' or leave it out"):
         translate(["--trainer_type", "mine"])
+
+
+def test_only_module_names_are_translated() -> None:
+    assert translate(["--dataset", "data/audio_ffn.jsonl"]) == ["--dataset", "data/audio_ffn.jsonl"]
+
+
+def test_a_list_of_values_stays_together() -> None:
+    """From YAML a list arrives as several words; the second must not become a value of another flag."""
+    words = ["--dataset", "a.jsonl", "--audio_codebook_weights", *"21111111", "--lora_rank", "8"]
+    assert take_settings(words) == ["--dataset", "a.jsonl", "--lora_rank", "8"]
+    assert os.environ["AUDIO_CODEBOOK_WEIGHTS"] == "2,1,1,1,1,1,1,1"
+
+
+def test_our_plugin_joins_those_of_the_user() -> None:
+    assert with_plugin(["--lora_rank", "8"]) == ["--lora_rank", "8", "--external_plugins", REGISTER_FILE]
+    assert with_plugin(["--external_plugins", "a.py"]) == ["--external_plugins", REGISTER_FILE, "a.py"]
+    assert with_plugin(["--external_plugins", REGISTER_FILE]) == ["--external_plugins", REGISTER_FILE]
+
+
+def test_settings_do_not_outlive_a_run() -> None:
+    with pytest.raises(UserError, match="'--nonsense' is unknown"):
+        main(["--audio_learning_rate", "1e-4", "--nonsense", "1"])
+    assert "AUDIO_LEARNING_RATE" not in os.environ
 
 
 def test_settings_go_into_the_environment() -> None:
