@@ -157,12 +157,12 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """(2,): trained text tokens and trained audio frames of the step, over all micro-batches and ranks."""
-        counts = torch.zeros(2, dtype=torch.long)
+        counts = torch.zeros(2, dtype=torch.long, device=device)
         for batch in batch_samples:
-            counts[0] += (batch["labels"][:, 1:] != IGNORE_INDEX).sum().cpu()
             # Codebook 0 stands for all: each has F codes and one EOS per clip.
-            counts[1] += (batch["audio_labels"][:, 1:, 0] != IGNORE_INDEX).sum().cpu()
-        return self.accelerator.gather(counts.to(device)[None]).sum(dim=0)
+            trained = (batch["labels"][:, 1:], batch["audio_labels"][:, 1:, 0])
+            counts += torch.stack([(labels != IGNORE_INDEX).sum() for labels in trained]).to(device)
+        return self.accelerator.gather(counts[None]).sum(dim=0)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -119,3 +119,28 @@ def test_text_only_batch_touches_every_parameter(model: HiggsAudioV2ForCondition
     untouched = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert untouched == []
     assert model.audio_lm_head.weight.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "billions", "audio_billions"),
+    [
+        ({}, 5.77, 2.16),
+        (
+            {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+            13.7,
+            5.7,
+        ),
+    ],
+    ids=["3b", "7b"],
+)
+def test_real_shapes_have_the_known_sizes(shape: dict[str, int], billions: float, audio_billions: float) -> None:
+    """Without weights, on the meta device: the published 3B configuration, and a Llama-3.1-8B-shaped one."""
+    from plugins.trainer import is_audio_parameter
+
+    with torch.device("meta"):
+        config = HiggsAudioV2Config(codebook_size=1026, **shape)
+        model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert sum(sizes.values()) / 1e9 == pytest.approx(billions, abs=0.05)
+    audio = sum(size for name, size in sizes.items() if is_audio_parameter(name))
+    assert audio / 1e9 == pytest.approx(audio_billions, abs=0.05)
