@@ -6,8 +6,11 @@ surplus key is an error that names it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+
+from transformers import HiggsAudioV2Config
 
 from plugins.errors import problem
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
@@ -38,6 +41,13 @@ def load_model(path: str, *, text_head: bool = True, **kwargs: Any) -> HiggsAudi
     missing, or if a key is surplus.
     """
     folder = Path(path)
+    config = folder / "config.json"
+    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    if model_type != HiggsAudioV2Config.model_type:
+        reason = "is the format of boson-multimodal" if model_type == "higgs_audio" else "is no Higgs-Audio V2"
+        raise problem(
+            str(config), "model_type", model_type, reason, "download `main` of the Hub repository: it is native"
+        )
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.safetensors.index.json")):
         raise problem(
             str(path), "weights", "*.safetensors", "not found", "download the whole checkpoint into this folder"

@@ -57,6 +57,16 @@ def test_surplus_key_is_named(edited: Callable[..., str]) -> None:
         load_model(edited(add=("model.layers.9.x",)))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "reason"), [("higgs_audio", "is the format of boson-multimodal"), ("llama", "is no Higgs-Audio V2")]
+)
+def test_another_format_is_refused(model_type: str, reason: str, tmp_path: Path) -> None:
+    """transformers would load the original's weights under wrong names: random heads, and only a warning."""
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    with pytest.raises(UserError, match=rf"model_type: '{model_type}' {reason}; download `main`"):
+        load_model(str(tmp_path))
+
+
 def test_folder_without_weights_is_refused(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(tiny / "config.json", tmp_path / "config.json")
     with pytest.raises(UserError, match=r"weights: '\*\.safetensors' not found; download the whole checkpoint"):
