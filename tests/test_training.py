@@ -171,10 +171,6 @@ def test_one_step_is_the_same_for_every_split_of_its_rows(tiny: Path, tmp_path: 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"tuner_type": "lora", "target_modules": "all-linear"},
-    "lora with the seed document's modules": {
-        "tuner_type": "lora",
-        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    },
     "gradient checkpointing": {"gradient_checkpointing": "true"},
     "gradient checkpointing, lora": {"gradient_checkpointing": "true", "tuner_type": "lora"},
     "group by length, two processes encode": {"group_by_length": "true", "dataset_num_proc": 2},
@@ -196,11 +192,19 @@ def test_option_runs_to_the_end(variant: str, tiny: Path, tmp_path: Path) -> Non
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
 
 
-def test_lora_covers_attention_and_both_ffns(tiny: Path, tmp_path: Path) -> None:
-    dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
-    sft(tiny, dataset, tmp_path / "out", tuner_type="lora", max_steps=1)
+SEED_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+                "audio_ffn.gate_proj", "audio_ffn.up_proj", "audio_ffn.down_proj"]  # fmt: skip
+
+
+@pytest.mark.parametrize("modules", [["all-linear"], SEED_MODULES], ids=["all-linear", "seed document"])
+def test_lora_covers_attention_and_both_ffns(modules: list[str], tiny: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
+    from plugins.train import main
+
+    dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
+    options = {"tuner_type": None, "max_steps": 1, "sft_type": "lora", "lora_target_modules": modules}
+    main(flags(tiny, dataset, tmp_path / "out", **options))
     with safe_open(tmp_path / "out" / "checkpoint-1" / "adapter_model.safetensors", "pt") as adapter:
         names = {key.split("layers.0.")[1].rsplit(".lora_", 1)[0] for key in adapter.keys() if "layers.0." in key}  # noqa: SIM118
     ffn = {f"{part}.{name}_proj" for part in ("mlp", "audio_mlp") for name in ("gate", "up", "down")}
