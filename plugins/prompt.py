@@ -9,7 +9,8 @@
 AUDIO stands for one clip of F codec frames and takes F + 2 placeholders <|AUDIO_OUT|> and K - 1 placeholders of delay,
 one per delayed frame. A reference with a transcript is a finished turn pair before the others, one without a transcript
 stands in the scene as `SPEAKERn: AUDIO`. Labels follow the original implementation: in trained assistant turns the
-text, <|audio_out_bos|>, <|audio_eos|> and <|eot_id|>; nothing else.
+text, <|audio_out_bos|>, <|audio_eos|> and <|eot_id|>; nothing else. Between two assistant turns <|eom_id|> stands in
+the place of <|eot_id|>.
 
 This file knows no JSON row and no audio file: clips arrive as codes.
 """
@@ -104,8 +105,10 @@ def encode(dialogue: Dialogue, tokenizer: Any, tokens: SpecialTokens, *, open_tu
     writer.ids([tokens.begin_of_text])
     if dialogue.instruction is not None:  # `rows` refuses references that would have no place then
         writer.turn("system", _system_parts(dialogue, tokens))
-    for turn in (*_reference_turns(dialogue), *dialogue.turns):
-        writer.turn(turn.role, turn.parts, trained=turn.trained)
+    turns = (*_reference_turns(dialogue), *dialogue.turns)
+    for turn, next_turn in zip(turns, (*turns[1:], None), strict=True):
+        goes_on = turn.role == "assistant" and next_turn is not None and next_turn.role == "assistant"
+        writer.turn(turn.role, turn.parts, trained=turn.trained, goes_on=goes_on)
     if open_turn:
         writer.header("assistant")
         writer.ids([tokens.audio_bos])
@@ -161,7 +164,7 @@ class _Writer:
         self.ids([self.tokens.header_end])
         self.text("\n\n")
 
-    def turn(self, role: str, parts: tuple[Any, ...], *, trained: bool = False) -> None:
+    def turn(self, role: str, parts: tuple[Any, ...], *, trained: bool = False, goes_on: bool = False) -> None:
         self.header(role)
         pending = ""
         for part in parts:
@@ -175,7 +178,7 @@ class _Writer:
             else:
                 self.ids([part])
         self.text(pending, trained=trained)
-        self.ids([self.tokens.end_of_turn], trained=trained)
+        self.ids([self.tokens.end_of_message if goes_on else self.tokens.end_of_turn], trained=trained)
 
     def clip(self, clip: AudioClip, *, trained: bool) -> None:
         tokens = self.tokens

@@ -23,6 +23,7 @@ class SpecialTokens:
     header_start: int
     header_end: int
     end_of_turn: int
+    end_of_message: int  # ends an assistant turn that another assistant turn follows
     scene_start: int
     scene_end: int
     audio_bos: int  # <|audio_out_bos|>: opens every clip
@@ -58,6 +59,7 @@ class SpecialTokens:
             header_start=token_id("<|start_header_id|>"),
             header_end=token_id("<|end_header_id|>"),
             end_of_turn=token_id("<|eot_id|>"),
+            end_of_message=token_id("<|eom_id|>"),
             scene_start=token_id(SCENE_START),
             scene_end=token_id(SCENE_END),
             audio_bos=token_id("<|audio_out_bos|>", config.audio_bos_token_id),

@@ -21,7 +21,21 @@ from plugins.tokens import SpecialTokens
 
 PROMPTS = json.loads((GOLDEN / "prompts.json").read_text(encoding="utf-8"))
 
-DIFFERENCES: dict[str, str] = {}
+NO_SYSTEM_TURN = (
+    "the original's example writes no system turn for references without scene, rows._normalise_system always writes "
+    "the instruction; the original's prompt needs raw_prompt"
+)
+DIFFERENCES = {
+    "clone": NO_SYSTEM_TURN,
+    "speaking_clone": NO_SYSTEM_TURN,
+    "speakers_clone": NO_SYSTEM_TURN,
+    "speakers_missing_system": (
+        "the original's example adds a scene with alternating voices, rows._normalise_system only the instruction"
+    ),
+    "speakers_in_system_mixed": (
+        "prompt._system_parts knows no voice in words: it starts a new paragraph and counts from SPEAKER0"
+    ),
+}
 
 
 def variants(*, speaking: bool) -> list[Any]:

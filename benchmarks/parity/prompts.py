@@ -47,7 +47,7 @@ NEXT_TEXT = "Only the ferry kept its lamps burning!"
 REFERENCE_TEXT = "We walked home along the river, didn't we?"
 OTHER_REFERENCE_TEXT = "Nobody had counted the boats that evening."
 TAGGED_TEXT = "[SPEAKER0] Did you see the boats?\n[SPEAKER1] Only the last of them."
-UNICODE_TEXT = "Grüße aus Zürich: 東京で会いましょう!\nÇa coûte 12,50 € – naïve?\n\nПривет, мир 🎧, नमस्ते."
+UNICODE_TEXT = "Grüße aus Zürich: 東京で会いましょう!\nÇa coûte 12,50 € – naïve?\n\nПривет, мир 🎧, नमस्ते."  # noqa: RUF001
 
 SPEAKER_TURN = "<|start_header_id|>assistant<|end_header_id|>\n\n<|audio_out_bos|>"
 
@@ -139,12 +139,15 @@ def single_speaker() -> dict[str, Variant]:
         "plain": Variant([system(INSTRUCTION), *TARGET], asked(instruction=INSTRUCTION)),
         "missing_system": Variant([system(INSTRUCTION), *TARGET], asked()),
         "scene": Variant([system(instruction_and(SCENE)), *TARGET], asked(instruction=instruction_and(SCENE))),
-        # The seed document's row: no instruction, loose scene tags, "Please speak:". Ours mends it, theirs is given mended.
+        "scene_raw_prompt": Variant(
+            [system(instruction_and(SCENE)), *TARGET], asked(instruction=instruction_and(SCENE), raw_prompt=True)
+        ),
+        # The seed document's row: no instruction, loose scene tags, "Please speak:". We write the layout of the scene.
         "scene_loose_row": Variant(
             [system(instruction_and(SCENE)), *TARGET],
             asked(f"Please speak: {TEXT}", instruction=f"<|scene_desc_start|> {SCENE} <|scene_desc_end|>"),
         ),
-        # A blank line inside the text is what its clean-up would remove.
+        # The blank line is one that the clean-up would remove.
         "unicode_multiline": Variant(
             [system(INSTRUCTION), user(UNICODE_TEXT), spoken()], asked(UNICODE_TEXT, instruction=INSTRUCTION)
         ),
@@ -201,6 +204,15 @@ def several_speakers() -> dict[str, Variant]:
         ),
         # Only the scene is given: the instruction follows from the tags in the text.
         "speakers": Variant([system(converter), *TAGGED_TARGET], asked(TAGGED_TEXT, instruction=scene_block(VOICES))),
+        # A text cut at its speakers (`--chunk_method speaker`): no turn has more than one tag.
+        "speakers_one_per_turn": Variant(
+            [system(converter), *(turn for line in TAGGED_TEXT.split("\n") for turn in (user(line), spoken()))],
+            row(
+                ("system", scene_block(VOICES)),
+                *(turn for line in TAGGED_TEXT.split("\n") for turn in (("user", line), ("assistant", ""))),
+                clips=2,
+            ),
+        ),
         # examples/generation.py invents alternating voices.
         "speakers_missing_system": Variant([system(converter), *TAGGED_TARGET], asked(TAGGED_TEXT)),
         "speakers_clone_scene": Variant(
@@ -282,8 +294,8 @@ def requests(trained: dict[str, Variant], names: list[str]) -> dict[str, Variant
 
 def all_variants() -> dict[str, Variant]:
     trained = {**single_speaker(), **one_reference(), **several_speakers(), **several_turns()}
-    names = ["plain", "missing_system", "scene", "clone_scene", "clone_instruction", "reference_in_system_scene"]
-    names += ["speakers", "speakers_clone_scene", "turns_all_trained"]
+    names = ["plain", "missing_system", "scene", "clone_scene", "clone", "clone_raw_prompt", "clone_instruction"]
+    names += ["reference_in_system_scene", "speakers", "speakers_clone_scene", "turns_all_trained"]
     return {**trained, **requests(trained, names)}
 
 
@@ -291,6 +303,7 @@ def golden(variant: Variant, tokenizer: Any) -> dict[str, Any]:
     """The original's ids. Its label of a clip's placeholder is the placeholder: the test leaves it out."""
     sample = ChatMLSample(messages=variant.messages, start_index=variant.start_index)
     input_tokens, label_tokens, _, _ = prepare_chatml_sample(sample, tokenizer)
+    assert input_tokens is not None, sample  # the original prints its errors and gives None
     if variant.speaking:
         # examples/generation.py ends with the empty line after the header, and its model has to choose
         # <|audio_out_bos|> by itself; the package's serve engine appends it (`force_audio_gen=True`). So do we.
@@ -307,7 +320,8 @@ def golden(variant: Variant, tokenizer: Any) -> dict[str, Any]:
 def llama_tokenizer() -> Any:
     """The published tokenizer: Llama-3's, with audio names for reserved tokens (as tests/conftest.py)."""
     spec = importlib.util.find_spec("llama_models")
-    assert spec is not None and spec.submodule_search_locations, "pip install --no-deps llama-models==0.3.0"
+    assert spec is not None, "llama_models is missing: see the docstring of this file"
+    assert spec.submodule_search_locations
     vocabulary = next(Path(spec.submodule_search_locations[0]).rglob("llama3/**/tokenizer.model"))
     head = [
         "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
