@@ -20,8 +20,8 @@ _TRUNCATED = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["sft"]:
-        return _sft(arguments)
+    if arguments[:1] == ["sft"] and not {"-h", "--help"} & set(arguments):
+        return _sft(arguments)  # its flags are MS-SWIFT's: argparse here knows none of them
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -35,7 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"higgs-audio-swift {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser(
-        "sft", help="fine-tune: every flag of `swift sft`, our settings, or a YAML file", add_help=False
+        "sft",
+        help="fine-tune: every flag of `swift sft`, our settings, or a YAML file",
+        usage="higgs-audio sft [CONFIG.yaml] [--FLAG VALUE ...]",
+        description="Every flag of `swift sft` (`swift sft --help` lists them), the flags of the design document "
+        "(--sft_type, --lora_target_modules, ...), and our settings as flags (README, Settings), for example "
+        "--audio_learning_rate 1e-4. NPROC_PER_NODE=N in the environment starts N processes.",
     )
     speak = commands.add_parser("speak", help="speak a text with a base, merged or LoRA checkpoint")
     speak.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA)")

@@ -64,8 +64,9 @@ def test_importing_the_package_is_free() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("command", [["--help"], ["speak", "--help"], ["--version"]])
+@pytest.mark.parametrize("command", [["--help"], ["sft", "--help"], ["speak", "--help"], ["--version"]])
 def test_help_starts_fast(command: list[str]) -> None:
-    code = f"import sys\nfrom plugins.cli import main\ntry:\n    main({command})\nexcept SystemExit: pass\n"
+    code = f"import sys\nfrom plugins.cli import main\ntry:\n    main({command})\n"
+    code += "except SystemExit as end:\n    assert not end.code\n"
     code += "sys.exit(bool({'torch', 'swift', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
