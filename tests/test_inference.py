@@ -34,7 +34,7 @@ def test_result_is_typed_and_indexable(generator: HiggsAudioGenerator, tmp_path:
     assert result.sample_rate == 24_000
     assert result.codes.shape == (8, 10), "0.4 s at 25 frames per second"
     assert result.audio.shape == (9600,)
-    assert not result.stopped, "random weights do not end by themselves"
+    assert not result.stopped, "cut at the limit"
     result.save(tmp_path / "a.wav")
     assert soundfile.info(tmp_path / "a.wav").frames == 9600
 

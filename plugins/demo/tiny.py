@@ -38,6 +38,9 @@ def build(folder: Path, texts: Iterable[str], waveforms: Sequence[np.ndarray], *
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(texts)
     model = HiggsAudioV2ForConditionalGeneration(build_config(tokenizer), use_text_head=True)
+    # Stream EOS starts at zero: untrained, the model never stops by chance, and it learns to as any other code.
+    heads = model.audio_lm_head.weight.data.view(NUM_CODEBOOKS, NUM_CODES + 2, -1)
+    heads[:, model.config.audio_stream_eos_id] = 0
     model.generation_config.eos_token_id = model.config.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
