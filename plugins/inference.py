@@ -236,8 +236,8 @@ class HiggsAudioGenerator:
     def _generate(self, inputs: dict[str, Tensor], config: GenerationConfig) -> Tensor:
         """Delayed frames (T, K), those of the prompt first."""
         own = self.model.generation_config
-        # transformers adds the entries of the model's own configuration to the one it is given, and the published one
-        # has repetition-aware sampling in it: greedy would not be greedy.
+        # transformers adds the entries of the model's own configuration to the one it is given, and its conversion
+        # script writes repetition-aware sampling there: greedy would not be greedy.
         self.model.generation_config = config
         try:
             return self.model.generate(**inputs, generation_config=config)[0]

@@ -79,7 +79,7 @@ def test_repetition_aware_sampling_breaks_a_loop(generator: HiggsAudioGenerator)
 
 
 def test_the_models_own_generation_config_does_not_leak_in(tiny: Path) -> None:
-    """The published one has repetition-aware sampling in it, and transformers merges it into every request: greedy
+    """transformers' conversion script puts repetition-aware sampling there, and `generate` merges it in: greedy
     decoding would draw at random."""
     generator = HiggsAudioGenerator.from_pretrained(str(tiny))
     own = generator.model.generation_config
