@@ -81,9 +81,7 @@ def _speak(options: argparse.Namespace) -> int:
     generator = HiggsAudioGenerator.from_pretrained(
         options.model, adapters=options.adapters, codec=options.codec, device=options.device
     )
-    sampling = Sampling(
-        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed
-    )  # fmt: skip
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, seed=options.seed)
     speech = generator.generate(
         options.text,
         scene_description=options.scene_description,

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from plugins.codec import FRAMES_PER_S, Codec, find_codec
 from plugins.collator import collate
 from plugins.delay_pattern import num_delayed_frames, undo_delay
 from plugins.errors import UserError, problem
-from plugins.prompt import AudioClip, encode
-from plugins.rows import canonical_row, check_clips, dialogue_from_row
+from plugins.prompt import encode
+from plugins.rows import canonical_row, check_clips, dialogue_from_row, with_codes
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SCENE_END, SCENE_START, SpecialTokens
 
@@ -198,16 +199,13 @@ class HiggsAudioGenerator:
         canonical = canonical_row(row, "request", self.settings)
         dialogue = dialogue_from_row(canonical, self.settings, training=False)
         check_clips(dialogue, self.settings)
-        sample = encode(dialogue.map_clips(self._with_codes), self.tokenizer, self.tokens, open_turn=True)
+        dialogue = dialogue.map_clips(partial(with_codes, codec=self.codec, source=dialogue.source))
+        sample = encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
         batch = collate([sample], self.tokens, training=False)
         if not sample.clips:
             # The native generate takes an empty tensor for frames already decoded.
             del batch["audio_input_ids"], batch["audio_input_ids_mask"]
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-
-    def _with_codes(self, clip: AudioClip) -> AudioClip:
-        assert clip.path is not None
-        return AudioClip(clip.path, self.codec.encode_file(clip.path))
 
     @torch.inference_mode()
     def _frames(self, inputs: dict[str, Tensor], sampling: Sampling, max_audio_s: float) -> tuple[Tensor, bool]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from plugins import audio
-from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES
+from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.prompt import SCENE_TAGS, AudioClip, Dialogue, Reference, Turn
 from plugins.prompt_text import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
@@ -152,6 +152,17 @@ def num_frames(clip: AudioClip, source: str) -> int:
     assert clip.path is not None
     try:
         return math.ceil(audio.probe(clip.path).duration_s * FRAMES_PER_S)
+    except audio.AudioError as error:
+        raise problem(source, "audio", clip.path, error.reason, error.remedy) from None
+
+
+def with_codes(clip: AudioClip, *, codec: Codec, source: str) -> AudioClip:
+    """`clip` with its codes (K, F), encoded if it has none. Raises UserError naming `source` if that fails."""
+    if clip.codes is not None:
+        return clip
+    assert clip.path is not None
+    try:
+        return AudioClip(clip.path, codec.encode_file(clip.path))
     except audio.AudioError as error:
         raise problem(source, "audio", clip.path, error.reason, error.remedy) from None
 

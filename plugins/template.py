@@ -20,7 +20,7 @@ from plugins.dataset_registration import route_jsonl_files
 from plugins.errors import problem
 from plugins.loss import combine
 from plugins.prompt import AudioClip, Dialogue, EncodedSample, encode
-from plugins.rows import ROW_SOURCE, canonical_row, check_clips, dialogue_from_row, num_frames
+from plugins.rows import ROW_SOURCE, canonical_row, check_clips, dialogue_from_row, num_frames, with_codes
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 
@@ -53,7 +53,7 @@ class HiggsAudioTemplate(Template):
             row = canonical_row(row, f"row {row.get('id', '')}".strip(), self.settings)
         dialogue = dialogue_from_row(row, self.settings, training=self.is_training)
         check_clips(dialogue, self.settings)
-        sample = self._encode_dialogue(dialogue, self._with_codes)
+        sample = self._encode_dialogue(dialogue, partial(with_codes, codec=self.codec, source=dialogue.source))
         encoded = {"input_ids": sample.input_ids, "clips": sample.clips, "clips_trained": sample.clips_trained}
         labels = {"labels": sample.labels} if self.is_training else {}
         return {**encoded, **labels, ROW_SOURCE: sample.source}
@@ -64,19 +64,13 @@ class HiggsAudioTemplate(Template):
         stand_in = partial(_stand_in, num_codebooks=self.tokens.num_codebooks, source=dialogue.source)
         self._encode_dialogue(dialogue, stand_in)
 
-    def _encode_dialogue(self, dialogue: Dialogue, with_codes: Callable[[AudioClip], AudioClip]) -> EncodedSample:
-        sample = encode(dialogue.map_clips(with_codes), self.tokenizer, self.tokens)
+    def _encode_dialogue(self, dialogue: Dialogue, to_codes: Callable[[AudioClip], AudioClip]) -> EncodedSample:
+        sample = encode(dialogue.map_clips(to_codes), self.tokenizer, self.tokens)
         length = len(sample.input_ids)
         if self.max_length is not None and length > self.max_length:
             reason = f"tokens and frames are more than max_length {self.max_length}"
             raise problem(dialogue.source, "row", length, reason, "raise --max_length or cut text, clip or reference")
         return sample
-
-    def _with_codes(self, clip: AudioClip) -> AudioClip:
-        if clip.codes is not None:
-            return clip
-        assert clip.path is not None
-        return AudioClip(clip.path, self.codec.encode_file(clip.path))
 
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Tensor]:
         samples = [

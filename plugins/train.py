@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> Any:
         # `--flag=value` as two words, so that every flag is looked at in the same way.
         words = [word for each in arguments for word in (each.split("=", 1) if each.startswith("--") else [each])]
         rest = with_plugin(take_settings(translate(words)))
+        if "--strict" not in rest:
+            # MS-SWIFT's default puts a random other row in the place of one that fails.
+            rest += ["--strict", "true"]
         check_flags(rest)
         register_higgs_audio_all()
         return SwiftSft(rest).main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -67,10 +68,10 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llama_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def llama_tokenizer() -> Any:
     """The published model's tokenizer: Llama-3's with real ids; six reserved tokens carry audio names."""
-    spec = __import__("importlib.util").util.find_spec("llama_models")
-    if spec is None:
+    spec = importlib.util.find_spec("llama_models")
+    if spec is None or not spec.submodule_search_locations:
         pytest.skip("needs the Llama-3 tokenizer: pip install --no-deps llama-models==0.3.0")
     vocabulary = next(Path(spec.submodule_search_locations[0]).rglob("llama3/**/tokenizer.model"))
     from transformers import PreTrainedTokenizerFast

@@ -44,6 +44,15 @@ def test_bad_row_stops_the_run_before_its_first_step(case: str, tiny: Path, tmp_
     assert not list((tmp_path / "out").rglob("checkpoint-*"))
 
 
+def test_a_clip_that_breaks_off_is_named_when_it_is_decoded(tiny: Path, tmp_path: Path) -> None:
+    """Its header is whole, so only decoding finds out: the row must be named then as well."""
+    clip = Path(corpus_rows(1)[0]["audios"][0]).read_bytes()
+    (tmp_path / "cut.flac").write_bytes(clip[: len(clip) // 2])
+    dataset = write_jsonl(tmp_path / "train.jsonl", [row(audios=["cut.flac"])])
+    with pytest.raises(UserError, match=rf"{dataset}:1: audio: '{tmp_path}/cut\.flac' "):
+        main(flags(tiny, dataset, tmp_path / "out"))
+
+
 def test_row_longer_than_max_length_is_named_before_the_first_step(tiny: Path, tmp_path: Path) -> None:
     """MS-SWIFT would drop it without a word, or stop in mid-epoch without naming it."""
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(3))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT, corpus_rows, write_jsonl
 
-from plugins.settings import HiggsAudioSettings, check_knob_names
+from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -58,6 +58,14 @@ def test_settings_exist_and_agree_with_their_defaults(path: Path) -> None:
     for name, value in kwargs.items():
         if name != "audio_learning_rate":
             assert value == getattr(HiggsAudioSettings(), name), name
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Settings")[2].partition("\n## ")[0]
+    documented = dict(re.findall(r"^\| `(\w+)` \| ?(.*?) ?\|", table, re.MULTILINE))
+    defaults = {name: getattr(HiggsAudioSettings(), name) for name in KNOBS}
+    shown = {name: "" if value in (None, ()) else str(value).lower() for name, value in defaults.items()}
+    assert documented == shown
 
 
 def test_the_launch_script_and_the_lora_config_agree() -> None:

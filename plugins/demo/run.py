@@ -49,18 +49,11 @@ def _requests() -> dict[str, list[str]]:
 
 def _speak(name: str, *arguments: str) -> str:
     path = OUT / f"{name}.wav"
-    command = [
-        "speak",
-        "--model",
-        "demo/out/run/checkpoint-240",
-        *arguments,
-        "--temperature",
-        "0",
-        "--max_audio_s",
-        "6",
-    ]
+    (checkpoint,) = (OUT / "run").glob("checkpoint-*")
+    command = ["speak", "--model", str(checkpoint.relative_to(ROOT)), *arguments, "--temperature", "0"]
+    command += ["--max_audio_s", "6", "--output", str(path.relative_to(ROOT))]
     # Exit code 3: it spoke, but did not stop by itself. The summary says so.
-    output = _run(f"speak {name}", _script("higgs-audio"), *command, "--output", str(path.relative_to(ROOT)), ok=(0, 3))
+    output = _run(f"speak {name}", _script("higgs-audio"), *command, ok=(0, 3))
     return output.strip().splitlines()[-1]
 
 
