@@ -8,7 +8,8 @@
 
 AUDIO stands for one clip of F codec frames and takes F + 2 placeholders <|AUDIO_OUT|> and K - 1 placeholders of delay,
 one per delayed frame. A reference with a transcript is a finished turn pair before the others, one without a transcript
-stands in the scene as `SPEAKERn: AUDIO`. Labels follow the original implementation: in trained assistant turns the
+stands in the scene as `SPEAKERn: AUDIO`, opened by <|audio_bos|>, between the voices that the scene describes in words
+(`SPEAKER0: feminine`). Labels follow the original implementation: in trained assistant turns the
 text, <|audio_out_bos|>, <|audio_eos|> and <|eot_id|>; nothing else. Between two assistant turns <|eom_id|> stands in
 the place of <|eot_id|>.
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Literal
 
 from torch import Tensor
@@ -29,6 +31,8 @@ from plugins.prompt_text import INSTRUCTION
 from plugins.tokens import SCENE_END, SCENE_START, SpecialTokens
 
 SCENE_TAGS = re.compile(f"({re.escape(SCENE_START)}|{re.escape(SCENE_END)})")
+# A line of the scene that describes a voice.
+VOICE_IN_WORDS = re.compile(r"^SPEAKER(\d+): .*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def encode(dialogue: Dialogue, tokenizer: Any, tokens: SpecialTokens, *, open_tu
 
 
 def _reference_turns(dialogue: Dialogue) -> Iterator[Turn]:
-    for speaker, reference in enumerate(dialogue.references):
+    for speaker, reference in zip(_speakers(dialogue), dialogue.references, strict=True):
         if reference.text is None:
             continue
         tag = f"[SPEAKER{speaker}] " if len(dialogue.references) > 1 else ""
@@ -124,21 +128,49 @@ def _reference_turns(dialogue: Dialogue) -> Iterator[Turn]:
         yield Turn("assistant", (reference.clip,))
 
 
+def _speakers(dialogue: Dialogue) -> list[int]:
+    """The speaker's number of each reference: those are skipped that the scene gives to voices in words."""
+    taken = _voices_in_words(dialogue) if _has_clip_in_scene(dialogue) else {}
+    free = (number for number in count() if number not in taken)
+    return [next(free) for _ in dialogue.references]
+
+
+def _voices_in_words(dialogue: Dialogue) -> dict[int, str]:
+    return {int(line[1]): line[0] for line in VOICE_IN_WORDS.finditer(dialogue.scene or "")}
+
+
+def _has_clip_in_scene(dialogue: Dialogue) -> bool:
+    return any(reference.text is None for reference in dialogue.references)
+
+
 def _system_parts(dialogue: Dialogue, tokens: SpecialTokens) -> tuple[Any, ...]:
     """Instruction, then the scene block with the voices that have no transcript. Special ids are ints."""
     assert dialogue.instruction is not None
-    voices: list[str | AudioClip] = []
-    for speaker, reference in enumerate(dialogue.references):
-        if reference.text is None:
-            voices += [f"SPEAKER{speaker}: ", reference.clip, "\n"]
     scene_ids = {SCENE_START: tokens.scene_start, SCENE_END: tokens.scene_end}
     # A raw prompt has its scene tags inside the instruction.
     parts: list[Any] = [scene_ids.get(part, part) for part in SCENE_TAGS.split(dialogue.instruction)]
-    if dialogue.scene is not None or voices:
+    if dialogue.scene is not None or _has_clip_in_scene(dialogue):
         lead = "\n\n" if dialogue.instruction else ""
-        scene = "" if dialogue.scene is None else f"{dialogue.scene}\n" + ("\n" if voices else "")
-        parts += [lead, tokens.scene_start, f"\n{scene}", *voices, tokens.scene_end]
+        parts += [lead, tokens.scene_start, *_scene_parts(dialogue), "\n", tokens.scene_end]
     return tuple(parts)
+
+
+def _scene_parts(dialogue: Dialogue) -> Iterator[str | AudioClip]:
+    """The scene as it was written; if clips stand in it, then every voice after it, in the order of the speakers."""
+    if not _has_clip_in_scene(dialogue):
+        yield f"\n{dialogue.scene}"
+        return
+    if scene := VOICE_IN_WORDS.sub("", dialogue.scene or "").strip():
+        yield f"\n{scene}\n"
+    voices: dict[int, tuple[str | AudioClip, ...]] = {
+        speaker: (line,) for speaker, line in _voices_in_words(dialogue).items()
+    }
+    for speaker, reference in zip(_speakers(dialogue), dialogue.references, strict=True):
+        if reference.text is None:
+            voices[speaker] = (f"SPEAKER{speaker}: ", reference.clip)
+    for speaker in sorted(voices):
+        yield "\n"
+        yield from voices[speaker]
 
 
 @dataclass
@@ -174,19 +206,20 @@ class _Writer:
             self.text(pending, trained=trained)
             pending = ""
             if isinstance(part, AudioClip):
-                self.clip(part, trained=trained)
+                opening = self.tokens.audio_bos if role == "assistant" else self.tokens.reference_bos
+                self.clip(part, opening=opening, trained=trained)
             else:
                 self.ids([part])
         self.text(pending, trained=trained)
         self.ids([self.tokens.end_of_message if goes_on else self.tokens.end_of_turn], trained=trained)
 
-    def clip(self, clip: AudioClip, *, trained: bool) -> None:
+    def clip(self, clip: AudioClip, *, opening: int, trained: bool) -> None:
         tokens = self.tokens
         assert clip.codes is not None, f"{self.sample.source}: clip {clip.path} has no codes yet"
         num_codebooks, num_frames = clip.codes.shape
         num_placeholders = num_delayed_frames(num_frames, num_codebooks)
         num_delays = num_codebooks - 1
-        self.ids([tokens.audio_bos], trained=trained)
+        self.ids([opening], trained=trained)
         self.ids([tokens.audio] * (num_placeholders - num_delays) + [tokens.audio_delay] * num_delays)
         self.ids([tokens.audio_eos], trained=trained)
         self.sample.clips.append(clip.codes)

@@ -24,7 +24,7 @@ from torch import Tensor
 from plugins import audio
 from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec
 from plugins.errors import UserError, did_you_mean, problem
-from plugins.prompt import SCENE_TAGS, AudioClip, Dialogue, Reference, Turn
+from plugins.prompt import SCENE_TAGS, VOICE_IN_WORDS, AudioClip, Dialogue, Reference, Turn
 from plugins.prompt_text import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
 from plugins.settings import HiggsAudioSettings
 
@@ -329,13 +329,27 @@ def _check_references(references: tuple[Reference, ...], targets: list[AudioClip
 
 def _normalise_system(
     system: str | None, turns: tuple[Turn, ...], references: tuple[Reference, ...], source: str
-) -> tuple[str, str | None]:
-    """Instruction and scene of a system message, however loosely its scene tags are set."""
+) -> tuple[str | None, str | None]:
+    """Instruction and scene of a system message, however loosely its scene tags are set; None: no system turn."""
     before, *rest = SCENE_TAGS.split(system or "")
     # Either no tag at all, or: start tag, scene, end tag, nothing more.
     if rest and (len(rest) != 4 or rest[0] == rest[2] or rest[3].strip()):
         remedy = "write the instruction first, then one <|scene_desc_start|> SCENE <|scene_desc_end|>"
         raise problem(source, "messages[0].content", system, "has scene tags or text out of place", remedy)
     tags = {tag for turn in turns for part in turn.parts if isinstance(part, str) for tag in _SPEAKER_TAG.findall(part)}
-    default = MULTI_SPEAKER_INSTRUCTION if len(tags) > 1 and not references else INSTRUCTION
-    return before.strip() or default, (rest[1].strip() or None) if rest else None
+    instruction, scene = before.strip(), (rest[1].strip() or None) if rest else None
+    if instruction:
+        return instruction, scene
+    if len(tags) > 1 and not references:
+        return MULTI_SPEAKER_INSTRUCTION, _with_voices(scene, sorted(tags))
+    if references and scene is None and all(reference.text for reference in references):
+        return None, None  # the finished turns say it all: the original writes no system turn here
+    return INSTRUCTION, scene
+
+
+def _with_voices(scene: str | None, tags: list[str]) -> str:
+    """The original's default where nobody says who speaks: feminine and masculine voices in turn."""
+    if scene is not None and VOICE_IN_WORDS.search(scene):
+        return scene
+    voices = "\n".join(f"{tag[1:-1]}: {('feminine', 'masculine')[i % 2]}" for i, tag in enumerate(tags))
+    return f"{scene}\n\n{voices}" if scene else voices

@@ -26,7 +26,8 @@ class SpecialTokens:
     end_of_message: int  # ends an assistant turn that another assistant turn follows
     scene_start: int
     scene_end: int
-    audio_bos: int  # <|audio_out_bos|>: opens every clip
+    audio_bos: int  # <|audio_out_bos|>: opens a clip that somebody speaks
+    reference_bos: int  # <|audio_bos|>: opens a clip in a system message
     audio_eos: int  # <|audio_eos|>: closes every clip
     audio: int  # placeholder of stream BOS, codes and stream EOS
     audio_delay: int  # placeholder of the K - 1 steps of delay
@@ -63,6 +64,7 @@ class SpecialTokens:
             scene_start=token_id(SCENE_START),
             scene_end=token_id(SCENE_END),
             audio_bos=token_id("<|audio_out_bos|>", config.audio_bos_token_id),
+            reference_bos=token_id("<|audio_bos|>"),
             audio_eos=token_id("<|audio_eos|>"),
             audio=token_id("<|AUDIO_OUT|>", config.audio_token_id),
             audio_delay=token_id(_DELAY, config.audio_delay_token_id),

@@ -26,8 +26,8 @@ def tokens(llama_tokenizer: Any) -> SpecialTokens:
 def tiny_tokens() -> SpecialTokens:
     return SpecialTokens(
         begin_of_text=1, header_start=2, header_end=3, end_of_turn=4, end_of_message=11, scene_start=5, scene_end=6,
-        audio_bos=7, audio_eos=8, audio=9, audio_delay=10, pad=0, stream_bos=98, stream_eos=99, num_codebooks=2,
-        codebook_size=100,
+        audio_bos=7, reference_bos=-1, audio_eos=8, audio=9, audio_delay=10, pad=0, stream_bos=98, stream_eos=99,
+        num_codebooks=2, codebook_size=100,
     )  # fmt: skip
 
 

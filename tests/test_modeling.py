@@ -20,8 +20,8 @@ from plugins.tokens import SpecialTokens
 AUDIO, DELAY = 304, 302
 TOKENS = SpecialTokens(
     begin_of_text=2, header_start=3, header_end=7, end_of_turn=298, end_of_message=-1, scene_start=-1, scene_end=-1,
-    audio_bos=301, audio_eos=300, audio=AUDIO, audio_delay=DELAY, pad=1, stream_bos=1024, stream_eos=1025,
-    num_codebooks=8, codebook_size=1026,
+    audio_bos=301, reference_bos=299, audio_eos=300, audio=AUDIO, audio_delay=DELAY, pad=1, stream_bos=1024,
+    stream_eos=1025, num_codebooks=8, codebook_size=1026,
 )  # fmt: skip
 NATIVE_KEYS = (
     (r"^audio_codebook_embeddings\.", "model.embed_audio_tokens.embed_audio_tokens."),

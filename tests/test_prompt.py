@@ -69,7 +69,7 @@ def test_reference_with_transcript_is_an_untrained_turn_pair(llama_tokenizer: An
 def test_reference_without_transcript_stands_in_the_scene(llama_tokenizer: Any, tokens: SpecialTokens) -> None:
     sample = encode(Dialogue(HELLO, (Reference(clip(1)),), scene="Quiet"), llama_tokenizer, tokens)
     text = llama_tokenizer.decode(sample.input_ids)
-    audio = "<|audio_out_bos|>" + "<|AUDIO_OUT|>" * 3 + "<|reserved_special_token_6|>" * 7 + "<|audio_eos|>"
+    audio = "<|audio_bos|>" + "<|AUDIO_OUT|>" * 3 + "<|reserved_special_token_6|>" * 7 + "<|audio_eos|>"
     assert f"instruction.\n\n<|scene_desc_start|>\nQuiet\n\nSPEAKER0: {audio}\n<|scene_desc_end|><|eot_id|>" in text
 
 
@@ -78,6 +78,15 @@ def test_several_references_are_tagged(llama_tokenizer: Any, tokens: SpecialToke
     text = llama_tokenizer.decode(encode(Dialogue(HELLO, references), llama_tokenizer, tokens).input_ids)
     assert "user<|end_header_id|>\n\n[SPEAKER0] Hi.<|eot_id|>" in text
     assert "user<|end_header_id|>\n\n[SPEAKER1] Ho.<|eot_id|>" in text
+
+
+def test_clips_and_voices_in_words_share_the_speakers_numbers(llama_tokenizer: Any, tokens: SpecialTokens) -> None:
+    scene = "Quiet\n\nSPEAKER1: feminine"
+    references = (Reference(clip(1)), Reference(clip(2), "Ho."))
+    text = llama_tokenizer.decode(encode(Dialogue(HELLO, references, scene=scene), llama_tokenizer, tokens).input_ids)
+    assert "\nQuiet\n\nSPEAKER0: <|audio_bos|>" in text
+    assert "<|audio_eos|>\nSPEAKER1: feminine\n<|scene_desc_end|>" in text
+    assert "user<|end_header_id|>\n\n[SPEAKER2] Ho.<|eot_id|>" in text
 
 
 def test_special_tokens_in_a_transcript_stay_text(llama_tokenizer: Any, tokens: SpecialTokens) -> None:

@@ -1,8 +1,8 @@
 """Every prompt variant has the token ids of the original implementation (tests/golden/prompts.json).
 
 The golden file is made by benchmarks/parity/prompts.py with boson-multimodal 0.1.1. The original writes one placeholder
-per clip, and other names for clips in a system message; the native layout has one placeholder per delayed frame and
-one pair of names. The maths is equal, so both are mapped here.
+per clip and <|AUDIO|> for those in a system message, the native layout one <|AUDIO_OUT|> or delay token per delayed
+frame. Placeholders have no embedding of their own, so the maths is equal; they are mapped to one name here.
 """
 
 import json
@@ -21,31 +21,9 @@ from plugins.tokens import SpecialTokens
 
 PROMPTS = json.loads((GOLDEN / "prompts.json").read_text(encoding="utf-8"))
 
-NO_SYSTEM_TURN = (
-    "the original's example writes no system turn for references without scene, rows._normalise_system always writes "
-    "the instruction; the original's prompt needs raw_prompt"
-)
-DIFFERENCES = {
-    "clone": NO_SYSTEM_TURN,
-    "speaking_clone": NO_SYSTEM_TURN,
-    "speakers_clone": NO_SYSTEM_TURN,
-    "speakers_missing_system": (
-        "the original's example adds a scene with alternating voices, rows._normalise_system only the instruction"
-    ),
-    "speakers_in_system_mixed": (
-        "prompt._system_parts knows no voice in words: it starts a new paragraph and counts from SPEAKER0"
-    ),
-}
 
-
-def variants(*, speaking: bool) -> list[Any]:
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=DIFFERENCES[name]))
-        if name in DIFFERENCES
-        else name
-        for name, golden in PROMPTS.items()
-        if golden["speaking"] == speaking
-    ]
+def variants(*, speaking: bool) -> list[str]:
+    return [name for name, golden in PROMPTS.items() if golden["speaking"] == speaking]
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +40,9 @@ def our_sample(name: str, tokenizer: Any, tokens: SpecialTokens) -> EncodedSampl
 
 
 def native_names(ids: list[int], tokenizer: Any, tokens: SpecialTokens) -> list[int]:
-    """The original's ids of a clip in a system message -> those of every other clip."""
-    names = {"<|audio_bos|>": tokens.audio_bos, "<|AUDIO|>": tokens.audio}
-    native = {tokenizer.convert_tokens_to_ids(name): token for name, token in names.items()}
-    return [native.get(token, token) for token in ids]
+    """The original's placeholder of a clip in a system message -> that of every other clip."""
+    placeholder = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    return [tokens.audio if token == placeholder else token for token in ids]
 
 
 def without_clips(labels: list[int], ids: list[int], tokens: SpecialTokens) -> list[int]:

@@ -215,6 +215,9 @@ def several_speakers() -> dict[str, Variant]:
         ),
         # examples/generation.py invents alternating voices.
         "speakers_missing_system": Variant([system(converter), *TAGGED_TARGET], asked(TAGGED_TEXT)),
+        "speakers_scene_without_voices": Variant(
+            [system(converter_scene), *TAGGED_TARGET], asked(TAGGED_TEXT, instruction=scene_block(SCENE))
+        ),
         "speakers_clone_scene": Variant(
             [system(instruction_and(SCENE)), *TWO_REFERENCE_TURNS, *TAGGED_TARGET],
             asked(TAGGED_TEXT, instruction=instruction_and(SCENE), **TWO_REFERENCES),
@@ -248,6 +251,13 @@ def several_speakers() -> dict[str, Variant]:
         "speakers_in_system_mixed": Variant(
             [system_with_clips(f"{head}SPEAKER0: {PROFILE}\nSPEAKER1: ", "\n<|scene_desc_end|>"), *TAGGED_TARGET],
             asked(TAGGED_TEXT, instruction=instruction_and(f"SPEAKER0: {PROFILE}"), reference_codes=[codes(4)]),
+        ),
+        "speakers_in_system_mixed_scene": Variant(
+            [
+                system_with_clips(f"{head}{SCENE}\n\nSPEAKER0: ", f"\nSPEAKER1: {PROFILE}\n<|scene_desc_end|>"),
+                *TAGGED_TARGET,
+            ],
+            asked(TAGGED_TEXT, instruction=instruction_and(SCENE, f"SPEAKER1: {PROFILE}"), reference_codes=[codes(4)]),
         ),
     }
 
@@ -284,19 +294,18 @@ def several_turns() -> dict[str, Variant]:
     }
 
 
-def requests(trained: dict[str, Variant], names: list[str]) -> dict[str, Variant]:
-    """Generation prompts: the trained variants without their last turn."""
+def requests(trained: dict[str, Variant]) -> dict[str, Variant]:
+    """Generation prompts: the trained variants without their last turn, where that is one clip after a user turn."""
     return {
-        f"speaking_{name}": Variant(trained[name].messages[:-1], unanswered(trained[name].row), speaking=True)
-        for name in names
+        f"speaking_{name}": Variant(variant.messages[:-1], unanswered(variant.row), speaking=True)
+        for name, variant in trained.items()
+        if isinstance(variant.messages[-1].content, AudioContent) and variant.messages[-2].role == "user"
     }
 
 
 def all_variants() -> dict[str, Variant]:
     trained = {**single_speaker(), **one_reference(), **several_speakers(), **several_turns()}
-    names = ["plain", "missing_system", "scene", "clone_scene", "clone", "clone_raw_prompt", "clone_instruction"]
-    names += ["reference_in_system_scene", "speakers", "speakers_clone_scene", "turns_all_trained"]
-    return {**trained, **requests(trained, names)}
+    return {**trained, **requests(trained)}
 
 
 def golden(variant: Variant, tokenizer: Any) -> dict[str, Any]:
