@@ -15,12 +15,15 @@ L0  errors.py                one-line user errors
     settings.py              our own knobs, one frozen dataclass
 L1  audio.py                 probing, decoding and resampling of audio files
     codec.py                 waveform <-> codes, lazy and picklable
+    model_config.py          the native config, plus the audio tower of some original checkpoints
     prompt.py                Dialogue -> token ids and labels: the one prompt layout
     collator.py              list of EncodedSample -> batch tensors
 L2  dataset_registration.py  rows of every accepted shape -> Dialogue; MS-SWIFT dataset loader
     template.py              MS-SWIFT Template: row -> EncodedSample
     modeling.py              the native class with both losses inside forward
-    checkpoint.py            strict loading
+    weights.py               which key lies where, in native and original checkpoints
+    original_format.py       boson-multimodal's checkpoints <-> native ones
+    checkpoint.py            strict loading of both
 L3  model_registration.py    loaders and ModelMeta for 3B and 7B
     trainer.py               HiggsAudioTrainer, audio learning rate, metrics
     inference.py             HiggsAudioGenerator

@@ -1,23 +1,19 @@
-"""Strict loading of native checkpoints. L2.
+"""Strict loading of checkpoints, native or original. L2.
 
 transformers drops the text head in silence and starts missing weights at random with a warning; here a missing or
-surplus key is an error that names it.
+surplus key is an error that names it. No code of a checkpoint is executed.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from transformers import HiggsAudioV2Config
-
 from plugins.errors import problem
+from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
-
-_TEXT_HEAD = "text_lm_head.weight"
-# Duplicates of the heads under their original names, which transformers' conversion script leaves behind.
-_DUPLICATES = {"audio_decoder_proj.audio_lm_head.weight", "audio_decoder_proj.text_lm_head.weight"}
+from plugins.original_format import MODEL_TYPE, model_type_of, native_config
+from plugins.weights import sources_of
 
 
 def local_folder(path: str) -> str:
@@ -34,39 +30,41 @@ def local_folder(path: str) -> str:
         raise problem("command line", "model", path, reason, "give the folder of a checkpoint") from error
 
 
+def load_config(folder: Path) -> HiggsAudioV2Config:
+    """The native config of a native or original folder. Raises UserError if it is of neither."""
+    model_type = model_type_of(folder)
+    if model_type == MODEL_TYPE:
+        return native_config(folder)
+    if model_type != HiggsAudioV2Config.model_type:
+        remedy = "give the folder of a Higgs-Audio V2 checkpoint, native or original"
+        raise problem(str(folder / "config.json"), "model_type", model_type, "is no Higgs-Audio V2", remedy)
+    return HiggsAudioV2Config.from_pretrained(folder)
+
+
+class OriginalConfig(HiggsAudioV2Config):
+    """What `AutoConfig` makes of an original config.json, for hosts that read it by themselves: the native config."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return load_config(Path(pretrained_model_name_or_path))
+
+
 def load_model(path: str, *, text_head: bool = True, **kwargs: Any) -> HiggsAudioV2ForConditionalGeneration:
-    """The native model of folder `path`; `kwargs` go to `from_pretrained` (dtype, device_map, config, ...).
+    """The model of folder `path`, as a native one; `kwargs` go to `from_pretrained` (dtype, device_map, config, ...).
 
     text_head: needed for training; speaking does without. Raises UserError if weights, the text head or any key is
-    missing, or if a key is surplus.
+    missing, surplus, damaged or of another shape.
     """
     folder = Path(path)
-    config = folder / "config.json"
-    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
-    if model_type != HiggsAudioV2Config.model_type:
-        reason = "is the format of boson-multimodal" if model_type == "higgs_audio" else "is no Higgs-Audio V2"
-        raise problem(
-            str(config), "model_type", model_type, reason, "download `main` of the Hub repository: it is native"
+    config = load_config(folder)
+    is_original = model_type_of(folder) == MODEL_TYPE
+    kwargs.setdefault("config", config)
+    found = sources_of(folder, config, "original" if is_original else "native", text_head=text_head)
+    if is_original:
+        weights = {key: source.read() for key, source in found.items()}
+        return HiggsAudioV2ForConditionalGeneration.from_pretrained(
+            None, state_dict=weights, use_text_head=text_head, **kwargs
         )
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.safetensors.index.json")):
-        raise problem(
-            str(path), "weights", "*.safetensors", "not found", "download the whole checkpoint into this folder"
-        )
-    loaded: Any = HiggsAudioV2ForConditionalGeneration.from_pretrained(
-        path, use_text_head=text_head, output_loading_info=True, **kwargs
-    )
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if _TEXT_HEAD in missing:
-        reason = "is missing: the checkpoint was saved without its text head, which training needs"
-        raise problem(str(path), "weights", _TEXT_HEAD, reason, "start from the published checkpoint")
-    if missing:
-        reason = f"is missing ({len(missing)} keys in all)"
-        raise problem(
-            str(path), "weights", missing[0], reason, "download it again; it is no complete native checkpoint"
-        )
-    surplus = sorted(key for key in report["unexpected_keys"] if key not in {_TEXT_HEAD, *_DUPLICATES})
-    if surplus:
-        reason = f"is not a weight of this model ({len(surplus)} such keys)"
-        raise problem(str(path), "weights", surplus[0], reason, "check that config.json belongs to these weights")
-    return model
+    return HiggsAudioV2ForConditionalGeneration.from_pretrained(path, use_text_head=text_head, **kwargs)

@@ -60,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     speak.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
     speak.set_defaults(run=_speak)
+    convert = commands.add_parser(
+        "convert", help="rewrite a checkpoint from boson-multimodal's format to transformers' native one, or back"
+    )
+    convert.add_argument("source", type=Path, help="folder of a checkpoint")
+    convert.add_argument("target", type=Path, help="new folder")
+    convert.add_argument("--to", choices=("native", "original"), default="native", help="(default: %(default)s)")
+    convert.set_defaults(run=_convert)
     return parser
 
 
@@ -94,6 +101,17 @@ def _speak(options: argparse.Namespace) -> int:
     end = "stopped by itself" if speech.stopped else "cut at the limit, it did not stop by itself"
     print(f"{options.output}: {speech.duration_s:.2f} s, {speech.codes.shape[1]} frames, {end}")
     return 0 if speech.stopped else _TRUNCATED
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from plugins.original_format import convert
+
+    counts = convert(options.source, options.target, to=options.to)
+    print(
+        f"{options.target}: {options.to}, {counts['tensors']} tensors, {counts['bytes'] / 1e9:.2f} GB in"
+        f" {counts['files']} file(s)"
+    )
+    return 0
 
 
 if __name__ == "__main__":

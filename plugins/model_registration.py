@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from swift.model import Model, ModelGroup, ModelLoader, ModelMeta, MultiModelKeys, register_model, register_model_arch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from plugins.checkpoint import load_model
+from plugins.checkpoint import OriginalConfig, load_config, load_model
 from plugins.codec import CODEC_FOLDER
+from plugins.model_config import HiggsAudioV2Config
 from plugins.settings import SETTINGS_FILE
 from plugins.template import TEMPLATE_TYPE
 
@@ -28,6 +30,9 @@ class HiggsAudioLoader(ModelLoader):
 
     default_trust_remote_code = False
 
+    def get_config(self, model_dir: str) -> Any:
+        return load_config(Path(model_dir))
+
     def get_processor(self, model_dir: str, config: Any) -> Any:
         return AutoTokenizer.from_pretrained(model_dir)
 
@@ -37,6 +42,10 @@ class HiggsAudioLoader(ModelLoader):
 
 def register() -> None:
     """Idempotent."""
+    for config in (HiggsAudioV2Config, OriginalConfig):
+        # MS-SWIFT reads config.json with trust_remote_code=True; a class that is registered comes before a file of the
+        # checkpoint, so that no code of a checkpoint runs.
+        AutoConfig.register(config.model_type, config, exist_ok=True)
     keys = MultiModelKeys(_MODEL_ARCH, language_model=["model", "text_lm_head", "audio_lm_head"])
     register_model_arch(keys, exist_ok=True)
     for model_type in MODEL_TYPES:

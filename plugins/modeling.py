@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.loss import LossSums, audio_loss_sums, shifted_rows, text_loss_sums
+from plugins.model_config import HiggsAudioV2Config
 
 
 @dataclass
@@ -47,6 +48,8 @@ class DualLossOutput(ModelOutput):
 
 class HiggsAudioV2ForConditionalGeneration(_Native):
     """Same name as its base, so that saved checkpoints stay native ones."""
+
+    config_class = HiggsAudioV2Config
 
     def forward(  # no `logits_to_keep`: MS-SWIFT would slice the labels of the text
         self,

@@ -10,8 +10,8 @@ from conftest import ROOT
 
 LAYERS = [
     {"errors", "delay_pattern", "loss", "tokens", "settings", "prompt_text"},
-    {"audio", "codec", "prompt", "collator"},
-    {"rows", "dataset_registration", "template", "modeling", "checkpoint"},
+    {"audio", "codec", "prompt", "collator", "model_config", "audio_tower", "original_codec"},
+    {"rows", "dataset_registration", "template", "modeling", "weights", "original_format", "checkpoint"},
     {"model_registration", "trainer", "inference"},
     {"register", "train", "cli", "__main__", "prepare", "demo"},
 ]
@@ -64,7 +64,9 @@ def test_importing_the_package_is_free() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("command", [["--help"], ["sft", "--help"], ["speak", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["sft", "--help"], ["speak", "--help"], ["convert", "--help"], ["--version"]]
+)
 def test_help_starts_fast(command: list[str]) -> None:
     code = f"import sys\nfrom plugins.cli import main\ntry:\n    main({command})\n"
     code += "except SystemExit as end:\n    assert not end.code\n"
