@@ -6,28 +6,38 @@ surplus key is an error that names it. No code of a checkpoint is executed.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from plugins.errors import problem
+from plugins.hub import local_folder
 from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.original_format import MODEL_TYPE, model_type_of, native_config
 from plugins.weights import sources_of
 
+_ADAPTER_CONFIG = "adapter_config.json"
 
-def local_folder(path: str) -> str:
-    """`path` if it is a folder, else the local snapshot of that Hub id. Raises UserError if it is neither."""
-    if Path(path).is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
-        return str(snapshot_download(path))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = f"is neither a folder nor a Hub id that can be downloaded ({type(error).__name__})"
-        raise problem("command line", "model", path, reason, "give the folder of a checkpoint") from error
+def base_and_adapters(path: str, adapters: str | None = None) -> tuple[str, str | None]:
+    """The folder of the base model and that of its LoRA weights: `path` may be a LoRA folder, which names its base."""
+    if adapters is None and (Path(path) / _ADAPTER_CONFIG).is_file():
+        named = json.loads((Path(path) / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        path, adapters = named["base_model_name_or_path"], path
+    return local_folder(path), adapters
+
+
+def with_adapters(model: Any, adapters: str | None) -> Any:
+    """`model` with the LoRA layers of folder `adapters` in place, or as it is. Raises UserError if there are none."""
+    if adapters is None:
+        return model
+    from peft import PeftModel
+
+    if not (Path(adapters) / _ADAPTER_CONFIG).is_file():
+        remedy = "give the folder of a LoRA checkpoint"
+        raise problem(adapters, _ADAPTER_CONFIG, None, "not found", remedy)
+    return PeftModel.from_pretrained(model, adapters).get_base_model()
 
 
 def load_config(folder: Path) -> HiggsAudioV2Config:

@@ -60,10 +60,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     speak.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
     speak.set_defaults(run=_speak)
-    convert = commands.add_parser(
-        "convert", help="rewrite a checkpoint from boson-multimodal's format to transformers' native one, or back"
+    doctor = commands.add_parser(
+        "doctor", help="prove checkpoint, codec, rows, labels and prompts before training; train nothing"
     )
-    convert.add_argument("source", type=Path, help="folder of a checkpoint")
+    doctor.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA) or Hub id")
+    doctor.add_argument("--adapters", help="LoRA folder on top of --model")
+    doctor.add_argument("--dataset", nargs="+", required=True, metavar="FILE.jsonl")
+    doctor.add_argument("--val_dataset", nargs="+", default=[], metavar="FILE.jsonl")
+    doctor.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
+    doctor.add_argument("--rows", type=int, default=4, help="rows that the model is tried on (default: %(default)s)")
+    doctor.add_argument("--dry_run", action="store_true", help="show one row as the model sees it, with its labels")
+    doctor.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
+    doctor.set_defaults(run=_doctor)
+    convert = commands.add_parser(
+        "convert", help="rewrite a model or a codec from boson-multimodal's format to transformers' native one, or back"
+    )
+    convert.add_argument("source", type=Path, help="folder of a model or a codec")
     convert.add_argument("target", type=Path, help="new folder")
     convert.add_argument("--to", choices=("native", "original"), default="native", help="(default: %(default)s)")
     convert.set_defaults(run=_convert)
@@ -103,14 +115,18 @@ def _speak(options: argparse.Namespace) -> int:
     return 0 if speech.stopped else _TRUNCATED
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from plugins.preflight.doctor import run
+
+    return run(options)
+
+
 def _convert(options: argparse.Namespace) -> int:
     from plugins.original_format import convert
 
-    counts = convert(options.source, options.target, to=options.to)
-    print(
-        f"{options.target}: {options.to}, {counts['tensors']} tensors, {counts['bytes'] / 1e9:.2f} GB in"
-        f" {counts['files']} file(s)"
-    )
+    convert(options.source, options.target, to=options.to)
+    num_bytes = sum(file.stat().st_size for file in options.target.iterdir())
+    print(f"{options.target}: {options.to} format, {num_bytes / 1e6:,.1f} MB")
     return 0
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from plugins import audio
 from plugins.errors import UserError, problem
+from plugins.hub import local_folder
 from plugins.settings import DEFAULT_CODEC
 
 _IMPORTING_PID = os.getpid()
@@ -97,13 +98,22 @@ def find_codec(model_dirs: list[str], chosen: str | None = None) -> str:
 def _load_codec(path: str) -> Any:
     try:
         from transformers import HiggsAudioV2TokenizerModel
+
+        from plugins.original_codec import is_original, other_model, to_native
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
             f"codec: transformers cannot import its codec class ({error}); "
             "install the torchaudio wheel that matches torch (README, Installation)"
         ) from error
+    folder = Path(local_folder(path, option="codec"))
+    if is_original(folder):
+        config, weights = to_native(folder)
+        with torch.device("meta"):
+            original = HiggsAudioV2TokenizerModel(config)
+        original.load_state_dict(weights, strict=True, assign=True)
+        return original.eval().requires_grad_(False)
     try:
-        loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         reason = f"is not a codec that can be loaded ({str(error).splitlines()[0]})"
         raise problem(
@@ -112,6 +122,8 @@ def _load_codec(path: str) -> Any:
     model, report = loaded
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise problem("settings", "codec", path, f"lacks {missing}", "download the codec again")
+        other = other_model(None, report["unexpected_keys"])
+        reason = f"lacks {missing}" + (f": it holds the weights of {other}" if other else "")
+        raise problem("settings", "codec", path, reason, "download the codec again")
     # Train mode would switch HuBERT's dropout on: random codes.
     return model.eval().requires_grad_(False)

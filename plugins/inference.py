@@ -6,7 +6,6 @@ it was trained on, to the token. Decoding is transformers' own `generate`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
 from plugins import audio
-from plugins.checkpoint import load_model, local_folder
+from plugins.checkpoint import base_and_adapters, load_model, with_adapters
 from plugins.codec import FRAMES_PER_S, Codec, find_codec
 from plugins.collator import collate
 from plugins.delay_pattern import num_delayed_frames, undo_delay
@@ -116,22 +115,11 @@ class HiggsAudioGenerator:
 
         Default device: the first GPU, else the CPU; default dtype: bfloat16 there, float32 here.
         """
-        if adapters is None and (Path(path) / "adapter_config.json").is_file():
-            adapters = path
-            adapter_config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-            path = adapter_config["base_model_name_or_path"]
-        path = local_folder(path)
+        path, adapters = base_and_adapters(path, adapters)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         model: Any = load_model(path, text_head=False, dtype=dtype)
-        model.to(device)
-        if adapters is not None:
-            from peft import PeftModel
-
-            if not (Path(adapters) / "adapter_config.json").is_file():
-                remedy = "give the folder of a LoRA checkpoint"
-                raise problem(adapters, "adapter_config.json", None, "not found", remedy)
-            model = PeftModel.from_pretrained(model, adapters).get_base_model()
+        model = with_adapters(model, adapters).to(device)
         settings = HiggsAudioSettings.of_checkpoint(Path(adapters or path))
         found = Codec(find_codec([path], codec or settings.codec), device=device)
         return cls(model, AutoTokenizer.from_pretrained(path), codec=found, settings=settings)

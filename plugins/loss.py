@@ -42,17 +42,18 @@ class LossWeights:
     sum_codebooks: bool = False  # times K: the scale of transformers' native loss
 
 
-def shifted_rows(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def shifted_rows(hidden: Tensor, labels: Tensor, *, offset: int = 1) -> tuple[Tensor, Tensor]:
     """The one place of the causal shift: the hidden row at t - 1 predicts the label of t.
 
+    offset: other shifts are for the preflight, which shows that they fit worse.
     hidden (B, S, H) and labels (B, S) or (B, S, K) -> rows (R, H) and targets (R,) or (R, K), where R counts the
     positions with a label (any of the K). R may be 0: everything below then sums to 0 with zero gradients.
     """
-    targets = labels[:, 1:]
+    targets = labels[:, offset:]
     trained = targets != IGNORE_INDEX
     if trained.dim() == 3:
         trained = trained.any(dim=-1)
-    return hidden[:, :-1][trained], targets[trained]
+    return hidden[:, : targets.shape[1]][trained], targets[trained]
 
 
 def text_loss_sums(rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> LossSums:

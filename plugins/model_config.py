@@ -16,5 +16,5 @@ class HiggsAudioV2Config(_Native):
     """`audio_encoder_config`: the shape of the Whisper encoder, None for the published checkpoints, which have none."""
 
     audio_encoder_config: dict[str, Any] | None = None
-    audio_in_token_id: int = 128015  # <|AUDIO|>: placeholder of an embedding of the tower
+    audio_in_token_id: int | None = None  # <|AUDIO|>: placeholder of an embedding of the tower
     encode_audio_in_tokens: bool = True  # a clip in a system message is heard through its codes (too)

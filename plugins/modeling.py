@@ -84,7 +84,7 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         assert self.text_lm_head is not None, "training needs the text head: load with use_text_head=True"
         hidden = self.model(**inputs, **kwargs).last_hidden_state  # (B, S, H)
         text = text_loss_sums(*shifted_rows(hidden, labels), self.text_lm_head)
-        audio_labels = self._at_placeholders(input_ids, audio_labels, audio_input_ids_mask)
+        audio_labels = self.labels_at_placeholders(input_ids, audio_labels, audio_input_ids_mask)
         audio = audio_loss_sums(*shifted_rows(hidden, audio_labels), self.audio_lm_head, self.config.codebook_size)
         return DualLossOutput(
             text_loss=text.loss,
@@ -97,7 +97,7 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
             audio_count=audio.count,
         )
 
-    def _at_placeholders(self, input_ids: Tensor, audio_labels: Tensor, audio_input_ids_mask: Tensor) -> Tensor:
+    def labels_at_placeholders(self, input_ids: Tensor, audio_labels: Tensor, audio_input_ids_mask: Tensor) -> Tensor:
         """audio_labels (B, T, K) of delayed frames -> (B, S, K) at their placeholders, -100 elsewhere."""
         placeholders = self.model.get_placeholder_mask(input_ids, None, audio_input_ids_mask)
         expanded = audio_labels.new_full((*input_ids.shape, audio_labels.shape[-1]), IGNORE_INDEX)

@@ -15,11 +15,14 @@ from typing import Any
 
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, HiggsAudioV2TokenizerConfig
 
+from plugins.codec import CODEC_FOLDER
 from plugins.errors import problem
 from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
+from plugins.original_codec import is_original as is_original_codec
+from plugins.original_codec import save_native, to_original
 from plugins.weights import Format, Source, original_key, sources_of
 
 MODEL_TYPE = "higgs_audio"
@@ -79,7 +82,10 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
 
     rope = text.get("rope_scaling") or {"rope_type": "default"}
     has_tower = not original["skip_audio_tower"]
-    tower = {"audio_encoder_config": original["audio_encoder_config"]} if has_tower else {}
+    tower: dict[str, Any] = {}
+    if has_tower:
+        tower["audio_encoder_config"] = original["audio_encoder_config"]
+        tower["audio_in_token_id"] = original["audio_in_token_idx"]
     if not has_tower and not original["encode_audio_in_tokens"]:
         reason = "leaves no way to hear a reference: there is no audio tower either"
         raise problem(str(file), "encode_audio_in_tokens", False, reason, "set it to true")
@@ -93,7 +99,6 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
         audio_stream_bos_id=original["audio_stream_bos_id"],
         audio_stream_eos_id=original["audio_stream_eos_id"],
         audio_token_id=original["audio_out_token_idx"],
-        audio_in_token_id=original["audio_in_token_idx"],
         audio_bos_token_id=token_id("<|audio_out_bos|>"),
         audio_delay_token_id=token_id("<|reserved_special_token_6|>"),
         encode_audio_in_tokens=original["encode_audio_in_tokens"],
@@ -173,12 +178,15 @@ def _original_config(config: HiggsAudioV2Config, tokenizer: Any) -> dict[str, An
     }
 
 
-def convert(source: Path, target: Path, *, to: Format, show_progress: bool = True) -> dict[str, Any]:
-    """Write checkpoint `source` into the new folder `target` in the other format; returns counts for a summary.
+def convert(source: Path, target: Path, *, to: Format, show_progress: bool = True) -> None:
+    """Write `source`, the folder of a model or of a codec, into the new folder `target` in the other format.
 
     Tensors keep their values and types to the bit. Raises UserError if `source` is not of the other format or not
     complete, or if `target` exists; `target` appears only when it is complete.
     """
+    if is_original_codec(source) or model_type_of(source) == HiggsAudioV2TokenizerConfig.model_type:
+        _convert_codec(source, target, to=to)
+        return
     source_format: Format = "original" if model_type_of(source) == MODEL_TYPE else "native"
     if source_format == to:
         raise problem(str(source), "format", to, "is what it is already", "name the checkpoint of the other format")
@@ -193,8 +201,10 @@ def convert(source: Path, target: Path, *, to: Format, show_progress: bool = Tru
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copy2(file, unfinished / file.name)
+    if (source / CODEC_FOLDER).is_dir():
+        shutil.copytree(source / CODEC_FOLDER, unfinished / CODEC_FOLDER)  # `Codec` reads both formats
     tokenizer = AutoTokenizer.from_pretrained(source)
-    counts = _write_weights(sources, unfinished, to=to, show_progress=show_progress)
+    _write_weights(sources, unfinished, to=to, show_progress=show_progress)
     if to == "native":
         config.save_pretrained(unfinished)
         _write_json(unfinished / "generation_config.json", _generation_config(config))
@@ -203,10 +213,15 @@ def convert(source: Path, target: Path, *, to: Format, show_progress: bool = Tru
         ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         _write_json(unfinished / "generation_config.json", {"_from_model_config": True, **ids})
     unfinished.rename(target)
-    return counts
 
 
-def _write_weights(sources: dict[str, Source], folder: Path, *, to: Format, show_progress: bool) -> dict[str, Any]:
+def _convert_codec(source: Path, target: Path, *, to: Format) -> None:
+    if is_original_codec(source) == (to == "original"):
+        raise problem(str(source), "format", to, "is what it is already", "name the codec of the other format")
+    (save_native if to == "native" else to_original)(source, target)
+
+
+def _write_weights(sources: dict[str, Source], folder: Path, *, to: Format, show_progress: bool) -> None:
     """One file per file of the source, so that no more than one of them is in memory."""
     by_file: dict[str, list[str]] = {}
     for native, source in sources.items():
@@ -221,7 +236,6 @@ def _write_weights(sources: dict[str, Source], folder: Path, *, to: Format, show
     if len(by_file) > 1:
         index = {"metadata": {"total_size": num_bytes}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(folder / "model.safetensors.index.json", index)
-    return {"tensors": len(weight_map), "bytes": num_bytes, "files": len(by_file)}
 
 
 def _generation_config(config: HiggsAudioV2Config) -> dict[str, Any]:

@@ -75,6 +75,10 @@ class Dialogue:
         yield from (reference.clip for reference in self.references)
         yield from (part for turn in self.turns for part in turn.parts if isinstance(part, AudioClip))
 
+    def targets(self) -> Iterator[AudioClip]:
+        """The clips that are trained."""
+        yield from (part for turn in self.turns if turn.trained for part in turn.parts if isinstance(part, AudioClip))
+
     def map_clips(self, encode: Callable[[AudioClip], AudioClip]) -> Dialogue:
         """The same dialogue with every clip replaced by `encode(clip)`."""
 

@@ -174,6 +174,12 @@ def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:
         if frames > settings.max_audio_length:
             reason = f"has {frames} codec frames, more than max_audio_length {settings.max_audio_length}"
             raise problem(dialogue.source, "audio", clip.path, reason, "cut the clip or raise MAX_AUDIO_LENGTH")
+        if clip.codes is not None and clip.path is not None:
+            of_audio = num_frames(AudioClip(clip.path), dialogue.source)
+            if abs(frames - of_audio) > 1:
+                reason = f"are {frames} frames for a clip of {of_audio} ({FRAMES_PER_S} per second)"
+                remedy = "encode the clip itself, resampled to 24 kHz"
+                raise problem(dialogue.source, "audio_codes", f"codes of {clip.path}", reason, remedy)
 
 
 def _numbered_lines(path: str) -> Iterator[tuple[str, str]]:

@@ -66,6 +66,8 @@ class HiggsAudioSettings:
     codec: str | None = _knob(
         None, f"codec folder or Hub id; unset: MODEL/audio_tokenizer if it exists, else {DEFAULT_CODEC}", str
     )
+    preflight: bool = _knob(True, "check labels, codes and leaks before the first step", _flag)
+    dry_run: bool = _knob(False, "stop after the preflight, showing one row as the model sees it", _flag)
     raw_prompt: bool = _knob(False, "take the prompt as written, without normalising it to the model's own", _flag)
 
     @classmethod

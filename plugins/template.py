@@ -25,6 +25,7 @@ from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 
 TEMPLATE_TYPE = "higgs_audio_v2"
+TARGET_PATHS = "target_paths"  # files of the trained clips, for the preflight
 
 
 class HiggsAudioTemplate(Template):
@@ -56,7 +57,8 @@ class HiggsAudioTemplate(Template):
         sample = self._encode_dialogue(dialogue, partial(with_codes, codec=self.codec, source=dialogue.source))
         encoded = {"input_ids": sample.input_ids, "clips": sample.clips, "clips_trained": sample.clips_trained}
         labels = {"labels": sample.labels} if self.is_training else {}
-        return {**encoded, **labels, ROW_SOURCE: sample.source}
+        paths = [clip.path for clip in dialogue.targets() if clip.path is not None]
+        return {**encoded, **labels, ROW_SOURCE: sample.source, TARGET_PATHS: paths}
 
     def check_dialogue(self, dialogue: Dialogue) -> None:
         """Raise UserError if a clip cannot be read or the row is too long, from the headers of its audio files."""
@@ -73,17 +75,7 @@ class HiggsAudioTemplate(Template):
         return sample
 
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Tensor]:
-        samples = [
-            EncodedSample(
-                row["input_ids"],
-                row.get("labels") or [],
-                row["clips"],
-                row["clips_trained"],
-                row.get(ROW_SOURCE, "row"),
-            )
-            for row in batch
-        ]
-        return collate(samples, self.tokens, training=self.is_training)
+        return collate([sample_of(row) for row in batch], self.tokens, training=self.is_training)
 
     def compute_sft_loss(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None, trainer: Any = None
@@ -95,6 +87,12 @@ class HiggsAudioTemplate(Template):
         weights = self.settings.loss_weights(self.tokens.num_codebooks)
         outputs.loss = combine(outputs.text, outputs.audio, num_text=num_text, num_frames=num_frames, weights=weights)
         return outputs
+
+
+def sample_of(row: dict[str, Any]) -> EncodedSample:
+    """What `_encode` returned, after MS-SWIFT has carried it through a dataset."""
+    source = row.get(ROW_SOURCE, "row")
+    return EncodedSample(row["input_ids"], row.get("labels") or [], row["clips"], row["clips_trained"], source)
 
 
 def _stand_in(clip: AudioClip, *, num_codebooks: int, source: str) -> AudioClip:

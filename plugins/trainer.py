@@ -7,6 +7,7 @@ accumulation steps and ranks. Numerators come from the model as sums, denominato
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
 from plugins.loss import LossSums, combine
 from plugins.modeling import DualLossOutput
+from plugins.preflight import before_training
+from plugins.preflight.leaks import MEMORISED
 from plugins.settings import HiggsAudioSettings, check_knob_names
 from plugins.template import TEMPLATE_TYPE, HiggsAudioTemplate
 
@@ -132,6 +135,12 @@ def metrics(text: LossSums, audio: LossSums) -> dict[str, float]:
     return {name: round(value, 8) for name, value in result.items()}
 
 
+def is_memorised(logs: dict[str, float], mode: str, epoch: float) -> bool:
+    """Whether a loss is lower than any on speech that the model has not seen: in the first epoch, or in evaluation."""
+    loss = logs.get("loss_audio" if mode == "train" else "eval_loss_audio", math.inf)
+    return loss < MEMORISED and (mode == "eval" or epoch < 1)
+
+
 class HiggsAudioTrainer(Seq2SeqTrainer):
     """MS-SWIFT's trainer with our denominators, optimizer and metrics. For any other model: the base itself."""
 
@@ -154,6 +163,21 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                 dataset.strict, dataset.n_try_fetch = True, 1
         if self.is_world_process_zero():
             _settle_output_folder(Path(args.output_dir), template.settings)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        settings: HiggsAudioSettings = self.template.settings
+        if settings.preflight or settings.dry_run:
+            report = before_training.run(self)
+            for line in report.render().splitlines():
+                logger.info(line)
+            if report.failed:
+                summary = "; ".join(f"{finding.check}: {finding.text}" for finding in report.failed)
+                raise problem(
+                    "preflight", "training", "refused", f"because {summary}", "mend it, or set preflight: false"
+                )
+        if settings.dry_run:
+            raise SystemExit(0)
+        return super().train(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """(2,): trained text tokens and trained audio frames of the step, over all micro-batches and ranks."""
@@ -180,6 +204,12 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             if "eval_loss" in logs:
                 # The base averages over batches; over the whole set it is the same formula as in training.
                 logs["eval_loss"] = self._loss_of(*sums)
+            if is_memorised(logs, mode, self.state.epoch or 0.0):
+                loss = logs[f"{prefix}loss_audio"]
+                logger.warning(
+                    f"{prefix}loss_audio {loss:.2f}: no unseen speech is predicted that well. Either these clips were"
+                    " trained on before, or the labels leak into the inputs."
+                )
         if "learning_rate" in logs:
             audio_rates = [group["lr"] for group in self.optimizer.param_groups if group.get("audio")]
             if audio_rates:

@@ -10,9 +10,9 @@ from conftest import ROOT
 
 LAYERS = [
     {"errors", "delay_pattern", "loss", "tokens", "settings", "prompt_text"},
-    {"audio", "codec", "prompt", "collator", "model_config", "audio_tower", "original_codec"},
+    {"audio", "hub", "codec", "prompt", "collator", "model_config", "audio_tower", "original_codec"},
     {"rows", "dataset_registration", "template", "modeling", "weights", "original_format", "checkpoint"},
-    {"model_registration", "trainer", "inference"},
+    {"model_registration", "preflight", "trainer", "inference"},
     {"register", "train", "cli", "__main__", "prepare", "demo"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
@@ -65,7 +65,8 @@ def test_importing_the_package_is_free() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["sft", "--help"], ["speak", "--help"], ["convert", "--help"], ["--version"]]
+    "command",
+    [["--help"], ["sft", "--help"], ["speak", "--help"], ["convert", "--help"], ["doctor", "--help"], ["--version"]],
 )
 def test_help_starts_fast(command: list[str]) -> None:
     code = f"import sys\nfrom plugins.cli import main\ntry:\n    main({command})\n"

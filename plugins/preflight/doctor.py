@@ -1,0 +1,229 @@
+"""`higgs-audio doctor`: every check of the preflight and more, without training. L3.
+
+Exit codes: 0 if nothing failed, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from plugins import audio
+from plugins.checkpoint import base_and_adapters, load_config, load_model, with_adapters
+from plugins.codec import FRAMES_PER_S, NUM_CODES, Codec, find_codec
+from plugins.collator import collate
+from plugins.errors import problem
+from plugins.preflight.before_training import check_labels, check_offsets, check_split
+from plugins.preflight.environment import check_environment
+from plugins.preflight.labels import render
+from plugins.preflight.leaks import own_references
+from plugins.preflight.probe import Row, is_random_init, mean_loss
+from plugins.preflight.report import Report
+from plugins.prompt import AudioClip, Dialogue, Turn, encode
+from plugins.rows import check_clips, dialogue_from_row, read_rows, with_codes
+from plugins.settings import HiggsAudioSettings
+from plugins.tokens import SpecialTokens
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    model: Any
+    tokenizer: Any
+    tokens: SpecialTokens
+    codec: Codec
+    settings: HiggsAudioSettings
+
+
+def run(options: argparse.Namespace) -> int:
+    report = Report()
+    check_environment(report)
+    checkpoint = None
+    with report.catching("checkpoint"):
+        checkpoint = _check_checkpoint(report, options)
+    if checkpoint is not None:
+        with report.catching("dataset"):
+            _check_dataset(report, checkpoint, options)
+    print(report.render())
+    return 1 if report.failed else 0
+
+
+def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoint:
+    folder, adapters = base_and_adapters(options.model, options.adapters)
+    settings = HiggsAudioSettings.of_checkpoint(Path(adapters or folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = SpecialTokens.from_config(load_config(Path(folder)), tokenizer)
+    model = load_model(folder, dtype=torch.float32 if options.device == "cpu" else torch.bfloat16)
+    model = with_adapters(model, adapters).to(options.device)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    kind = "random weights" if is_random_init(model) else "trained weights"
+    report.add(
+        "checkpoint", "ok", f"{size / 1e6:,.1f} M parameters, text head, {kind}; token ids agree with the config"
+    )
+    codec = Codec(find_codec([folder], options.codec or settings.codec), device=options.device)
+    return _Checkpoint(model, tokenizer, tokens, codec, settings)
+
+
+def _check_dataset(report: Report, checkpoint: _Checkpoint, options: argparse.Namespace) -> None:
+    dialogues = [dialogue for file in options.dataset for dialogue in _dialogues(file, checkpoint.settings)]
+    report.add("dataset", "ok", f"{len(dialogues)} rows, every audio header read")
+    for error in own_references(dialogues):
+        report.add("references", "failed", str(error))
+        break
+    validation = [dialogue for file in options.val_dataset for dialogue in _dialogues(file, checkpoint.settings)]
+    check_split(report, _paths(dialogues), _paths(validation))
+    with report.catching("codec"):
+        _check_codec(report, checkpoint.codec, dialogues)
+    with report.catching("audio_codes"):
+        _check_given_codes(report, checkpoint.codec, dialogues)
+    rows = _rows(_spread(dialogues, options.rows), checkpoint)
+    _check_prompts(report, options, checkpoint)
+    check_labels(report, rows, checkpoint.tokens)
+    check_offsets(report, checkpoint.model, rows, checkpoint.tokens)
+    _check_texts(report, checkpoint, _spread(dialogues, options.rows))
+    if options.dry_run:
+        report.add("one row", "info", "as the model sees it", render(*rows[0], checkpoint.tokens, checkpoint.tokenizer))
+
+
+def _dialogues(file: str, settings: HiggsAudioSettings) -> list[Dialogue]:
+    rows = read_rows(file, settings, check=partial(check_clips, settings=settings))
+    return [dialogue_from_row(row, settings) for row in rows]
+
+
+def _paths(dialogues: Sequence[Dialogue]) -> list[str]:
+    return [clip.path for dialogue in dialogues for clip in dialogue.targets() if clip.path is not None]
+
+
+def _spread(dialogues: Sequence[Dialogue], num_rows: int) -> list[Dialogue]:
+    """Rows from all over the set, the first one among them."""
+    return list(dialogues[:: max(1, len(dialogues) // num_rows)][:num_rows])
+
+
+def _rows(dialogues: Sequence[Dialogue], checkpoint: _Checkpoint) -> list[Row]:
+    rows = []
+    for dialogue in dialogues:
+        coded = dialogue.map_clips(partial(with_codes, codec=checkpoint.codec, source=dialogue.source))
+        sample = encode(coded, checkpoint.tokenizer, checkpoint.tokens)
+        rows.append((sample, collate([sample], checkpoint.tokens, training=True)))
+    return rows
+
+
+def _check_codec(report: Report, codec: Codec, dialogues: Sequence[Dialogue]) -> None:
+    """One clip there and back: codes in range and varied, one frame per 40 ms, a waveform of the same length."""
+    paths = [clip.path for dialogue in dialogues for clip in dialogue.clips() if clip.path is not None]
+    if not paths:
+        report.add("codec", "info", "left out: every row brings its codes")
+        return
+    waveform = audio.load(paths[0], sample_rate_hz=codec.sample_rate_hz)
+    codes = codec.encode(waveform)
+    num_frames = -(-len(waveform) * FRAMES_PER_S // codec.sample_rate_hz)
+    back = codec.decode(codes)
+    complaint = None
+    if codes.shape[1] != num_frames:
+        complaint = f"gives {codes.shape[1]} frames for {len(waveform)} samples, not {num_frames} (25 per second)"
+    elif codes.min() < 0 or codes.max() >= NUM_CODES:
+        complaint = f"gives codes up to {int(codes.max())}, outside 0..{NUM_CODES - 1}"
+    elif any(len(row.unique()) == 1 for row in codes) and codes.shape[1] > FRAMES_PER_S:
+        complaint = "gives one and the same code for a whole clip: its codebooks are empty"
+    elif not np.isfinite(back).all() or len(back) != codes.shape[1] * codec.sample_rate_hz // FRAMES_PER_S:
+        complaint = "does not give a waveform of the clip's length back"
+    if complaint is not None:
+        raise problem("settings", "codec", codec.path, complaint, "give the codec that belongs to this model")
+    distance = _log_mel_distance(waveform, back[: len(waveform)], codec.sample_rate_hz)
+    text = f"{codes.shape[1]} frames in range; round trip of one clip: {distance:.1f} dB mean log-mel distance"
+    report.add("codec", "ok", text, paths[0])
+
+
+def _log_mel_distance(a: np.ndarray, b: np.ndarray, sample_rate_hz: int) -> float:
+    """Mean absolute difference in dB of 80 mel bands, both clipped to 80 dB below their peaks."""
+    import librosa
+
+    mels = [librosa.feature.melspectrogram(y=each, sr=sample_rate_hz, n_mels=80) for each in (a, b)]
+    decibels = [librosa.power_to_db(mel, ref=1.0, top_db=80.0) for mel in mels]
+    return float(np.abs(decibels[0] - decibels[1]).mean())
+
+
+def _check_given_codes(report: Report, codec: Codec, dialogues: Sequence[Dialogue]) -> None:
+    """Codes that rows bring beside the audio must be those that the codec gives for it."""
+    for dialogue in dialogues:
+        for clip in dialogue.clips():
+            if clip.path is None or clip.codes is None:
+                continue
+            codes = codec.encode_file(clip.path)
+            num_frames = min(codes.shape[1], clip.codes.shape[1])
+            agreement = float((codes[:, :num_frames] == clip.codes[:, :num_frames]).float().mean())
+            # Other hardware rounds a few codes otherwise; another codec, or an order lost, agrees by chance (0.1 %).
+            if agreement < 0.5:
+                reason = f"agree with the codec's in {agreement:.0%} of all codes"
+                remedy = "encode the clips with the model's codec, and keep codebooks and frames in order"
+                raise problem(dialogue.source, "audio_codes", f"codes of {clip.path}", reason, remedy)
+            report.add("audio_codes", "ok", f"agree with the codec in {agreement:.0%} of one clip")
+            return
+
+
+def _check_prompts(report: Report, options: argparse.Namespace, checkpoint: _Checkpoint) -> None:
+    """Whether speaking will use the prompts that are trained: rows marked `raw_prompt` may have drifted."""
+    settings = checkpoint.settings
+    drifted, num_rows, example = 0, 0, ""
+    for file in options.dataset:
+        for row in read_rows(file, settings, check=lambda dialogue: None):
+            num_rows += 1
+            if not row["raw_prompt"]:
+                continue  # the prompt is built from the same parts in the same way
+            trained = _prompt_ids(dialogue_from_row(row, settings), checkpoint)
+            spoken = _prompt_ids(dialogue_from_row({**row, "raw_prompt": False}, settings), checkpoint)
+            if trained != spoken:
+                drifted += 1
+                example = example or "\n".join(
+                    f"{name}: {checkpoint.tokenizer.decode(ids)!r}"
+                    for name, ids in (("trained", trained), ("spoken ", spoken))
+                )
+    if not drifted:
+        report.add("prompts", "ok", "speaking uses the prompts that are trained")
+        return
+    text = (
+        f"{drifted} of {num_rows} rows have a raw prompt that speaking will not use; leave raw_prompt out of the rows"
+    )
+    report.add("prompts", "failed" if drifted == num_rows else "warning", text, example)
+
+
+def _prompt_ids(dialogue: Dialogue, checkpoint: _Checkpoint) -> list[int]:
+    """Token ids without the clips, whose length is of no matter here."""
+    stand_in = AudioClip(codes=torch.zeros(checkpoint.tokens.num_codebooks, 1, dtype=torch.long))
+    bare = dialogue.map_clips(lambda clip: stand_in)
+    return encode(bare, checkpoint.tokenizer, checkpoint.tokens).input_ids
+
+
+def _check_texts(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Dialogue]) -> None:
+    """Whether the clips fit their own texts better than each other's: a table shifted by one row shows here."""
+    if len(dialogues) < 2 or is_random_init(checkpoint.model):
+        return
+    texts = [tuple(turn for turn in dialogue.turns if turn.role == "user") for dialogue in dialogues]
+    swapped = [
+        replace(dialogue, turns=_with_texts(dialogue.turns, other))
+        for dialogue, other in zip(dialogues, [*texts[1:], texts[0]], strict=True)
+    ]
+    own, others = (
+        mean_loss(checkpoint.model, [batch for _, batch in _rows(each, checkpoint)]) for each in (dialogues, swapped)
+    )
+    text = f"{own:.2f} nats per code after their own texts, {others:.2f} after another row's"
+    if own < others:
+        report.add("texts", "ok", text)
+    else:
+        report.add("texts", "warning", f"{text}: are texts and clips paired as they should be?")
+
+
+def _with_texts(turns: Sequence[Turn], texts: Sequence[Turn]) -> tuple[Turn, ...]:
+    """User turns replaced in order, the last one again where there are more of them."""
+    waiting = list(texts)
+    return tuple(
+        (waiting.pop(0) if len(waiting) > 1 else waiting[0]) if turn.role == "user" and waiting else turn
+        for turn in turns
+    )

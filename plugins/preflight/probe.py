@@ -1,0 +1,168 @@
+"""Cross-entropies that only the right labels, codes and texts give, on the user's own model and rows. L3.
+
+A trained model predicts the code of the next step, with codebook k delayed by k steps, far better than anything else.
+So if labels at another offset, or without the delay pattern, fit better than those that are about to be trained, then
+these are wrong, whatever the cause; and if nothing fits better than chance, the codes are not this model's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plugins.delay_pattern import IGNORE_INDEX
+from plugins.loss import audio_loss_sums, shifted_rows
+from plugins.preflight.labels import expected_frames, expected_labels
+from plugins.prompt import EncodedSample
+from plugins.tokens import SpecialTokens
+
+OFFSETS = (0, 1, 2)
+_RIGHT = ("as trained", 1)
+
+Row = tuple[EncodedSample, dict[str, Tensor]]  # a row and its batch of one
+
+
+@dataclass(frozen=True)
+class OffsetProbe:
+    """Mean cross-entropies in nats per code, by frames and labels (`as trained`, `no delay`) and offset."""
+
+    losses: dict[tuple[str, int], float]
+    codebook_losses: tuple[float, ...]  # (K,) of what is about to be trained
+    num_codes: int
+    chance: float  # of guessing among all codes
+    random_init: bool
+
+    @property
+    def complaint(self) -> str | None:
+        """None if what is about to be trained fits best and better than chance; else the likely cause."""
+        if self.random_init:
+            return None
+        right = self.losses[_RIGHT]
+        best = min(self.losses, key=lambda variant: self.losses[variant])
+        if best != _RIGHT and self.losses[best] < self.chance:
+            kind, offset = best
+            cause = (
+                f"the labels are shifted by {offset - 1:+d}"
+                if kind == _RIGHT[0]
+                else "frames and labels are not delayed as this model was trained with"
+            )
+            return f"labels at +{offset}, {kind}, fit better ({self.losses[best]:.2f} against {right:.2f}): {cause}"
+        if right >= self.chance:
+            return (
+                f"{right:.2f} nats per code are no better than chance ({self.chance:.2f}): these codes are not those"
+                " that the model was trained with; check the codec and audio_codes"
+            )
+        return None
+
+    def render(self) -> str:
+        kinds = list(dict.fromkeys(kind for kind, _ in self.losses))
+        lines = [f"{'labels at':<12}" + "".join(f"{kind:>14}" for kind in kinds)]
+        for offset in OFFSETS:
+            cells = (
+                f"{self.losses[kind, offset]:.3f}" + (" <" if (kind, offset) == _RIGHT else "  ") for kind in kinds
+            )
+            lines.append(f"{f'+{offset}' if offset else '0':<12}" + "".join(f"{cell:>14}" for cell in cells))
+        per_codebook = " ".join(f"{loss:.2f}" for loss in self.codebook_losses)
+        lines.append(f"chance {self.chance:.2f}; per codebook at < {per_codebook}; {self.num_codes} codes")
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def offset_probe(model: Any, rows: Sequence[Row], tokens: SpecialTokens) -> OffsetProbe:
+    """model: the native class, LoRA layers in place. rows: each with the batch that training makes of it alone."""
+    sums: dict[tuple[str, int], Tensor] = {}
+    counts = torch.zeros(tokens.num_codebooks)
+    with _in_eval_mode(model):
+        for sample, batch in rows:
+            for kind, each in _kinds(sample, batch, tokens):
+                for offset, losses in _losses(model, each, tokens).items():
+                    variant = (kind, offset)
+                    sums[variant] = sums.get(variant, torch.zeros(tokens.num_codebooks)) + losses
+            counts += (batch["audio_labels"] >= 0).sum(dim=(0, 1))
+    return OffsetProbe(
+        losses={variant: float((losses / counts).mean()) for variant, losses in sums.items()},
+        codebook_losses=tuple((sums[_RIGHT] / counts).tolist()),
+        num_codes=int(counts.sum()),
+        chance=math.log(tokens.num_codes),
+        random_init=is_random_init(model),
+    )
+
+
+@torch.no_grad()
+def mean_loss(model: Any, batches: Sequence[dict[str, Tensor]]) -> float:
+    """Cross-entropy per code, as training measures it."""
+    total = count = 0.0
+    with _in_eval_mode(model):
+        for batch in batches:
+            outputs = model(**_on(model, batch))
+            total, count = total + float(outputs.audio_loss.sum()), count + float(outputs.audio_count.sum())
+    return total / count
+
+
+def is_random_init(model: Any) -> bool:
+    """Whether nothing has been trained yet: every norm still multiplies by one, and no LoRA weight has moved."""
+    trained = False
+    for name, parameter in model.named_parameters():
+        if "layernorm.weight" in name or name.endswith("model.norm.weight"):
+            trained |= bool((parameter != 1).any())
+        elif "lora_B" in name:
+            trained |= bool((parameter != 0).any())
+    return not trained
+
+
+def _losses(model: Any, batch: dict[str, Tensor], tokens: SpecialTokens) -> dict[int, Tensor]:
+    """Offset -> (K,) sums of cross-entropies."""
+    inputs = _on(model, batch)
+    labels = model.labels_at_placeholders(
+        inputs["input_ids"], inputs.pop("audio_labels"), inputs["audio_input_ids_mask"]
+    )
+    inputs.pop("labels")
+    hidden = model.model(**inputs).last_hidden_state
+    return {
+        offset: audio_loss_sums(
+            *shifted_rows(hidden, labels, offset=offset), model.audio_lm_head, tokens.codebook_size
+        ).loss.cpu()
+        for offset in OFFSETS
+    }
+
+
+def _kinds(
+    sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The batch itself; as it is by definition, if that is another one; with all codebooks of a frame in one step."""
+    yield _RIGHT[0], batch
+    by_definition = _laid_out(sample, batch, tokens, delayed=True)
+    if any(not torch.equal(by_definition[name], batch[name]) for name in ("audio_input_ids", "audio_labels")):
+        yield "by definition", by_definition
+    yield "without delay", _laid_out(sample, batch, tokens, delayed=False)
+
+
+def _laid_out(
+    sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, *, delayed: bool
+) -> dict[str, Tensor]:
+    frames = [expected_frames(codes, tokens, delayed=delayed) for codes in sample.clips]
+    labels = [
+        expected_labels(codes, tokens, delayed=delayed) if trained else torch.full_like(each, IGNORE_INDEX)
+        for codes, trained, each in zip(sample.clips, sample.clips_trained, frames, strict=True)
+    ]
+    return {**batch, "audio_input_ids": torch.cat(frames)[None], "audio_labels": torch.cat(labels)[None]}
+
+
+def _on(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+@contextmanager
+def _in_eval_mode(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
