@@ -5,6 +5,7 @@ Names, shapes and dtypes are those of transformers' `HiggsAudioV2ForConditionalG
     input_ids (B, S) long            attention_mask (B, S) long
     audio_input_ids (B, T, K) long   audio_input_ids_mask (B, T) bool
     labels (B, S) long               audio_labels (B, T, K) long          only in training
+    audio_features (A, M, 3000)      audio_feature_attention_mask (A, 3000) bool     only with an audio tower
 
 T is the widest sum of delayed frames of a row, 0 for a batch without audio. Labels are made here and in `prompt`, and
 are not shifted (`plugins.loss` shifts).
@@ -17,9 +18,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from plugins.audio_tower import log_mel_features, num_positions
 from plugins.delay_pattern import IGNORE_INDEX, apply_delay, delay_labels
 from plugins.prompt import EncodedSample
-from plugins.tokens import SpecialTokens
+from plugins.tokens import SpecialTokens, TowerInput
 
 
 def collate(samples: Sequence[EncodedSample], tokens: SpecialTokens, *, training: bool) -> dict[str, Tensor]:
@@ -32,10 +34,23 @@ def collate(samples: Sequence[EncodedSample], tokens: SpecialTokens, *, training
         "audio_input_ids": _pad([frames for frames, _ in delayed], tokens.stream_eos),
         "audio_input_ids_mask": _pad([torch.ones(len(frames), dtype=torch.bool) for frames, _ in delayed], False),
     }
+    if tokens.tower is not None:
+        batch |= _heard(samples, tokens.tower)
     if training:
         batch["labels"] = _pad([torch.tensor(s.labels) for s in samples], IGNORE_INDEX)
         batch["audio_labels"] = _pad([labels for _, labels in delayed], IGNORE_INDEX)
     return batch
+
+
+def _heard(samples: Sequence[EncodedSample], tower: TowerInput) -> dict[str, Tensor]:
+    """Log-mel features of what the audio tower hears, 30 s chunks of all rows in order (A may be 0)."""
+    waveforms = [waveform for sample in samples for waveform in sample.heard]
+    for sample in samples:
+        positions = sum(sum(num_positions(len(waveform))) for waveform in sample.heard)
+        placeholders = sample.input_ids.count(tower.placeholder)
+        assert positions == placeholders, f"{sample.source}: {positions} positions of the audio tower, {placeholders}"
+    features, mask = log_mel_features([waveform.numpy() for waveform in waveforms], tower.num_mel_bins)
+    return {"audio_features": features, "audio_feature_attention_mask": mask}
 
 
 def _delayed_frames(sample: EncodedSample, tokens: SpecialTokens) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from plugins.collator import collate
 from plugins.delay_pattern import num_delayed_frames, undo_delay
 from plugins.errors import UserError, problem
 from plugins.prompt import encode
-from plugins.rows import canonical_row, check_clips, dialogue_from_row, with_codes
+from plugins.rows import canonical_row, check_clips, dialogue_from_row, with_clips
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SCENE_END, SCENE_START, SpecialTokens
 
@@ -187,7 +186,7 @@ class HiggsAudioGenerator:
         canonical = canonical_row(row, "request", self.settings)
         dialogue = dialogue_from_row(canonical, self.settings, training=False)
         check_clips(dialogue, self.settings)
-        dialogue = dialogue.map_clips(partial(with_codes, codec=self.codec, source=dialogue.source))
+        dialogue = with_clips(dialogue, self.codec, self.tokens)
         sample = encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
         batch = collate([sample], self.tokens, training=False)
         if not sample.clips:

@@ -46,7 +46,14 @@ def register() -> None:
         # MS-SWIFT reads config.json with trust_remote_code=True; a class that is registered comes before a file of the
         # checkpoint, so that no code of a checkpoint runs.
         AutoConfig.register(config.model_type, config, exist_ok=True)
-    keys = MultiModelKeys(_MODEL_ARCH, language_model=["model", "text_lm_head", "audio_lm_head"])
+    # Only some original checkpoints have a tower: MS-SWIFT then freezes it by default (`--freeze_vit`) and trains its
+    # projector (`--freeze_aligner`) in full fine-tuning.
+    keys = MultiModelKeys(
+        _MODEL_ARCH,
+        language_model=["model", "text_lm_head", "audio_lm_head"],
+        vision_tower=["audio_tower"],
+        aligner=["audio_tower.audio_encoder_proj"],
+    )
     register_model_arch(keys, exist_ok=True)
     for model_type in MODEL_TYPES:
         is_3b = model_type == MODEL_TYPES[0]

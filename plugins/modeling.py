@@ -7,6 +7,8 @@ and counts: dividing is the trainer's affair, which alone knows the counts of th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from transformers import HiggsAudioV2ForConditionalGeneration as _Native
 from transformers.utils import ModelOutput
 
+from plugins.audio_tower import AudioTower
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.loss import LossSums, audio_loss_sums, shifted_rows, text_loss_sums
 from plugins.model_config import HiggsAudioV2Config
@@ -50,6 +53,12 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
     """Same name as its base, so that saved checkpoints stay native ones."""
 
     config_class = HiggsAudioV2Config
+    _no_split_modules = [*(_Native._no_split_modules or []), "WhisperEncoderLayer"]  # noqa: RUF012 (the base's type)
+
+    def __init__(self, config: HiggsAudioV2Config, use_text_head: bool = False) -> None:
+        super().__init__(config, use_text_head=use_text_head)
+        if config.audio_encoder_config is not None:
+            self.audio_tower = AudioTower(config.audio_encoder_config, config.hidden_size)
 
     def forward(  # no `logits_to_keep`: MS-SWIFT would slice the labels of the text
         self,
@@ -62,10 +71,15 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         audio_labels: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        audio_feature_attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """With `labels` (B, S) and `audio_labels` (B, T, K), both unshifted: a `DualLossOutput`. Without: as native."""
+        """With `labels` (B, S) and `audio_labels` (B, T, K), both unshifted: a `DualLossOutput`. Without: as native.
+
+        audio_features (A, M, 3000), audio_feature_attention_mask (A, 3000): for the audio tower, if the model has one.
+        """
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -77,12 +91,15 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
             "use_cache": use_cache,
         }
         if labels is None:
-            return super().forward(**inputs, **kwargs)
+            with self._heard(audio_features, audio_feature_attention_mask):
+                return super().forward(**inputs, **kwargs)
         assert input_ids is not None, "training needs token ids: placeholders are found by them"
         assert audio_labels is not None, "training needs audio_labels, (B, 0, K) for a batch without audio"
         assert audio_input_ids_mask is not None, "training needs audio_input_ids_mask, (B, 0) for a batch without audio"
         assert self.text_lm_head is not None, "training needs the text head: load with use_text_head=True"
-        hidden = self.model(**inputs, **kwargs).last_hidden_state  # (B, S, H)
+        hidden = self.hidden_states(
+            audio_features=audio_features, audio_feature_attention_mask=audio_feature_attention_mask, **inputs, **kwargs
+        )
         text = text_loss_sums(*shifted_rows(hidden, labels), self.text_lm_head)
         audio_labels = self.labels_at_placeholders(input_ids, audio_labels, audio_input_ids_mask)
         audio = audio_loss_sums(*shifted_rows(hidden, audio_labels), self.audio_lm_head, self.config.codebook_size)
@@ -96,6 +113,48 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
             audio_correct=audio.correct,
             audio_count=audio.count,
         )
+
+    def hidden_states(
+        self, *, audio_features: Tensor | None = None, audio_feature_attention_mask: Tensor | None = None, **inputs: Any
+    ) -> Tensor:
+        """(B, S, H) after the last norm."""
+        with self._heard(audio_features, audio_feature_attention_mask):
+            return self.model(**inputs).last_hidden_state
+
+    @contextmanager
+    def _heard(self, features: Tensor | None, mask: Tensor | None) -> Iterator[None]:
+        """Inside, the embedding of <|AUDIO|> is that of the audio tower. Without features nothing is computed."""
+        if features is None:
+            yield
+            return
+        assert mask is not None, "features need their mask"
+        heard = self.audio_tower(features, mask)  # (P, H); for A = 0 it still hangs on every parameter
+
+        def place(module: Any, args: tuple[Tensor], embedded: Tensor) -> Tensor:
+            at = args[0] == self.config.audio_in_token_id
+            # `masked_scatter` overlooks surplus positions.
+            assert int(at.sum()) == len(heard), f"{int(at.sum())} placeholders for {len(heard)} positions"
+            return embedded.masked_scatter(at.unsqueeze(-1), heard.to(embedded.dtype))
+
+        hook = self.model.embed_tokens.register_forward_hook(place)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        audio_features: Tensor | None = None,
+        audio_feature_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The tower hears the prompt, once."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[arg-type]
+        cache = inputs.get("past_key_values")
+        if audio_features is not None and (cache is None or cache.get_seq_length() == 0):
+            inputs |= {"audio_features": audio_features, "audio_feature_attention_mask": audio_feature_attention_mask}
+        return inputs
 
     def labels_at_placeholders(self, input_ids: Tensor, audio_labels: Tensor, audio_input_ids_mask: Tensor) -> Tensor:
         """audio_labels (B, T, K) of delayed frames -> (B, S, K) at their placeholders, -100 elsewhere."""

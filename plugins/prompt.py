@@ -9,7 +9,8 @@
 AUDIO stands for one clip of F codec frames and takes F + 2 placeholders <|AUDIO_OUT|> and K - 1 placeholders of delay,
 one per delayed frame. A reference with a transcript is a finished turn pair before the others, one without a transcript
 stands in the scene as `SPEAKERn: AUDIO`, opened by <|audio_bos|>, between the voices that the scene describes in words
-(`SPEAKER0: feminine`). Labels follow the original implementation: in trained assistant turns the
+(`SPEAKER0: feminine`); a model with an audio tower hears it there through positions of the tower, <|AUDIO|>, and, if
+its config says so, through codes after them. Labels follow the original implementation: in trained assistant turns the
 text, <|audio_out_bos|>, <|audio_eos|> and <|eot_id|>; nothing else. Between two assistant turns <|eom_id|> stands in
 the place of <|eot_id|>.
 
@@ -26,7 +27,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from plugins.audio_tower import num_positions
 from plugins.delay_pattern import IGNORE_INDEX, num_delayed_frames
+from plugins.errors import problem
 from plugins.prompt_text import INSTRUCTION
 from plugins.tokens import SCENE_END, SCENE_START, SpecialTokens
 
@@ -37,10 +40,14 @@ VOICE_IN_WORDS = re.compile(r"^SPEAKER(\d+): .*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class AudioClip:
-    """One clip: where it comes from and, once encoded, its codes (K, F) int64."""
+    """One clip: where it comes from and, once encoded, its codes (K, F) int64.
+
+    waveform (N,) float32 at 16 kHz: only for clips that an audio tower hears.
+    """
 
     path: str | None = None
     codes: Tensor | None = None
+    waveform: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,14 @@ class Dialogue:
             references=tuple(replace(reference, clip=encode(reference.clip)) for reference in self.references),
         )
 
+    def map_heard(self, change: Callable[[AudioClip], AudioClip]) -> Dialogue:
+        """The same dialogue with every clip that stands in the system message replaced by `change(clip)`."""
+        references = (
+            reference if reference.text is not None else replace(reference, clip=change(reference.clip))
+            for reference in self.references
+        )
+        return replace(self, references=tuple(references))
+
 
 @dataclass(frozen=True)
 class EncodedSample:
@@ -101,6 +116,7 @@ class EncodedSample:
     clips: list[Tensor] = field(default_factory=list)  # each (K, F), in the order of their placeholders
     clips_trained: list[bool] = field(default_factory=list)
     source: str = "request"
+    heard: list[Tensor] = field(default_factory=list)  # waveforms (N,) for the audio tower, in order
 
 
 def encode(dialogue: Dialogue, tokenizer: Any, tokens: SpecialTokens, *, open_turn: bool = False) -> EncodedSample:
@@ -209,22 +225,44 @@ class _Writer:
                 continue
             self.text(pending, trained=trained)
             pending = ""
-            if isinstance(part, AudioClip):
-                opening = self.tokens.audio_bos if role == "assistant" else self.tokens.reference_bos
-                self.clip(part, opening=opening, trained=trained)
+            if isinstance(part, AudioClip) and role == "assistant":
+                self.ids([self.tokens.audio_bos], trained=trained)
+                self.codes(part, trained=trained)
+                self.ids([self.tokens.audio_eos], trained=trained)
+            elif isinstance(part, AudioClip):
+                self.reference(part)
             else:
                 self.ids([part])
         self.text(pending, trained=trained)
         self.ids([self.tokens.end_of_message if goes_on else self.tokens.end_of_turn], trained=trained)
 
-    def clip(self, clip: AudioClip, *, opening: int, trained: bool) -> None:
+    def codes(self, clip: AudioClip, *, trained: bool) -> None:
         tokens = self.tokens
         assert clip.codes is not None, f"{self.sample.source}: clip {clip.path} has no codes yet"
         num_codebooks, num_frames = clip.codes.shape
         num_placeholders = num_delayed_frames(num_frames, num_codebooks)
         num_delays = num_codebooks - 1
-        self.ids([opening], trained=trained)
         self.ids([tokens.audio] * (num_placeholders - num_delays) + [tokens.audio_delay] * num_delays)
-        self.ids([tokens.audio_eos], trained=trained)
         self.sample.clips.append(clip.codes)
         self.sample.clips_trained.append(trained)
+
+    def reference(self, clip: AudioClip) -> None:
+        """A clip in a system message: its codes, or what an audio tower hears of it, 30 seconds at a time."""
+        tower = self.tokens.tower
+        if tower is None:
+            self.ids([self.tokens.reference_bos])
+            self.codes(clip, trained=False)
+            self.ids([self.tokens.audio_eos])
+            return
+        assert clip.waveform is not None, f"{self.sample.source}: clip {clip.path} has no waveform yet"
+        chunks = num_positions(len(clip.waveform))
+        if len(chunks) > 1 and tower.with_codes:
+            # The original repeats the tokens per chunk but not the codes, and fails.
+            reason = "is longer than the 30 s that this model hears at a time"
+            raise problem(self.sample.source, "reference_audio", clip.path, reason, "cut it, or add reference_text")
+        for positions in chunks:
+            self.ids([self.tokens.reference_bos] + [tower.placeholder] * positions)
+            if tower.with_codes:
+                self.codes(clip, trained=False)
+            self.ids([self.tokens.audio_eos])
+        self.sample.heard.append(clip.waveform)

@@ -15,6 +15,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ import torch
 from torch import Tensor
 
 from plugins import audio
+from plugins.audio_tower import SAMPLE_RATE_HZ
 from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.prompt import SCENE_TAGS, VOICE_IN_WORDS, AudioClip, Dialogue, Reference, Turn
 from plugins.prompt_text import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
 from plugins.settings import HiggsAudioSettings
+from plugins.tokens import SpecialTokens
 
 ROW_SOURCE = "row_source"  # `file:line`, added when a file is read
 COLUMNS = ("messages", "audios", "reference_audio", "reference_text", "audio_codes", "reference_codes", "raw_prompt")
@@ -156,15 +159,50 @@ def num_frames(clip: AudioClip, source: str) -> int:
         raise problem(source, "audio", clip.path, error.reason, error.remedy) from None
 
 
-def with_codes(clip: AudioClip, *, codec: Codec, source: str) -> AudioClip:
-    """`clip` with its codes (K, F), encoded if it has none. Raises UserError naming `source` if that fails."""
-    if clip.codes is not None:
-        return clip
-    assert clip.path is not None
+def with_clips(dialogue: Dialogue, codec: Codec, tokens: SpecialTokens) -> Dialogue:
+    """`dialogue` with the codes of every clip, encoded where it has none, and with waveforms for an audio tower.
+
+    Raises UserError naming the row if a file cannot be decoded.
+    """
+
+    def encoded(clip: AudioClip) -> AudioClip:
+        if clip.codes is not None:
+            return clip
+        assert clip.path is not None
+        try:
+            return replace(clip, codes=codec.encode_file(clip.path))
+        except audio.AudioError as error:
+            raise problem(dialogue.source, "audio", clip.path, error.reason, error.remedy) from None
+
+    coded = dialogue.map_clips(encoded)
+    return coded if tokens.tower is None else coded.map_heard(lambda clip: _with_waveform(clip, dialogue.source))
+
+
+def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
+    """`dialogue` with silence of the same lengths, from headers: enough to count the positions of a row."""
+
+    def silent(clip: AudioClip) -> AudioClip:
+        codes = torch.zeros(tokens.num_codebooks, num_frames(clip, dialogue.source), dtype=torch.long)
+        return AudioClip(clip.path, codes)
+
+    def heard(clip: AudioClip) -> AudioClip:
+        assert clip.codes is not None
+        num_samples = clip.codes.shape[1] * SAMPLE_RATE_HZ // FRAMES_PER_S
+        return replace(clip, waveform=torch.zeros(1).expand(num_samples))
+
+    coded = dialogue.map_clips(silent)
+    return coded if tokens.tower is None else coded.map_heard(heard)
+
+
+def _with_waveform(clip: AudioClip, source: str) -> AudioClip:
+    if clip.path is None:
+        reason = "is not enough: this model hears references through its audio tower"
+        raise problem(source, "reference_codes", "codes", reason, "give reference_audio")
     try:
-        return AudioClip(clip.path, codec.encode_file(clip.path))
+        waveform = audio.load(clip.path, sample_rate_hz=SAMPLE_RATE_HZ)
     except audio.AudioError as error:
-        raise problem(source, "audio", clip.path, error.reason, error.remedy) from None
+        raise problem(source, "reference_audio", clip.path, error.reason, error.remedy) from None
+    return replace(clip, waveform=torch.from_numpy(waveform))
 
 
 def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:

@@ -5,11 +5,8 @@ It keeps nothing of the base's text templates: prompt and labels come from `plug
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import torch
 from swift.template import Template, TemplateMeta, register_template
 from swift.template.template_inputs import StdTemplateInputs
 from torch import Tensor
@@ -19,8 +16,8 @@ from plugins.collator import collate
 from plugins.dataset_registration import route_jsonl_files
 from plugins.errors import problem
 from plugins.loss import combine
-from plugins.prompt import AudioClip, Dialogue, EncodedSample, encode
-from plugins.rows import ROW_SOURCE, canonical_row, check_clips, dialogue_from_row, num_frames, with_codes
+from plugins.prompt import Dialogue, EncodedSample, encode
+from plugins.rows import ROW_SOURCE, canonical_row, check_clips, dialogue_from_row, stand_ins, with_clips
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 
@@ -54,8 +51,10 @@ class HiggsAudioTemplate(Template):
             row = canonical_row(row, f"row {row.get('id', '')}".strip(), self.settings)
         dialogue = dialogue_from_row(row, self.settings, training=self.is_training)
         check_clips(dialogue, self.settings)
-        sample = self._encode_dialogue(dialogue, partial(with_codes, codec=self.codec, source=dialogue.source))
+        sample = self._encode_dialogue(with_clips(dialogue, self.codec, self.tokens))
         encoded = {"input_ids": sample.input_ids, "clips": sample.clips, "clips_trained": sample.clips_trained}
+        if self.tokens.tower is not None:
+            encoded["heard"] = sample.heard
         labels = {"labels": sample.labels} if self.is_training else {}
         paths = [clip.path for clip in dialogue.targets() if clip.path is not None]
         return {**encoded, **labels, ROW_SOURCE: sample.source, TARGET_PATHS: paths}
@@ -63,11 +62,10 @@ class HiggsAudioTemplate(Template):
     def check_dialogue(self, dialogue: Dialogue) -> None:
         """Raise UserError if a clip cannot be read or the row is too long, from the headers of its audio files."""
         check_clips(dialogue, self.settings)
-        stand_in = partial(_stand_in, num_codebooks=self.tokens.num_codebooks, source=dialogue.source)
-        self._encode_dialogue(dialogue, stand_in)
+        self._encode_dialogue(stand_ins(dialogue, self.tokens))
 
-    def _encode_dialogue(self, dialogue: Dialogue, to_codes: Callable[[AudioClip], AudioClip]) -> EncodedSample:
-        sample = encode(dialogue.map_clips(to_codes), self.tokenizer, self.tokens)
+    def _encode_dialogue(self, dialogue: Dialogue) -> EncodedSample:
+        sample = encode(dialogue, self.tokenizer, self.tokens)
         length = len(sample.input_ids)
         if self.max_length is not None and length > self.max_length:
             reason = f"tokens and frames are more than max_length {self.max_length}"
@@ -92,12 +90,8 @@ class HiggsAudioTemplate(Template):
 def sample_of(row: dict[str, Any]) -> EncodedSample:
     """What `_encode` returned, after MS-SWIFT has carried it through a dataset."""
     source = row.get(ROW_SOURCE, "row")
-    return EncodedSample(row["input_ids"], row.get("labels") or [], row["clips"], row["clips_trained"], source)
-
-
-def _stand_in(clip: AudioClip, *, num_codebooks: int, source: str) -> AudioClip:
-    """A clip of the same length with codes of nothing: enough to count the positions of a row."""
-    return AudioClip(clip.path, torch.zeros(num_codebooks, num_frames(clip, source), dtype=torch.long))
+    heard = row.get("heard") or []
+    return EncodedSample(row["input_ids"], row.get("labels") or [], row["clips"], row["clips_trained"], source, heard)
 
 
 def _row_of(inputs: StdTemplateInputs) -> dict[str, Any]:

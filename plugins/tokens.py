@@ -5,6 +5,7 @@ The names are those of the published tokenizer (a Llama-3 tokenizer with audio t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,15 @@ from plugins.errors import UserError
 SCENE_START = "<|scene_desc_start|>"
 SCENE_END = "<|scene_desc_end|>"
 _DELAY = "<|reserved_special_token_6|>"
+
+
+@dataclass(frozen=True)
+class TowerInput:
+    """How a model with an audio tower hears a clip in a system message (`plugins.audio_tower`)."""
+
+    placeholder: int  # <|AUDIO|>, one per position of the tower
+    num_mel_bins: int
+    with_codes: bool  # the clip's codes follow
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class SpecialTokens:
     stream_eos: int
     num_codebooks: int
     codebook_size: int  # with the two specials
+    tower: TowerInput | None = None  # None: the model has no audio tower
 
     @classmethod
     def from_config(cls, config: Any, tokenizer: Any) -> SpecialTokens:
@@ -73,6 +84,7 @@ class SpecialTokens:
             stream_eos=config.audio_stream_eos_id,
             num_codebooks=config.num_codebooks,
             codebook_size=config.codebook_size,
+            tower=_tower_input(config, token_id),
         )
         if tokens.codebook_size <= max(tokens.stream_bos, tokens.stream_eos):
             raise UserError(
@@ -85,3 +97,10 @@ class SpecialTokens:
     def num_codes(self) -> int:
         """Codes per codebook without the specials: valid codes are 0 .. num_codes - 1."""
         return min(self.stream_bos, self.stream_eos)
+
+
+def _tower_input(config: Any, token_id: Callable[[str, int | None], int]) -> TowerInput | None:
+    if getattr(config, "audio_encoder_config", None) is None:
+        return None
+    placeholder = token_id("<|AUDIO|>", config.audio_in_token_id)
+    return TowerInput(placeholder, config.audio_encoder_config.get("num_mel_bins", 128), config.encode_audio_in_tokens)

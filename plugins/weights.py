@@ -32,8 +32,8 @@ _PREFIXES = (
     ("embed_tokens.", "model.embed_tokens."),
     ("norm.", "model.norm."),
     ("layers.", "model.layers."),
+    ("audio_encoder_proj.", "audio_tower.audio_encoder_proj."),
     ("audio_tower.", "audio_tower."),
-    ("audio_encoder_proj.", "audio_encoder_proj."),
 )
 # Buffers of older releases that are computed, not learned.
 _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.|audio_codebook_weights$)")

@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from plugins.preflight.labels import audit
 from plugins.preflight.leaks import shared_audio
 from plugins.preflight.probe import offset_probe
 from plugins.prompt import EncodedSample, encode
-from plugins.rows import canonical_row, dialogue_from_row, with_codes
+from plugins.rows import canonical_row, dialogue_from_row, with_clips
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 from plugins.trainer import is_memorised
@@ -54,8 +53,7 @@ def samples(tiny: Path) -> list[EncodedSample]:
     encoded = []
     for row in corpus_rows(NUM_ROWS):
         dialogue = dialogue_from_row(canonical_row(row, "row", settings), settings)
-        dialogue = dialogue.map_clips(partial(with_codes, codec=codec, source="row"))
-        encoded.append(encode(dialogue, tokenizer, tokens))
+        encoded.append(encode(with_clips(dialogue, codec, tokens), tokenizer, tokens))
     return encoded
 
 

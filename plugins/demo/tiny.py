@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    HiggsAudioV2Config,
     HiggsAudioV2TokenizerConfig,
     HiggsAudioV2TokenizerModel,
     PreTrainedTokenizerFast,
 )
 
 from plugins.codec import CODEC_FOLDER, NUM_CODEBOOKS, NUM_CODES
+from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
 
 SPECIAL_TOKENS = [

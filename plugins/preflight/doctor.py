@@ -27,8 +27,8 @@ from plugins.preflight.labels import render
 from plugins.preflight.leaks import own_references
 from plugins.preflight.probe import Row, is_random_init, mean_loss
 from plugins.preflight.report import Report
-from plugins.prompt import AudioClip, Dialogue, Turn, encode
-from plugins.rows import check_clips, dialogue_from_row, read_rows, with_codes
+from plugins.prompt import Dialogue, Turn, encode
+from plugins.rows import check_clips, dialogue_from_row, read_rows, stand_ins, with_clips
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 
@@ -109,8 +109,8 @@ def _spread(dialogues: Sequence[Dialogue], num_rows: int) -> list[Dialogue]:
 def _rows(dialogues: Sequence[Dialogue], checkpoint: _Checkpoint) -> list[Row]:
     rows = []
     for dialogue in dialogues:
-        coded = dialogue.map_clips(partial(with_codes, codec=checkpoint.codec, source=dialogue.source))
-        sample = encode(coded, checkpoint.tokenizer, checkpoint.tokens)
+        dialogue = with_clips(dialogue, checkpoint.codec, checkpoint.tokens)
+        sample = encode(dialogue, checkpoint.tokenizer, checkpoint.tokens)
         rows.append((sample, collate([sample], checkpoint.tokens, training=True)))
     return rows
 
@@ -195,10 +195,7 @@ def _check_prompts(report: Report, options: argparse.Namespace, checkpoint: _Che
 
 
 def _prompt_ids(dialogue: Dialogue, checkpoint: _Checkpoint) -> list[int]:
-    """Token ids without the clips, whose length is of no matter here."""
-    stand_in = AudioClip(codes=torch.zeros(checkpoint.tokens.num_codebooks, 1, dtype=torch.long))
-    bare = dialogue.map_clips(lambda clip: stand_in)
-    return encode(bare, checkpoint.tokenizer, checkpoint.tokens).input_ids
+    return encode(stand_ins(dialogue, checkpoint.tokens), checkpoint.tokenizer, checkpoint.tokens).input_ids
 
 
 def _check_texts(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Dialogue]) -> None:

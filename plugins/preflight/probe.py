@@ -123,7 +123,7 @@ def _losses(model: Any, batch: dict[str, Tensor], tokens: SpecialTokens) -> dict
         inputs["input_ids"], inputs.pop("audio_labels"), inputs["audio_input_ids_mask"]
     )
     inputs.pop("labels")
-    hidden = model.model(**inputs).last_hidden_state
+    hidden = model.hidden_states(**inputs)
     return {
         offset: audio_loss_sums(
             *shifted_rows(hidden, labels, offset=offset), model.audio_lm_head, tokens.codebook_size
