@@ -46,8 +46,7 @@ def register() -> None:
         # MS-SWIFT reads config.json with trust_remote_code=True; a class that is registered comes before a file of the
         # checkpoint, so that no code of a checkpoint runs.
         AutoConfig.register(config.model_type, config, exist_ok=True)
-    # Only some original checkpoints have a tower: MS-SWIFT then freezes it by default (`--freeze_vit`) and trains its
-    # projector (`--freeze_aligner`) in full fine-tuning.
+    # Only some original checkpoints have a tower: MS-SWIFT freezes it by default (`--freeze_vit`, `--freeze_aligner`).
     keys = MultiModelKeys(
         _MODEL_ARCH,
         language_model=["model", "text_lm_head", "audio_lm_head"],

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
             # MS-SWIFT's default puts a random other row in the place of one that fails.
             rest += ["--strict", "true"]
         check_flags(rest)
+        check_model(rest)
         register_higgs_audio_all()
         return SwiftSft(rest).main()
     finally:
@@ -94,6 +95,8 @@ def take_settings(arguments: Sequence[str]) -> list[str]:
         if flag.removeprefix("--") not in KNOBS:
             rest += [flag, *values] if flag else values
             continue
+        if not values and isinstance(getattr(HiggsAudioSettings(), flag.removeprefix("--")), bool):
+            values = ["true"]
         if not values:
             raise problem("command line", flag, None, "has no value", "give one after the flag")
         os.environ[flag.removeprefix("--").upper()] = ",".join(values)
@@ -113,7 +116,7 @@ def _by_flag(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-    """Raise UserError for a flag that MS-SWIFT does not know; it would say so only after loading the model."""
+    """Raise UserError for a flag that MS-SWIFT does not know; it would say so only after making the output folder."""
     from swift.arguments import SftArguments
 
     known = {field.name for field in dataclasses.fields(SftArguments)}
@@ -122,6 +125,15 @@ def check_flags(arguments: Sequence[str]) -> None:
         if argument.startswith("--") and name.removeprefix("no_") not in known and name not in known:
             near = did_you_mean(name, {*known, *KNOBS, *(old.removeprefix("--") for old in RENAMED)})
             raise problem("command line", "flag", argument, "is unknown", near)
+
+
+def check_model(arguments: Sequence[str]) -> None:
+    """Raise UserError if the folder after `--model` is no Higgs-Audio V2, before MS-SWIFT runs its code."""
+    from plugins.checkpoint import load_config
+
+    for flag, values in _by_flag(arguments):
+        if flag == "--model" and values and Path(values[0]).is_dir():
+            load_config(Path(values[0]))
 
 
 if __name__ == "__main__":

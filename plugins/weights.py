@@ -38,7 +38,7 @@ _PREFIXES = (
 # Buffers of older releases that are computed, not learned.
 _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.|audio_codebook_weights$)")
 _HALF = re.compile(r"\.(embedding|linear)_(frozen|trainable)\.weight$")
-# Duplicates of the heads under their original names, which transformers' conversion script leaves behind.
+# Duplicates of the heads under their original names, which a converted checkpoint may hold beside its own.
 _DUPLICATES = {"audio_decoder_proj.audio_lm_head.weight", "audio_decoder_proj.text_lm_head.weight"}
 
 

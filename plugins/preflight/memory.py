@@ -1,0 +1,385 @@
+"""GPU memory of a training run: model config and plan -> bytes per device. L3.
+
+Estimated, not measured on a GPU. Parameters are counted on the real class. What the layers keep is counted per operator
+and equals, to the byte, what the real class keeps on a CPU (tests/test_memory.py measures it); kernels' own workspaces
+and the allocator's fragmentation are not in it. P parameters, T trained ones, A those of LoRA with rank r, N devices,
+L layers, I intermediate size, and B, S, H, K, C, V of the legend. bf16, gradient checkpointing, K/V heads repeated:
+
+    LoRA         2 P + 16 A + 2 L B S H + B S (45 H + 19 I) + 1 GiB
+    full, ZeRO-3 16 P / N   + 2 L B S H + B S (31 H + 12 I) + 1 GiB + 2 GB of gathered weights
+
+Every position counts as an audio frame with a label: the audio FFN costs as much as the text FFN, the text head next
+to nothing, since it runs on three rows per clip (`plugins.loss`). Attention (sdpa or flash) keeps no S x S scores; a
+padded batch on sdpa keeps its mask, which is 2 % of a layer at S = 2048. Not counted: `modules_to_save`, optimizers
+other than AdamW, evaluation.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from plugins.errors import problem
+
+GIB = 2**30
+TRAINED_TEXT_TOKENS = 3  # per clip: audio_out_bos, audio_eos, eot
+
+# bitsandbytes nf4 with double quantisation (MS-SWIFT's default): half a byte, one 8-bit scale per 64 weights, one fp32
+# scale per 256 of those (arXiv 2305.14314, section 3).
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+# CUDA context, cuBLAS and NCCL: the usual figure, the only one here that is neither counted nor read from source.
+_CONTEXT = GIB
+# Of the presets in swift/config: `reduce_bucket_size` of ZeRO-1 and -2, `stage3_max_live_parameters` and
+# `sub_group_size` of ZeRO-3.
+_REDUCE_BUCKET = 2e8
+_LIVE_PARAMETERS = 1e9
+_SUB_GROUP = 1e9
+# Logits live in fp32 five times over at the peak of their backward pass: themselves, log_softmax, and three gradients.
+_LOGIT_BYTES = 20
+# A card's nominal size is not all free, and the allocator leaves gaps.
+_USABLE = 0.95
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What of an MS-SWIFT command decides about memory; defaults are MS-SWIFT's."""
+
+    tuner: Literal["full", "lora", "qlora"] = "lora"
+    lora_rank: int = 8
+    target_modules: tuple[str, ...] | str = ("all-linear",)  # names, or one regular expression
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    batch_size: int = 1  # rows per device and micro-batch
+    max_length: int = 2048  # text tokens + delayed frames
+    gradient_checkpointing: bool = True
+    num_devices: int = 1
+    zero_stage: int | None = None  # None: no DeepSpeed
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+    fsdp2: bool = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], env: Mapping[str, str] | None = None) -> TrainingPlan:
+        """From the flat keys of a YAML file for `swift sft` and the environment (default: the process's).
+
+        Raises UserError for a tuner, dtype or sharding that cannot be estimated.
+        """
+        # MS-SWIFT lets the environment win over the file (swift/cli/main.py, parse_yaml_args).
+        env = {**(config.get("ENV") or {}), **(os.environ if env is None else env)}
+        names = config.get("target_modules", "all-linear")
+        names = names.split() if isinstance(names, str) else names
+        zero = _deepspeed_section(config.get("deepspeed"))
+        fsdp = config.get("fsdp")
+        if fsdp not in {None, "", "fsdp2"}:
+            raise problem("options", "fsdp", fsdp, "cannot be estimated", "use the preset 'fsdp2'")
+        return cls(
+            tuner=_tuner(config),
+            lora_rank=int(config.get("lora_rank", 8)),
+            target_modules=config.get("target_regex") or tuple(names),
+            dtype=_dtype(config),
+            batch_size=int(config.get("per_device_train_batch_size", 1)),
+            max_length=int(config.get("max_length") or 2048),  # MS-SWIFT: the model's max_position_embeddings
+            # The preset fsdp2.json checkpoints by itself; MS-SWIFT then switches the flag off (sft_args.py).
+            gradient_checkpointing=bool(fsdp) or str(config.get("gradient_checkpointing", True)).lower() == "true",
+            num_devices=int(env.get("NPROC_PER_NODE") or 1) * int(env.get("NNODES") or 1),
+            zero_stage=None if zero is None else int(zero.get("stage", 0)),
+            offload_optimizer=_is_offloaded(zero, "offload_optimizer"),
+            offload_weights=_is_offloaded(zero, "offload_param"),
+            fsdp2=bool(fsdp),
+        )
+
+    @property
+    def master_weights(self) -> bool:
+        """Whether trained weights exist in fp32; without it, full bf16 fine-tuning rounds each update to bf16.
+
+        MS-SWIFT loads the model in `torch_dtype`, Trainer(bf16=True) only adds autocast, and AdamW's states have the
+        dtype of their parameter (torch/optim/adam.py: zeros_like). DeepSpeed clones an fp32 partition
+        (zero/stage_1_and_2.py, stage3.py), accelerate upcasts what FSDP2 trains (fsdp_utils.py, fsdp2_prepare_model),
+        peft upcasts adapters (tuners_utils.py, cast_adapter_dtype).
+        """
+        return self.zero_stage is not None or self.fsdp2 or self.tuner != "full" or self.dtype == "float32"
+
+
+def _tuner(config: Mapping[str, Any]) -> Any:
+    name, bits = config.get("tuner_type", "lora"), config.get("quant_bits")
+    if name not in {"full", "lora"}:
+        raise problem("options", "tuner_type", name, "cannot be estimated", "use 'lora' or 'full'")
+    if bits is None:
+        return name
+    if name == "full" or str(bits) != "4" or config.get("quant_method") != "bnb":
+        raise problem("options", "quant_bits", bits, "cannot be estimated", "use LoRA, quant_method bnb, quant_bits 4")
+    return "qlora"
+
+
+def _dtype(config: Mapping[str, Any]) -> Any:
+    name = config.get("torch_dtype") or "bfloat16"  # MS-SWIFT: as in the checkpoint's config.json
+    if name not in {"bfloat16", "float16", "float32"}:
+        raise problem("options", "torch_dtype", name, "is unknown", "use bfloat16, float16 or float32")
+    return name
+
+
+def _deepspeed_section(value: Any) -> dict[str, Any] | None:
+    """`zero_optimization` of a preset of MS-SWIFT, a JSON file, JSON text or a mapping; None without DeepSpeed."""
+    if not value:
+        return None
+    try:
+        if isinstance(value, str):
+            value = json.loads(value if value.lstrip().startswith("{") else _deepspeed_file(value).read_text("utf-8"))
+        return dict(value.get("zero_optimization", {}))
+    except (OSError, json.JSONDecodeError) as error:
+        reason = f"is no DeepSpeed configuration ({error})"
+        raise problem("options", "deepspeed", value, reason, "use zero2, zero3 or a JSON file") from error
+
+
+def _deepspeed_file(name: str) -> Path:
+    swift = importlib.util.find_spec("swift")  # does not import it
+    for folder in (swift.submodule_search_locations if swift else None) or []:
+        preset = Path(folder) / "config" / f"{name}.json"
+        if preset.is_file():
+            return preset
+    return Path(name)
+
+
+def _is_offloaded(zero: dict[str, Any] | None, key: str) -> bool:
+    return ((zero or {}).get(key) or {}).get("device", "none") != "none"
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Numbers of parameters, except for the last field."""
+
+    base: int
+    trained: int  # all, or those of LoRA
+    layer: int  # one decoder layer
+    largest: int  # the largest tensor
+    linear: int  # weights of linear modules
+    quantized: int  # weights in 4 bits
+    adapter_bytes_per_token: int  # what the adapters keep for the backward pass, all layers
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes per device. Not everything coexists: see `total`."""
+
+    weights: int
+    gradients: int
+    optimizer: int  # AdamW's two states, and DeepSpeed's fp32 weights
+    activations: int  # from the forward to the backward pass
+    backward: int  # at work on one layer, recomputed or not
+    logits: int  # of both heads
+    step: int  # fp32 gradients of the optimizer step
+    buffers: int  # communication, CUDA context
+    sizes: ModelSizes
+
+    @property
+    def total(self) -> int:
+        """The peak. Logits are gone before the layers' backward pass, activations before the optimizer step."""
+        working = max(self.activations + max(self.backward, self.logits), self.step)
+        return self.weights + self.gradients + self.optimizer + self.buffers + working
+
+
+def model_sizes(config: Any, plan: TrainingPlan) -> ModelSizes:
+    """Counted on the real class, without weights. Raises UserError if the target modules match nothing."""
+    import torch
+
+    from plugins.modeling import HiggsAudioV2ForConditionalGeneration
+
+    with torch.device("meta"):
+        model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    targets = {} if plan.tuner == "full" else {name: linears[name] for name in linears if _is_target(name, plan)}
+    if plan.tuner != "full" and not targets:
+        raise problem("options", "target_modules", plan.target_modules, "matches no module", "use 'all-linear'")
+    num_linear = sum(module.weight.numel() for module in linears.values())
+    num_base = sum(parameter.numel() for parameter in model.parameters())
+    num_adapters = sum(plan.lora_rank * (module.in_features + module.out_features) for module in targets.values())
+    return ModelSizes(
+        base=num_base,
+        trained=num_adapters or num_base,
+        layer=sum(parameter.numel() for parameter in model.model.layers[0].parameters()),
+        largest=max(parameter.numel() for parameter in model.parameters()),
+        linear=num_linear,
+        # transformers leaves out the last module only (quantizers/base.py, get_keys_to_not_convert).
+        quantized=num_linear - linears["text_lm_head"].weight.numel() if plan.tuner == "qlora" else 0,
+        adapter_bytes_per_token=_adapter_bytes_per_token(targets, plan),
+    )
+
+
+def _is_target(name: str, plan: TrainingPlan) -> bool:
+    """As MS-SWIFT (`get_target_modules`: all-linear is every linear module but the heads) and peft understand it."""
+    if isinstance(plan.target_modules, str):
+        return re.fullmatch(plan.target_modules, name) is not None
+    if "all-linear" in plan.target_modules:
+        return name.startswith("model.")
+    return any(name == target or name.endswith(f".{target}") for target in plan.target_modules)
+
+
+def _adapter_bytes_per_token(targets: Mapping[str, Any], plan: TrainingPlan) -> int:
+    """Per adapter: its input after dropout, the mask of one byte (CUDA's fused dropout), the output of lora_A.
+
+    A token passes one of both FFNs, so of both only the more expensive one counts.
+    """
+    element = _compute_bytes(plan)
+    costs: dict[tuple[str, str], int] = {}
+    for name, module in targets.items():
+        match = re.fullmatch(r"model\.layers\.(\d+)\.(\w+)\.\w+", name)
+        if match is not None:
+            cost = (element + 1) * module.in_features + element * plan.lora_rank
+            costs[match.groups()] = costs.get(match.groups(), 0) + cost  # type: ignore[index, arg-type]
+    layers = {layer for layer, _ in costs}
+    return sum(
+        costs.get((layer, "self_attn"), 0) + max(costs.get((layer, "mlp"), 0), costs.get((layer, "audio_mlp"), 0))
+        for layer in layers
+    )
+
+
+def _compute_bytes(plan: TrainingPlan) -> int:
+    """Of one activation. With float32 MS-SWIFT sets fp16=True (model_args.py, _init_mixed_precision): DeepSpeed and
+    FSDP2 then compute in fp16; autocast alone does so in part, and four bytes are the bound.
+    """
+    return 4 if plan.dtype == "float32" and plan.zero_stage is None and not plan.fsdp2 else 2
+
+
+def estimate(config: Any, plan: TrainingPlan) -> MemoryEstimate:
+    """The peak of one training step; `config` is a `HiggsAudioV2Config`. Raises UserError as `model_sizes` does."""
+    sizes = model_sizes(config, plan)
+    weights, gradients, optimizer = _states(sizes, plan)
+    activations, backward, logits = _activations(config, sizes, plan)
+    if plan.tuner == "full":
+        # A gradient exists before it is added to the accumulated one or leaves for its bucket.
+        backward = max(backward, _compute_bytes(plan) * sizes.largest)
+    return MemoryEstimate(
+        weights=round(weights),
+        gradients=round(gradients),
+        optimizer=round(optimizer),
+        activations=round(activations),
+        backward=round(backward),
+        logits=round(logits),
+        step=round(_step(sizes, plan)),
+        buffers=round(_buffers(config, sizes, plan)),
+        sizes=sizes,
+    )
+
+
+def _shards(plan: TrainingPlan, least_stage: int) -> int:
+    """Over how many devices that is divided which ZeRO divides from `least_stage` on."""
+    is_sharded = plan.fsdp2 or (plan.zero_stage is not None and plan.zero_stage >= least_stage)
+    return plan.num_devices if is_sharded else 1
+
+
+def _states(sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]:
+    """Weights, gradients, optimizer. Sources: `TrainingPlan.master_weights`."""
+    loaded = 4 if plan.dtype == "float32" else 2
+    per_trained = 4 if plan.fsdp2 or plan.tuner != "full" else loaded
+    per_state = 2 * per_trained
+    if plan.zero_stage is not None:
+        # Weights and gradients in half precision (engine.py, get_data_types), fp32 weights and two fp32 states.
+        loaded, per_trained, per_state = 2, 2, 12
+    frozen = 0 if plan.tuner == "full" else (sizes.base - sizes.quantized) * loaded
+    weights = (sizes.trained * per_trained + frozen) / _shards(plan, 3)
+    gradients = sizes.trained * per_trained / _shards(plan, 2)
+    optimizer = sizes.trained * per_state / _shards(plan, 1)
+    return (
+        # FSDP2 does not shard 4-bit weights (fsdp2_prepare_model, ignored_params); for ZeRO-3 that is the bound.
+        (0 if plan.offload_weights else weights) + sizes.quantized * _NF4_BYTES,
+        0 if plan.offload_optimizer else gradients,  # stage_1_and_2.py and stage3.py keep them beside the states
+        0 if plan.offload_optimizer else optimizer,
+    )
+
+
+def _step(sizes: ModelSizes, plan: TrainingPlan) -> float:
+    """DeepSpeed's fp32 copy of the gradients: of a parameter group, with ZeRO-3 of a sub-group. Fused AdamW of torch
+    (Trainer's default) works in place.
+    """
+    if plan.zero_stage is None or plan.offload_optimizer:
+        return 0
+    num_gradients = sizes.trained / _shards(plan, 1)
+    return 4 * (min(num_gradients, _SUB_GROUP) if plan.zero_stage == 3 else num_gradients)
+
+
+def _activations(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]:
+    """Kept by the layers, at work on one layer, logits. The coefficients are those of `kept` below, per token."""
+    tokens, element = plan.batch_size * plan.max_length, _compute_bytes(plan)
+    hidden, intermediate, num_layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    is_padded = plan.batch_size > 1  # then sdpa gets a mask and repeated K and V (sdpa_attention.py, use_gqa_in_sdpa)
+    query = config.num_attention_heads * config.head_dim
+    key = query if is_padded else config.num_key_value_heads * config.head_dim
+    kept = (
+        2 * 4 * hidden  # the fp32 inputs of both norms
+        + element * (2 * query + 2 * key)  # q, k, v and the output of attention
+        + element * 3 * intermediate  # gate, silu(gate), up
+        + 4 * config.num_attention_heads + 12  # log-sum-exp, 1 / rms, masks
+        + (element * plan.max_length if is_padded else 0)  # the mask in the dtype of q, made anew by each layer
+    )  # fmt: skip
+    if plan.tuner == "full":
+        kept += element * (4 * hidden + intermediate)  # inputs of the norms' weights, of qkv, gate/up and down
+        working = element * (3.25 * hidden + 2 * intermediate)  # measured: gradients of the FFN and the residual
+    else:
+        working = 10.5 * hidden + 10 * intermediate  # measured: fp32 copies at the adapter of down_proj
+    working += plan.max_length if is_padded else 0  # the boolean mask, shared by all layers
+    all_layers = num_layers * kept + sizes.adapter_bytes_per_token
+    autocast = 2 * _cast_weights(sizes, plan)
+    logits = _LOGIT_BYTES * (
+        tokens * config.num_codebooks * config.codebook_size
+        + plan.batch_size * TRAINED_TEXT_TOKENS * config.vocab_size
+    ) + (4 + 2 * element) * hidden * tokens  # the last norm, its output, the labelled rows  # fmt: skip
+    if plan.gradient_checkpointing:
+        one_layer = all_layers / num_layers
+        return num_layers * element * hidden * tokens, max((one_layer + working) * tokens, autocast), logits
+    return all_layers * tokens + autocast, working * tokens, logits
+
+
+def _cast_weights(sizes: ModelSizes, plan: TrainingPlan) -> int:
+    """fp32 weights of which autocast makes a half-precision copy: trained ones stay in its cache for the forward pass,
+    frozen ones with the graph, which checkpointing keeps one layer of.
+    """
+    if plan.zero_stage is not None or plan.fsdp2:
+        return 0  # DeepSpeed does without autocast; FSDP2 casts what it gathers
+    if plan.tuner == "full":
+        return sizes.linear if plan.dtype == "float32" else 0
+    frozen = sizes.linear if plan.dtype == "float32" and not plan.gradient_checkpointing else 0
+    return sizes.trained + frozen
+
+
+def _buffers(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> float:
+    outside = sizes.base - config.num_hidden_layers * sizes.layer
+    total = float(_CONTEXT)
+    if plan.zero_stage == 3:
+        total += 2 * min(_LIVE_PARAMETERS, sizes.base)
+    elif plan.zero_stage is not None:
+        total += 2 * _REDUCE_BUCKET  # `contiguous_gradients`; allocated for LoRA too
+    elif plan.fsdp2:
+        # A layer and the next one, gathered, with their gradients; embeddings and heads, of which the root stays so.
+        total += 2 * ((4 if plan.tuner == "full" else 2) * sizes.layer + outside)
+    elif plan.num_devices > 1:
+        total += _states(sizes, plan)[1]  # DDP's buckets are copies (accelerate: gradient_as_bucket_view=False)
+    if plan.tuner == "qlora":
+        total += 2 * config.hidden_size * config.intermediate_size  # the weight that is being used, in half precision
+    return total
+
+
+def fits(estimate: MemoryEstimate, gib: float) -> bool:
+    """Whether a card of `gib` GiB is enough, with 5 % left for what no formula knows."""
+    return estimate.total <= _USABLE * gib * GIB
+
+
+def render(estimate: MemoryEstimate) -> str:
+    """A table, in GiB per device."""
+    sizes = estimate.sizes
+    rows = [
+        ("weights", estimate.weights, f"{sizes.base / 1e9:.2f} B parameters"),
+        ("gradients", estimate.gradients, f"{sizes.trained / 1e6:,.1f} M trained parameters"),
+        ("optimizer", estimate.optimizer, "AdamW"),
+        ("activations", estimate.activations, "kept from the forward to the backward pass"),
+        ("backward", estimate.backward, "at work on one layer, or"),
+        ("logits", estimate.logits, "of both heads: the larger of the two counts"),
+        ("step", estimate.step, "fp32 gradients, once activations are gone"),
+        ("buffers", estimate.buffers, "communication, CUDA context (1 GiB)"),
+        ("total", estimate.total, "per device; estimated, not measured on a GPU"),
+    ]
+    return "\n".join(f"{name:<12}{size / GIB:8.2f} GiB  {note}".rstrip() for name, size, note in rows)
