@@ -14,7 +14,10 @@ L0  errors.py                one-line user errors
     tokens.py                every special token id, once
     settings.py              our own knobs, one frozen dataclass
 L1  audio.py                 probing, decoding and resampling of audio files
+    hub.py                   folder or Hub id -> folder
+    audio_tower.py           waveforms -> embeddings of a Whisper encoder, for checkpoints that have one
     codec.py                 waveform <-> codes, lazy and picklable
+    original_codec.py        boson-multimodal's codec <-> the native one
     model_config.py          the native config, plus the audio tower of some original checkpoints
     prompt.py                Dialogue -> token ids and labels: the one prompt layout
     collator.py              list of EncodedSample -> batch tensors
@@ -25,6 +28,7 @@ L2  dataset_registration.py  rows of every accepted shape -> Dialogue; MS-SWIFT 
     original_format.py       boson-multimodal's checkpoints <-> native ones
     checkpoint.py            strict loading of both
 L3  model_registration.py    loaders and ModelMeta for 3B and 7B
+    preflight/               what is about to be trained, proved before the first step; `higgs-audio doctor`
     trainer.py               HiggsAudioTrainer, audio learning rate, metrics
     inference.py             HiggsAudioGenerator
 L4  register.py              register_higgs_audio_all(); the file for --external_plugins

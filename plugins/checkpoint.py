@@ -10,11 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
 from plugins.errors import problem
 from plugins.hub import local_folder
 from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
-from plugins.original_format import MODEL_TYPE, model_type_of, native_config
+from plugins.original_format import MODEL_TYPE, generation_config, model_type_of, native_config
 from plugins.weights import sources_of
 
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -74,7 +76,9 @@ def load_model(path: str, *, text_head: bool = True, **kwargs: Any) -> HiggsAudi
     found = sources_of(folder, config, "original" if is_original else "native", text_head=text_head)
     if is_original:
         weights = {key: source.read() for key, source in found.items()}
-        return HiggsAudioV2ForConditionalGeneration.from_pretrained(
+        model = HiggsAudioV2ForConditionalGeneration.from_pretrained(
             None, state_dict=weights, use_text_head=text_head, **kwargs
         )
+        model.generation_config = GenerationConfig(**generation_config(config))
+        return model
     return HiggsAudioV2ForConditionalGeneration.from_pretrained(path, use_text_head=text_head, **kwargs)

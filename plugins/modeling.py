@@ -57,8 +57,9 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
 
     def __init__(self, config: HiggsAudioV2Config, use_text_head: bool = False) -> None:
         super().__init__(config, use_text_head=use_text_head)
-        if getattr(config, "audio_encoder_config", None) is not None:  # transformers' own config has no such entry
-            self.audio_tower = AudioTower(config.audio_encoder_config, config.hidden_size)
+        tower = getattr(config, "audio_encoder_config", None)  # transformers' own config has no such entry
+        if tower is not None:
+            self.audio_tower = AudioTower(tower, config.hidden_size)
 
     def forward(  # no `logits_to_keep`: MS-SWIFT would slice the labels of the text
         self,

@@ -207,7 +207,7 @@ def convert(source: Path, target: Path, *, to: Format, show_progress: bool = Tru
     _write_weights(sources, unfinished, to=to, show_progress=show_progress)
     if to == "native":
         config.save_pretrained(unfinished)
-        _write_json(unfinished / "generation_config.json", _generation_config(config))
+        _write_json(unfinished / "generation_config.json", generation_config(config))
     else:
         _write_json(unfinished / "config.json", _original_config(config, tokenizer))
         ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -238,7 +238,7 @@ def _write_weights(sources: dict[str, Source], folder: Path, *, to: Format, show
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def _generation_config(config: HiggsAudioV2Config) -> dict[str, Any]:
+def generation_config(config: HiggsAudioV2Config) -> dict[str, Any]:
     """The defaults of the published native checkpoint, repetition-aware sampling among them."""
     return {
         "bos_token_id": config.bos_token_id,

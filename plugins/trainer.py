@@ -7,7 +7,6 @@ accumulation steps and ranks. Numerators come from the model as sums, denominato
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -135,10 +134,12 @@ def metrics(text: LossSums, audio: LossSums) -> dict[str, float]:
     return {name: round(value, 8) for name, value in result.items()}
 
 
-def is_memorised(logs: dict[str, float], mode: str, epoch: float) -> bool:
-    """Whether a loss is lower than any on speech that the model has not seen: in the first epoch, or in evaluation."""
-    loss = logs.get("loss_audio" if mode == "train" else "eval_loss_audio", math.inf)
-    return loss < MEMORISED and (mode == "eval" or epoch < 1)
+def memorised_codebooks(logs: dict[str, float], mode: str, epoch: float) -> dict[str, float]:
+    """Losses that are lower than any on speech that the model has not seen: in the first epoch, or in evaluation."""
+    if mode == "train" and epoch >= 1:
+        return {}
+    prefix = "loss_audio_cb" if mode == "train" else "eval_loss_audio_cb"
+    return {name: loss for name, loss in logs.items() if name.startswith(prefix) and loss < MEMORISED}
 
 
 class HiggsAudioTrainer(Seq2SeqTrainer):
@@ -204,11 +205,11 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             if "eval_loss" in logs:
                 # The base averages over batches; over the whole set it is the same formula as in training.
                 logs["eval_loss"] = self._loss_of(*sums)
-            if is_memorised(logs, mode, self.state.epoch or 0.0):
-                loss = logs[f"{prefix}loss_audio"]
+            if leaked := memorised_codebooks(logs, mode, self.state.epoch or 0.0):
+                shown = ", ".join(f"{name} {loss:.2f}" for name, loss in leaked.items())
                 logger.warning(
-                    f"{prefix}loss_audio {loss:.2f}: no unseen speech is predicted that well. Either these clips were"
-                    " trained on before, or the labels leak into the inputs."
+                    f"{shown}: no unseen speech is predicted that well. Either these clips were trained on before, or"
+                    " the labels leak into the inputs."
                 )
         if "learning_rate" in logs:
             audio_rates = [group["lr"] for group in self.optimizer.param_groups if group.get("audio")]

@@ -11,7 +11,7 @@ from typing import Any
 
 from plugins.errors import UserError
 from plugins.preflight.labels import audit, render
-from plugins.preflight.leaks import shared_audio
+from plugins.preflight.leaks import MEMORISED, shared_audio
 from plugins.preflight.probe import Row, offset_probe
 from plugins.preflight.report import Report
 from plugins.template import TARGET_PATHS, sample_of
@@ -57,6 +57,9 @@ def check_offsets(report: Report, model: Any, rows: list[Row], tokens: Any) -> N
         report.add("offset probe", "info", "random weights (every norm is 1): nothing can be told", probe.render())
     else:
         report.add("offset probe", "ok", f"what is trained fits best, on {len(rows)} rows", probe.render())
+    if leaked := [k for k, loss in enumerate(probe.codebook_losses) if loss < MEMORISED]:
+        text = f"codebooks {leaked} are known by heart: trained on before, or the labels leak into the inputs"
+        report.add("unseen speech", "warning", text)
 
 
 def check_split(report: Report, train: list[str], validation: list[str]) -> None:

@@ -6,7 +6,7 @@ Exit codes: 0 if nothing failed, else 1.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,32 +72,35 @@ def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoin
 
 
 def _check_dataset(report: Report, checkpoint: _Checkpoint, options: argparse.Namespace) -> None:
-    dialogues = [dialogue for file in options.dataset for dialogue in _dialogues(file, checkpoint.settings)]
+    rows = _read(options.dataset, checkpoint.settings)
+    dialogues = [dialogue_from_row(row, checkpoint.settings) for row in rows]
     report.add("dataset", "ok", f"{len(dialogues)} rows, every audio header read")
     for error in own_references(dialogues):
         report.add("references", "failed", str(error))
         break
-    validation = [dialogue for file in options.val_dataset for dialogue in _dialogues(file, checkpoint.settings)]
-    check_split(report, _paths(dialogues), _paths(validation))
+    validation = _read(options.val_dataset, checkpoint.settings)
+    check_split(report, _paths(dialogues), _paths(dialogue_from_row(row, checkpoint.settings) for row in validation))
     with report.catching("codec"):
         _check_codec(report, checkpoint.codec, dialogues)
     with report.catching("audio_codes"):
         _check_given_codes(report, checkpoint.codec, dialogues)
-    rows = _rows(_spread(dialogues, options.rows), checkpoint)
-    _check_prompts(report, options, checkpoint)
-    check_labels(report, rows, checkpoint.tokens)
-    check_offsets(report, checkpoint.model, rows, checkpoint.tokens)
-    _check_texts(report, checkpoint, _spread(dialogues, options.rows))
+    _check_prompts(report, rows, checkpoint)
+    chosen = _spread(dialogues, options.rows)
+    encoded = _encoded(chosen, checkpoint)
+    check_labels(report, encoded, checkpoint.tokens)
+    check_offsets(report, checkpoint.model, encoded, checkpoint.tokens)
+    _check_texts(report, checkpoint, chosen)
     if options.dry_run:
-        report.add("one row", "info", "as the model sees it", render(*rows[0], checkpoint.tokens, checkpoint.tokenizer))
+        text = render(*encoded[0], checkpoint.tokens, checkpoint.tokenizer)
+        report.add("one row", "info", "as the model sees it", text)
 
 
-def _dialogues(file: str, settings: HiggsAudioSettings) -> list[Dialogue]:
-    rows = read_rows(file, settings, check=partial(check_clips, settings=settings))
-    return [dialogue_from_row(row, settings) for row in rows]
+def _read(files: Sequence[str], settings: HiggsAudioSettings) -> list[dict[str, Any]]:
+    check = partial(check_clips, settings=settings)
+    return [row for file in files for row in read_rows(file, settings, check=check)]
 
 
-def _paths(dialogues: Sequence[Dialogue]) -> list[str]:
+def _paths(dialogues: Iterable[Dialogue]) -> list[str]:
     return [clip.path for dialogue in dialogues for clip in dialogue.targets() if clip.path is not None]
 
 
@@ -106,7 +109,7 @@ def _spread(dialogues: Sequence[Dialogue], num_rows: int) -> list[Dialogue]:
     return list(dialogues[:: max(1, len(dialogues) // num_rows)][:num_rows])
 
 
-def _rows(dialogues: Sequence[Dialogue], checkpoint: _Checkpoint) -> list[Row]:
+def _encoded(dialogues: Sequence[Dialogue], checkpoint: _Checkpoint) -> list[Row]:
     rows = []
     for dialogue in dialogues:
         dialogue = with_clips(dialogue, checkpoint.codec, checkpoint.tokens)
@@ -168,30 +171,29 @@ def _check_given_codes(report: Report, codec: Codec, dialogues: Sequence[Dialogu
             return
 
 
-def _check_prompts(report: Report, options: argparse.Namespace, checkpoint: _Checkpoint) -> None:
+def _check_prompts(report: Report, rows: Sequence[dict[str, Any]], checkpoint: _Checkpoint) -> None:
     """Whether speaking will use the prompts that are trained: rows marked `raw_prompt` may have drifted."""
-    settings = checkpoint.settings
-    drifted, num_rows, example = 0, 0, ""
-    for file in options.dataset:
-        for row in read_rows(file, settings, check=lambda dialogue: None):
-            num_rows += 1
-            if not row["raw_prompt"]:
-                continue  # the prompt is built from the same parts in the same way
-            trained = _prompt_ids(dialogue_from_row(row, settings), checkpoint)
-            spoken = _prompt_ids(dialogue_from_row({**row, "raw_prompt": False}, settings), checkpoint)
-            if trained != spoken:
-                drifted += 1
-                example = example or "\n".join(
-                    f"{name}: {checkpoint.tokenizer.decode(ids)!r}"
-                    for name, ids in (("trained", trained), ("spoken ", spoken))
-                )
+    drifted, example = 0, ""
+    for row in rows:
+        if not row["raw_prompt"]:
+            continue  # the prompt is built from the same parts in the same way
+        trained, spoken = (
+            _prompt_ids(dialogue_from_row({**row, "raw_prompt": raw}, checkpoint.settings), checkpoint)
+            for raw in (True, False)
+        )
+        if trained != spoken:
+            drifted += 1
+            example = example or "\n".join(
+                f"{name}: {checkpoint.tokenizer.decode(ids)!r}"
+                for name, ids in (("trained", trained), ("spoken ", spoken))
+            )
     if not drifted:
         report.add("prompts", "ok", "speaking uses the prompts that are trained")
         return
     text = (
-        f"{drifted} of {num_rows} rows have a raw prompt that speaking will not use; leave raw_prompt out of the rows"
+        f"{drifted} of {len(rows)} rows have a raw prompt that speaking will not use; leave raw_prompt out of the rows"
     )
-    report.add("prompts", "failed" if drifted == num_rows else "warning", text, example)
+    report.add("prompts", "failed" if drifted == len(rows) else "warning", text, example)
 
 
 def _prompt_ids(dialogue: Dialogue, checkpoint: _Checkpoint) -> list[int]:
@@ -200,6 +202,7 @@ def _prompt_ids(dialogue: Dialogue, checkpoint: _Checkpoint) -> list[int]:
 
 def _check_texts(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Dialogue]) -> None:
     """Whether the clips fit their own texts better than each other's: a table shifted by one row shows here."""
+    dialogues = [dialogue for dialogue in dialogues if any(dialogue.targets())]
     if len(dialogues) < 2 or is_random_init(checkpoint.model):
         return
     texts = [tuple(turn for turn in dialogue.turns if turn.role == "user") for dialogue in dialogues]
@@ -208,7 +211,7 @@ def _check_texts(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Di
         for dialogue, other in zip(dialogues, [*texts[1:], texts[0]], strict=True)
     ]
     own, others = (
-        mean_loss(checkpoint.model, [batch for _, batch in _rows(each, checkpoint)]) for each in (dialogues, swapped)
+        mean_loss(checkpoint.model, [batch for _, batch in _encoded(each, checkpoint)]) for each in (dialogues, swapped)
     )
     text = f"{own:.2f} nats per code after their own texts, {others:.2f} after another row's"
     if own < others:

@@ -5,8 +5,8 @@ and equals, to the byte, what the real class keeps on a CPU (tests/test_memory.p
 and the allocator's fragmentation are not in it. P parameters, T trained ones, A those of LoRA with rank r, N devices,
 L layers, I intermediate size, and B, S, H, K, C, V of the legend. bf16, gradient checkpointing, K/V heads repeated:
 
-    LoRA         2 P + 16 A + 2 L B S H + B S (45 H + 19 I) + 1 GiB
-    full, ZeRO-3 16 P / N   + 2 L B S H + B S (31 H + 12 I) + 1 GiB + 2 GB of gathered weights
+    LoRA          2 P + 16 A + 2 L B S H + B S (45 H + 19 I) + 1 GiB
+    full, ZeRO-3  16 P / N + max(2 L B S H + B S (31 H + 12 I), 4 P / N, the latter at most 4 GB) + 3 GiB
 
 Every position counts as an audio frame with a label: the audio FFN costs as much as the text FFN, the text head next
 to nothing, since it runs on three rows per clip (`plugins.loss`). Attention (sdpa or flash) keeps no S x S scores; a
@@ -41,7 +41,7 @@ _REDUCE_BUCKET = 2e8
 _LIVE_PARAMETERS = 1e9
 _SUB_GROUP = 1e9
 # Logits live in fp32 five times over at the peak of their backward pass: themselves, log_softmax, and three gradients.
-_LOGIT_BYTES = 20
+_LOGIT_BYTES = 12
 # A card's nominal size is not all free, and the allocator leaves gaps.
 _USABLE = 0.95
 
@@ -195,7 +195,7 @@ def model_sizes(config: Any, plan: TrainingPlan) -> ModelSizes:
     targets = {} if plan.tuner == "full" else {name: linears[name] for name in linears if _is_target(name, plan)}
     if plan.tuner != "full" and not targets:
         raise problem("options", "target_modules", plan.target_modules, "matches no module", "use 'all-linear'")
-    num_linear = sum(module.weight.numel() for module in linears.values())
+    body = [name for name in linears if name.startswith("model.")]
     num_base = sum(parameter.numel() for parameter in model.parameters())
     num_adapters = sum(plan.lora_rank * (module.in_features + module.out_features) for module in targets.values())
     return ModelSizes(
@@ -203,9 +203,9 @@ def model_sizes(config: Any, plan: TrainingPlan) -> ModelSizes:
         trained=num_adapters or num_base,
         layer=sum(parameter.numel() for parameter in model.model.layers[0].parameters()),
         largest=max(parameter.numel() for parameter in model.parameters()),
-        linear=num_linear,
-        # transformers leaves out the last module only (quantizers/base.py, get_keys_to_not_convert).
-        quantized=num_linear - linears["text_lm_head"].weight.numel() if plan.tuner == "qlora" else 0,
+        linear=sum(module.weight.numel() for module in linears.values()),
+        # Not the heads: MS-SWIFT skips what ends in lm_head (quant_args.py, get_modules_to_not_convert).
+        quantized=sum(linears[name].weight.numel() for name in body) if plan.tuner == "qlora" else 0,
         adapter_bytes_per_token=_adapter_bytes_per_token(targets, plan),
     )
 
@@ -303,35 +303,49 @@ def _step(sizes: ModelSizes, plan: TrainingPlan) -> float:
 
 
 def _activations(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]:
-    """Kept by the layers, at work on one layer, logits. The coefficients are those of `kept` below, per token."""
+    """What all layers keep, what is at work on one of them, logits."""
     tokens, element = plan.batch_size * plan.max_length, _compute_bytes(plan)
-    hidden, intermediate, num_layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    is_padded = plan.batch_size > 1  # then sdpa gets a mask and repeated K and V (sdpa_attention.py, use_gqa_in_sdpa)
-    query = config.num_attention_heads * config.head_dim
-    key = query if is_padded else config.num_key_value_heads * config.head_dim
-    kept = (
-        2 * 4 * hidden  # the fp32 inputs of both norms
-        + element * (2 * query + 2 * key)  # q, k, v and the output of attention
-        + element * 3 * intermediate  # gate, silu(gate), up
-        + 4 * config.num_attention_heads + 12  # log-sum-exp, 1 / rms, masks
-        + (element * plan.max_length if is_padded else 0)  # the mask in the dtype of q, made anew by each layer
-    )  # fmt: skip
-    if plan.tuner == "full":
-        kept += element * (4 * hidden + intermediate)  # inputs of the norms' weights, of qkv, gate/up and down
-        working = element * (3.25 * hidden + 2 * intermediate)  # measured: gradients of the FFN and the residual
-    else:
-        working = 10.5 * hidden + 10 * intermediate  # measured: fp32 copies at the adapter of down_proj
-    working += plan.max_length if is_padded else 0  # the boolean mask, shared by all layers
-    all_layers = num_layers * kept + sizes.adapter_bytes_per_token
+    kept = config.num_hidden_layers * _kept_per_token(config, plan) + sizes.adapter_bytes_per_token
+    working = _working_per_token(config, plan)
     autocast = 2 * _cast_weights(sizes, plan)
-    logits = _LOGIT_BYTES * (
-        tokens * config.num_codebooks * config.codebook_size
-        + plan.batch_size * TRAINED_TEXT_TOKENS * config.vocab_size
-    ) + (4 + 2 * element) * hidden * tokens  # the last norm, its output, the labelled rows  # fmt: skip
+    num_logits = tokens * config.num_codebooks * config.codebook_size
+    num_logits += plan.batch_size * TRAINED_TEXT_TOKENS * config.vocab_size
+    # Beside them the input and the output of the last norm, and the labelled rows.
+    logits = _LOGIT_BYTES * num_logits + (4 + 2 * element) * config.hidden_size * tokens
     if plan.gradient_checkpointing:
-        one_layer = all_layers / num_layers
-        return num_layers * element * hidden * tokens, max((one_layer + working) * tokens, autocast), logits
-    return all_layers * tokens + autocast, working * tokens, logits
+        inputs = config.num_hidden_layers * element * config.hidden_size * tokens
+        return inputs, max((kept / config.num_hidden_layers + working) * tokens, autocast), logits
+    return kept * tokens + autocast, working * tokens, logits
+
+
+def _kept_per_token(config: Any, plan: TrainingPlan) -> int:
+    """Bytes that one layer keeps of a token for its backward pass, without adapters."""
+    element, hidden, intermediate = _compute_bytes(plan), config.hidden_size, config.intermediate_size
+    query = config.num_attention_heads * config.head_dim
+    key = query if _is_padded(plan) else config.num_key_value_heads * config.head_dim
+    total = 2 * 4 * hidden  # the fp32 inputs of both norms
+    total += element * (2 * query + 2 * key)  # q, k, v and the output of attention
+    total += element * 3 * intermediate  # gate, silu(gate), up
+    total += 4 * config.num_attention_heads + 12  # log-sum-exp, 1 / rms, masks
+    if _is_padded(plan):
+        total += element * plan.max_length  # the mask in the dtype of q, made anew by each layer
+    if plan.tuner == "full":
+        total += element * (4 * hidden + intermediate)  # inputs of the norms' weights, of qkv, of gate and up, of down
+    return total
+
+
+def _working_per_token(config: Any, plan: TrainingPlan) -> float:
+    """Bytes beyond `_kept_per_token` at the peak of a layer's backward pass. Both sums are fitted to measurements."""
+    if plan.tuner == "full":  # gradients inside the FFN and of the residual
+        working = _compute_bytes(plan) * (3.25 * config.hidden_size + 2 * config.intermediate_size)
+    else:  # fp32 copies around the adapter of down_proj
+        working = 10.5 * config.hidden_size + 10 * config.intermediate_size
+    return working + (plan.max_length if _is_padded(plan) else 0)  # the boolean mask, shared by all layers
+
+
+def _is_padded(plan: TrainingPlan) -> bool:
+    """Then sdpa gets a mask, and with it repeated keys and values (sdpa_attention.py, use_gqa_in_sdpa)."""
+    return plan.batch_size > 1
 
 
 def _cast_weights(sizes: ModelSizes, plan: TrainingPlan) -> int:
@@ -363,23 +377,23 @@ def _buffers(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> float:
     return total
 
 
-def fits(estimate: MemoryEstimate, gib: float) -> bool:
+def fits(needed: MemoryEstimate, gib: float) -> bool:
     """Whether a card of `gib` GiB is enough, with 5 % left for what no formula knows."""
-    return estimate.total <= _USABLE * gib * GIB
+    return needed.total <= _USABLE * gib * GIB
 
 
-def render(estimate: MemoryEstimate) -> str:
+def render(needed: MemoryEstimate) -> str:
     """A table, in GiB per device."""
-    sizes = estimate.sizes
+    sizes = needed.sizes
     rows = [
-        ("weights", estimate.weights, f"{sizes.base / 1e9:.2f} B parameters"),
-        ("gradients", estimate.gradients, f"{sizes.trained / 1e6:,.1f} M trained parameters"),
-        ("optimizer", estimate.optimizer, "AdamW"),
-        ("activations", estimate.activations, "kept from the forward to the backward pass"),
-        ("backward", estimate.backward, "at work on one layer, or"),
-        ("logits", estimate.logits, "of both heads: the larger of the two counts"),
-        ("step", estimate.step, "fp32 gradients, once activations are gone"),
-        ("buffers", estimate.buffers, "communication, CUDA context (1 GiB)"),
-        ("total", estimate.total, "per device; estimated, not measured on a GPU"),
+        ("weights", needed.weights, f"{sizes.base / 1e9:.2f} B parameters"),
+        ("gradients", needed.gradients, f"{sizes.trained / 1e6:,.1f} M trained parameters"),
+        ("optimizer", needed.optimizer, "AdamW"),
+        ("activations", needed.activations, "kept from the forward to the backward pass"),
+        ("backward", needed.backward, "at work on one layer, or"),
+        ("logits", needed.logits, "of both heads: the larger of the two counts"),
+        ("step", needed.step, "fp32 gradients, once activations are gone"),
+        ("buffers", needed.buffers, "communication, CUDA context (1 GiB)"),
+        ("total", needed.total, "per device; estimated, not measured on a GPU"),
     ]
     return "\n".join(f"{name:<12}{size / GIB:8.2f} GiB  {note}".rstrip() for name, size, note in rows)
