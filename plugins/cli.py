@@ -63,10 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor", help="prove checkpoint, codec, rows, labels and prompts before training; train nothing"
     )
-    doctor.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA) or Hub id")
+    doctor.add_argument("--config", type=Path, help="YAML file of a run: estimates its memory, names model and dataset")
+    doctor.add_argument("--model", help="checkpoint folder (base, merged, or LoRA) or Hub id")
     doctor.add_argument("--adapters", help="LoRA folder on top of --model")
-    doctor.add_argument("--dataset", nargs="+", required=True, metavar="FILE.jsonl")
-    doctor.add_argument("--val_dataset", nargs="+", default=[], metavar="FILE.jsonl")
+    doctor.add_argument("--dataset", nargs="+", metavar="FILE.jsonl")
+    doctor.add_argument("--val_dataset", nargs="+", metavar="FILE.jsonl")
     doctor.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
     doctor.add_argument("--rows", type=int, default=4, help="rows that the model is tried on (default: %(default)s)")
     doctor.add_argument("--dry_run", action="store_true", help="show one row as the model sees it, with its labels")

@@ -49,6 +49,10 @@ class DualLossOutput(ModelOutput):
         return LossSums(self.audio_loss, self.audio_z, self.audio_correct, self.audio_count)  # type: ignore[arg-type]
 
 
+def _in_dtype_of_weights(module: Any, args: Any, embedded: Tensor) -> Tensor:
+    return embedded.to(module.embed_audio_tokens.weight.dtype)
+
+
 class HiggsAudioV2ForConditionalGeneration(_Native):
     """Same name as its base, so that saved checkpoints stay native ones."""
 
@@ -57,6 +61,8 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
 
     def __init__(self, config: HiggsAudioV2Config, use_text_head: bool = False) -> None:
         super().__init__(config, use_text_head=use_text_head)
+        # CUDA's autocast sums in fp32, and the native class then scatters fp32 into bf16 embeddings, which raises.
+        self.model.embed_audio_tokens.register_forward_hook(_in_dtype_of_weights)
         tower = getattr(config, "audio_encoder_config", None)  # transformers' own config has no such entry
         if tower is not None:
             self.audio_tower = AudioTower(tower, config.hidden_size)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
-from transformers import HiggsAudioV2Config
 
 from plugins.collator import collate
 from plugins.loss import LossWeights, combine
+from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.prompt import EncodedSample
 from plugins.tokens import SpecialTokens
@@ -144,3 +144,31 @@ def test_real_shapes_have_the_known_sizes(shape: dict[str, int], billions: float
     assert sum(sizes.values()) / 1e9 == pytest.approx(billions, abs=0.05)
     audio = sum(size for name, size in sizes.items() if is_audio_parameter(name))
     assert audio / 1e9 == pytest.approx(audio_billions, abs=0.05)
+
+
+def test_the_body_stays_in_bf16_under_the_autocast_of_cuda() -> None:
+    """Every bf16 run without DeepSpeed raised in its first forward: unlike a CPU's, CUDA's autocast sums in fp32.
+
+    Fake tensors follow CUDA's rules without a GPU.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    config = HiggsAudioV2Config(
+        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, codebook_size=1026, pad_token_id=1, audio_token_id=AUDIO,
+        audio_bos_token_id=301, audio_delay_token_id=DELAY,
+    )  # fmt: skip
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), torch.device("cuda"):
+        model = HiggsAudioV2ForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+        frames = torch.zeros(2, 5, 8, dtype=torch.long)
+        inputs = {"input_ids": torch.zeros(2, 9, dtype=torch.long), "audio_input_ids": frames}
+        inputs["audio_input_ids_mask"] = torch.zeros(2, 5, dtype=torch.bool)
+        # `torch.autocast` switches itself off where there is no GPU.
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            hidden = model.hidden_states(**inputs, use_cache=False)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+    assert hidden.dtype == torch.bfloat16

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -282,8 +283,6 @@ def test_the_probe_alone_catches_planted_defects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without knowing the definition: the trained weights themselves tell."""
-    import re
-
     for name, function in functions.items():
         monkeypatch.setattr(plugins.collator, name, function)
     complaint = offset_probe(load_model(str(trained)), batches(samples, tokens), tokens).complaint
@@ -384,3 +383,23 @@ def test_dry_run_shows_a_row_and_trains_nothing(
     assert end.value.code == 0
     assert "codebook 7" in swift_log.text
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_the_doctor_reads_the_yaml_file_of_a_run(
+    tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Model, data and settings come from there, and the memory that it needs is estimated."""
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {tiny}\ndataset: {rows}\nmodel_kwargs:\n  max_audio_length: 10\n", encoding="utf-8")
+    assert main(["doctor", "--config", str(config)]) == 1
+    out = capsys.readouterr().out
+    assert "codec frames, more than max_audio_length 10" in out
+    assert re.search(r"info    memory: about 1\.\d GiB per device, estimated", out)
+    assert "CUDA context" in out
+
+
+def test_the_doctor_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--dataset", "a.jsonl"]) == 1
+    assert "--model: None is missing; give it, or a --config that names it" in capsys.readouterr().err
+    assert main(["doctor", "--config", str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml' cannot be read" in capsys.readouterr().err

@@ -6,6 +6,7 @@ Exit codes: 0 if nothing failed, else 1.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from transformers import AutoTokenizer
 
 from plugins import audio
@@ -25,6 +27,8 @@ from plugins.preflight.before_training import check_labels, check_offsets, check
 from plugins.preflight.environment import check_environment
 from plugins.preflight.labels import render
 from plugins.preflight.leaks import own_references
+from plugins.preflight.memory import GIB, TrainingPlan, estimate, fits
+from plugins.preflight.memory import render as render_memory
 from plugins.preflight.probe import Row, is_random_init, mean_loss
 from plugins.preflight.report import Report
 from plugins.prompt import Dialogue, Turn, encode
@@ -45,14 +49,62 @@ class _Checkpoint:
 def run(options: argparse.Namespace) -> int:
     report = Report()
     check_environment(report)
+    config = _run_config(options)
     checkpoint = None
     with report.catching("checkpoint"):
         checkpoint = _check_checkpoint(report, options)
     if checkpoint is not None:
         with report.catching("dataset"):
             _check_dataset(report, checkpoint, options)
+    if config and checkpoint is not None:
+        with report.catching("memory"):
+            _check_memory(report, checkpoint.model.config, config)
     print(report.render())
     return 1 if report.failed else 0
+
+
+def _run_config(options: argparse.Namespace) -> dict[str, Any]:
+    """The YAML file of `--config`; what the command line leaves open about model, data and settings comes from it."""
+    config: dict[str, Any] = {}
+    if options.config is not None:
+        try:
+            config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            reason = f"cannot be read ({' '.join(str(error).split())})"
+            raise problem(
+                "command line", "config", str(options.config), reason, "give a YAML file as in configs/"
+            ) from None
+    for name, value in (config.get("model_kwargs") or {}).items():
+        os.environ.setdefault(name.upper(), str(value))
+    options.model = options.model or config.get("model")
+    options.dataset = options.dataset or _as_list(config.get("dataset"))
+    options.val_dataset = options.val_dataset or _as_list(config.get("val_dataset"))
+    for name in ("model", "dataset"):
+        if not getattr(options, name):
+            raise problem("command line", f"--{name}", None, "is missing", "give it, or a --config that names it")
+    return config
+
+
+def _as_list(value: Any) -> list[str]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _check_memory(report: Report, model_config: Any, config: dict[str, Any]) -> None:
+    plan = TrainingPlan.from_config(config)
+    needed = estimate(model_config, plan)
+    text = f"about {needed.total / GIB:.1f} GiB per device, estimated"
+    if not plan.master_weights:
+        text += "; every update is rounded to bf16: use DeepSpeed, FSDP2 or LoRA"
+    if torch.cuda.is_available():
+        available = torch.cuda.mem_get_info()[1] / GIB
+        report.add(
+            "memory",
+            "ok" if fits(needed, available) else "warning",
+            f"{text} of {available:.1f}",
+            render_memory(needed),
+        )
+    else:
+        report.add("memory", "info", text, render_memory(needed))
 
 
 def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoint:

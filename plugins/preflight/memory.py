@@ -41,7 +41,7 @@ _REDUCE_BUCKET = 2e8
 _LIVE_PARAMETERS = 1e9
 _SUB_GROUP = 1e9
 # Logits live in fp32 five times over at the peak of their backward pass: themselves, log_softmax, and three gradients.
-_LOGIT_BYTES = 12
+_LOGIT_BYTES = 20
 # A card's nominal size is not all free, and the allocator leaves gaps.
 _USABLE = 0.95
 

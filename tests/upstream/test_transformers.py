@@ -30,6 +30,8 @@ from native import (
 )
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers import (
     AutoTokenizer,
     DacFeatureExtractor,
@@ -481,3 +483,30 @@ def test_eval_loss_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
         make_trainer(_Toy(1.0), tmp_path, per_device_eval_batch_size=size).evaluate()["eval_loss"] for size in (1, 2)
     ]
     assert losses[0] == pytest.approx(losses[1])
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=RuntimeError,
+    reason="autocast sums in fp32; workaround: plugins/modeling.py:_in_dtype_of_weights",
+)
+def test_bf16_weights_run_under_the_autocast_of_cuda() -> None:
+    """CUDA's autocast runs `sum` in fp32, so audio embeddings become fp32 and do not fit into bf16 text embeddings.
+
+    Every `Trainer(bf16=True)` with a bf16 model and without DeepSpeed fails in its first forward pass. A CPU's autocast
+    has other rules, so this needs a GPU, or fake tensors, which follow its rules without one.
+    """
+    config = HiggsAudioV2Config(
+        vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, head_dim=16,
+        num_key_value_heads=2, codebook_size=1026, pad_token_id=1, audio_token_id=36, audio_delay_token_id=37,
+    )  # fmt: skip
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), torch.device("cuda"):
+        model = HiggsAudioV2ForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+        ids, frames = torch.zeros(2, 9, dtype=torch.long), torch.zeros(2, 5, 8, dtype=torch.long)
+        mask = torch.zeros(2, 5, dtype=torch.bool)
+        torch.set_autocast_dtype("cuda", torch.bfloat16)  # `torch.autocast` switches itself off without a GPU
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            model.model(input_ids=ids, audio_input_ids=frames, audio_input_ids_mask=mask, use_cache=False)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
