@@ -7,6 +7,7 @@ Knows nothing about codes, models or dataset rows; imports neither torch nor MS-
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -26,6 +27,7 @@ SAMPLE_RATE_HZ = 24_000  # of the Higgs-Audio V2 codec
 _BLOCK_SAMPLES = 1 << 16  # read piecewise: a damaged header may promise terabytes
 _UNKNOWN_SAMPLES = 1 << 62  # libsndfile reports a FLAC header without a length as 2**63 - 1 samples
 _STREAMED_BYTES = 0x7FFFF000  # encoders writing to a pipe put this or more as the WAV data size (sox, ffmpeg)
+_NO_PERMISSION = ("may not be read", "grant read permission")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -58,22 +60,29 @@ class AudioInfo:
         return self.num_samples / self.sample_rate_hz
 
 
-def resolve(path: str, *, folders: Sequence[Path]) -> Path:
+def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> Path:
     """The regular, non-empty file that `path` names: as it is if absolute, else in the first of `folders` to have it.
 
-    Raises `AudioError` for a URL, for a path found nowhere (listing where it looked), and for a folder, pipe or device.
+    root: the folder outside of which nothing may be named, for paths that somebody else wrote. An absolute path, ``..``
+    and a leading ``~`` are refused as written, wherever they lead; a link is refused if it leads out.
+    Raises `AudioError` for a URL, for a path found nowhere (listing where it looked), for a folder, pipe or device, and
+    for a file without read permission.
     """
     if _URL.match(path):
         raise AudioError(path, "is a URL", "download it first and name the local file")
-    if not path:
+    if not _can_be_a_name(path):
         raise AudioError(path, "names no file", "name an audio file")
+    if root is not None:
+        _require_plain(path, root)
     absolute = Path(path).is_absolute()
     candidates = [Path(path)] if absolute else [Path(folder) / path for folder in folders]
-    existing = [candidate for candidate in candidates if os.path.exists(candidate)]
+    existing = [candidate for candidate in candidates if _may_exist(candidate)]
     if not existing:
         looked = ", ".join("." if str(folder) == "." else f"{folder}/" for folder in folders)
         raise AudioError(path, "not found" if absolute else f"not found (looked in {looked})", "mend the path")
     found = next(filter(os.path.isfile, existing), existing[0])
+    if root is not None and not Path(os.path.realpath(found)).is_relative_to(os.path.realpath(root)):
+        raise AudioError(path, f"leads out of the audio root (to {os.path.realpath(found)})", f"move it into {root}")
     _require_regular(found)
     return found
 
@@ -110,6 +119,15 @@ def save_wav(path: str | Path, samples: np.ndarray, sample_rate_hz: int) -> None
         sf.write(temporary, np.clip(samples, -1.0, 1.0), sample_rate_hz, format="WAV", subtype="PCM_16")
 
 
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of the bytes of `path`, 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 @contextmanager
 def replace_when_done(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is synced to disk and takes the place of `path`.
@@ -131,12 +149,43 @@ def replace_when_done(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _require_plain(path: str, root: Path) -> None:
+    """Refuse, without looking at the disk, a `path` that is not written as one below `root`."""
+    remedy = f"write it relative to {root}"
+    if Path(path).is_absolute():
+        raise AudioError(path, "is absolute, which the audio root forbids", remedy)
+    if ".." in Path(path).parts:
+        raise AudioError(path, 'holds "..", which the audio root forbids', remedy)
+    if path.startswith("~"):
+        raise AudioError(path, 'starts with "~", which the audio root forbids', remedy)
+
+
+def _can_be_a_name(path: str) -> bool:
+    try:
+        return bool(path) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half a character, as JSON can spell it
+        return False
+
+
+def _may_exist(path: Path) -> bool:
+    """Whether something is there, or hidden by what `_require_regular` will name: no permission, a loop of links."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _require_regular(path: str | Path) -> None:
     """Refuse, without opening it, what is no file with content: opening a pipe waits for its writer forever."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
         raise AudioError(path, "not found", "mend the path") from None
+    except PermissionError:
+        raise AudioError(path, *_NO_PERMISSION) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise AudioError(path, f"cannot be opened ({getattr(error, 'strerror', error)})", "mend the path") from None
     if stat.S_ISDIR(status.st_mode):
@@ -145,6 +194,8 @@ def _require_regular(path: str | Path) -> None:
         raise AudioError(path, "is not a regular file", "name an audio file")
     if status.st_size == 0:
         raise AudioError(path, "is empty (0 bytes)", "export the file again or leave it out")
+    if not os.access(path, os.R_OK):
+        raise AudioError(path, *_NO_PERMISSION)
 
 
 def _open(path: str | Path) -> sf.SoundFile:

@@ -80,5 +80,7 @@ def load_model(path: str, *, text_head: bool = True, **kwargs: Any) -> HiggsAudi
             None, state_dict=weights, use_text_head=text_head, **kwargs
         )
         model.generation_config = GenerationConfig(**generation_config(config))
+        # LoRA checkpoints name their base by it.
+        model.name_or_path = model.config.name_or_path = str(folder)
         return model
     return HiggsAudioV2ForConditionalGeneration.from_pretrained(path, use_text_head=text_head, **kwargs)

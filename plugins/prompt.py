@@ -42,12 +42,13 @@ VOICE_IN_WORDS = re.compile(r"^SPEAKER(\d+): .*$", re.MULTILINE)
 class AudioClip:
     """One clip: where it comes from and, once encoded, its codes (K, F) int64.
 
-    waveform (N,) float32 at 16 kHz: only for clips that an audio tower hears.
+    waveform (N,) float32 at 16 kHz: only for clips that an audio tower hears. key: of codes that come from the cache.
     """
 
     path: str | None = None
     codes: Tensor | None = None
     waveform: Tensor | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from plugins import audio
 from plugins.audio_tower import SAMPLE_RATE_HZ
+from plugins.code_cache import CodeCache, parse_reference
 from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.prompt import SCENE_TAGS, VOICE_IN_WORDS, AudioClip, Dialogue, Reference, Turn
@@ -33,6 +35,8 @@ from plugins.tokens import SpecialTokens
 
 ROW_SOURCE = "row_source"  # `file:line`, added when a file is read
 COLUMNS = ("messages", "audios", "reference_audio", "reference_text", "audio_codes", "reference_codes", "raw_prompt")
+# Codes that a row names (FOLDER#KEY, plugins.code_cache) stand in columns of their own once the row is canonical.
+KEY_COLUMNS = {"audio_codes": "audio_code_keys", "reference_codes": "reference_code_keys"}
 # Accepted and not read; `dataset` is what MS-SWIFT adds to the files that it writes itself.
 METADATA_COLUMNS = ("id", "speaker", "language", "duration_s", "dataset")
 AUDIO_TAG = "<audio>"  # MS-SWIFT's placeholder of one clip inside a content
@@ -99,8 +103,8 @@ def canonical_row(
         "audios": [_absolute(path, folders, source, f"audios[{i}]") for i, path in enumerate(audios or content_audios)],
         "reference_audio": [_absolute(path, folders, source, "reference_audio") for path in references],
         "reference_text": texts,
-        "audio_codes": row.get("audio_codes") or [],
-        "reference_codes": row.get("reference_codes") or [],
+        **_codes_columns(row, "audio_codes", beside or Path.cwd(), source),
+        **_codes_columns(row, "reference_codes", beside or Path.cwd(), source),
         "raw_prompt": raw_prompt,
         ROW_SOURCE: source,
     }
@@ -108,7 +112,7 @@ def canonical_row(
 
 def check_columns(row: Mapping[str, Any], source: str) -> None:
     """Raise UserError for a column that nothing reads: a mistyped `reference_audio` would train without reference."""
-    known = {*COLUMNS, *METADATA_COLUMNS, ROW_SOURCE, "audio"}
+    known = {*COLUMNS, *KEY_COLUMNS.values(), *METADATA_COLUMNS, ROW_SOURCE, "audio"}
     for column in row:
         if column not in known:
             raise problem(source, "column", column, "is unknown", did_you_mean(column, known))
@@ -125,7 +129,7 @@ def dialogue_from_row(row: Mapping[str, Any], settings: HiggsAudioSettings, *, t
     messages = list(row["messages"])
     system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
     references = _references(row, source)
-    targets = _clips(row["audios"], row["audio_codes"], source, "audios", "audio_codes")
+    targets = _clips(row, "audios", "audio_codes", source)
     turns = tuple(_turns(messages, iter(targets), source, raw=raw, first_index=0 if system is None else 1))
     num_used = sum(isinstance(part, AudioClip) for turn in turns for part in turn.parts)
     if num_used != len(targets):
@@ -323,7 +327,7 @@ def _turns(
 
 
 def _references(row: Mapping[str, Any], source: str) -> tuple[Reference, ...]:
-    clips = _clips(row["reference_audio"], row["reference_codes"], source, "reference_audio", "reference_codes")
+    clips = _clips(row, "reference_audio", "reference_codes", source)
     texts = row["reference_text"]
     if len(texts) > len(clips):
         reason = f"are {len(texts)} transcripts for {len(clips)} clips"
@@ -332,17 +336,49 @@ def _references(row: Mapping[str, Any], source: str) -> tuple[Reference, ...]:
     return tuple(Reference(clip, text.strip() or None) for clip, text in zip(clips, padded, strict=True))
 
 
-def _clips(paths: list[str], codes: Any, source: str, path_field: str, codes_field: str) -> list[AudioClip]:
+def _codes_columns(row: Mapping[str, Any], field: str, beside: Path, source: str) -> dict[str, list[Any]]:
+    """Inline codes, and keys of cached ones with absolute folders; each column is empty or has all entries."""
+    entries, keys_field = _as_list(row.get(field)), KEY_COLUMNS[field]
+    if row.get(keys_field) or not any(isinstance(entry, str) for entry in entries):
+        return {field: entries, keys_field: row.get(keys_field) or []}
+    keys = []
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, str):
+            raise problem(source, f"{field}[{i}]", entry, "is inline beside cached codes", "write all in one way")
+        folder, key = parse_reference(entry, beside=beside, where=source, field=f"{field}[{i}]")
+        keys.append(f"{folder.resolve()}#{key}")
+    return {field: [], keys_field: keys}
+
+
+@lru_cache
+def _cache(folder: Path) -> CodeCache:
+    return CodeCache(folder)
+
+
+def _cached(reference: str, source: str, field: str) -> Tensor:
+    """Codes (K, F) int64 of FOLDER#KEY."""
+    folder, key = parse_reference(reference, beside=Path("/"), where=source, field=field)
+    try:
+        return torch.from_numpy(_cache(folder)[key].astype("int64"))
+    except UserError as error:
+        raise UserError(f"{source}: {field}: {error}") from None
+
+
+def _clips(row: Mapping[str, Any], path_field: str, codes_field: str, source: str) -> list[AudioClip]:
     """One clip per path or per entry of codes, or per pair of both."""
-    codes_list = _as_list(codes)
+    paths, keys = row[path_field], row.get(KEY_COLUMNS[codes_field]) or []
+    codes_list = keys or _as_list(row[codes_field])
     if paths and codes_list and len(paths) != len(codes_list):
         reason = f"entries for {len(paths)} clips in {path_field}"
         raise problem(source, codes_field, len(codes_list), reason, "give one entry per clip")
-    tensors = [_codes_tensor(entry, source, f"{codes_field}[{i}]") for i, entry in enumerate(codes_list)]
-    if not tensors:
+    if not codes_list:
         return [AudioClip(path) for path in paths]
-    named: list[str | None] = [*paths] or [None] * len(tensors)
-    return [AudioClip(path, entry) for path, entry in zip(named, tensors, strict=True)]
+    named: list[str | None] = [*paths] or [None] * len(codes_list)
+    read = _cached if keys else _codes_tensor
+    fields = [f"{codes_field}[{i}]" for i in range(len(codes_list))]
+    tensors = [read(entry, source, field) for entry, field in zip(codes_list, fields, strict=True)]
+    cached = [key.rpartition("#")[2] for key in keys] or [None] * len(tensors)
+    return [AudioClip(path, codes, key=key) for path, codes, key in zip(named, tensors, cached, strict=True)]
 
 
 def _codes_tensor(codes: Any, source: str, field: str) -> Tensor:

@@ -5,16 +5,20 @@ It keeps nothing of the base's text templates: prompt and labels come from `plug
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from swift.template import Template, TemplateMeta, register_template
 from swift.template.template_inputs import StdTemplateInputs
 from torch import Tensor
 
+from plugins.audio import file_hash
+from plugins.code_cache import codec_fingerprint, content_key
 from plugins.codec import Codec, find_codec
 from plugins.collator import collate
 from plugins.dataset_registration import route_jsonl_files
 from plugins.errors import problem
+from plugins.hub import local_folder
 from plugins.loss import combine
 from plugins.prompt import Dialogue, EncodedSample, encode
 from plugins.rows import ROW_SOURCE, canonical_row, check_clips, dialogue_from_row, stand_ins, with_clips
@@ -32,6 +36,7 @@ class HiggsAudioTemplate(Template):
     tokens: SpecialTokens
     settings: HiggsAudioSettings
     codec: Codec
+    _unverified_codec = True
 
     def init_env_args(self) -> None:
         super().init_env_args()
@@ -62,7 +67,21 @@ class HiggsAudioTemplate(Template):
     def check_dialogue(self, dialogue: Dialogue) -> None:
         """Raise UserError if a clip cannot be read or the row is too long, from the headers of its audio files."""
         check_clips(dialogue, self.settings)
+        if self._unverified_codec:
+            self._verify_codec(dialogue)
         self._encode_dialogue(stand_ins(dialogue, self.tokens))
+
+    def _verify_codec(self, dialogue: Dialogue) -> None:
+        """Raise UserError if the first clip with cached codes was encoded by another codec, or has changed since."""
+        clip = next((clip for clip in dialogue.clips() if clip.key is not None and clip.path is not None), None)
+        if clip is None or clip.path is None:
+            return
+        self._unverified_codec = False
+        key = content_key(file_hash(clip.path), codec_fingerprint(Path(local_folder(self.codec.path, option="codec"))))
+        if key != clip.key:
+            reason = f"have another key than this clip and the codec {self.codec.path} give"
+            remedy = "run prepare_dataset.py --encode_codes again, with --codec"
+            raise problem(dialogue.source, "audio_codes", f"codes of {clip.path}", reason, remedy)
 
     def _encode_dialogue(self, dialogue: Dialogue) -> EncodedSample:
         sample = encode(dialogue, self.tokenizer, self.tokens)

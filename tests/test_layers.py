@@ -10,7 +10,7 @@ from conftest import ROOT
 
 LAYERS = [
     {"errors", "delay_pattern", "loss", "tokens", "settings", "prompt_text"},
-    {"audio", "hub", "codec", "prompt", "collator", "model_config", "audio_tower", "original_codec"},
+    {"audio", "hub", "code_cache", "codec", "prompt", "collator", "model_config", "audio_tower", "original_codec"},
     {"rows", "dataset_registration", "template", "modeling", "weights", "original_format", "checkpoint"},
     {"model_registration", "preflight", "trainer", "inference"},
     {"register", "train", "cli", "__main__", "prepare", "demo"},

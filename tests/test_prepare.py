@@ -5,16 +5,19 @@ import os
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 
-from plugins.prepare import rows
+from plugins.prepare import clips
 from plugins.prepare.cli import main
+from plugins.prepare.clips import Work
 from plugins.prepare.corpora import Rejected, Utterance
-from plugins.prepare.rows import Clip, check, rejected_path, split, validation_path, write_jsonl
+from plugins.prepare.rows import Clip, rejected_path, split_path, write_files
+from plugins.prepare.rows import split as split_sides
 from plugins.prompt_text import INSTRUCTION
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,10 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def tone(path: Path, duration_s: float = 1.5, sample_rate_hz: int = 24_000, amplitude: float = 0.5) -> Path:
-    """A sine at `path`, whose folder is made."""
+    """A sine at `path`, whose folder is made; its pitch follows from the name, so that no two clips are the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     time_s = np.arange(round(duration_s * sample_rate_hz)) / sample_rate_hz
-    sf.write(path, amplitude * np.sin(2 * np.pi * 220 * time_s), sample_rate_hz)
+    pitch_hz = 200 + zlib.crc32(path.stem.encode()) % 50_000 / 100
+    sf.write(path, amplitude * np.sin(2 * np.pi * pitch_hz * time_s), sample_rate_hz)
     return path
 
 
@@ -268,10 +272,10 @@ def _broken(root: Path) -> dict[str, tuple[str, object]]:
     (root / "folder.wav").mkdir()
     os.mkfifo(root / "pipe.wav")
     return {
-        "low.wav": ("sample rate below 16000 Hz", 8000),
-        "short.wav": ("duration outside 1-30 s", 0.5),
-        "long.wav": ("duration outside 1-30 s", 30.5),
-        "silent.wav": ("silent", 0.0),
+        "low.wav": ("sample rate below min_sample_rate_hz", 8000),
+        "short.wav": ("duration below min_duration_s", 0.5),
+        "long.wav": ("duration above max_duration_s", 30.5),
+        "silent.wav": ("silence share above max_silence_share", 1.0),
         "nan.wav": ("holds NaN or infinite samples", str(root / "nan.wav")),
         "cut.wav": ("is truncated (96000 of 144000 bytes)", str(root / "cut.wav")),
         "notes.wav": ("is not readable audio", str(root / "notes.wav")),
@@ -300,7 +304,7 @@ def test_validate_tells_every_unfit_clip_with_its_reason(tmp_path, capsys):
     told.append({"file": f"{root}/meta.csv:16", "id": "", "reason": "names no file", "value": ""})
     assert read(tmp_path / "train.rejected.jsonl") == told
     summary = capsys.readouterr().out
-    assert "rejected  14\n          2 duration outside 1-30 s\n" in summary
+    assert "rejected  14\n          1 sample rate below min_sample_rate_hz\n" in summary
     assert "          1 not found\n" in summary
 
 
@@ -320,8 +324,8 @@ def test_without_validate_no_audio_is_opened(tmp_path, monkeypatch):
 def test_duration_bounds_are_inclusive(tmp_path, duration_s, accepted):
     """Corpora cut at exactly 30 s are common."""
     audio = tone(tmp_path / "a.wav", duration_s=duration_s, sample_rate_hz=16_000)
-    result = check(Utterance("here", "a", "Hello", audio, None), validate=True)
-    assert isinstance(result, Clip if accepted else Rejected)
+    outcome = Work(level="full")(Utterance("here", "a", "Hello, how are you all, today?", audio, None))
+    assert (outcome.fault is None) == accepted, outcome
 
 
 def test_an_unfit_file_is_told_before_absent_alternatives(tmp_path):
@@ -402,7 +406,7 @@ def test_output_below_a_file_is_told_in_one_line(tmp_path, capsys):
         ["--dataset_type", "ljspeech", "--csv_file", "x.csv"],
         ["--dataset_type", "vctk", "--text_column", "x"],
         ["--dataset_type", "custom"],
-        ["--dataset_type", "libritts"],
+        ["--dataset_type", "gpt_sovits"],
         ["--dataset_type", "ljspeech", "--val_ratio", "1.5"],
         ["--dataset_type", "ljspeech", "--val_ratio", "many"],
         ["--dataset_type", "ljspeech", "--val", "0.1"],
@@ -428,6 +432,11 @@ def test_help_documents_the_exit_codes(capsys):
 
 def clip(id_: str, audio: str | None = None) -> Clip:
     return Clip(id_, Path(audio or f"/{id_}.wav"), None, {"id": id_}, None)
+
+
+def split(clips: list[Clip], *, val_ratio: float, seed: int) -> tuple[list[Clip], list[Clip]]:
+    sides = split_sides(clips, val_ratio=val_ratio, seed=seed)
+    return sides["train"], sides["val"]
 
 
 def ids(clips: list[Clip]) -> list[str]:
@@ -509,7 +518,7 @@ def test_linked_files_are_one_recording_in_the_split(tmp_path):
 def test_a_single_recording_cannot_be_split(tmp_path, capsys):
     """An empty validation file stops MS-SWIFT much later."""
     assert run("ljspeech", many(tmp_path / "lj", 1), tmp_path / "train.jsonl", "--split") == 1
-    assert "cannot be divided; add recordings or leave out --split" in one_line_error(capsys)
+    assert "leave nothing for val; add recordings or leave out --split" in one_line_error(capsys)
     assert not (tmp_path / "train.jsonl").exists()
 
 
@@ -524,7 +533,7 @@ def test_a_single_recording_cannot_be_split(tmp_path, capsys):
 )
 def test_name_of_the_validation_file(output, validation):
     """Only the file's own name counts, not a folder's."""
-    assert validation_path(Path(output)) == Path(validation)
+    assert split_path(Path(output), "val") == Path(validation)
     assert rejected_path(Path("a/x_train.jsonl")) == Path("a/x_train.rejected.jsonl")
 
 
@@ -540,6 +549,9 @@ def test_summary_with_validate(tmp_path, capsys):
         speakers  not named
         rejected  0
         written   {tmp_path}/my train.rejected.jsonl
+        written   {tmp_path}/my train.report.json
+        written   {tmp_path}/my train.report.png
+        written   {tmp_path}/my train.report.txt
         written   {tmp_path}/my train.jsonl
         next      ./train_higgs_audio.sh --dataset '{tmp_path}/my train.jsonl'
         """)
@@ -566,7 +578,7 @@ def test_an_error_midway_leaves_every_old_file_untouched(tmp_path):
         raise RuntimeError("midway")
 
     with pytest.raises(RuntimeError, match="midway"):
-        write_jsonl({first: [{"id": "b"}], second: failing()})
+        write_files({first: [{"id": "b"}], second: failing()})
     assert (first.read_text(), second.read_text()) == ("old train", "old val")
     assert sorted(os.listdir(tmp_path)) == ["train.jsonl", "val.jsonl"]
 
@@ -579,11 +591,11 @@ def test_an_interrupted_run_leaves_the_old_output(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rows, "load", interrupt)
+    monkeypatch.setattr(clips, "load", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run("ljspeech", root, tmp_path / "train.jsonl", "--validate")
+        run("ljspeech", root, tmp_path / "train.jsonl", "--validate", "--workers", 1)
     assert (tmp_path / "train.jsonl").read_text() == "old"
-    assert sorted(os.listdir(tmp_path)) == ["lj", "train.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == [".train.jsonl.journal", "lj", "train.jsonl"]
 
 
 def test_script_runs_where_torch_swift_and_transformers_cannot_be_imported(tmp_path):

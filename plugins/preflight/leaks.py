@@ -6,11 +6,11 @@ content, cheaply: by size first, then by a hash of the files that share one.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from plugins.audio import file_hash
 from plugins.errors import UserError, problem
 from plugins.prompt import AudioClip, Dialogue
 
@@ -41,8 +41,8 @@ def shared_audio(train: Iterable[str], validation: Iterable[str]) -> list[tuple[
         if size not in by_size:
             continue
         if size not in by_content:
-            by_content[size] = {_digest(other): other for other in by_size[size]}
-        if twin := by_content[size].get(_digest(path)):
+            by_content[size] = {file_hash(other): other for other in by_size[size]}
+        if twin := by_content[size].get(file_hash(path)):
             pairs.append((twin, path))
     return pairs
 
@@ -52,8 +52,4 @@ def _is_same(a: AudioClip, b: AudioClip) -> bool:
         return a.codes.equal(b.codes)
     if a.path is None or b.path is None:
         return False
-    return Path(a.path).stat().st_size == Path(b.path).stat().st_size and _digest(a.path) == _digest(b.path)
-
-
-def _digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return Path(a.path).stat().st_size == Path(b.path).stat().st_size and file_hash(a.path) == file_hash(b.path)

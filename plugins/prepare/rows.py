@@ -1,6 +1,7 @@
-"""An utterance -> a checked clip with its JSONL row; the split; the files (L4).
+"""Outcomes -> rows, without duplicates; the split; the files (L4).
 
-In: `Utterance`. Out: `Clip` or `Rejected`, and files that appear whole or not at all. Knows no corpus layout.
+In: what `plugins.prepare.clips` found. Out: `Clip`, `Rejected`, and files that appear whole or not at all. Knows no
+corpus layout.
 """
 
 from __future__ import annotations
@@ -13,16 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from plugins.audio import AudioError, load, probe, replace_when_done
+from plugins.audio import replace_when_done
+from plugins.prepare.clips import File, Level, Outcome, is_same_recording
 from plugins.prepare.corpora import Rejected, Utterance
 from plugins.prompt_text import INSTRUCTION
-
-# The seed document asks for 24 kHz and 1-30 s. Below 16 kHz the consonants are gone and no resampling restores them.
-MIN_DURATION_S, MAX_DURATION_S = 1.0, 30.0
-MIN_SAMPLE_RATE_HZ = 16_000
-SILENT_PEAK = 1e-3  # -60 dBFS, the noise floor of a quiet room recording
 
 
 @dataclass(frozen=True)
@@ -33,41 +28,97 @@ class Clip:
     audio: Path
     speaker: str | None
     row: dict[str, Any]
-    duration_s: float | None  # None: not measured
+    duration_s: float | None = None  # None: not measured
+    content: str | None = None  # equal for equal recordings; None: not looked at
+    copy_of: str | None = None  # the id of the clip of which this is an augmented copy
 
 
-def check(utterance: Utterance, *, validate: bool) -> Clip | Rejected:
-    """The clip of `utterance`, or why it is unfit. Only `validate` opens the audio (header and every sample)."""
-    if not utterance.text:
-        return Rejected(utterance.place, utterance.id, "text is empty", "")
-    duration_s = _measure(utterance) if validate else None
-    if isinstance(duration_s, Rejected):
-        return duration_s
-    return Clip(utterance.id, utterance.audio, utterance.speaker, _row(utterance), duration_s)
+def clips_of(utterance: Utterance, outcome: Outcome) -> list[Clip]:
+    """The rows that an utterance gives: one, and one per augmented copy."""
+    return [
+        Clip(
+            file.id,
+            Path(file.audio),
+            file.speaker,
+            _row(utterance, file),
+            file.duration_s,
+            file.content,
+            None if i == 0 else outcome.files[0].id,
+        )
+        for i, file in enumerate(outcome.files)
+    ]
 
 
-def split(clips: Sequence[Clip], *, val_ratio: float, seed: int) -> tuple[list[Clip], list[Clip]]:
-    """`clips` as (train, validation), each in the given order, no recording in both.
+def drop_duplicates(
+    found: Sequence[tuple[Utterance, Outcome]], *, level: Level
+) -> tuple[list[tuple[Utterance, Outcome]], list[Rejected]]:
+    """Without utterances whose id, or whose recording, an earlier one has."""
+    ids: dict[str, str] = {}
+    contents: dict[str, list[File]] = {}
+    kept, rejected = [], []
+    for utterance, outcome in found:
+        file = outcome.files[0]
+        if file.id in ids:
+            rejected.append(Rejected(utterance.place, file.id, f"duplicate id (as {ids[file.id]})", file.id))
+            continue
+        twins = contents.setdefault(file.content, []) if file.content is not None else []
+        twin = next((each for each in twins if is_same_recording(each, file, level)), None)
+        if twin is not None:
+            rejected.append(Rejected(utterance.place, file.id, f"duplicate audio (as {twin.id})", str(utterance.audio)))
+            continue
+        ids[file.id] = utterance.place
+        twins.append(file)
+        kept.append((utterance, outcome))
+    return kept, rejected
 
-    A recording goes by the hash of its id alone, so it stays on its side when files are added or reordered. If that
-    leaves a side empty, the recording closest to the border changes over; with fewer than two it stays empty.
+
+def split(
+    clips: Sequence[Clip], *, val_ratio: float, seed: int, test_ratio: float = 0.0, by_speaker: bool = False
+) -> dict[str, list[Clip]]:
+    """`clips` as train, val and, with a `test_ratio`, test, each in the given order, no recording in two of them.
+
+    A recording goes by the hash of its id alone, so it stays on its side when files are added or reordered. by_speaker:
+    by the hash of its speaker, so that val and test hold voices that are never trained. If that leaves a side empty,
+    what lies closest to its border changes over; with too few it stays empty. Augmented copies are only trained on.
     """
-    ids: dict[Path, str] = {}  # a recording named by several rows goes by the smallest of their ids
+    groups = _groups(clips, by_speaker=by_speaker)
+    position = {group: _unit_hash(group, seed) for group in set(groups.values())}
+    order = sorted(position, key=lambda group: (position[group], group))
+    ratios = {"val": val_ratio, **({"test": test_ratio} if test_ratio else {})}
+    bounds, start = {}, 0.0
+    for name, ratio in ratios.items():
+        bounds[name] = (start, start + ratio)
+        start += ratio
+    sides = {group: next((n for n, (a, b) in bounds.items() if a <= position[group] < b), "train") for group in order}
+    if len(order) > len(ratios):
+        for i, name in enumerate(ratios):
+            if name not in sides.values():
+                sides[order[i]] = name
+        if "train" not in sides.values():
+            sides[order[-1]] = "train"
+    result: dict[str, list[Clip]] = {name: [] for name in ("train", *ratios)}
     for clip in clips:
-        ids[clip.audio] = min(clip.id, ids.get(clip.audio, clip.id))
-    position = {audio: _unit_hash(id_, seed) for audio, id_ in ids.items()}
-    validation = {audio for audio, at in position.items() if at < val_ratio}
-    if len(position) > 1 and not validation:
-        validation = {min(position, key=position.__getitem__)}
-    elif len(position) > 1 and len(validation) == len(position):
-        validation.remove(max(position, key=position.__getitem__))
-    return [c for c in clips if c.audio not in validation], [c for c in clips if c.audio in validation]
+        side = sides[groups[clip.audio]]
+        if clip.copy_of is None or side == "train":
+            result[side].append(clip)
+    return result
 
 
-def validation_path(output: Path) -> Path:
-    """Where the validation rows go: ``x_train.jsonl`` -> ``x_val.jsonl``, ``x.jsonl`` -> ``x_val.jsonl``."""
+def _groups(clips: Sequence[Clip], *, by_speaker: bool) -> dict[Path, str]:
+    """Recording -> what decides about its side. One named by several rows goes by the smallest of their ids."""
+    groups: dict[Path, str] = {}
+    for clip in clips:
+        group = clip.speaker if by_speaker and clip.speaker is not None else clip.copy_of or clip.id
+        groups[clip.audio] = min(group, groups.get(clip.audio, group))
+    return groups
+
+
+def split_path(output: Path, name: str) -> Path:
+    """Where the rows of a side go: ``x_train.jsonl`` -> ``x_val.jsonl``, ``x.jsonl`` -> ``x_val.jsonl``."""
+    if name == "train":
+        return output
     before, found, after = output.stem.rpartition("train")
-    return output.with_stem(f"{before}val{after}" if found else f"{output.stem}_val")
+    return output.with_stem(f"{before}{name}{after}" if found else f"{output.stem}_{name}")
 
 
 def rejected_path(output: Path) -> Path:
@@ -80,41 +131,39 @@ def rejected_row(rejected: Rejected) -> dict[str, Any]:
     return {"file": rejected.place, "id": rejected.id, "reason": rejected.reason, "value": rejected.value}
 
 
-def write_jsonl(files: Mapping[Path, Iterable[dict[str, Any]]]) -> None:
-    """Write all `files`; only once every one of them is complete do they replace their predecessors."""
+def report_path(output: Path) -> Path:
+    """``x_train.jsonl`` -> ``x_train.report.json``."""
+    return output.with_suffix(".report.json")
+
+
+def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
+    """Write all `files`, bytes as they are and rows as lines of JSON; the last one of the mapping takes its place last.
+
+    Only once every one of them is complete do they replace their predecessors.
+    """
     with ExitStack() as stack:
-        for path, rows in files.items():
+        for path, content in reversed(list(files.items())):  # an exit stack goes backwards
             temporary = stack.enter_context(replace_when_done(path))
+            if isinstance(content, bytes):
+                temporary.write_bytes(content)
+                continue
             with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
 
 
-def _measure(utterance: Utterance) -> float | Rejected:
-    """The duration in seconds of a recording that meets every requirement, or the first one that it fails."""
-    place, id_, audio = utterance.place, utterance.id, utterance.audio
-    try:
-        info = probe(audio)
-        if info.sample_rate_hz < MIN_SAMPLE_RATE_HZ:
-            return Rejected(place, id_, f"sample rate below {MIN_SAMPLE_RATE_HZ} Hz", info.sample_rate_hz)
-        if not MIN_DURATION_S <= info.duration_s <= MAX_DURATION_S:
-            reason = f"duration outside {MIN_DURATION_S:g}-{MAX_DURATION_S:g} s"
-            return Rejected(place, id_, reason, round(info.duration_s, 3))
-        peak = float(np.abs(load(audio, sample_rate_hz=info.sample_rate_hz)).max())
-    except AudioError as error:
-        return Rejected(place, id_, error.reason, str(audio))
-    return info.duration_s if peak >= SILENT_PEAK else Rejected(place, id_, "silent", peak)
-
-
-def _row(utterance: Utterance) -> dict[str, Any]:
+def _row(utterance: Utterance, file: File) -> dict[str, Any]:
     """The row in the seed document's shape; the empty assistant turn is where the audio belongs."""
     contents = {"system": INSTRUCTION, "user": utterance.text, "assistant": ""}
-    row: dict[str, Any] = {
-        "messages": [{"role": role, "content": content} for role, content in contents.items()],
-        "audios": [str(utterance.audio)],
-    }
-    if utterance.speaker is not None:
-        row["speaker"] = utterance.speaker
-    return {**row, "id": utterance.id}
+    row: dict[str, Any] = (
+        dict(utterance.row)
+        if utterance.row is not None
+        else {
+            "messages": [{"role": role, "content": content} for role, content in contents.items()],
+        }
+    )
+    row["audios"] = [file.audio]
+    named = {"speaker": file.speaker, "language": utterance.language}
+    return {**row, **{name: value for name, value in named.items() if value is not None}, "id": file.id}
 
 
 def _unit_hash(id_: str, seed: int) -> float:

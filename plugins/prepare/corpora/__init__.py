@@ -1,0 +1,32 @@
+"""The folder of a speech corpus -> its utterances, one by one (L4).
+
+Each reader yields `Utterance`, or `Rejected` where text or recording is missing, in an order that depends on the corpus
+alone. A fault of the whole corpus (no metadata, no such column, a ragged line) raises `UserError`.
+Readers open transcripts, never audio, and know nothing about rows to be written.
+
+utterance.py     what they yield; how the file that a corpus names is found
+trees.py         VCTK, LibriTTS, a folder with a transcript beside each clip
+tables.py        LJSpeech, CSV and TSV, GPT-SoVITS lists
+jsonl.py         our own rows
+huggingface.py   a Hugging Face dataset (imports `datasets` when called)
+"""
+
+from plugins.prepare.corpora.huggingface import read_huggingface
+from plugins.prepare.corpora.jsonl import read_jsonl
+from plugins.prepare.corpora.tables import Columns, read_custom, read_gpt_sovits, read_ljspeech
+from plugins.prepare.corpora.trees import read_folder, read_libritts, read_vctk
+from plugins.prepare.corpora.utterance import Rejected, Utterance
+
+__all__ = [
+    "Columns",
+    "Rejected",
+    "Utterance",
+    "read_custom",
+    "read_folder",
+    "read_gpt_sovits",
+    "read_huggingface",
+    "read_jsonl",
+    "read_libritts",
+    "read_ljspeech",
+    "read_vctk",
+]

@@ -1,0 +1,163 @@
+"""Corpora that are listed in a table -> utterances: LJSpeech, CSV and TSV, GPT-SoVITS lists (L4)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plugins.errors import did_you_mean, problem
+from plugins.prepare.corpora.utterance import AUDIO_SUFFIXES, Rejected, Utterance, collapse, locate
+
+_LANGUAGES = {"jp": "ja"}  # GPT-SoVITS's own name -> ISO 639
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns to read."""
+
+    text: str = "text"
+    audio: str = "audio"
+    speaker: str | None = None
+    id: str | None = None
+    language: str | None = None
+
+    def wanted(self) -> list[str]:
+        """Those that must be there."""
+        named = (self.text, self.audio, self.speaker, self.id, self.language)
+        return [name for name in named if name is not None]
+
+
+def read_ljspeech(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
+    """``metadata.csv`` (``id|text|normalized text``) with ``wavs/ID.wav`` or ``.flac``; normalized text wins."""
+    metadata = input_dir / "metadata.csv"
+    if not metadata.is_file():
+        raise problem("ljspeech", "input_dir", str(input_dir), "holds no metadata.csv", "name the folder that holds it")
+    # A quote in LJSpeech is part of the text, even an unpaired one.
+    for line, fields in _records(metadata, delimiter="|", quoting=csv.QUOTE_NONE):
+        place = f"{metadata}:{line}"
+        if len(fields) not in (2, 3):
+            raise problem(place, "fields", len(fields), "are not 2 or 3", "write id|text|normalized text")
+        id_ = fields[0].strip()
+        text = collapse(fields[-1]) or collapse(fields[1])
+        names = [f"wavs/{id_}{suffix}" for suffix in (".wav", ".flac")]
+        yield locate(place, names, folder=input_dir, root=root, id_=id_, text=text)
+
+
+def read_gpt_sovits(input_dir: Path, list_file: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
+    """``path|speaker|language|text`` per line, no header; paths are absolute or relative to `input_dir`.
+
+    The text is all that follows the third bar, bars and quotes included: none of the fields before it can hold one.
+    """
+    if not list_file.is_file():
+        raise problem("gpt_sovits", "list_file", str(list_file), "not found", "name the list with the transcripts")
+    for line, fields in _records(list_file, delimiter="|", quoting=csv.QUOTE_NONE):
+        place = f"{list_file}:{line}"
+        if len(fields) < 4:
+            raise problem(place, "fields", len(fields), "are not 4", "write path|speaker|language|text")
+        audio, speaker, language = (field.strip() for field in fields[:3])
+        yield locate(
+            place,
+            [audio],
+            folder=input_dir,
+            root=root,
+            text=collapse("|".join(fields[3:])),
+            speaker=speaker or None,
+            language=_LANGUAGES.get(language.lower(), language.lower()) or None,
+        )
+
+
+def read_custom(
+    input_dir: Path,
+    csv_file: Path,
+    columns: Columns,
+    *,
+    delimiter: str | None = None,
+    quotes: bool = True,
+    root: Path | None = None,
+) -> Iterator[Utterance | Rejected]:
+    r"""A CSV with a header; audio paths are absolute or relative to `input_dir` and may lack their extension.
+
+    delimiter: any one character, or ``\t`` as a shell passes it on; None: the best of comma, semicolon, bar and tab.
+    quotes: False takes quotes as part of the text, as Common Voice's TSV files mean them.
+    """
+    if not csv_file.is_file():
+        raise problem("custom", "csv_file", str(csv_file), "not found", "name the CSV with the transcripts")
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    if delimiter is None:
+        delimiter = _guess_delimiter(csv_file, columns.wanted(), quoting)
+    delimiter = "\t" if delimiter == r"\t" else delimiter
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise problem("custom", "delimiter", delimiter, "delimits no fields", "name one character, not the quote")
+    records = _records(csv_file, strict=True, **_dialect(delimiter, quoting))
+    line, fields = next(records, (1, []))
+    header = [name.strip() for name in fields]
+    if not header:
+        raise problem("custom", "csv_file", str(csv_file), "is empty", "write a header line and one line per recording")
+    for name in columns.wanted():
+        if name not in header:
+            remedy = did_you_mean(name, header) if len(header) > 1 else "name the delimiter of the file"
+            raise problem(f"{csv_file}:{line}", "column", name, "not found", remedy)
+        if header.count(name) > 1:
+            raise problem(f"{csv_file}:{line}", "column", name, "occurs twice", "rename one of the two")
+    for line, fields in records:
+        place = f"{csv_file}:{line}"
+        if len(fields) != len(header):
+            reason = f"where the header has {len(header)}"
+            raise problem(place, "fields", len(fields), reason, "quote a text that holds the delimiter")
+        yield _of_record(place, dict(zip(header, fields, strict=True)), columns, input_dir, root)
+
+
+def _of_record(
+    place: str, record: dict[str, str], columns: Columns, input_dir: Path, root: Path | None
+) -> Utterance | Rejected:
+    def said(column: str | None) -> str:
+        return record[column].strip() if column else ""
+
+    audio = said(columns.audio)
+    return locate(
+        place,
+        [audio, *(audio + suffix for suffix in AUDIO_SUFFIXES)] if audio else [""],
+        folder=input_dir,
+        root=root,
+        text=collapse(record[columns.text]),
+        id_=said(columns.id),
+        speaker=said(columns.speaker) or None,
+        language=said(columns.language) or None,
+    )
+
+
+def _records(path: Path, **dialect: Any) -> Iterator[tuple[int, list[str]]]:
+    """Each non-blank record of a CSV with the number of the line on which it begins."""
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, **dialect)
+            for fields in reader:
+                if len(fields) > 1 or "".join(fields).strip():
+                    yield line, fields
+                line = reader.line_num + 1
+    except UnicodeDecodeError:
+        raise problem("metadata", "encoding", str(path), "is not UTF-8", "save it as UTF-8") from None
+    except csv.Error as error:
+        raise problem(f"{path}:{line}", "CSV", str(error), "stops the reading", "mend the quotes there") from None
+
+
+def _dialect(delimiter: str, quoting: int) -> dict[str, Any]:
+    # Python 3.13 refuses to skip spaces between fields that spaces delimit.
+    return {"delimiter": delimiter, "quoting": quoting, "skipinitialspace": delimiter != " "}
+
+
+def _guess_delimiter(path: Path, wanted: list[str], quoting: int) -> str:
+    """The one of ``, ; | tab`` under which the header has most of the `wanted` columns, then most columns at all.
+
+    csv.Sniffer guesses from the letters of the texts and is often wrong.
+    """
+
+    def fit(delimiter: str) -> tuple[int, int]:
+        _, fields = next(_records(path, **_dialect(delimiter, quoting)), (1, []))
+        return len({name.strip() for name in fields} & set(wanted)), len(fields)
+
+    return max(",;|\t", key=fit)

@@ -1,0 +1,152 @@
+"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS, a transcript beside each clip (L4)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from plugins.errors import problem
+from plugins.prepare.corpora.utterance import AUDIO_SUFFIXES, Rejected, Utterance, collapse, locate
+
+_VCTK_TREES = ("wav48_silence_trimmed", "wav48")  # release 0.92, release 0.80
+_LIBRITTS_TEXTS = (".normalized.txt", ".original.txt")
+_TRANSCRIPT_SUFFIXES = (".txt", ".lab")
+
+
+def read_vctk(input_dir: Path, *, mic: int = 1) -> Iterator[Utterance | Rejected]:
+    """``TREE/SPEAKER/ID[_mic1|_mic2].flac|wav`` with ``txt/SPEAKER/ID.txt``.
+
+    mic: the microphone (1 or 2) to take; where it recorded nothing (p280 and p315 lack the second), the other.
+    """
+    assert mic in (1, 2), mic
+    tree = next((input_dir / name for name in _VCTK_TREES if (input_dir / name).is_dir()), None)
+    if tree is None:
+        reason = "holds neither wav48_silence_trimmed/ nor wav48/"
+        raise problem("vctk", "input_dir", str(input_dir), reason, "name the folder that holds one of them and txt/")
+    if not (input_dir / "txt").is_dir():
+        raise problem("vctk", "input_dir", str(input_dir), "holds no txt/", "add the transcripts")
+    texts = {path.stem: path for path in _two_levels_below(input_dir / "txt", (".txt",))}
+    recordings: dict[str, Path] = {}
+    found = _two_levels_below(tree, (".flac", ".wav"))
+    for path in sorted(found, key=lambda path: not path.stem.endswith(f"_mic{mic}")):
+        recordings.setdefault(re.sub(r"_mic[12]$", "", path.stem), path)
+    for id_ in sorted(texts.keys() | recordings.keys()):
+        if id_ not in texts:  # speaker p315, whose transcripts were lost
+            yield Rejected(str(recordings[id_]), id_, "no transcript", f"{id_}.txt")
+        elif id_ not in recordings:
+            yield Rejected(str(texts[id_]), id_, "no recording", id_)
+        else:
+            recording = recordings[id_]
+            yield _paired(recording, [texts[id_]], recording.parent, id_=id_, speaker=recording.parent.name)
+
+
+def read_libritts(input_dir: Path) -> Iterator[Utterance | Rejected]:
+    """``[SUBSET/]SPEAKER/CHAPTER/ID.wav|flac`` with ``ID.normalized.txt``, ``ID.original.txt``; normalized text wins.
+
+    Takes one subset or a folder of several. The speaker is the number with which the id begins.
+    """
+    for folder, names in _folders(input_dir):
+        present = set(names)
+        audio = _by_stem(names, (".wav", ".flac"))
+        texts = {name.removesuffix(end) for end in _LIBRITTS_TEXTS for name in names if name.endswith(end)}
+        for id_ in sorted(audio.keys() | texts):
+            transcripts = [folder / f"{id_}{end}" for end in _LIBRITTS_TEXTS if f"{id_}{end}" in present]
+            if not transcripts:
+                yield Rejected(str(folder / audio[id_][0]), id_, "no transcript", f"{id_}{_LIBRITTS_TEXTS[0]}")
+            elif id_ not in audio:
+                yield Rejected(str(transcripts[0]), id_, "no recording", f"{id_}.wav")
+            else:
+                yield _paired(folder / audio[id_][0], transcripts, folder, id_=id_, speaker=id_.partition("_")[0])
+
+
+def read_folder(input_dir: Path) -> Iterator[Utterance | Rejected]:
+    """Audio files at any depth, each with its transcript beside it: ``x.txt``, else ``x.lab`` for ``x.wav``.
+
+    The speaker is the first folder below `input_dir`; clips that lie in `input_dir` itself have none. The id is the
+    path below `input_dir`. A transcript without recording is told too, so a ``README.txt`` counts as one.
+    """
+    for folder, names in _folders(input_dir):
+        speaker = next(iter(folder.relative_to(input_dir).parts), None)
+        texts = _by_stem(names, _TRANSCRIPT_SUFFIXES)
+        audio = _by_stem(names, AUDIO_SUFFIXES)
+        for stem in sorted(texts.keys() | audio.keys()):
+            if stem not in audio:
+                path = folder / texts[stem][0]
+                yield Rejected(str(path), path.relative_to(input_dir).as_posix(), "no recording", f"{stem}.wav")
+                continue
+            first, *others = audio[stem]
+            for name in others:
+                id_ = (folder / name).relative_to(input_dir).as_posix()
+                yield Rejected(str(folder / name), id_, "shares its transcript with another recording", first)
+            if stem not in texts:
+                id_ = (folder / first).relative_to(input_dir).as_posix()
+                yield Rejected(str(folder / first), id_, "no transcript", f"{stem}.txt")
+            else:
+                yield _paired(folder / first, [folder / texts[stem][0]], input_dir, speaker=speaker)
+
+
+def _paired(
+    recording: Path, text_files: Sequence[Path], folder: Path, *, id_: str = "", speaker: str | None = None
+) -> Utterance | Rejected:
+    """The utterance of `recording` below `folder`, with the first text of `text_files` that is not blank."""
+    name = recording.relative_to(folder).as_posix()
+    text = ""
+    for path in text_files:
+        fault = ""
+        try:
+            if path.is_file():  # reading a pipe would wait for its writer forever
+                text = collapse(path.read_text(encoding="utf-8-sig"))
+            else:
+                fault = "is not a regular file"
+        except UnicodeDecodeError:
+            fault = "is not UTF-8"
+        except OSError as error:
+            fault = f"may not be read ({error.strerror})"
+        if fault:
+            return Rejected(str(path), id_ or name, f"transcript {fault}", str(path))
+        if text:
+            break
+    return locate(str(recording), [name], folder=folder, text=text, id_=id_, speaker=speaker)
+
+
+def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Stem -> the `names` that have it, in the order of their `suffixes`, which may be written in capitals."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        stem, dot, suffix = name.rpartition(".")
+        if (dot + suffix).lower() in suffixes:
+            found.setdefault(stem, []).append((suffixes.index((dot + suffix).lower()), name))
+    return {stem: [name for _, name in sorted(each)] for stem, each in found.items()}
+
+
+def _two_levels_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files ``root/*/*``, in order, without the hidden ``._*`` twins that macOS archives bring."""
+    return sorted(path for path in root.glob("*/*") if path.suffix in suffixes and not path.name.startswith("."))
+
+
+def _folders(top: Path, seen: set[str] | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """`top` and every folder below it, each with the names of its files; all in order, nothing hidden.
+
+    Links are followed, but a folder that two paths lead to is read once, under its own name where it has one beside
+    the link: a link to a folder above would never end.
+    """
+    seen = set() if seen is None else seen
+    real = os.path.realpath(top)
+    if real in seen:
+        return
+    seen.add(real)
+    names: list[str] = []
+    below: list[tuple[bool, str]] = []
+    with os.scandir(top) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                below.append((entry.is_symlink(), entry.name))
+            else:
+                names.append(entry.name)
+    yield top, sorted(names)
+    for _, name in sorted(below):
+        yield from _folders(top / name, seen)

@@ -1,0 +1,99 @@
+"""What every reader yields, and how the audio file that a corpus names is found (L4)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from plugins.audio import AudioError, resolve
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording with its transcript."""
+
+    place: str  # where it is named: a file, or file:line
+    id: str  # the same on every machine
+    text: str  # whitespace collapsed; may be empty
+    audio: Path  # an existing regular file, absolute, links followed
+    speaker: str | None
+    language: str | None = None
+    row: Mapping[str, Any] | None = None  # the row that it came in, if any: flat messages, absolute paths
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One utterance that cannot be trained on."""
+
+    place: str
+    id: str
+    reason: str  # constant per kind of fault, but for a detail in parentheses at its end
+    value: str | float
+
+    def __post_init__(self) -> None:
+        # A name of bytes that are no UTF-8 could not be written into the list of the rejected.
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str):
+                object.__setattr__(self, field.name, value.encode("utf-8", "backslashreplace").decode())
+
+    @property
+    def kind(self) -> str:
+        """The reason without its detail, to count by."""
+        return self.reason.partition(" (")[0]
+
+
+def locate(
+    place: str,
+    names: Sequence[str],
+    *,
+    folder: Path,
+    text: str,
+    root: Path | None = None,
+    id_: str = "",
+    speaker: str | None = None,
+    language: str | None = None,
+) -> Utterance | Rejected:
+    """The utterance recorded in the first of `names` that is found in `folder`; without an id, its path is the id.
+
+    root: refuse what lies outside of it (`plugins.audio.resolve`).
+    """
+    errors = []
+    for name in names:
+        try:
+            found = resolve(name, folders=[folder], root=root)
+        except AudioError as error:
+            errors.append(error)
+            continue
+        utterance = Utterance(place, id_ or path_id(found, folder), text, found.resolve(), speaker, language)
+        if not is_utf8(f"{utterance.id}{utterance.audio}{speaker}"):
+            return Rejected(place, utterance.id, "name is not UTF-8", str(found))
+        return utterance
+    # Of the tried names one may be there and unfit; that says more than the absence of the others.
+    told = next((error for error in errors if not error.reason.startswith("not found")), errors[0])
+    return Rejected(place, id_ or names[0], told.reason, str(told.path))
+
+
+def path_id(audio: Path, input_dir: Path) -> str:
+    """`audio` relative to `input_dir` if it lies there, so that the id survives a move of the corpus."""
+    path, root = Path(os.path.abspath(audio)), Path(os.path.abspath(input_dir))
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def collapse(text: str) -> str:
+    """`text` stripped, every inner run of whitespace one space: a row is one line, and so is what is spoken."""
+    return " ".join(text.split())
+
+
+def is_utf8(text: str) -> bool:
+    """Whether `text` can be written as JSON: Python reads foreign bytes in a file name as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,50 @@
+"""Recordings -> codes in the cache, and the references by which rows name them (L4). Needs torch.
+
+Every clip is encoded alone: padding inside a batch changes the codes (`plugins.codec`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from plugins import audio
+from plugins.code_cache import CacheWriter, codec_fingerprint, content_key, format_reference
+from plugins.codec import Codec
+from plugins.errors import problem
+from plugins.hub import local_folder
+
+
+def encode_rows(rows: Iterable[dict[str, Any]], *, folder: Path, codec: str, device: str, beside: Path) -> None:
+    """Encode the targets and references of `rows` into the cache `folder` and add `audio_codes`, `reference_codes`.
+
+    beside: the folder of the JSONL files, to which references are relative. Clips that are there are not encoded
+    again, also those of a run that was killed. Raises UserError for a clip that cannot be decoded and for a codec that
+    cannot be loaded.
+    """
+    codec_folder = Path(local_folder(codec, option="codec"))
+    encoder, fingerprint = Codec(str(codec_folder), device=device), codec_fingerprint(codec_folder)
+    rows = list(rows)
+    columns = ("audios", "reference_audio")
+    paths = dict.fromkeys(path for row in rows for column in columns for path in _paths(row, column))
+    keys = {path: content_key(audio.file_hash(path), fingerprint) for path in paths}
+    with CacheWriter(folder) as writer:
+        for path, key in tqdm(keys.items(), desc="codes", unit="clip", disable=None):
+            if key not in writer:
+                try:
+                    writer.add(key, encoder.encode_file(path))
+                except audio.AudioError as error:
+                    raise problem("--encode_codes", "audio", path, error.reason, error.remedy) from None
+        writer.commit(dict.fromkeys(keys.values()))
+    for row in rows:
+        for column, codes in (("audios", "audio_codes"), ("reference_audio", "reference_codes")):
+            if found := _paths(row, column):
+                row[codes] = [format_reference(folder, keys[path], beside=beside) for path in found]
+
+
+def _paths(row: dict[str, Any], column: str) -> list[str]:
+    value = row.get(column) or []
+    return [value] if isinstance(value, str) else value

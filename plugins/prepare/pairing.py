@@ -1,0 +1,67 @@
+"""Cloning pairs: to each clip a reference clip of the same voice, another utterance of the same side of the split (L4).
+
+In: the clips of one side. Out: the same clips; the rows of those with a partner name it in `reference_audio` and
+`reference_text`. Pairs depend on ids and seed only, and adding clips changes few of them: the clips of a speaker stand
+on a ring by the hash of their ids, and a clip takes the first fit one after its own place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from plugins.prepare.rows import Clip
+
+MIN_REFERENCE_S = 3.0  # shorter ones say too little about a voice
+_MAX_TRIES = 50  # unlike voices are passed over; then the clip stays without reference
+
+
+def add_references(
+    clips: Sequence[Clip],
+    *,
+    seed: int,
+    without_share: float = 0.0,
+    is_similar: Callable[[Clip, Clip], bool] | None = None,
+) -> list[Clip]:
+    """`clips` in their order. A share `without_share` of them, chosen by hash, and speakers with one clip stay without.
+
+    is_similar: whether a candidate sounds like the clip (an embedding model's verdict). Clips without speaker get none:
+    nobody says that they are of one voice.
+    """
+    rings: dict[str, list[tuple[int, Clip]]] = defaultdict(list)
+    for clip in clips:
+        if clip.speaker is not None and (clip.duration_s or 0.0) >= MIN_REFERENCE_S:
+            rings[clip.speaker].append((_hash(seed, "ring", clip.id), clip))
+    for ring in rings.values():
+        ring.sort(key=lambda place: place[0])
+    return [
+        clip
+        if _hash(seed, "without", clip.id) < without_share * 2**64
+        else _with_reference(clip, _candidates(rings.get(clip.speaker or "", []), clip, seed), is_similar)
+        for clip in clips
+    ]
+
+
+def _candidates(ring: list[tuple[int, Clip]], clip: Clip, seed: int) -> Iterator[Clip]:
+    start = bisect_right(ring, _hash(seed, "place", clip.id), key=lambda place: place[0])
+    for i in range(min(len(ring), _MAX_TRIES)):
+        _, candidate = ring[(start + i) % len(ring)]
+        if candidate.audio != clip.audio and candidate.content != clip.content:
+            yield candidate
+
+
+def _with_reference(clip: Clip, candidates: Iterator[Clip], is_similar: Callable[[Clip, Clip], bool] | None) -> Clip:
+    for candidate in candidates:
+        if is_similar is None or is_similar(clip, candidate):
+            text = candidate.row["messages"][-2]["content"]
+            columns = {"reference_audio": candidate.row["audios"][0], "reference_text": text}
+            return replace(clip, row={**clip.row, **columns})
+    return clip
+
+
+def _hash(seed: int, purpose: str, id_: str) -> int:
+    """64 bits that depend on the arguments only, on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{id_}".encode()).digest()[:8], "big")

@@ -1,0 +1,194 @@
+"""A recording and its transcript -> why they are unfit for training (L4).
+
+In, by rising cost: the size of the file, its header, its samples, its text. Out: `None`, or ``(reason, value)`` where
+`reason` is constant per kind of fault and names the limit to change. Also the hash that finds one recording twice.
+Whether a file is readable, whole and free of NaN is said by `plugins.audio`. Changes no audio.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from plugins.audio import AudioInfo
+from plugins.errors import problem
+
+Fault = tuple[str, float | str]  # reason, offending value
+FRAME_S = 0.025  # the usual window of speech analysis: two periods of a deep voice
+SILENCE_DBFS = -60.0  # noise floor of a quiet room; below it a frame is silent whatever the rest of the clip
+_FULL_SCALE = 0.99  # 8 bit ends at 127/128
+_CLIPPED_RUN = 3  # samples: a wave passes its peak in one or two equal ones
+
+
+def knob(
+    default: Any,
+    help: str,
+    unit: str,
+    parse: Callable[[str], Any],
+    *,
+    bounds: tuple[float, float] = (0, 1e9),
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field that carries what a command line flag of its name needs."""
+    metadata = {"help": help, "unit": unit, "parse": parse, "bounds": bounds, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+def check_bounds(knobs: Any) -> None:
+    """Raise UserError for a field made by `knob` with a value beyond its bounds or none of its choices."""
+    for each in dataclasses.fields(knobs):
+        value, flag = getattr(knobs, each.name), f"--{each.name}"
+        (low, high), choices = each.metadata["bounds"], each.metadata["choices"]
+        if choices:
+            if value not in choices:
+                raise problem("command line", flag, value, "is unknown", f"use one of {', '.join(choices)}")
+            continue
+        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        if not all(low <= item <= high for item in values):  # NaN is not between either
+            reason = f"is outside {low:g} to {high:g} {each.metadata['unit']}".rstrip()
+            raise problem("command line", flag, value, reason, f"give {each.metadata['help']}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a usable clip keeps to. All bounds are inclusive.
+
+    Where the numbers come from. *Given*: duration and lowest rate (below 16 kHz the consonants are gone).
+    *Largest file and rate* bound the memory of decoding: 30 s of stereo in 64 bit at 192 kHz are 92 MB.
+    *Characters per second*: LJSpeech has 15.2 on average (1,308,674 in 23:55:17), 362 of Asterisk's English
+    prompts 2.4 to 19.8, Mandarin read aloud 4.3 (255 a minute), slowly 1.7; espeak-ng at 300 words a minute reaches 31.
+    *Silence*: those prompts have 14 % (median) and at most 41 % of their frames 40 dB below the loudest.
+    *Clipping*: speech driven 3 dB over full scale has 1.5 % (16 kHz) clipped samples, 6 dB over 1 to 7 %.
+    """
+
+    min_duration_s: float = knob(1.0, "shortest clip", "s", float)
+    max_duration_s: float = knob(30.0, "longest clip", "s", float)
+    min_sample_rate_hz: int = knob(16_000, "lowest sample rate", "Hz", int)
+    max_sample_rate_hz: int = knob(192_000, "highest sample rate; a header above it lies", "Hz", int)
+    max_channels: int = knob(2, "most channels; they are averaged", "channels", int)
+    max_file_bytes: int = knob(100_000_000, "largest audio file", "bytes", int, bounds=(0, 1e12))
+    max_clipped_share: float = knob(
+        0.001, "largest share of clipped samples (runs of 3 or more equal ones at full scale)", "", float, bounds=(0, 1)
+    )
+    max_silence_share: float = knob(
+        0.5, "largest share of silent frames; trim such clips instead of raising it", "", float, bounds=(0, 1)
+    )
+    silence_below_db: float = knob(
+        40.0, "how far below the loudest frame a frame is silent; below -60 dBFS it always is", "dB", float
+    )
+    max_dc_offset: float = knob(
+        0.01, "largest mean of the samples, full scale being 1; 0.01 is -40 dBFS", "", float, bounds=(0, 1)
+    )
+    min_chars_per_s: float = knob(1.0, "slowest speech", "characters/s", float)
+    max_chars_per_s: float = knob(30.0, "fastest speech", "characters/s", float)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        for name in ("duration_s", "sample_rate_hz", "chars_per_s"):
+            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if low > high:
+                raise problem("command line", f"--min_{name}", low, f"is above --max_{name} ({high:g})", "swap them")
+
+
+def check_file_size(num_bytes: int, limits: Limits) -> Fault | None:
+    """To be asked before the file is opened, let alone hashed."""
+    return ("file above max_file_bytes", num_bytes) if num_bytes > limits.max_file_bytes else None
+
+
+def check_header(info: AudioInfo, limits: Limits) -> Fault | None:
+    """To be asked before decoding, and again with what was decoded: the length in an MP3's header may be a guess."""
+    if info.sample_rate_hz < limits.min_sample_rate_hz:
+        return "sample rate below min_sample_rate_hz", info.sample_rate_hz
+    if info.sample_rate_hz > limits.max_sample_rate_hz:
+        return "sample rate above max_sample_rate_hz", info.sample_rate_hz
+    if info.num_channels > limits.max_channels:
+        return "channels above max_channels", info.num_channels
+    if info.duration_s < limits.min_duration_s:
+        return "duration below min_duration_s", round(info.duration_s, 6)
+    if info.duration_s > limits.max_duration_s:
+        return "duration above max_duration_s", round(info.duration_s, 6)
+    return None
+
+
+def check_samples(samples: np.ndarray, sample_rate_hz: int, limits: Limits) -> Fault | None:
+    """`samples`: (N,) or (N, channels) as decoded, finite. The worst channel counts for clipping and DC."""
+    assert samples.size, samples.shape
+    channels = samples[:, np.newaxis] if samples.ndim == 1 else samples
+    silence = 1.0 - float(speech_frames(channels.mean(axis=1), sample_rate_hz, limits.silence_below_db).mean())
+    if silence > limits.max_silence_share:
+        return "silence share above max_silence_share", round(silence, 6)
+    clipped = _clipped_share(channels)
+    if clipped > limits.max_clipped_share:
+        return "clipped share above max_clipped_share", round(clipped, 6)
+    offset = float(np.abs(channels.mean(axis=0, dtype=np.float64)).max())
+    if offset > limits.max_dc_offset:
+        return "DC offset above max_dc_offset", round(offset, 6)
+    return None
+
+
+def check_text(text: str, duration_s: float | None, limits: Limits) -> Fault | None:
+    """`duration_s` None: not measured, then only the text is looked at."""
+    text = unicodedata.normalize("NFC", text.strip())  # decomposed, each Vietnamese accent would be a character
+    if not text:
+        return "text is empty", ""
+    if not any(character.isalnum() for character in text):
+        return "text has no letter or digit", text
+    if duration_s is None:
+        return None
+    chars_per_s = len(text) / duration_s
+    if chars_per_s < limits.min_chars_per_s:
+        return "characters per second below min_chars_per_s", round(chars_per_s, 6)
+    if chars_per_s > limits.max_chars_per_s:
+        return "characters per second above max_chars_per_s", round(chars_per_s, 6)
+    return None
+
+
+def speech_frames(samples: np.ndarray, sample_rate_hz: int, silence_below_db: float) -> np.ndarray:
+    """Which frames of `FRAME_S` of `samples` (N,) are not silent, (frames,) bool; a rest below one frame is left out.
+
+    A frame is silent if its level (RMS, DC removed) is `silence_below_db` below that of the loudest frame, or below
+    `SILENCE_DBFS`. The loudest and no percentile: a word in a minute of silence would pull a percentile down with it.
+    """
+    size = min(frame_size(sample_rate_hz), len(samples))
+    frames = samples[: len(samples) // size * size].reshape(-1, size)
+    power = np.square(frames - float(frames.mean(dtype=np.float64))).mean(axis=1, dtype=np.float64)
+    level_dbfs = 10 * np.log10(np.maximum(power, 1e-20))
+    return level_dbfs >= max(level_dbfs.max() - silence_below_db, SILENCE_DBFS)
+
+
+def frame_size(sample_rate_hz: int) -> int:
+    """Samples in `FRAME_S`."""
+    return round(FRAME_S * sample_rate_hz)
+
+
+def samples_hash(samples: np.ndarray, sample_rate_hz: int) -> str:
+    """SHA-256 of the rate and the mono samples in 16 bit: equal for one recording as WAV, as FLAC and with other tags.
+
+    Copies of one file are found by `plugins.audio.file_hash` without decoding.
+    `samples`: (N,) or (N, channels) as decoded. Another rate, level or length is another recording, and so is what went
+    through MP3.
+    """
+    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
+    quantised = np.clip(np.rint(mono * 32768.0), -32768, 32767).astype("<i2")
+    return hashlib.sha256(f"{sample_rate_hz}:".encode() + quantised.tobytes()).hexdigest()
+
+
+def _clipped_share(channels: np.ndarray) -> float:
+    """Of the worst channel of `channels` (N, channels)."""
+    loud = np.abs(channels) >= _FULL_SCALE
+    if not loud.any():  # of nearly every clip
+        return 0.0
+    length = max(0, len(channels) - _CLIPPED_RUN + 1)
+    begins_run = loud[:length].copy()
+    for offset in range(1, _CLIPPED_RUN):
+        begins_run &= channels[offset : offset + length] == channels[:length]
+    in_run = np.zeros_like(loud)
+    for offset in range(_CLIPPED_RUN):
+        in_run[offset : offset + length] |= begins_run
+    return float(in_run.mean(axis=0).max())

@@ -1,0 +1,115 @@
+"""Utterances -> outcomes, in parallel and restartable (L4).
+
+Each outcome goes into a journal as soon as it is there. After `kill -9` the same command takes finished ones from it;
+everything that follows is computed from the outcomes in the order of the corpus, so that its results are byte-identical
+to those of an uninterrupted run. One run at a time per output: the journal is locked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from plugins.errors import UserError, problem
+from plugins.prepare.clips import Outcome, Work
+from plugins.prepare.corpora import Utterance
+
+CHUNK = 32  # utterances per task: enough that sending them costs little
+Executor = Callable[[Work, Sequence[Utterance], int], Iterator[list[Outcome]]]
+
+
+@contextmanager
+def journal_of(output: Path) -> Iterator[Path]:
+    """The journal beside `output`, locked; it is removed if the body succeeds. Raises UserError if a run holds it."""
+    path = output.with_name(f".{output.name}.journal")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise BlockingIOError  # the other run has just finished and taken its journal away
+        except BlockingIOError:
+            reason = "is being written by another run"
+            raise problem("--output_file", "path", str(output), reason, "wait for it, or name another file") from None
+        yield path
+        path.unlink()  # the lock goes with the file
+
+
+def run_all(
+    utterances: Sequence[Utterance], work: Work, *, journal: Path, num_workers: int, execute: Executor | None = None
+) -> list[Outcome]:
+    """The outcome of each utterance, in order; those in `journal` are not computed again.
+
+    execute: another way to map `work` over utterances, in order, as lists of outcomes (`plugins.prepare.ray_executor`).
+    Raises UserError if a worker process dies.
+    """
+    keys = [work.key(utterance) for utterance in utterances]
+    done = _read(journal)
+    waiting = [i for i, key in enumerate(keys) if key not in done]
+    with journal.open("ab") as file, tqdm(total=len(keys), desc="clips", unit="clip", disable=None) as bar:
+        bar.update(len(keys) - len(waiting))
+        bar.refresh()
+        position = iter(waiting)
+        chosen = execute or (_in_processes if num_workers > 1 else _here)
+        for outcomes in chosen(work, [utterances[i] for i in waiting], num_workers):
+            for outcome in outcomes:
+                key = keys[next(position)]
+                done[key] = outcome
+                file.write(json.dumps({"key": key, **outcome.to_json()}).encode() + b"\n")
+            file.flush()
+            bar.update(len(outcomes))
+    return [done[key] for key in keys]
+
+
+def _read(journal: Path) -> dict[str, Outcome]:
+    """Finished outcomes. A line that was being written when the run was killed is cut off."""
+    done: dict[str, Outcome] = {}
+    whole = 0
+    with journal.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            values = json.loads(line)
+            done[values.pop("key")] = Outcome.from_json(values)
+            whole += len(line)
+    with journal.open("r+b") as file:
+        file.truncate(whole)
+    return done
+
+
+def _here(work: Work, utterances: Sequence[Utterance], num_workers: int) -> Iterator[list[Outcome]]:
+    for utterance in utterances:
+        yield [work(utterance)]
+
+
+def _in_processes(work: Work, utterances: Sequence[Utterance], num_workers: int) -> Iterator[list[Outcome]]:
+    pending: deque[Future[list[Outcome]]] = deque()
+    with ProcessPoolExecutor(num_workers) as pool:
+        try:
+            for start in range(0, len(utterances), CHUNK):
+                pending.append(pool.submit(run_chunk, work, utterances[start : start + CHUNK]))
+                if len(pending) > 4 * num_workers:  # finished chunks wait in memory for their turn
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                "workers: a process died (out of memory?); start the same command again with fewer --workers:"
+                " finished clips are not done again"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_chunk(work: Work, utterances: Sequence[Utterance]) -> list[Outcome]:
+    """In a worker process."""
+    return [work(utterance) for utterance in utterances]
