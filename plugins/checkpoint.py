@@ -6,27 +6,28 @@ surplus key is an error that names it. No code of a checkpoint is executed.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
-from plugins.errors import problem
+from plugins.errors import problem, read_json
 from plugins.hub import local_folder
 from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
-from plugins.original_format import MODEL_TYPE, generation_config, model_type_of, native_config
+from plugins.original_format import ADAPTER_CONFIG, MODEL_TYPE, format_of, generation_config, load_config
 from plugins.weights import sources_of
-
-_ADAPTER_CONFIG = "adapter_config.json"
 
 
 def base_and_adapters(path: str, adapters: str | None = None) -> tuple[str, str | None]:
     """The folder of the base model and that of its LoRA weights: `path` may be a LoRA folder, which names its base."""
-    if adapters is None and (Path(path) / _ADAPTER_CONFIG).is_file():
-        named = json.loads((Path(path) / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        path, adapters = named["base_model_name_or_path"], path
+    file = Path(path) / ADAPTER_CONFIG
+    if adapters is None and file.is_file():
+        base = read_json(file, "copy it again from the training's folder").get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            remedy = "write the folder of the base model there"
+            raise problem(str(file), "base_model_name_or_path", base, "names no model", remedy)
+        path, adapters = base, path
     return local_folder(path), adapters
 
 
@@ -36,21 +37,10 @@ def with_adapters(model: Any, adapters: str | None) -> Any:
         return model
     from peft import PeftModel
 
-    if not (Path(adapters) / _ADAPTER_CONFIG).is_file():
+    if not (Path(adapters) / ADAPTER_CONFIG).is_file():
         remedy = "give the folder of a LoRA checkpoint"
-        raise problem(adapters, _ADAPTER_CONFIG, None, "not found", remedy)
+        raise problem(adapters, ADAPTER_CONFIG, None, "not found", remedy)
     return PeftModel.from_pretrained(model, adapters).get_base_model()
-
-
-def load_config(folder: Path) -> HiggsAudioV2Config:
-    """The native config of a native or original folder. Raises UserError if it is of neither."""
-    model_type = model_type_of(folder)
-    if model_type == MODEL_TYPE:
-        return native_config(folder)
-    if model_type != HiggsAudioV2Config.model_type:
-        remedy = "give the folder of a Higgs-Audio V2 checkpoint, native or original"
-        raise problem(str(folder / "config.json"), "model_type", model_type, "is no Higgs-Audio V2", remedy)
-    return HiggsAudioV2Config.from_pretrained(folder)
 
 
 class OriginalConfig(HiggsAudioV2Config):
@@ -71,10 +61,10 @@ def load_model(path: str, *, text_head: bool = True, **kwargs: Any) -> HiggsAudi
     """
     folder = Path(path)
     config = load_config(folder)
-    is_original = model_type_of(folder) == MODEL_TYPE
+    source_format = format_of(folder)
     kwargs.setdefault("config", config)
-    found = sources_of(folder, config, "original" if is_original else "native", text_head=text_head)
-    if is_original:
+    found = sources_of(folder, config, source_format, text_head=text_head)
+    if source_format == "original":
         weights = {key: source.read() for key, source in found.items()}
         model = HiggsAudioV2ForConditionalGeneration.from_pretrained(
             None, state_dict=weights, use_text_head=text_head, **kwargs

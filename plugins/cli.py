@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--dataset", nargs="+", metavar="FILE.jsonl")
     doctor.add_argument("--val_dataset", nargs="+", metavar="FILE.jsonl")
     doctor.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
-    doctor.add_argument("--rows", type=int, default=4, help="rows that the model is tried on (default: %(default)s)")
+    doctor.add_argument(
+        "--rows", type=_positive, default=4, help="rows that the model is tried on (default: %(default)s)"
+    )
     doctor.add_argument("--dry_run", action="store_true", help="show one row as the model sees it, with its labels")
     doctor.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
     doctor.set_defaults(run=_doctor)
@@ -81,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--to", choices=("native", "original"), default="native", help="(default: %(default)s)")
     convert.set_defaults(run=_convert)
     return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
 
 
 def _sft(arguments: list[str]) -> int:
@@ -126,7 +135,7 @@ def _convert(options: argparse.Namespace) -> int:
     from plugins.original_format import convert
 
     convert(options.source, options.target, to=options.to)
-    num_bytes = sum(file.stat().st_size for file in options.target.iterdir())
+    num_bytes = sum(file.stat().st_size for file in options.target.rglob("*") if file.is_file())
     print(f"{options.target}: {options.to} format, {num_bytes / 1e6:,.1f} MB")
     return 0
 

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from plugins.audio import replace_when_done
+from plugins import audio
 from plugins.codec import NUM_CODEBOOKS, NUM_CODES
 from plugins.errors import problem
 
@@ -61,7 +61,7 @@ _writing: set[tuple[int, str]] = set()
 
 
 def content_key(file_hash: str, codec_fingerprint: str) -> str:
-    """The key of a clip, 32 hex digits. file_hash: SHA-256 of the bytes of the file that is encoded.
+    """The key of a clip, 32 hex digits. file_hash: `audio.file_hash` of the file that is encoded.
 
     Of the file and not of its samples: to know that a clip is done takes no decoding then, and the key does not depend
     on the versions of decoder and resampler. The price: the same recording as WAV and as FLAC is encoded twice.
@@ -88,11 +88,7 @@ def codec_fingerprint(folder: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _file_hash(path: Path, _size: int, _mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return audio.file_hash(path)
 
 
 def format_reference(folder: Path, key: str, *, beside: Path) -> str:
@@ -121,14 +117,13 @@ class CodeCache:
         self._index = _map(folder / _INDEX)
         self.entries = _entries(self._index, folder / _INDEX)  # (clips,) of `_ENTRY`, a view
         ends = self.entries["first_frame"].astype(np.int64) + self.entries["num_frames"]
-        num_shards = int(self.entries["shard"].max()) + 1 if len(self) else 0
-        num_frames = np.zeros(num_shards, np.int64)
+        num_frames = np.zeros(int(self.entries["shard"].max()) + 1 if len(self) else 0, np.int64)  # per shard
         np.maximum.at(num_frames, self.entries["shard"], ends)
         self._shards = [_map(folder / _SHARD.format(i)) for i in range(len(num_frames))]
-        for i, (shard, expected) in enumerate(zip(self._shards, num_frames * FRAME_BYTES, strict=True)):
-            if len(shard) != expected:
-                reason = f"has {len(shard)} bytes where the index has {expected}"
-                raise problem(str(folder), "shard", _SHARD.format(i), reason, _AGAIN)
+        for i, shard in enumerate(self._shards):
+            if len(shard) != num_frames[i] * FRAME_BYTES:
+                reason = f"has {len(shard)} bytes where the index has {num_frames[i] * FRAME_BYTES}"
+                raise problem(str(folder), "code cache", _SHARD.format(i), reason, _AGAIN)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CodeCache, (self.folder,)
@@ -255,7 +250,7 @@ class CacheWriter:
     def _sweep(self) -> None:
         """Remove what a killed or failed run left besides its journal. The index does not name it: nobody reads it."""
         named = {_SHARD.format(i) for i in range(self._num_shards())}
-        patterns = (_SHARD.replace("{:05d}", "*"), ".codes-*.tmp", f".{_INDEX}.*.tmp", f".{_JOURNAL}.*.tmp")
+        patterns = ("codes-[0-9]*.bin", ".codes-[0-9]*.tmp", f".{_INDEX}.*.tmp", f".{_JOURNAL}.*.tmp")
         for path in [path for pattern in patterns for path in self.folder.glob(pattern)]:
             if path.name not in named:
                 os.unlink(path)
@@ -330,7 +325,7 @@ def _map(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise problem(str(path.parent), "code cache", path.name, reason, _AGAIN) from None
+        raise problem(str(path.parent), "code cache", path.name, reason, f"mend that, or {_AGAIN}") from None
 
 
 def _entries(index: mmap.mmap, path: Path) -> np.ndarray:
@@ -378,7 +373,7 @@ def _write(file: Any, content: bytes) -> None:
 @contextmanager
 def _new_file(path: Path) -> Iterator[Any]:
     """An unbuffered file that appears as `path` when it is complete and on disk, its name too."""
-    with replace_when_done(path) as temporary, open(temporary, "wb", buffering=0) as file:
+    with audio.replace_when_done(path) as temporary, open(temporary, "wb", buffering=0) as file:
         yield file
     folder = os.open(path.parent, os.O_RDONLY)
     try:

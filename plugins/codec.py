@@ -6,17 +6,18 @@ forked and spawned workers. It is never a submodule of the language model: optim
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from plugins import audio
-from plugins.errors import UserError, problem
+from plugins.errors import UserError, problem, read_json
 from plugins.hub import local_folder
 from plugins.settings import DEFAULT_CODEC
 
@@ -89,8 +90,8 @@ def find_codec(model_dirs: list[str], chosen: str | None = None) -> str:
             return str(folder / CODEC_FOLDER)
         processor = folder / "processor_config.json"
         if processor.is_file():
-            named = json.loads(processor.read_text(encoding="utf-8")).get("audio_tokenizer") or {}
-            if named.get("audio_tokenizer_name_or_path"):
+            named = read_json(processor, "download the file again").get("audio_tokenizer")
+            if isinstance(named, dict) and named.get("audio_tokenizer_name_or_path"):
                 return str(named["audio_tokenizer_name_or_path"])
     return DEFAULT_CODEC
 
@@ -112,18 +113,32 @@ def _load_codec(path: str) -> Any:
             original = HiggsAudioV2TokenizerModel(config)
         original.load_state_dict(weights, strict=True, assign=True)
         return original.eval().requires_grad_(False)
+    again = "give a codec folder, or download the published one"
+    file = folder / "config.json"
+    model_type = read_json(file, again).get("model_type") if file.is_file() else None
+    if model_type not in (None, HiggsAudioV2TokenizerModel.config_class.model_type):
+        reason = f"is the folder of {other_model(model_type, ())}, not of a codec"
+        raise problem("settings", "codec", path, reason, again)
     try:
-        loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        reason = f"is not a codec that can be loaded ({str(error).splitlines()[0]})"
-        raise problem(
-            "settings", "codec", path, reason, "give a codec folder, or download the published one"
-        ) from error
+        loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        reason = f"is not a codec that can be loaded ({' '.join(str(error).split())[:200]})"
+        raise problem("settings", "codec", path, reason, again) from error
     model, report = loaded
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        other = other_model(None, report["unexpected_keys"])
+    missing = ", ".join(sorted(report["missing_keys"])[:3])
+    unexpected = sorted(report["unexpected_keys"])
+    if missing:
+        other = other_model(None, unexpected)
         reason = f"lacks {missing}" + (f": it holds the weights of {other}" if other else "")
+        raise problem("settings", "codec", path, reason, "download the codec again")
+    if report["mismatched_keys"]:
+        key, found, asked = min(report["mismatched_keys"])
+        reason = f"holds {key} of shape {list(found)}, its config.json asks for {list(asked)}"
+        raise problem("settings", "codec", path, reason, "download the codec again")
+    if unexpected:
+        reason = f"holds {', '.join(unexpected[:3])}, no key of the codec ({len(unexpected)} such keys)"
         raise problem("settings", "codec", path, reason, "download the codec again")
     # Train mode would switch HuBERT's dropout on: random codes.
     return model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What a user can mend, said in one line. L0: imports nothing.
+"""What a user can mend, said in one line. L0.
 
 Every command prints such an error without a traceback and leaves nothing half written.
 """
@@ -6,7 +6,10 @@ Every command prints such an error without a traceback and leaves nothing half w
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 
 class UserError(ValueError):
@@ -23,6 +26,19 @@ def problem(where: str, field: str, value: object, reason: str, remedy: str) -> 
     if len(shown) > 120:
         shown = shown[:100] + "..." + shown[-15:]
     return UserError(f"{where}: {field}: {shown} {reason}; {remedy}")
+
+
+def read_json(file: Path, remedy: str) -> dict[str, Any]:
+    """The object in `file`. Raises UserError with `remedy` if it cannot be read, is damaged or holds anything else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise problem(str(file), "file", file.name, f"cannot be read ({error.strerror})", remedy) from None
+    except (ValueError, RecursionError) as error:
+        raise problem(str(file), "line", str(error), "is no JSON", remedy) from None
+    if not isinstance(found, dict):
+        raise problem(str(file), "content", found, "is no JSON object", remedy)
+    return found
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -27,7 +26,8 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 from transformers import DacFeatureExtractor, HiggsAudioV2TokenizerConfig
 
-from plugins.errors import UserError, problem
+from plugins.errors import UserError, problem, read_json
+from plugins.hub import new_folder
 
 WEIGHTS = "model.pth"
 SIDECAR = "original.safetensors"
@@ -40,6 +40,7 @@ DROPPED = {
     "semantic_model.masked_spec_embed": "HuBERT's mask vector, for its own training; the codec never masks",
 }
 _FIELDS = ("D", "codebook_dim", "target_bandwidths", "ratios", "sample_rate", "bins", "n_q", "semantic_techer")
+_LEAST = {"D": 1, "codebook_dim": 1, "sample_rate": 1, "bins": 2, "n_q": 1}
 # What a native codec cannot do, and the values that it needs.
 _REQUIRED = {"downsample_mode": "step_down", "vq_scale": 1}
 _TEACHERS = ("hubert_base_general", "hubert_base")
@@ -116,21 +117,20 @@ def save_native(folder: Path, target: Path) -> None:
     from transformers import HiggsAudioV2TokenizerModel
 
     config, sources, weights = _open(folder)
-    unfinished = _unfinished(target)
     with torch.device("meta"):
         model = HiggsAudioV2TokenizerModel(config)
     model.load_state_dict(_native_weights(sources, weights), strict=True, assign=True)
-    model.save_pretrained(unfinished)
     extractor = DacFeatureExtractor(sampling_rate=config.sample_rate, hop_length=config.hop_length)
-    extractor.save_pretrained(unfinished)
     as_they_are = {names[0]: native for native, names in sources.items() if len(names) == 1}
     kept = {key: tensor.contiguous() for key, tensor in weights.items() if key not in as_they_are}
     remembered = {
         "config.json": (folder / "config.json").read_text(encoding="utf-8"),
         "keys": json.dumps({key: as_they_are.get(key) for key in weights}),  # in order; null: the tensor is here
     }
-    save_file(kept, unfinished / SIDECAR, metadata=remembered)
-    unfinished.rename(target)
+    with new_folder(target, folder) as unfinished:
+        model.save_pretrained(unfinished)
+        extractor.save_pretrained(unfinished)
+        save_file(kept, unfinished / SIDECAR, metadata=remembered)
 
 
 def to_original(native_folder: Path, target: Path) -> None:
@@ -150,28 +150,19 @@ def to_original(native_folder: Path, target: Path) -> None:
             kept = {key: sidecar.get_tensor(key) for key in sidecar.keys()}  # noqa: SIM118 (it has no __iter__)
         config_text, keys = remembered["config.json"], json.loads(remembered["keys"])
         weights = {key: native[name] if name else kept[key] for key, name in keys.items()}
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         remedy = "convert the original codec again"
         raise problem(str(native_folder), "weights", str(error), "is missing or damaged", remedy) from None
     _, sources = _match(json.loads(config_text), weights, native_folder)
     for key, tensor in _native_weights(sources, weights).items():
         # Merging on another machine may round differently.
-        if not torch.allclose(tensor, native[key], rtol=1e-6, atol=0):
+        found = native.get(key)
+        if found is None or found.shape != tensor.shape or not torch.allclose(tensor, found, rtol=1e-6, atol=0):
             reason = "has changed since the codec was converted: the original format would lose that"
             raise problem(str(native_folder), "weights", key, reason, "convert the original codec again")
-    unfinished = _unfinished(target)
-    unfinished.mkdir(parents=True)
-    (unfinished / "config.json").write_text(config_text, encoding="utf-8")
-    torch.save(weights, unfinished / WEIGHTS)
-    unfinished.rename(target)
-
-
-def _unfinished(target: Path) -> Path:
-    if target.exists():
-        raise problem(str(target), "folder", target.name, "exists already", "name a new folder")
-    unfinished = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    return unfinished
+    with new_folder(target, native_folder) as unfinished:
+        (unfinished / "config.json").write_text(config_text, encoding="utf-8")
+        torch.save(weights, unfinished / WEIGHTS)
 
 
 # Reading.
@@ -201,13 +192,7 @@ def _match(
 
 def _read_config(file: Path) -> dict[str, Any]:
     """Empty without a file: what is missing then is said where it is needed."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise problem(str(file), "line", str(error), "is no JSON", _DOWNLOAD) from None
-    if not isinstance(found, dict):
-        raise problem(str(file), "content", found, "is no config", _DOWNLOAD)
-    return found
+    return read_json(file, _DOWNLOAD) if file.is_file() else {}
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
@@ -246,6 +231,7 @@ def _native_config(original: dict[str, Any], weights: dict[str, Tensor], folder:
     for name in _FIELDS:
         if name not in original:
             raise problem(str(file), name, None, "is missing", _DOWNLOAD)
+    _check_types(original, file)
     for name, needed in _REQUIRED.items():
         if original.get(name, needed) != needed:
             raise problem(str(file), name, original[name], f"is not {needed!r}", "the native codec has no such variant")
@@ -276,6 +262,23 @@ def _native_config(original: dict[str, Any], weights: dict[str, Tensor], folder:
         acoustic_model_config=acoustic,
         semantic_model_config=_hubert(weights, shape_of),
     )
+
+
+def _check_types(original: dict[str, Any], file: Path) -> None:
+    def is_whole(value: Any, least: int = 1) -> bool:
+        return type(value) is int and value >= least
+
+    for name, least in _LEAST.items():
+        if not is_whole(original[name], least):
+            raise problem(str(file), name, original[name], f"is no whole number from {least} up", _DOWNLOAD)
+    ratios, bandwidths = original["ratios"], original["target_bandwidths"]
+    if not isinstance(ratios, list) or not ratios or not all(map(is_whole, ratios)):
+        raise problem(str(file), "ratios", ratios, "is no list of whole numbers above 0", _DOWNLOAD)
+    if not isinstance(bandwidths, list) or not all(type(value) in (int, float) and value > 0 for value in bandwidths):
+        raise problem(str(file), "target_bandwidths", bandwidths, "is no list of numbers above 0", _DOWNLOAD)
+    semantic_hz = original.get("semantic_sample_rate")
+    if semantic_hz is not None and not is_whole(semantic_hz):
+        raise problem(str(file), "semantic_sample_rate", semantic_hz, "is no whole number from 1 up", _DOWNLOAD)
 
 
 def _bandwidths(original: dict[str, Any], file: Path) -> list[float]:

@@ -13,19 +13,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoTokenizer, HiggsAudioV2TokenizerConfig
 
 from plugins.codec import CODEC_FOLDER
-from plugins.errors import problem
+from plugins.errors import UserError, problem, read_json
+from plugins.hub import check_new_folder, local_folder, new_folder
 from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.original_codec import is_original as is_original_codec
 from plugins.original_codec import save_native, to_original
+from plugins.settings import SETTINGS_FILE
 from plugins.weights import Format, Source, original_key, sources_of
 
 MODEL_TYPE = "higgs_audio"
+ADAPTER_CONFIG = "adapter_config.json"
 
 # What a native model cannot do, and the values that it needs.
 _REQUIRED = {
@@ -44,8 +48,9 @@ _SHAPE = (
 # `max_length`, and writes Llama-3's rope in eighths, so that its original length stays below that.
 _MAX_POSITIONS = {"native": 2048, "original": 131072}
 _ROPE_SCALE = 1 / 8
+_DOWNLOAD = "download the file again"
 # Read by humans and by the original's loader; weights, configs and codec are written anew.
-_COPIED = ("tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "*.md")
+_COPIED = ("tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "*.md", SETTINGS_FILE)
 
 
 def model_type_of(folder: Path) -> str | None:
@@ -53,14 +58,52 @@ def model_type_of(folder: Path) -> str | None:
     file = folder / "config.json"
     if not file.is_file():
         return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise problem(str(file), "line", str(error), "is no JSON", "download the file again") from None
-    return found.get("model_type")
+    return read_json(file, _DOWNLOAD).get("model_type")
+
+
+def format_of(folder: Path) -> Format:
+    """Which format the model in `folder` has. Raises UserError if it is no Higgs-Audio V2."""
+    model_type = model_type_of(folder)
+    if model_type == MODEL_TYPE:
+        return "original"
+    if model_type != HiggsAudioV2Config.model_type:
+        remedy = "give the folder of a Higgs-Audio V2 checkpoint, native or original"
+        raise problem(str(folder / "config.json"), "model_type", model_type, "is no Higgs-Audio V2", remedy)
+    return "native"
 
 
 # Config.
+
+
+class _Fields(dict[str, Any]):
+    """An object of a config.json: a field that is missing is named when it is asked for."""
+
+    def __init__(self, file: Path, path: str, fields: Any) -> None:
+        if not isinstance(fields, dict):
+            raise problem(str(file), path, fields, "is no JSON object", _DOWNLOAD)
+        super().__init__(fields)
+        self._file = file
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        path = f"{self._path}.{name}" if self._path else name
+        raise problem(str(self._file), path, None, "is missing", _DOWNLOAD)
+
+    def part(self, name: str) -> _Fields:
+        return _Fields(self._file, name if not self._path else f"{self._path}.{name}", self[name])
+
+
+def load_config(folder: Path) -> HiggsAudioV2Config:
+    """The native config of a native or original folder. Raises UserError if it is of neither, or damaged."""
+    is_original = format_of(folder) == "original"
+    try:
+        return native_config(folder) if is_original else HiggsAudioV2Config.from_pretrained(folder)
+    except UserError:
+        raise
+    # What a field of the wrong type raises depends on the field.
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
+        said = " ".join(str(error).split())
+        raise problem(str(folder / "config.json"), "content", said, "is no config of this model", _DOWNLOAD) from error
 
 
 def native_config(folder: Path) -> HiggsAudioV2Config:
@@ -69,10 +112,10 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
     Raises UserError for variants of the architecture that the native class cannot express.
     """
     file = folder / "config.json"
-    original = json.loads(file.read_text(encoding="utf-8"))
-    text = original["text_config"]
-    _check_variant(original, file)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    original = _Fields(file, "", read_json(file, _DOWNLOAD))
+    text = original.part("text_config")
+    _check_variant(original, text, file)
+    tokenizer = _tokenizer(folder)
 
     def token_id(name: str) -> int:
         found: Any = tokenizer.convert_tokens_to_ids(name)
@@ -80,10 +123,14 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
             raise problem(str(folder), "tokenizer", name, "is not in the vocabulary", "add the published tokenizer")
         return found
 
-    rope = text.get("rope_scaling") or {"rope_type": "default"}
+    rope = text.part("rope_scaling") if text.get("rope_scaling") else {"rope_type": "default"}
     has_tower = not original["skip_audio_tower"]
     tower: dict[str, Any] = {}
     if has_tower:
+        if not original.get("encode_whisper_embed", True):
+            reason = "switches off the audio tower that skip_audio_tower keeps: the original then hears codes only"
+            remedy = "set it to true, or skip_audio_tower to true and remove the tower's weights"
+            raise problem(str(file), "encode_whisper_embed", original["encode_whisper_embed"], reason, remedy)
         tower["audio_encoder_config"] = original["audio_encoder_config"]
         tower["audio_in_token_id"] = original["audio_in_token_idx"]
     if not has_tower and not original["encode_audio_in_tokens"]:
@@ -112,16 +159,27 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
     return config
 
 
-def _check_variant(original: dict[str, Any], file: Path) -> None:
+def _tokenizer(folder: Path) -> Any:
+    remedy = "put the tokenizer's files of the published checkpoint into this folder"
+    if not any(folder.glob("tokenizer*")):
+        raise problem(str(folder), "tokenizer", "tokenizer.json", "not found", remedy)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # a damaged file can raise anything inside the parser
+        reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
+        raise problem(str(folder), "tokenizer", "tokenizer*", reason, remedy) from error
+
+
+def _check_variant(original: _Fields, text: _Fields, file: Path) -> None:
     remedy = "only DualFFN checkpoints with a delay pattern, as Boson publishes them, can be loaded"
-    layers = list(range(original["text_config"]["num_hidden_layers"]))
+    layers = list(range(text["num_hidden_layers"]))
     if not original["audio_adapter_type"].startswith("dual_ffn") or original["audio_dual_ffn_layers"] != layers:
         value = f"{original['audio_adapter_type']} in layers {original['audio_dual_ffn_layers']}"
         raise problem(str(file), "audio_adapter_type", value, "is not an audio FFN in every layer", remedy)
     for name, needed in _REQUIRED.items():
         if original.get(name, needed) != needed:
             raise problem(str(file), name, original[name], f"is not {needed}", remedy)
-    if original["audio_ffn_intermediate_size"] != original["text_config"]["intermediate_size"]:
+    if original["audio_ffn_intermediate_size"] != text["intermediate_size"]:
         value = original["audio_ffn_intermediate_size"]
         raise problem(str(file), "audio_ffn_intermediate_size", value, "is not that of the text FFN", remedy)
 
@@ -179,40 +237,40 @@ def _original_config(config: HiggsAudioV2Config, tokenizer: Any) -> dict[str, An
 
 
 def convert(source: Path, target: Path, *, to: Format, show_progress: bool = True) -> None:
-    """Write `source`, the folder of a model or of a codec, into the new folder `target` in the other format.
+    """Write `source`, the folder or Hub id of a model or of a codec, into the new folder `target` in the other format.
 
     Tensors keep their values and types to the bit. Raises UserError if `source` is not of the other format or not
-    complete, or if `target` exists; `target` appears only when it is complete.
+    complete, or if `target` exists or lies in it; `target` appears only when it is complete.
     """
-    if is_original_codec(source) or model_type_of(source) == HiggsAudioV2TokenizerConfig.model_type:
+    source = Path(local_folder(str(source), option="source"))
+    check_new_folder(target, source)
+    if (source / ADAPTER_CONFIG).is_file():
+        remedy = f"merge it first: swift export --adapters {source} --merge_lora true"
+        raise problem(str(source), "folder", ADAPTER_CONFIG, "says that these are LoRA weights, no whole model", remedy)
+    if model_type_of(source) == HiggsAudioV2TokenizerConfig.model_type or is_original_codec(source):
         _convert_codec(source, target, to=to)
         return
-    source_format: Format = "original" if model_type_of(source) == MODEL_TYPE else "native"
+    source_format = format_of(source)
     if source_format == to:
         raise problem(str(source), "format", to, "is what it is already", "name the checkpoint of the other format")
-    if target.exists():
-        raise problem(str(target), "folder", target.name, "exists already", "name a new folder")
-    config = native_config(source) if to == "native" else HiggsAudioV2Config.from_pretrained(source)
+    config = load_config(source)
+    tokenizer = _tokenizer(source)
     sources = sources_of(source, config, source_format)
-    unfinished = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for pattern in _COPIED:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copy2(file, unfinished / file.name)
-    if (source / CODEC_FOLDER).is_dir():
-        shutil.copytree(source / CODEC_FOLDER, unfinished / CODEC_FOLDER)  # `Codec` reads both formats
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    _write_weights(sources, unfinished, to=to, show_progress=show_progress)
-    if to == "native":
-        config.save_pretrained(unfinished)
-        _write_json(unfinished / "generation_config.json", generation_config(config))
-    else:
-        _write_json(unfinished / "config.json", _original_config(config, tokenizer))
-        ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        _write_json(unfinished / "generation_config.json", {"_from_model_config": True, **ids})
-    unfinished.rename(target)
+    with new_folder(target, source) as unfinished:
+        for pattern in _COPIED:
+            for file in source.glob(pattern):
+                if file.is_file():
+                    shutil.copy2(file, unfinished / file.name)
+        if (source / CODEC_FOLDER).is_dir():
+            shutil.copytree(source / CODEC_FOLDER, unfinished / CODEC_FOLDER)  # `Codec` reads both formats
+        _write_weights(sources, unfinished, to=to, show_progress=show_progress)
+        if to == "native":
+            config.save_pretrained(unfinished)
+            _write_json(unfinished / "generation_config.json", generation_config(config))
+        else:
+            _write_json(unfinished / "config.json", _original_config(config, tokenizer))
+            ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            _write_json(unfinished / "generation_config.json", {"_from_model_config": True, **ids})
 
 
 def _convert_codec(source: Path, target: Path, *, to: Format) -> None:

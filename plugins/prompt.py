@@ -35,7 +35,7 @@ from plugins.tokens import SCENE_END, SCENE_START, SpecialTokens
 
 SCENE_TAGS = re.compile(f"({re.escape(SCENE_START)}|{re.escape(SCENE_END)})")
 # A line of the scene that describes a voice.
-VOICE_IN_WORDS = re.compile(r"^SPEAKER(\d+): .*$", re.MULTILINE)
+VOICE_IN_WORDS = re.compile(r"^\[?SPEAKER(\d+)\]?:.*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)

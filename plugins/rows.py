@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,15 @@ def canonical_row(
     first = Path(settings.audio_root) if settings.audio_root else beside
     folders = [folder for folder in (first, Path.cwd()) if folder is not None]
     messages, content_audios = _flatten_messages(row.get("messages"), source)
-    audios = _as_list(row.get("audios") or row.get("audio"))
+    audios = as_list(row.get("audios") or row.get("audio"))
     if audios and content_audios:
         reason = "are clips in addition to those in the contents"
         raise problem(source, "audios", audios, reason, "name each clip once, here or in the contents")
     raw_prompt = row.get("raw_prompt") or False
     if not isinstance(raw_prompt, bool):
         raise problem(source, "raw_prompt", raw_prompt, "is neither true nor false", "write true or false")
-    references = _as_list(row.get("reference_audio"))
-    texts = [text or "" for text in _as_list(row.get("reference_text"))]
+    references = as_list(row.get("reference_audio"))
+    texts = [text or "" for text in as_list(row.get("reference_text"))]
     for text in texts:
         if not isinstance(text, str):
             raise problem(source, "reference_text", text, "is no text", "give the transcript of the reference")
@@ -231,6 +232,8 @@ def _numbered_lines(path: str) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield f"{path}:{number}", line
+    except OSError as error:
+        raise problem(path, "file", Path(path).name, f"cannot be read ({error.strerror})", "check the path") from None
     except UnicodeDecodeError as error:
         raise problem(f"{path}:{number + 1}", "line", error.reason, "is not UTF-8", "save the file as UTF-8") from None
 
@@ -247,7 +250,7 @@ def _parse(line: str, source: str, columns: Mapping[str, str]) -> dict[str, Any]
     return row
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
@@ -338,7 +341,7 @@ def _references(row: Mapping[str, Any], source: str) -> tuple[Reference, ...]:
 
 def _codes_columns(row: Mapping[str, Any], field: str, beside: Path, source: str) -> dict[str, list[Any]]:
     """Inline codes, and keys of cached ones with absolute folders; each column is empty or has all entries."""
-    entries, keys_field = _as_list(row.get(field)), KEY_COLUMNS[field]
+    entries, keys_field = as_list(row.get(field)), KEY_COLUMNS[field]
     if row.get(keys_field) or not any(isinstance(entry, str) for entry in entries):
         return {field: entries, keys_field: row.get(keys_field) or []}
     keys = []
@@ -367,7 +370,7 @@ def _cached(reference: str, source: str, field: str) -> Tensor:
 def _clips(row: Mapping[str, Any], path_field: str, codes_field: str, source: str) -> list[AudioClip]:
     """One clip per path or per entry of codes, or per pair of both."""
     paths, keys = row[path_field], row.get(KEY_COLUMNS[codes_field]) or []
-    codes_list = keys or _as_list(row[codes_field])
+    codes_list = keys or as_list(row[codes_field])
     if paths and codes_list and len(paths) != len(codes_list):
         reason = f"entries for {len(paths)} clips in {path_field}"
         raise problem(source, codes_field, len(codes_list), reason, "give one entry per clip")
@@ -418,18 +421,33 @@ def _normalise_system(
         raise problem(source, "messages[0].content", system, "has scene tags or text out of place", remedy)
     tags = {tag for turn in turns for part in turn.parts if isinstance(part, str) for tag in _SPEAKER_TAG.findall(part)}
     instruction, scene = before.strip(), (rest[1].strip() or None) if rest else None
+    _check_voices(scene, tags, references, source)
     if instruction:
         return instruction, scene
     if len(tags) > 1 and not references:
-        return MULTI_SPEAKER_INSTRUCTION, _with_voices(scene, sorted(tags))
+        return MULTI_SPEAKER_INSTRUCTION, _with_voices(scene, sorted(tag[1:-1] for tag in tags))
     if references and scene is None and all(reference.text for reference in references):
         return None, None  # the finished turns say it all: the original writes no system turn here
     return INSTRUCTION, scene
+
+
+def _check_voices(scene: str | None, tags: set[str], references: tuple[Reference, ...], source: str) -> None:
+    """A clip takes the first number that the scene does not describe: the text must name it, or it means nobody."""
+    described = {int(line[1]) for line in VOICE_IN_WORDS.finditer(scene or "")}
+    if not described or all(reference.text is not None for reference in references):
+        return
+    free = (number for number in count() if number not in described)
+    for reference in references:
+        number = next(free)
+        if reference.text is None and f"[SPEAKER{number}]" not in tags:
+            reason = f"would be SPEAKER{number}, whom the text does not name: the scene describes the others in words"
+            remedy = "leave the voice out of the scene, or tag the text"
+            raise problem(source, "reference_audio", reference.clip.path or "codes", reason, remedy)
 
 
 def _with_voices(scene: str | None, tags: list[str]) -> str:
     """The original's default where nobody says who speaks: feminine and masculine voices in turn."""
     if scene is not None and VOICE_IN_WORDS.search(scene):
         return scene
-    voices = "\n".join(f"{tag[1:-1]}: {('feminine', 'masculine')[i % 2]}" for i, tag in enumerate(tags))
+    voices = "\n".join(f"{tag}: {('feminine', 'masculine')[i % 2]}" for i, tag in enumerate(tags))
     return f"{scene}\n\n{voices}" if scene else voices

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from plugins.errors import did_you_mean, problem
+from plugins.errors import did_you_mean, problem, read_json
 from plugins.loss import LossWeights
 
 SETTINGS_FILE = "higgs_audio_settings.json"
@@ -99,11 +99,11 @@ class HiggsAudioSettings:
         settings = cls.from_env(env)
         if not (folder / SETTINGS_FILE).is_file():
             return settings
-        trained = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        trained = read_json(folder / SETTINGS_FILE, "copy it again from the training's folder, or remove it")
         return dataclasses.replace(
             settings,
-            codec=settings.codec or trained["codec"],
-            raw_prompt=settings.raw_prompt or trained["raw_prompt"],
+            codec=settings.codec or trained.get("codec"),
+            raw_prompt=settings.raw_prompt or bool(trained.get("raw_prompt")),
         )
 
     def save(self, folder: Path) -> None:

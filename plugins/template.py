@@ -26,7 +26,6 @@ from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 
 TEMPLATE_TYPE = "higgs_audio_v2"
-TARGET_PATHS = "target_paths"  # files of the trained clips, for the preflight
 
 
 class HiggsAudioTemplate(Template):
@@ -61,8 +60,7 @@ class HiggsAudioTemplate(Template):
         if self.tokens.tower is not None:
             encoded["heard"] = sample.heard
         labels = {"labels": sample.labels} if self.is_training else {}
-        paths = [clip.path for clip in dialogue.targets() if clip.path is not None]
-        return {**encoded, **labels, ROW_SOURCE: sample.source, TARGET_PATHS: paths}
+        return {**encoded, **labels, ROW_SOURCE: sample.source}
 
     def check_dialogue(self, dialogue: Dialogue) -> None:
         """Raise UserError if a clip cannot be read or the row is too long, from the headers of its audio files."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from swift.utils import get_logger
 from torch import Tensor
 from transformers import Trainer
 
+from plugins.codec import CODEC_FOLDER
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
 from plugins.loss import LossSums, combine
@@ -168,9 +170,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         settings: HiggsAudioSettings = self.template.settings
         if settings.preflight or settings.dry_run:
-            report = before_training.run(self)
-            for line in report.render().splitlines():
-                logger.info(line)
+            report = before_training.run(self, _say)
             if report.failed:
                 summary = "; ".join(f"{finding.check}: {finding.text}" for finding in report.failed)
                 raise problem(
@@ -218,6 +218,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # MS-SWIFT copies it with a plain `copytree`, which a folder of an earlier run stops.
+        shutil.rmtree(Path(output_dir or self.args.output_dir) / CODEC_FOLDER, ignore_errors=True)
         super()._save(output_dir, state_dict)
         # A checkpoint that moves must still know its codec and whether its prompts were raw.
         self.template.settings.save(Path(output_dir or self.args.output_dir))
@@ -254,6 +256,11 @@ def refuse_unsupported(model: Any, args: Any, template: HiggsAudioTemplate) -> N
             if "audio_ffn" in name:
                 remedy = f"write {name.replace('audio_ffn', 'audio_mlp')!r} (`higgs-audio sft` translates it)"
                 raise problem("options", "target_modules", name, "matches no module", remedy)
+
+
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        logger.info(line)
 
 
 def _settle_output_folder(output_dir: Path, settings: HiggsAudioSettings) -> None:

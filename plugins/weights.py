@@ -7,7 +7,6 @@ transformers starts missing weights at random with a warning and drops the text 
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from plugins.errors import problem
+from plugins.errors import problem, read_json
 from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
 
@@ -115,7 +114,11 @@ def sources_of(
 def _files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        remedy = "download it again"
+        weight_map = read_json(index, remedy).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise problem(str(index), "weight_map", weight_map, "does not map weights to files", remedy)
+        names = sorted(set(weight_map.values()))
     else:
         names = sorted(file.name for file in folder.glob("*.safetensors"))
     if not names:

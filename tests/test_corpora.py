@@ -26,7 +26,7 @@ from plugins.prepare.corpora import (
     read_ljspeech,
     read_vctk,
 )
-from plugins.prepare.rows import rejected_row, write_jsonl
+from plugins.prepare.rows import rejected_row
 
 # --- LibriTTS ---
 
@@ -199,8 +199,19 @@ def test_a_name_that_is_not_utf8_is_told_and_can_be_written(tmp_path):
             (r"\udcff.txt", "no recording", r"\udcff.wav"),
         ],
     )
-    write_jsonl({tmp_path / "rejected.jsonl": [rejected_row(each) for each in found if isinstance(each, Rejected)]})
-    assert len((tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    for each in found:
+        assert isinstance(each, Rejected)
+        json.dumps(rejected_row(each), ensure_ascii=False).encode()
+
+
+def test_a_list_whose_own_name_is_not_utf8_is_read(tmp_path):
+    """Its name only tells where a clip was named, and must be the same for one that is rejected later."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.csv"))
+    said(path, "audio,text\na.wav,A")
+    clip(tmp_path / "a.wav")
+    [utterance] = read_custom(tmp_path, path, Columns())
+    assert isinstance(utterance, Utterance)
+    assert utterance.place == Rejected(utterance.place, "a", "b", 0).place == rf"{tmp_path}/caf\udce9.csv:2"
 
 
 # --- VCTK ---

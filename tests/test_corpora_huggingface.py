@@ -150,9 +150,11 @@ def test_columns(tmp_path):
             "voice": [1, -1, 0],
             "uid": [10, 11, 12],
             "locale": ["en", None, "de"],
-            "image": [{"x": 1}] * 3,
+            "noise": [sound(tmp_path, "noise.wav")] * 3,
         }
-    ).cast_column("voice", ClassLabel(names=["anna", "bert"]))
+    )
+    dataset = dataset.cast_column("voice", ClassLabel(names=["anna", "bert"]))
+    dataset = dataset.cast_column("noise", Audio())  # to read it would need torchcodec
     source = saved(tmp_path, dataset.with_format("numpy"))
     columns = Columns(text="sentence", audio="clip", speaker="voice", id="uid", language="locale")
     found = list(read_huggingface(source, columns, audio_dir=tmp_path / "out"))
@@ -240,13 +242,20 @@ def test_a_hub_id_is_asked_for_as_it_is(tmp_path, monkeypatch):
     assert asked == [(("owner/speech-1.0", "clean"), {"split": "train"})]
 
 
-def test_offline_is_said_in_one_line(tmp_path):
-    """The cluster's nodes have no network."""
+def test_offline_is_said_in_one_line(tmp_path, monkeypatch):
+    """The cluster's nodes have no network; other messages of `datasets` have a second line."""
     with pytest.raises(
         UserError, match=r"^huggingface: dataset: 'nobody/nothing' does not load \(Couldn't reach"
     ) as error:
         list(read_huggingface("nobody/nothing", Columns(), audio_dir=tmp_path))
     assert "\n" not in str(error.value)
+
+    def fail(*args, **kwargs):
+        raise ValueError("Config name is missing.\nPlease pick one")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match=r"^.* does not load \(Config name is missing\.\); check its .*$"):
+        list(read_huggingface("nobody/nothing", Columns(), audio_dir=tmp_path))
 
 
 @pytest.mark.parametrize("source", ["/nowhere/set", "../set", "~/set", "https://x.org/set", "a/b/c", "file.parquet"])

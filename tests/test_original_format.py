@@ -246,3 +246,13 @@ def test_code_beside_the_weights_is_never_executed(model_type: str, original: Pa
     (folder / "hostile.py").write_text(f"open({str(witness)!r}, 'w')\nraise SystemExit\n", encoding="utf-8")
     get_model_processor(str(folder), model_type="higgs-audio-v2-3b", torch_dtype=torch.float32)
     assert not witness.exists()
+
+
+def test_lora_on_an_original_base_finds_it_again(original: Path, tmp_path: Path) -> None:
+    """The adapter's config named its base "None": nobody could speak with it."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(load_model(str(original)), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "lora")
+    saved = json.loads((tmp_path / "lora" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert saved["base_model_name_or_path"] == str(original)

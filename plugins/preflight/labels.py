@@ -19,43 +19,54 @@ from plugins.tokens import SpecialTokens
 _EDGE = 10  # columns of the grid that are shown at either end
 
 
-def audit(sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens) -> list[str]:
+def audit(sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, tokenizer: Any) -> list[str]:
     """What is wrong with `batch`, the collated batch of `sample` alone; each complaint names its effect."""
-    return [*_text_complaints(sample, batch, tokens), *_audio_complaints(sample, batch, tokens)]
+    complaints = [*_text_complaints(sample, batch, tokens, tokenizer), *_audio_complaints(sample, batch, tokens)]
+    if not (batch["attention_mask"].all() and batch["audio_input_ids_mask"].all()):
+        complaints.append("a mask hides part of the row, although nothing of it is padding")
+    return complaints
 
 
-def _text_complaints(sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens) -> Iterator[str]:
+def _text_complaints(
+    sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, tokenizer: Any
+) -> Iterator[str]:
     ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-    role_tokens: list[int] = []
-    in_header, first_role = False, None
-    spoken_at = {position for position, token in enumerate(ids) if token in {tokens.audio, tokens.audio_delay}}
+    assistant, blank = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("assistant", "\n\n"))
+    placeholders = _placeholders(tokens)
+    clips_trained = iter(sample.clips_trained)
+    allowed: set[int] = set()  # positions that may have a label: all of assistant turns but headers and placeholders
+    starts = [position for position, token in enumerate(ids) if token == tokens.header_start]
+    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        body = ids.index(tokens.header_end, start) + 1
+        turn = range(body + len(blank), end)
+        text = {position for position in turn if ids[position] not in placeholders}
+        trained = {position for position in text if labels[position] != IGNORE_INDEX}
+        codes = {tokens.audio, tokens.audio_delay}
+        num_clips = sum(ids[position] in codes and ids[position - 1] not in codes for position in turn)
+        clips = {next(clips_trained) for _ in range(num_clips)}
+        if ids[start + 1 : body - 1] != assistant:
+            continue
+        allowed |= text
+        if trained and trained != text:
+            missing = tokenizer.decode(ids[min(text - trained)])
+            yield f"{missing!r} of a trained turn has no label: the model would not learn to write it"
+        if clips and clips != {bool(trained)}:
+            yield f"the turn at position {start} is trained in its text or in its audio only"
     for position, (token, label) in enumerate(zip(ids, labels, strict=True)):
-        if token == tokens.header_start:
-            in_header, role_tokens = True, []
-        elif token == tokens.header_end:
-            in_header = False
-            first_role = first_role or role_tokens
-        elif in_header:
-            role_tokens.append(token)
         if label == IGNORE_INDEX:
             continue
         if label != token:
             yield f"text label {label} at position {position} is not its token {token}: labels must not be shifted yet"
             return
-        if position in spoken_at:
-            yield f"the placeholder at position {position} is trained as text"
+        if position not in allowed:
+            shown = tokenizer.decode(token)
+            yield f"position {position}, {shown!r}, is trained: the model would learn to write requests or placeholders"
             return
-        if in_header or first_role is None or (role_tokens == first_role and ids.count(tokens.header_start) > 1):
-            yield f"position {position} of the prompt is trained: the model would learn to write requests"
-            return
-    trained = [label for label in labels if label != IGNORE_INDEX]
-    num_clips = sum(sample.clips_trained)
-    for name, token, effect in (
-        ("<|audio_out_bos|>", tokens.audio_bos, "the model would not start to speak"),
-        ("<|audio_eos|>", tokens.audio_eos, "the text would not go on after the audio"),
-    ):
-        if trained.count(token) != num_clips:
-            yield f"{trained.count(token)} labels {name} for {num_clips} trained clip(s): {effect}"
+
+
+def _placeholders(tokens: SpecialTokens) -> set[int]:
+    heard = set() if tokens.tower is None else {tokens.tower.placeholder}
+    return {tokens.audio, tokens.audio_delay, *heard}
 
 
 def _audio_complaints(sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens) -> Iterator[str]:
@@ -175,7 +186,12 @@ def _text(sample: EncodedSample, tokens: SpecialTokens, tokenizer: Any) -> str:
             run.clear()
 
     previous_is_audio = False
+    heard = None if tokens.tower is None else tokens.tower.placeholder
     for token, label in zip(sample.input_ids, sample.labels, strict=True):
+        if token == heard:
+            if run and run[-1] != heard:
+                run.append(token)  # one for all positions of the tower
+            continue
         is_audio = token in {tokens.audio, tokens.audio_delay}
         trained = label != IGNORE_INDEX
         if is_audio or (run and trained != run_trained):

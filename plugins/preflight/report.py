@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,15 +19,23 @@ class Finding:
     text: str  # one line
     evidence: str = ""  # a table or excerpt below it
 
+    def render(self) -> str:
+        """One line, the evidence indented below."""
+        lines = [f"{self.status:<8}{self.check}: {self.text}"]
+        lines += [f"        {line}".rstrip() for line in self.evidence.splitlines()]
+        return "\n".join(lines)
+
 
 @dataclass
 class Report:
-    """Collects findings in order."""
+    """Collects findings in order, and says each as it comes."""
 
+    say: Callable[[str], None]
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, check: str, status: Status, text: str, evidence: str = "") -> None:
         self.findings.append(Finding(check, status, text, evidence))
+        self.say(self.findings[-1].render())
 
     @contextmanager
     def catching(self, check: str) -> Iterator[None]:
@@ -40,11 +48,3 @@ class Report:
     @property
     def failed(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.status == "failed"]
-
-    def render(self) -> str:
-        """One line per finding, its evidence indented below."""
-        lines = []
-        for finding in self.findings:
-            lines.append(f"{finding.status:<8}{finding.check}: {finding.text}")
-            lines += [f"        {line}".rstrip() for line in finding.evidence.splitlines()]
-        return "\n".join(lines)

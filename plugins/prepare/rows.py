@@ -17,7 +17,6 @@ from typing import Any
 from plugins.audio import replace_when_done
 from plugins.prepare.clips import File, Level, Outcome, is_same_recording
 from plugins.prepare.corpora import Rejected, Utterance
-from plugins.prompt_text import INSTRUCTION
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,11 @@ def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
 
 
 def _row(utterance: Utterance, file: File) -> dict[str, Any]:
-    """The row in the seed document's shape; the empty assistant turn is where the audio belongs."""
-    contents = {"system": INSTRUCTION, "user": utterance.text, "assistant": ""}
+    """The row in the seed document's shape; the empty assistant turn is where the audio belongs.
+
+    Without system message: training writes the one that speaking writes (`plugins.rows`).
+    """
+    contents = {"user": utterance.text, "assistant": ""}
     row: dict[str, Any] = (
         dict(utterance.row)
         if utterance.row is not None

@@ -25,6 +25,9 @@ class Utterance:
     language: str | None = None
     row: Mapping[str, Any] | None = None  # the row that it came in, if any: flat messages, absolute paths
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", _printable(self.place))
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -36,11 +39,10 @@ class Rejected:
     value: str | float
 
     def __post_init__(self) -> None:
-        # A name of bytes that are no UTF-8 could not be written into the list of the rejected.
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, str):
-                object.__setattr__(self, field.name, value.encode("utf-8", "backslashreplace").decode())
+                object.__setattr__(self, field.name, _printable(value))
 
     @property
     def kind(self) -> str:
@@ -90,8 +92,13 @@ def collapse(text: str) -> str:
     return " ".join(text.split())
 
 
+def _printable(text: str) -> str:
+    """`text` with what no file could hold as an escape: the list of the rejected is written in any case."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def is_utf8(text: str) -> bool:
-    """Whether `text` can be written as JSON: Python reads foreign bytes in a file name as lone surrogates."""
+    """Whether `text` can be written as it is: Python reads foreign bytes in a file name as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

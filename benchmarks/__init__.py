@@ -1,0 +1,1 @@
+"""Speed against what else does the same job, one command each: `python -m benchmarks.prepare`."""

@@ -1,0 +1,139 @@
+"""Arms of one run -> how many times faster one is than another, as a table and as JSON.
+
+In: functions that do one round of work and return how many items that was. Out: items per second of each arm and round,
+ratios with their uncertainty, and what the machine was. Knows nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plugins.audio import replace_when_done
+
+Arm = Callable[[int], int]  # round -> items done in it
+Rates = dict[str, list[float]]  # arm -> items per second in each round
+ROOT = Path(__file__).resolve().parents[1]
+_PACKAGES = ("torch", "numpy", "soundfile", "soxr", "librosa", "transformers")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is claimed: arm `ours` does `target` times as many items per second as arm `peer`.
+
+    limit: the arm that does only what cannot be left out, the bound of what `ours` could reach.
+    """
+
+    id: str
+    ours: str
+    peer: str
+    target: float
+    limit: str | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median over the rounds and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def alternate(arms: Mapping[str, Arm], num_rounds: int) -> Rates:
+    """Every arm once per round, in turn forwards and backwards: what the machine does meanwhile hits all of them."""
+    rates: Rates = {name: [] for name in arms}
+    for i in range(num_rounds):
+        print(f"round {i + 1} of {num_rounds}: {'; '.join(arms)}", file=sys.stderr)
+        for name in list(arms)[:: -1 if i % 2 else 1]:
+            gc.collect()
+            os.sync()  # one arm must not wait for what another has written
+            started_s = time.perf_counter()
+            num_items = arms[name](i)
+            rates[name].append(num_items / (time.perf_counter() - started_s))
+    return rates
+
+
+def ratio(ours: Sequence[float], peer: Sequence[float]) -> Ratio:
+    """Of two arms' rates, round by round; the interval by the percentile bootstrap over rounds."""
+    by_round = np.asarray(ours) / np.asarray(peer)
+    drawn = np.random.default_rng(0).integers(len(by_round), size=(10_000, len(by_round)))
+    low, high = np.percentile(np.median(by_round[drawn], axis=1), (2.5, 97.5))
+    return Ratio(float(np.median(by_round)), float(low), float(high))
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "cpu": f"{_cpu()}, {os.cpu_count()} cores",
+        "load": round(os.getloadavg()[0], 2),  # above 0 before the start: the machine has other work
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def compare(comparisons: Sequence[Comparison], rates: Rates) -> list[dict[str, Any]]:
+    """One record per comparison: its fields, median rates, ratio with interval, ratio at the limit, verdict."""
+    records = []
+    for each in comparisons:
+        found = ratio(rates[each.ours], rates[each.peer])
+        at_limit = ratio(rates[each.limit], rates[each.peer]).value if each.limit else None
+        verdict = "met" if found.value >= each.target else "missed"
+        if verdict == "missed" and at_limit is not None and at_limit < each.target:
+            verdict = "beyond limit"
+        medians = {"ours_per_s": float(np.median(rates[each.ours])), "peer_per_s": float(np.median(rates[each.peer]))}
+        records.append({**asdict(each), **medians, **asdict(found), "at_limit": at_limit, "verdict": verdict})
+    return records
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records as a Markdown table."""
+    lines = [
+        "| id | ours | peer | ours/s | peer/s | ratio [95 %] | target | limit | |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for record in records:
+        at_limit = "" if record["at_limit"] is None else f"{record['at_limit']:.2f} x"
+        measured = "{value:.2f} x [{low:.2f}, {high:.2f}]".format(**record)
+        rates = f"{record['ours_per_s']:,.1f} | {record['peer_per_s']:,.1f}"
+        names = f"{record['id']} | {record['ours']} | {record['peer']}"
+        lines.append(f"| {names} | {rates} | {measured} | {record['target']:g} x | {at_limit} | {record['verdict']} |")
+    return "\n".join(lines)
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    with replace_when_done(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Short hash, with `+changes` if the working tree differs from it; `none` without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "none"

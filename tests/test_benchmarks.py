@@ -1,0 +1,80 @@
+"""The benchmarks run and say all that they should; how fast anything is no test can hold."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks import prepare
+from benchmarks.measure import Comparison, alternate, compare, ratio
+
+HEADER = {"cpu", "load", "python", "torch", "numpy", "soundfile", "soxr", "librosa", "transformers", "commit"}
+
+
+def test_prepare_has_all_arms_in_table_and_json(tmp_path, capsys):
+    output = tmp_path / "results" / "prepare.json"
+    assert prepare.main(["--clips", "8", "--rounds", "2", "--no_codec", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(output.read_text(encoding="utf-8"))
+    expected = [*prepare.AUDIO, *prepare.CODES]
+    assert [(each["id"], each["ours"], each["peer"]) for each in report["comparisons"]] == [
+        (each.id, each.ours, each.peer) for each in expected
+    ]
+    for each in expected:
+        assert f"| {each.id} | {each.ours} | {each.peer} |" in printed
+        for arm in (each.ours, each.peer, each.limit):
+            assert arm is None or len(report["per_s"][arm]) == 2
+    assert report.keys() >= HEADER
+    assert all(f"{name} {report[name]}" in printed for name in HEADER)
+    assert 400 <= report["cache"]["bytes_per_s"] < 410  # the last frame of a clip is a whole one
+    assert report["cache"]["index_share"] < 0.05
+    assert "P-e left out" in printed
+
+
+def test_an_epoch_with_cached_codes_gives_the_same_samples(tiny, tmp_path):
+    """`epoch_arms` asserts that itself, before it is timed; here with the tiny codec."""
+    utterances = prepare.make_clips(tmp_path / "clips", 2)
+    arms = prepare.epoch_arms(utterances, tiny / "audio_tokenizer", tmp_path)
+    rates = alternate(arms, 1)
+    assert {each.ours for each in prepare.EPOCH} | {each.peer for each in prepare.EPOCH} == rates.keys()
+
+
+def test_clips_pass_our_own_rules_and_are_all_different(tmp_path):
+    utterances = prepare.make_clips(tmp_path / "clips", 8)
+    outcomes = [prepare.Work(level="full")(utterance) for utterance in utterances]
+    assert [outcome.fault for outcome in outcomes] == [None] * 8
+    assert len({outcome.files[0].content for outcome in outcomes}) == 8
+    assert all(2 <= prepare.utterance_duration_s(utterance) <= 8 for utterance in utterances)
+
+
+def test_arms_alternate():
+    done = []
+
+    def arm(name: str):
+        return lambda i: done.append((i, name)) or 1
+
+    rates = alternate({"a": arm("a"), "b": arm("b")}, 3)
+    assert done == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
+    assert {name: len(each) for name, each in rates.items()} == {"a": 3, "b": 3}
+
+
+def test_ratio_is_of_rounds_and_its_interval_holds_the_truth():
+    """Both arms slow down together in some rounds, as on a busy machine: the ratio of each round is untouched."""
+    generator = np.random.default_rng(1)
+    busy = generator.uniform(0.2, 1, 50)
+    noise = generator.normal(1, 0.1, 50)
+    found = ratio(list(3 * busy * noise), list(busy))
+    assert found.low < 3 < found.high
+    assert found.high - found.low < 0.3
+    assert ratio([2.0, 2.0], [1.0, 1.0]) == ratio([4.0, 4.0], [2.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("target", "limit", "verdict"), [(2, None, "met"), (5, None, "missed"), (5, "bare", "beyond limit")]
+)
+def test_verdict(target, limit, verdict):
+    rates = {"ours": [2.0, 2.0], "peer": [1.0, 1.0], "bare": [4.0, 4.0]}
+    (record,) = compare([Comparison("X", "ours", "peer", target, limit)], rates)
+    assert record["verdict"] == verdict
+    assert math.isclose(record["value"], 2)
