@@ -189,7 +189,6 @@ def test_killed_at_any_effect_and_run_again(flags, torn, tmp_path, log, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="temporary files of a killed run are never removed")
 def test_a_killed_run_leaves_nothing_behind_once_it_is_run_again(tmp_path, log, capsys):
     """Hidden and never swept: after some interruptions of a corpus of hours they fill the disk."""
     arguments = corpus(tmp_path / "corpus", 2)
@@ -264,7 +263,6 @@ def two_workers(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[in
         child.communicate()
 
 
-@pytest.mark.xfail(strict=True, reason="workers inherit the lock of the journal and wait for work for ever")
 def test_workers_do_not_outlive_a_killed_run(tmp_path):
     """They held the lock: the same command was refused until someone found and ended them."""
     with two_workers(tmp_path) as (child, workers, arguments):
@@ -421,7 +419,6 @@ def test_disk_full_is_one_line_and_leaves_the_old_output(tmp_path, num_bytes, fl
     assert not [path for path in output.parent.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.xfail(strict=True, reason="libsndfile's own error ends the command with a traceback")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_disk_full_while_clips_are_written(tmp_path, workers):
     """libsndfile tells of it in its own way."""

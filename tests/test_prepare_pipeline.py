@@ -215,7 +215,6 @@ def test_one_id_is_used_once(tmp_path):
     assert reasons(output) == [("x", f"duplicate id (as {tmp_path}/corpus/meta.csv:2)")]
 
 
-@pytest.mark.xfail(strict=True, reason="the rejected clip is written over the accepted one: files are named by id")
 def test_a_rejected_clip_does_not_take_the_file_of_the_accepted_one(tmp_path):
     """Two clips with one id: the row of the first would be trained on the sound of the second."""
     output = tmp_path / "train.jsonl"
@@ -267,11 +266,8 @@ def test_split_by_speaker(tmp_path):
 
 
 @pytest.mark.parametrize("by_speaker", [False, True])
-def test_augmented_copies_are_only_trained_on(tmp_path, request, by_speaker):
+def test_augmented_copies_are_only_trained_on(tmp_path, by_speaker):
     """A faster copy of a validation clip among the training rows, and the validation loss means nothing."""
-    if by_speaker:
-        reason = "a copy's speaker has a suffix, so it is split apart from its original"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     output = tmp_path / "train.jsonl"
     flags = ["--audio_output", tmp_path / "audio", "--speed_factors", "0.9,1.1", "--noise_snr_db", "20"]
     flags += ["--split", "--val_ratio", "0.5", *(["--split_by_speaker"] if by_speaker else [])]
@@ -350,7 +346,6 @@ def test_one_speaker_for_all(tmp_path):
     assert all(row["reference_audio"] != row["audios"][0] for row in read(output))
 
 
-@pytest.mark.xfail(strict=True, reason="a copy has another content than its original, so one is taken for the other")
 def test_a_copy_of_the_target_is_no_reference(tmp_path):
     """A reference that speaks the very words to be spoken, only noisier, teaches the model to copy."""
     output = tmp_path / "train.jsonl"

@@ -88,6 +88,8 @@ def _prepare(args: argparse.Namespace) -> int:
         raise problem("--input_dir", "folder", args.input_dir, "not found", "name the folder of the corpus")
     work = _work(args)
     with journal_of(output) as journal:
+        for stray in work.audio_dir.rglob(".*.tmp") if work.audio_dir else ():
+            stray.unlink()
         clips, rejected = _check_all(args, work, journal)
         files: dict[Path, bytes | list[dict[str, Any]]] = {rejected_path(output): [rejected_row(e) for e in rejected]}
         if not clips:
@@ -165,6 +167,11 @@ def _check_all(args: argparse.Namespace, work: Work, journal: Path) -> tuple[lis
         found = [replace(each, speaker=args.single_speaker) if isinstance(each, Utterance) else each for each in found]
     utterances = [each for each in found if isinstance(each, Utterance)]
     rejected = [each for each in found if isinstance(each, Rejected)]
+    ids: dict[str, str] = {}
+    for each in utterances:
+        if ids.setdefault(each.id, each.place) != each.place:
+            rejected.append(Rejected(each.place, each.id, f"duplicate id (as {ids[each.id]})", each.id))
+    utterances = [each for each in utterances if ids[each.id] == each.place]
     outcomes = run_all(utterances, work, journal=journal, num_workers=args.workers, execute=_executor(args))
     fit: list[tuple[Utterance, Outcome]] = []
     for utterance, outcome in zip(utterances, outcomes, strict=True):

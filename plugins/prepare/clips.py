@@ -18,6 +18,7 @@ import numpy as np
 import soundfile as sf
 
 from plugins.audio import SAMPLE_RATE_HZ, AudioError, AudioInfo, file_hash, load, probe, replace_when_done
+from plugins.errors import problem
 from plugins.prepare.corpora import Utterance
 from plugins.prepare.processing import Processing, process, variants
 from plugins.prepare.quality import (
@@ -144,7 +145,11 @@ class Work:
         assert self.audio_dir is not None
         path = self.audio_dir / f"{_file_name(id_)}.flac"  # half the size of WAV, and every sample the same
         with replace_when_done(path) as temporary:
-            sf.write(temporary, np.clip(samples, -1.0, 1.0), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+            try:
+                sf.write(temporary, np.clip(samples, -1.0, 1.0), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+            except sf.LibsndfileError as error:
+                reason = f"cannot be written ({error.error_string})"
+                raise problem("--audio_output", "path", str(path), reason, "is the disk full? mend that") from None
         return File(id_, str(path), speaker, round(len(samples) / SAMPLE_RATE_HZ, 6), content)
 
 

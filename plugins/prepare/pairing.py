@@ -49,7 +49,8 @@ def _candidates(ring: list[tuple[int, Clip]], clip: Clip, seed: int) -> Iterator
     start = bisect_right(ring, _hash(seed, "place", clip.id), key=lambda place: place[0])
     for i in range(min(len(ring), _MAX_TRIES)):
         _, candidate = ring[(start + i) % len(ring)]
-        if candidate.audio != clip.audio and candidate.content != clip.content:
+        another = (candidate.copy_of or candidate.id) != (clip.copy_of or clip.id)
+        if another and candidate.audio != clip.audio and candidate.content != clip.content:
             yield candidate
 
 

@@ -6,6 +6,7 @@ corpus layout.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -106,8 +107,11 @@ def split(
 def _groups(clips: Sequence[Clip], *, by_speaker: bool) -> dict[Path, str]:
     """Recording -> what decides about its side. One named by several rows goes by the smallest of their ids."""
     groups: dict[Path, str] = {}
+    speakers = {clip.id: clip.speaker for clip in clips}
     for clip in clips:
-        group = clip.speaker if by_speaker and clip.speaker is not None else clip.copy_of or clip.id
+        origin = clip.copy_of or clip.id
+        speaker = speakers[origin] if by_speaker else None
+        group = origin if speaker is None else speaker
         groups[clip.audio] = min(group, groups.get(clip.audio, group))
     return groups
 
@@ -142,6 +146,8 @@ def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
     """
     with ExitStack() as stack:
         for path, content in reversed(list(files.items())):  # an exit stack goes backwards
+            for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                stray.unlink()
             temporary = stack.enter_context(replace_when_done(path))
             if isinstance(content, bytes):
                 temporary.write_bytes(content)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -93,7 +95,7 @@ def _here(work: Work, utterances: Sequence[Utterance], num_workers: int) -> Iter
 
 def _in_processes(work: Work, utterances: Sequence[Utterance], num_workers: int) -> Iterator[list[Outcome]]:
     pending: deque[Future[list[Outcome]]] = deque()
-    with ProcessPoolExecutor(num_workers) as pool:
+    with ProcessPoolExecutor(num_workers, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         try:
             for start in range(0, len(utterances), CHUNK):
                 pending.append(pool.submit(run_chunk, work, utterances[start : start + CHUNK]))
@@ -108,6 +110,17 @@ def _in_processes(work: Work, utterances: Sequence[Utterance], num_workers: int)
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with(run: int) -> None:
+    """In a worker: end when the run is gone. A worker that outlives it would wait for ever and hold its lock."""
+
+    def watch() -> None:
+        while os.getppid() == run:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_chunk(work: Work, utterances: Sequence[Utterance]) -> list[Outcome]:
