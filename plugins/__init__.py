@@ -16,6 +16,7 @@ L0  errors.py                one-line user errors
 L1  audio.py                 probing, decoding and resampling of audio files
     hub.py                   folder or Hub id -> folder
     audio_tower.py           waveforms -> embeddings of a Whisper encoder, for checkpoints that have one
+    code_cache.py            codes of clips on disk, memory-mapped, encoded once
     codec.py                 waveform <-> codes, lazy and picklable
     original_codec.py        boson-multimodal's codec <-> the native one
     model_config.py          the native config, plus the audio tower of some original checkpoints
