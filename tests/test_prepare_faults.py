@@ -370,8 +370,10 @@ def test_two_runs_into_one_codes_folder(tiny, tmp_path):
         name: subprocess.Popen(command_line(*run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for name, run in runs.items()
     }
+    # Both have ended before one of them is started again.
+    errors = {name: child.communicate(timeout=120)[1] for name, child in children.items()}
     for name, child in children.items():
-        _, error = child.communicate(timeout=120)
+        error = errors[name]
         if child.returncode:
             assert child.returncode == 1
             told = [line for line in error.splitlines() if line.startswith("error: ")]

@@ -169,9 +169,9 @@ def _check_all(args: argparse.Namespace, work: Work, journal: Path) -> tuple[lis
     rejected = [each for each in found if isinstance(each, Rejected)]
     ids: dict[str, str] = {}
     for each in utterances:
-        if ids.setdefault(each.id, each.place) != each.place:
+        if each.text and ids.setdefault(each.id, each.place) != each.place:
             rejected.append(Rejected(each.place, each.id, f"duplicate id (as {ids[each.id]})", each.id))
-    utterances = [each for each in utterances if ids[each.id] == each.place]
+    utterances = [each for each in utterances if not each.text or ids[each.id] == each.place]
     outcomes = run_all(utterances, work, journal=journal, num_workers=args.workers, execute=_executor(args))
     fit: list[tuple[Utterance, Outcome]] = []
     for utterance, outcome in zip(utterances, outcomes, strict=True):

@@ -91,7 +91,7 @@ def read_custom(
     delimiter = "\t" if delimiter == r"\t" else delimiter
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise problem("custom", "delimiter", delimiter, "delimits no fields", "name one character, not the quote")
-    records = _records(csv_file, strict=True, **_dialect(delimiter, quoting))
+    records = _records(csv_file, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=True)
     line, fields = next(records, (1, []))
     header = [name.strip() for name in fields]
     if not header:
@@ -145,11 +145,6 @@ def _records(path: Path, **dialect: Any) -> Iterator[tuple[int, list[str]]]:
         raise problem(f"{path}:{line}", "CSV", str(error), "stops the reading", "mend the quotes there") from None
 
 
-def _dialect(delimiter: str, quoting: int) -> dict[str, Any]:
-    # Python 3.13 refuses to skip spaces between fields that spaces delimit.
-    return {"delimiter": delimiter, "quoting": quoting, "skipinitialspace": delimiter != " "}
-
-
 def _guess_delimiter(path: Path, wanted: list[str], quoting: int) -> str:
     """The one of ``, ; | tab`` under which the header has most of the `wanted` columns, then most columns at all.
 
@@ -157,7 +152,7 @@ def _guess_delimiter(path: Path, wanted: list[str], quoting: int) -> str:
     """
 
     def fit(delimiter: str) -> tuple[int, int]:
-        _, fields = next(_records(path, **_dialect(delimiter, quoting)), (1, []))
+        _, fields = next(_records(path, delimiter=delimiter, quoting=quoting, skipinitialspace=True), (1, []))
         return len({name.strip() for name in fields} & set(wanted)), len(fields)
 
     return max(",;|\t", key=fit)

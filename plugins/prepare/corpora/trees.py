@@ -127,7 +127,7 @@ def _two_levels_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _folders(top: Path, seen: set[str] | None = None) -> Iterator[tuple[Path, list[str]]]:
-    """`top` and every folder below it, each with the names of its files; all in order, nothing hidden.
+    """`top` and every folder below it, in order, each with the names of its files, in any; nothing hidden.
 
     Links are followed, but a folder that two paths lead to is read once, under its own name where it has one beside
     the link: a link to a folder above would never end.
@@ -147,6 +147,6 @@ def _folders(top: Path, seen: set[str] | None = None) -> Iterator[tuple[Path, li
                 below.append((entry.is_symlink(), entry.name))
             else:
                 names.append(entry.name)
-    yield top, sorted(names)
+    yield top, names
     for _, name in sorted(below):
         yield from _folders(top / name, seen)
