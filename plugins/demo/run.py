@@ -42,7 +42,7 @@ def main() -> int:
 def _requests() -> dict[str, list[str]]:
     """Three requests: two sentences of the training set, and one with a reference clip."""
     rows = [json.loads(line) for line in (OUT / "data" / "demo_train.jsonl").read_text(encoding="utf-8").splitlines()]
-    first, second = (row["messages"][1]["content"] for row in rows[:2])
+    first, second = (row["messages"][-2]["content"] for row in rows[:2])
     clone = ["--reference_audio", rows[1]["audios"][0], "--reference_text", second]
     return {"sentence_1": ["--text", first], "sentence_2": ["--text", second], "cloned": ["--text", first, *clone]}
 
