@@ -49,6 +49,5 @@ def new_folder(target: Path, source: Path) -> Iterator[Path]:
     try:
         yield unfinished
         unfinished.rename(target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # there is none any more if all went well

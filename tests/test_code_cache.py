@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import in_child
 
 from plugins import audio, code_cache
 from plugins.code_cache import (
@@ -71,23 +72,6 @@ def assert_holds(cache: CodeCache, clips: Clips) -> None:
     assert sorted(cache) == sorted(clips)
     for key, codes in clips.items():
         assert np.array_equal(cache[key], codes)
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """The signal that ended a forked process that did `work`, 0 for none. What fails there fails here."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 # Reading and writing.
@@ -363,7 +347,7 @@ def test_killed_at_any_effect_and_run_again(
                 Faults(monkeypatch, kill_at=kill_at)
                 command(folder, KILLED, finished=lambda key: print(key, file=file))
 
-        assert in_child(killed) == signal.SIGKILL, event
+        assert in_child(killed) == -signal.SIGKILL, event
         keys = readable(folder)
         assert keys in (old, old | set(KILLED)), event
         seen.add(len(keys))

@@ -81,7 +81,12 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise problem("command line", "config", str(options.config), "holds no settings", "see configs/lora_3b.yaml")
     kwargs = config.get("model_kwargs") or {}
-    kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+    if isinstance(kwargs, str):
+        try:
+            kwargs = json.loads(kwargs)
+        except ValueError as error:
+            reason = f"is no JSON ({error})"
+            raise problem(str(options.config), "model_kwargs", kwargs, reason, "write name: value lines") from None
     check_knob_names(kwargs, f"{options.config}: model_kwargs")
     # `higgs-audio sft FILE.yaml` takes settings on the top level as well.
     for name, value in {**{name: config[name] for name in KNOBS if name in config}, **kwargs}.items():

@@ -124,32 +124,27 @@ def num_steps(codes: Tensor) -> int:
 
 def expected_frames(codes: Tensor, tokens: SpecialTokens, *, delayed: bool = True) -> Tensor:
     """(K, F) codes -> (F + K + 1, K) frames, by definition: before a codebook's codes stream BOS, after them EOS."""
-    num_codebooks, num_frames = codes.shape
-    rows = []
-    for step in range(num_frames + num_codebooks + 1):
-        at = [step - (k if delayed else 0) - 1 for k in range(num_codebooks)]
-        rows.append(
-            [
-                tokens.stream_bos if f < 0 else tokens.stream_eos if f >= num_frames else int(codes[k, f])
-                for k, f in enumerate(at)
-            ]
-        )
-    return torch.tensor(rows)
+    return _by_definition(codes, tokens.stream_bos, tokens.stream_eos, tokens.stream_eos, delayed=delayed)
 
 
 def expected_labels(codes: Tensor, tokens: SpecialTokens, *, delayed: bool = True) -> Tensor:
     """(K, F) codes -> (F + K + 1, K) labels, by definition: the codes and one stream EOS per codebook."""
+    return _by_definition(codes, IGNORE_INDEX, tokens.stream_eos, IGNORE_INDEX, delayed=delayed)
+
+
+def _by_definition(codes: Tensor, before: int, end: int, after: int, *, delayed: bool) -> Tensor:
+    """Codebook k of step t is its code of frame t - k - 1, `end` at the first frame that is none, `after` beyond."""
     num_codebooks, num_frames = codes.shape
-    rows = []
-    for step in range(num_frames + num_codebooks + 1):
-        at = [step - (k if delayed else 0) - 1 for k in range(num_codebooks)]
-        rows.append(
-            [
-                int(codes[k, f]) if 0 <= f < num_frames else tokens.stream_eos if f == num_frames else IGNORE_INDEX
-                for k, f in enumerate(at)
-            ]
-        )
-    return torch.tensor(rows)
+
+    def entry(step: int, k: int) -> int:
+        frame = step - (k if delayed else 0) - 1
+        if frame < 0:
+            return before
+        if frame < num_frames:
+            return int(codes[k, frame])
+        return end if frame == num_frames else after
+
+    return torch.tensor([[entry(step, k) for k in range(num_codebooks)] for step in range(num_steps(codes))])
 
 
 def render(sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, tokenizer: Any) -> str:

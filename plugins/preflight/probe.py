@@ -92,11 +92,13 @@ def offset_probe(model: Any, rows: Sequence[Row], tokens: SpecialTokens) -> Offs
     with _in_eval_mode(model):
         for sample, batch in rows:
             for kind, each in _kinds(sample, batch, tokens):
-                for offset, losses in _losses(model, each, tokens).items():
-                    variant = (kind, offset)
-                    sums[variant] = sums.get(variant, torch.zeros(tokens.num_codebooks)) + losses
+                hidden, labels = _hidden_and_labels(model, each)
+                for offset in OFFSETS:
+                    before = sums.get((kind, offset), torch.zeros(tokens.num_codebooks))
+                    sums[kind, offset] = before + _loss(model, hidden, labels, tokens, offset)
+                if kind == _RIGHT[0]:
+                    entropy += _entropy(model, hidden, labels, tokens)
             counts += (batch["audio_labels"] >= 0).sum(dim=(0, 1))
-            entropy += _entropy(model, batch, tokens)
     return OffsetProbe(
         losses={variant: float((losses / counts).mean()) for variant, losses in sums.items()},
         codebook_losses=tuple((sums[_RIGHT] / counts).tolist()),
@@ -129,33 +131,27 @@ def is_random_init(model: Any) -> bool:
     return not trained
 
 
-def _entropy(model: Any, batch: dict[str, Tensor], tokens: SpecialTokens) -> float:
-    """Summed over the trained codes."""
+def _hidden_and_labels(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, S, H), and audio labels (B, S, K) at their placeholders."""
     inputs = _on(model, batch)
-    labels = model.labels_at_placeholders(
-        inputs["input_ids"], inputs.pop("audio_labels"), inputs["audio_input_ids_mask"]
-    )
+    audio_labels = inputs.pop("audio_labels")
     inputs.pop("labels")
-    rows, targets = shifted_rows(model.hidden_states(**inputs), labels)
+    labels = model.labels_at_placeholders(inputs["input_ids"], audio_labels, inputs["audio_input_ids_mask"])
+    return model.hidden_states(**inputs), labels
+
+
+def _entropy(model: Any, hidden: Tensor, labels: Tensor, tokens: SpecialTokens) -> float:
+    """Of what the model predicts, summed over the trained codes."""
+    rows, targets = shifted_rows(hidden, labels)
     logits = model.audio_lm_head(rows).float().unflatten(-1, (tokens.num_codebooks, tokens.codebook_size))
     entropies = torch.distributions.Categorical(logits=logits).entropy()  # (R, K)
     return float((entropies * (targets != IGNORE_INDEX)).sum())
 
 
-def _losses(model: Any, batch: dict[str, Tensor], tokens: SpecialTokens) -> dict[int, Tensor]:
-    """Offset -> (K,) sums of cross-entropies."""
-    inputs = _on(model, batch)
-    labels = model.labels_at_placeholders(
-        inputs["input_ids"], inputs.pop("audio_labels"), inputs["audio_input_ids_mask"]
-    )
-    inputs.pop("labels")
-    hidden = model.hidden_states(**inputs)
-    return {
-        offset: audio_loss_sums(
-            *shifted_rows(hidden, labels, offset=offset), model.audio_lm_head, tokens.codebook_size
-        ).loss.cpu()
-        for offset in OFFSETS
-    }
+def _loss(model: Any, hidden: Tensor, labels: Tensor, tokens: SpecialTokens, offset: int) -> Tensor:
+    """(K,) sums of cross-entropies."""
+    rows = shifted_rows(hidden, labels, offset=offset)
+    return audio_loss_sums(*rows, model.audio_lm_head, tokens.codebook_size).loss.cpu()
 
 
 def _kinds(

@@ -52,21 +52,16 @@ def clips_of(utterance: Utterance, outcome: Outcome) -> list[Clip]:
 def drop_duplicates(
     found: Sequence[tuple[Utterance, Outcome]], *, level: Level
 ) -> tuple[list[tuple[Utterance, Outcome]], list[Rejected]]:
-    """Without utterances whose id, or whose recording, an earlier one has."""
-    ids: dict[str, str] = {}
+    """Without utterances whose recording an earlier one has; their ids are all different."""
     contents: dict[str, list[File]] = {}
     kept, rejected = [], []
     for utterance, outcome in found:
         file = outcome.files[0]
-        if file.id in ids:
-            rejected.append(Rejected(utterance.place, file.id, f"duplicate id (as {ids[file.id]})", file.id))
-            continue
         twins = contents.setdefault(file.content, []) if file.content is not None else []
         twin = next((each for each in twins if is_same_recording(each, file, level)), None)
         if twin is not None:
             rejected.append(Rejected(utterance.place, file.id, f"duplicate audio (as {twin.id})", str(utterance.audio)))
             continue
-        ids[file.id] = utterance.place
         twins.append(file)
         kept.append((utterance, outcome))
     return kept, rejected
