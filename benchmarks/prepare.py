@@ -38,14 +38,15 @@ from benchmarks.measure import ROOT, Arm, Comparison, alternate, compare, machin
 from plugins.audio import SAMPLE_RATE_HZ, load
 from plugins.code_cache import CacheWriter, CodeCache
 from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec
+from plugins.corpora import Utterance
 from plugins.demo.tiny import build_config, build_tokenizer
 from plugins.prepare.clips import Outcome, Work
-from plugins.prepare.corpora import Utterance
 from plugins.prepare.encode import encode_rows
 from plugins.prepare.quality import samples_hash
 from plugins.prepare.run import CHUNK, journal_of, run_all
 from plugins.prompt import EncodedSample, encode
-from plugins.rows import canonical_row, check_clips, dialogue_from_row, with_clips
+from plugins.row_clips import check_clips, with_clips
+from plugins.rows import canonical_row, dialogue_from_row
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 

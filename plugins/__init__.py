@@ -18,11 +18,16 @@ L1  audio.py                 probing, decoding and resampling of audio files
     audio_tower.py           waveforms -> embeddings of a Whisper encoder, for checkpoints that have one
     code_cache.py            codes of clips on disk, memory-mapped, encoded once
     codec.py                 waveform <-> codes, lazy and picklable
+    stream_decoder.py        codes that arrive frame by frame -> samples as soon as they are final
     original_codec.py        boson-multimodal's codec <-> the native one
     model_config.py          the native config, plus the audio tower of some original checkpoints
+    corpora/                 LJSpeech, VCTK, LibriTTS, tables, folders, Hugging Face datasets -> utterances
     prompt.py                Dialogue -> token ids and labels: the one prompt layout
     collator.py              list of EncodedSample -> batch tensors
-L2  dataset_registration.py  rows of every accepted shape -> Dialogue; MS-SWIFT dataset loader
+L2  rows.py                  a row of any accepted shape -> Dialogue
+    row_clips.py             its clips: lengths, codes, waveforms
+    row_sources.py           JSONL file, folder or Hugging Face dataset -> checked rows
+    dataset_registration.py  MS-SWIFT's dataset loader
     template.py              MS-SWIFT Template: row -> EncodedSample
     modeling.py              the native class with both losses inside forward
     weights.py               which key lies where, in native and original checkpoints
@@ -34,6 +39,7 @@ L3  model_registration.py    loaders and ModelMeta for 3B and 7B
     inference.py             HiggsAudioGenerator
 L4  register.py              register_higgs_audio_all(); the file for --external_plugins
     train.py, cli.py         our own entry points
+    commands/                export: one folder for servers
     prepare/, demo/          corpora -> JSONL; the embedded default
 """
 

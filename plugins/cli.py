@@ -60,6 +60,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     speak.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
     speak.set_defaults(run=_speak)
+    export = commands.add_parser("export", help="merge base and LoRA into one folder that vLLM-Omni serves")
+    export.add_argument(
+        "--model", help="checkpoint folder (base, merged, or LoRA) or Hub id (default: the base of --adapters)"
+    )
+    export.add_argument("--adapters", help="LoRA folder on top of --model")
+    export.add_argument("--output", type=Path, required=True, help="new folder")
+    export.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
+    export.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="(default: that of the base's weights)"
+    )
+    export.set_defaults(run=_export)
     doctor = commands.add_parser(
         "doctor", help="prove checkpoint, codec, rows, labels and prompts before training; train nothing"
     )
@@ -138,6 +149,12 @@ def _convert(options: argparse.Namespace) -> int:
     num_bytes = sum(file.stat().st_size for file in options.target.rglob("*") if file.is_file())
     print(f"{options.target}: {options.to} format, {num_bytes / 1e6:,.1f} MB")
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from plugins.commands.export import run
+
+    return run(options)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ class CodeCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._index = _map(folder / _INDEX)
+        self.written_ns = os.stat(folder / _INDEX).st_mtime_ns
         self.entries = _entries(self._index, folder / _INDEX)  # (clips,) of `_ENTRY`, a view
         ends = self.entries["first_frame"].astype(np.int64) + self.entries["num_frames"]
         num_frames = np.zeros(int(self.entries["shard"].max()) + 1 if len(self) else 0, np.int64)  # per shard

@@ -1,7 +1,8 @@
-"""MS-SWIFT's dataset registry: our columns survive it and our JSONL files go through `rows.read_rows`. L2: glue."""
+"""MS-SWIFT's dataset registry: our columns survive it, and `--dataset` goes through `row_sources`. L2: glue."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from swift.utils import get_logger, safe_ddp_context
 
 from plugins.errors import problem
 from plugins.prompt import Dialogue
-from plugins.rows import COLUMNS, KEY_COLUMNS, ROW_SOURCE, read_rows
+from plugins.row_sources import read_rows
+from plugins.rows import COLUMNS, KEY_COLUMNS, ROW_SOURCE
 from plugins.settings import HiggsAudioSettings
 
 logger = get_logger()
@@ -38,16 +40,34 @@ FEATURES = Features(
 
 
 class HiggsDatasetLoader(DatasetLoader):
-    """Reads a JSONL file whole and checks every row, so that a faulty one stops the run before its first step."""
+    """Reads a dataset whole and checks every row, so that a faulty one stops the run before its first step."""
 
     check_row: Callable[[Dialogue], None]  # of the template in use
 
-    def _load_dataset_path(self, dataset_path: str, dataset_meta: DatasetMeta) -> Any:
-        if not dataset_path.endswith(".jsonl"):
-            raise problem("options", "dataset", dataset_path, "is no .jsonl file", "write one JSON object per line")
+    def load(
+        self,
+        dataset_syntax: DatasetSyntax | None = None,
+        dataset_meta: DatasetMeta | None = None,
+        *,
+        use_hf: bool | None = None,
+    ) -> Any:
+        assert dataset_syntax is not None
+        source, subsets = dataset_syntax.dataset, dataset_syntax.subsets
+        if len(subsets) > 1:
+            raise problem(
+                "options", "dataset", source, f"names {len(subsets)} subsets", "name each in an entry of its own"
+            )
+        if not os.path.exists(source) and not use_hf:
+            remedy = "check the path; a Hugging Face dataset needs hf::ID or --use_hf true"
+            raise problem("options", "dataset", source, "not found", remedy)
         with safe_ddp_context(None, True):
-            settings = HiggsAudioSettings.from_env()
-            rows = read_rows(dataset_path, settings, check=type(self).check_row, columns=self.columns)
+            rows = read_rows(
+                source,
+                HiggsAudioSettings.from_env(),
+                check=type(self).check_row,
+                columns=self.columns,
+                subset=next(iter(subsets), None),
+            )
             dataset = Dataset.from_list(rows, features=FEATURES)
         return dataset.to_iterable_dataset() if self.streaming else dataset
 
@@ -59,29 +79,27 @@ def register_columns() -> None:
             RowPreprocessor.standard_keys.append(column)
 
 
-def route_jsonl_files(check_row: Callable[[Dialogue], None]) -> None:
-    """Let `--dataset FILE.jsonl` go through `HiggsDatasetLoader`, and each of its rows through `check_row`.
+def route_datasets(check_row: Callable[[Dialogue], None]) -> None:
+    """Let `--dataset` go through `HiggsDatasetLoader`, and each of its rows through `check_row`.
 
-    Called when a Higgs template is set up, so that other models keep MS-SWIFT's own loader. Idempotent.
+    Called when a Higgs template is set up, so that other models keep MS-SWIFT's own loader; datasets that somebody
+    registered with MS-SWIFT keep theirs. Idempotent.
 
-    The one patch of MS-SWIFT in this package: 4.6 looks a dataset's loader up by exact path or hub id, so a file that
+    The one patch of MS-SWIFT in this package: 4.6 looks a dataset's loader up by exact path or hub id, so one that
     nobody registered beforehand always gets the default loader, which knows no line numbers and drops faulty rows.
     """
     HiggsDatasetLoader.check_row = staticmethod(check_row)
     if not swift.__version__.startswith("4.6."):
-        logger.warning(f"JSONL rows are not checked before training: untested ms-swift {swift.__version__} (need 4.6)")
+        logger.warning(f"rows are not checked before training: untested ms-swift {swift.__version__} (need 4.6)")
         return
-    if getattr(DatasetSyntax.get_dataset_meta, "_routes_jsonl", False):
+    if getattr(DatasetSyntax.get_dataset_meta, "_is_routed", False):
         return
     original = DatasetSyntax.get_dataset_meta
 
     def get_dataset_meta(self: DatasetSyntax, use_hf: bool) -> DatasetMeta:
-        if self.dataset_type == "repo" and self.dataset.endswith(".jsonl"):
-            # MS-SWIFT would look for a hub repository of that name.
-            raise problem("options", "dataset", self.dataset, "not found", "check the path; relative ones start here")
-        if self.dataset_type == "path":
-            return DatasetMeta(loader=HiggsDatasetLoader)
-        return original(self, use_hf)
+        meta = original(self, use_hf)
+        is_registered = meta.dataset_path or meta.hf_dataset_id or meta.ms_dataset_id
+        return meta if is_registered else DatasetMeta(loader=HiggsDatasetLoader)
 
-    get_dataset_meta._routes_jsonl = True  # type: ignore[attr-defined]
+    get_dataset_meta._is_routed = True  # type: ignore[attr-defined]
     DatasetSyntax.get_dataset_meta = get_dataset_meta

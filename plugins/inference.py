@@ -24,7 +24,8 @@ from plugins.collator import collate
 from plugins.delay_pattern import num_delayed_frames, undo_delay
 from plugins.errors import UserError, problem
 from plugins.prompt import encode
-from plugins.rows import canonical_row, check_clips, dialogue_from_row, with_clips
+from plugins.row_clips import check_clips, with_clips
+from plugins.rows import canonical_row, dialogue_from_row
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SCENE_END, SCENE_START, SpecialTokens
 

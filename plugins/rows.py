@@ -11,10 +11,9 @@ A row goes two steps. `canonical_row` makes its types uniform and its paths abso
 
 from __future__ import annotations
 
-import json
-import math
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
@@ -22,17 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from plugins import audio
-from plugins.audio_tower import SAMPLE_RATE_HZ
 from plugins.code_cache import CodeCache, parse_reference
-from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec
-from plugins.errors import UserError, did_you_mean, problem
+from plugins.codec import NUM_CODEBOOKS, NUM_CODES
+from plugins.errors import UserError, problem
 from plugins.prompt import SCENE_TAGS, VOICE_IN_WORDS, AudioClip, Dialogue, Reference, Turn
 from plugins.prompt_text import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
 from plugins.settings import HiggsAudioSettings
-from plugins.tokens import SpecialTokens
 
 ROW_SOURCE = "row_source"  # `file:line`, added when a file is read
 COLUMNS = ("messages", "audios", "reference_audio", "reference_text", "audio_codes", "reference_codes", "raw_prompt")
@@ -44,36 +40,6 @@ AUDIO_TAG = "<audio>"  # MS-SWIFT's placeholder of one clip inside a content
 
 _OLD_PREFIX = re.compile(r"^\s*please speak:\s*", re.IGNORECASE)
 _SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
-
-
-def read_rows(
-    path: str,
-    settings: HiggsAudioSettings,
-    *,
-    check: Callable[[Dialogue], None],
-    columns: Mapping[str, str] | None = None,
-    max_problems: int = 20,
-) -> list[dict[str, Any]]:
-    """All rows of a JSONL file, canonical and each passed to `check`. `columns` renames columns first.
-
-    Raises UserError with one line per faulty row, the first `max_problems` of them: nothing is dropped in silence.
-    """
-    rows: list[dict[str, Any]] = []
-    problems: list[str] = []
-    for source, line in _numbered_lines(path):
-        try:
-            row = _parse(line, source, columns or {})
-            row = canonical_row(row, source, settings, beside=Path(path).resolve().parent)
-            check(dialogue_from_row(row, settings))
-            rows.append(row)
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        hidden = len(problems) - max_problems
-        raise UserError("\n".join(problems[:max_problems] + ([f"... and {hidden} more"] if hidden > 0 else [])))
-    if not rows:
-        raise problem(path, "rows", 0, "the file has no row", "prepare it again with prepare_dataset.py")
-    return rows
 
 
 def canonical_row(
@@ -111,14 +77,6 @@ def canonical_row(
     }
 
 
-def check_columns(row: Mapping[str, Any], source: str) -> None:
-    """Raise UserError for a column that nothing reads: a mistyped `reference_audio` would train without reference."""
-    known = {*COLUMNS, *KEY_COLUMNS.values(), *METADATA_COLUMNS, ROW_SOURCE, "audio"}
-    for column in row:
-        if column not in known:
-            raise problem(source, "column", column, "is unknown", did_you_mean(column, known))
-
-
 def dialogue_from_row(row: Mapping[str, Any], settings: HiggsAudioSettings, *, training: bool = True) -> Dialogue:
     """A canonical row in the model's terms. Clips keep their path, and codes where the row brings them.
 
@@ -151,103 +109,6 @@ def dialogue_from_row(row: Mapping[str, Any], settings: HiggsAudioSettings, *, t
             source, "reference_audio", row["reference_audio"], reason, "add reference_text or a system message"
         )
     return Dialogue(turns, references, system, None, source)
-
-
-def num_frames(clip: AudioClip, source: str) -> int:
-    """Codec frames of a clip, from its codes or the header of its file. Raises UserError if it cannot be read."""
-    if clip.codes is not None:
-        return clip.codes.shape[1]
-    assert clip.path is not None
-    try:
-        return math.ceil(audio.probe(clip.path).duration_s * FRAMES_PER_S)
-    except audio.AudioError as error:
-        raise problem(source, "audio", clip.path, error.reason, error.remedy) from None
-
-
-def with_clips(dialogue: Dialogue, codec: Codec, tokens: SpecialTokens) -> Dialogue:
-    """`dialogue` with the codes of every clip, encoded where it has none, and with waveforms for an audio tower.
-
-    Raises UserError naming the row if a file cannot be decoded.
-    """
-
-    def encoded(clip: AudioClip) -> AudioClip:
-        if clip.codes is not None:
-            return clip
-        assert clip.path is not None
-        try:
-            return replace(clip, codes=codec.encode_file(clip.path))
-        except audio.AudioError as error:
-            raise problem(dialogue.source, "audio", clip.path, error.reason, error.remedy) from None
-
-    coded = dialogue.map_clips(encoded)
-    return coded if tokens.tower is None else coded.map_heard(lambda clip: _with_waveform(clip, dialogue.source))
-
-
-def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
-    """`dialogue` with silence of the same lengths, from headers: enough to count the positions of a row."""
-
-    def silent(clip: AudioClip) -> AudioClip:
-        codes = torch.zeros(tokens.num_codebooks, num_frames(clip, dialogue.source), dtype=torch.long)
-        return AudioClip(clip.path, codes)
-
-    def heard(clip: AudioClip) -> AudioClip:
-        assert clip.codes is not None
-        num_samples = clip.codes.shape[1] * SAMPLE_RATE_HZ // FRAMES_PER_S
-        return replace(clip, waveform=torch.zeros(1).expand(num_samples))
-
-    coded = dialogue.map_clips(silent)
-    return coded if tokens.tower is None else coded.map_heard(heard)
-
-
-def _with_waveform(clip: AudioClip, source: str) -> AudioClip:
-    if clip.path is None:
-        reason = "is not enough: this model hears references through its audio tower"
-        raise problem(source, "reference_codes", "codes", reason, "give reference_audio")
-    try:
-        waveform = audio.load(clip.path, sample_rate_hz=SAMPLE_RATE_HZ)
-    except audio.AudioError as error:
-        raise problem(source, "reference_audio", clip.path, error.reason, error.remedy) from None
-    return replace(clip, waveform=torch.from_numpy(waveform))
-
-
-def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:
-    """Raise UserError for clips that cannot be read or are longer than `max_audio_length`, from their headers only."""
-    for clip in dialogue.clips():
-        frames = num_frames(clip, dialogue.source)
-        if frames > settings.max_audio_length:
-            reason = f"has {frames} codec frames, more than max_audio_length {settings.max_audio_length}"
-            raise problem(dialogue.source, "audio", clip.path, reason, "cut the clip or raise MAX_AUDIO_LENGTH")
-        if clip.codes is not None and clip.path is not None:
-            of_audio = num_frames(AudioClip(clip.path), dialogue.source)
-            if abs(frames - of_audio) > 1:
-                reason = f"are {frames} frames for a clip of {of_audio} ({FRAMES_PER_S} per second)"
-                remedy = "encode the clip itself, resampled to 24 kHz"
-                raise problem(dialogue.source, "audio_codes", f"codes of {clip.path}", reason, remedy)
-
-
-def _numbered_lines(path: str) -> Iterator[tuple[str, str]]:
-    number = 0
-    try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except OSError as error:
-        raise problem(path, "file", Path(path).name, f"cannot be read ({error.strerror})", "check the path") from None
-    except UnicodeDecodeError as error:
-        raise problem(f"{path}:{number + 1}", "line", error.reason, "is not UTF-8", "save the file as UTF-8") from None
-
-
-def _parse(line: str, source: str, columns: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise problem(source, "line", line.strip(), f"is no JSON ({error.msg})", "mend or delete the line") from None
-    if not isinstance(row, dict):
-        raise problem(source, "line", row, "is no JSON object", "write one object per line")
-    row = {columns.get(name, name): value for name, value in row.items()}
-    check_columns(row, source)
-    return row
 
 
 def as_list(value: Any) -> list[Any]:
@@ -358,11 +219,13 @@ def _cache(folder: Path) -> CodeCache:
     return CodeCache(folder)
 
 
-def _cached(reference: str, source: str, field: str) -> Tensor:
-    """Codes (K, F) int64 of FOLDER#KEY."""
+def _cached(reference: str, source: str, field: str) -> AudioClip:
+    """The codes (K, F) int64 of FOLDER#KEY."""
     folder, key = parse_reference(reference, beside=Path("/"), where=source, field=field)
     try:
-        return torch.from_numpy(_cache(folder)[key].astype("int64"))
+        cache = _cache(folder)
+        codes = torch.from_numpy(cache[key].astype("int64"))
+        return AudioClip(codes=codes, key=key, encoded_ns=cache.written_ns)
     except UserError as error:
         raise UserError(f"{source}: {field}: {error}") from None
 
@@ -376,16 +239,13 @@ def _clips(row: Mapping[str, Any], path_field: str, codes_field: str, source: st
         raise problem(source, codes_field, len(codes_list), reason, "give one entry per clip")
     if not codes_list:
         return [AudioClip(path) for path in paths]
-    named: list[str | None] = [*paths] or [None] * len(codes_list)
-    read = _cached if keys else _codes_tensor
-    fields = [f"{codes_field}[{i}]" for i in range(len(codes_list))]
-    tensors = [read(entry, source, field) for entry, field in zip(codes_list, fields, strict=True)]
-    cached = [key.rpartition("#")[2] for key in keys] or [None] * len(tensors)
-    return [AudioClip(path, codes, key=key) for path, codes, key in zip(named, tensors, cached, strict=True)]
+    read = _cached if keys else _inline
+    clips = [read(entry, source, f"{codes_field}[{i}]") for i, entry in enumerate(codes_list)]
+    return [replace(clip, path=path) for clip, path in zip(clips, paths, strict=True)] if paths else clips
 
 
-def _codes_tensor(codes: Any, source: str, field: str) -> Tensor:
-    """Inline codes [F][K] (MS-SWIFT's convention) -> (K, F) int64."""
+def _inline(codes: Any, source: str, field: str) -> AudioClip:
+    """Codes [F][K] (MS-SWIFT's convention)."""
     remedy = f"give a list of F frames of {NUM_CODEBOOKS} codes each"
     try:
         codes_FxK = torch.tensor(codes)
@@ -398,14 +258,14 @@ def _codes_tensor(codes: Any, source: str, field: str) -> Tensor:
     if codes_FxK.min() < 0 or codes_FxK.max() >= NUM_CODES:
         worst = int(codes_FxK.max() if codes_FxK.min() >= 0 else codes_FxK.min())
         raise problem(source, field, worst, f"is outside 0..{NUM_CODES - 1}", "encode with the model's codec")
-    return codes_FxK.long().T.contiguous()
+    return AudioClip(codes=codes_FxK.long().T.contiguous())
 
 
 def _check_references(references: tuple[Reference, ...], targets: list[AudioClip], source: str) -> None:
     """A target that is its own reference teaches copying: the loss looks perfect and cloning fails."""
-    target_paths = {clip.path for clip in targets if clip.path}
+    target_paths = {os.path.realpath(clip.path) for clip in targets if clip.path}
     for reference in references:
-        if reference.clip.path in target_paths:
+        if reference.clip.path is not None and os.path.realpath(reference.clip.path) in target_paths:
             remedy = "give another utterance of the same speaker"
             raise problem(source, "reference_audio", reference.clip.path, "is the target itself", remedy)
 

@@ -5,6 +5,7 @@ It keeps nothing of the base's text templates: prompt and labels come from `plug
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from plugins.audio import file_hash
 from plugins.code_cache import codec_fingerprint, content_key
 from plugins.codec import Codec, find_codec
 from plugins.collator import collate
-from plugins.dataset_registration import route_jsonl_files
+from plugins.dataset_registration import route_datasets
 from plugins.errors import problem
 from plugins.hub import local_folder
 from plugins.loss import combine
-from plugins.prompt import Dialogue, EncodedSample, encode
-from plugins.rows import ROW_SOURCE, canonical_row, check_clips, dialogue_from_row, stand_ins, with_clips
+from plugins.prompt import AudioClip, Dialogue, EncodedSample, encode
+from plugins.row_clips import check_clips, stand_ins, with_clips
+from plugins.rows import ROW_SOURCE, canonical_row, dialogue_from_row
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 
@@ -44,7 +46,7 @@ class HiggsAudioTemplate(Template):
         self.codec = Codec(find_codec([self.model_info.model_dir], self.settings.codec))
         # On the instance: the base's list is shared by every template of the process.
         self.placeholder_tokens = [self.tokens.audio, self.tokens.audio_delay]
-        route_jsonl_files(self.check_dialogue)
+        route_datasets(self.check_dialogue)
 
     def _preprocess_inputs(self, inputs: StdTemplateInputs) -> None:
         """The base would put <audio> tags into the first message: our clips are targets, not inputs."""
@@ -65,21 +67,24 @@ class HiggsAudioTemplate(Template):
     def check_dialogue(self, dialogue: Dialogue) -> None:
         """Raise UserError if a clip cannot be read or the row is too long, from the headers of its audio files."""
         check_clips(dialogue, self.settings)
-        if self._unverified_codec:
-            self._verify_codec(dialogue)
+        for clip in dialogue.clips():
+            if clip.key is None or clip.path is None:
+                continue
+            # One clip proves the codec; of the others only those that were touched later can have changed.
+            status = os.stat(clip.path)
+            if self._unverified_codec or max(status.st_mtime_ns, status.st_ctime_ns) > clip.encoded_ns:
+                self._unverified_codec = False
+                self._verify_codes(clip, dialogue.source)
         self._encode_dialogue(stand_ins(dialogue, self.tokens))
 
-    def _verify_codec(self, dialogue: Dialogue) -> None:
-        """Raise UserError if the first clip with cached codes was encoded by another codec, or has changed since."""
-        clip = next((clip for clip in dialogue.clips() if clip.key is not None and clip.path is not None), None)
-        if clip is None or clip.path is None:
-            return
-        self._unverified_codec = False
+    def _verify_codes(self, clip: AudioClip, source: str) -> None:
+        """Raise UserError if cached codes are of another codec, or of a file that has changed since they were made."""
+        assert clip.path is not None
         key = content_key(file_hash(clip.path), codec_fingerprint(Path(local_folder(self.codec.path, option="codec"))))
         if key != clip.key:
             reason = f"have another key than this clip and the codec {self.codec.path} give"
             remedy = "run prepare_dataset.py --encode_codes again, with --codec"
-            raise problem(dialogue.source, "audio_codes", f"codes of {clip.path}", reason, remedy)
+            raise problem(source, "audio_codes", f"codes of {clip.path}", reason, remedy)
 
     def _encode_dialogue(self, dialogue: Dialogue) -> EncodedSample:
         sample = encode(dialogue, self.tokenizer, self.tokens)

@@ -13,8 +13,7 @@ import pytest
 from conftest import ROOT
 from trees import as_nobody, at_most, clip, folder_of_others, heard, said, sorted_out
 
-from plugins.errors import UserError
-from plugins.prepare.corpora import (
+from plugins.corpora import (
     Columns,
     Rejected,
     Utterance,
@@ -26,6 +25,7 @@ from plugins.prepare.corpora import (
     read_ljspeech,
     read_vctk,
 )
+from plugins.errors import UserError
 from plugins.prepare.rows import rejected_row
 
 # --- LibriTTS ---
@@ -476,7 +476,7 @@ def test_readers_run_where_torch_swift_and_datasets_cannot_be_imported(tmp_path)
 
         sys.meta_path.insert(0, Blocker())
         from plugins.prepare import cli
-        from plugins.prepare.corpora import *
+        from plugins.corpora import *
         here = Path(sys.argv[1])
         readers = [
             read_folder(here), read_libritts(here), read_jsonl(here, here / "rows.jsonl"),

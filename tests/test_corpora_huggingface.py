@@ -14,8 +14,8 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict
 from trees import clip, heard, sorted_out
 
 from plugins.audio import probe
+from plugins.corpora import Columns, Rejected, Utterance, huggingface, read_huggingface
 from plugins.errors import UserError
-from plugins.prepare.corpora import Columns, Rejected, Utterance, huggingface, read_huggingface
 
 WITH_SPEAKER = Columns(speaker="speaker")
 
@@ -182,18 +182,20 @@ def test_wrong_column(tmp_path, columns, message):
 
 
 def test_splits(tmp_path):
-    """The only one is meant without being named; of several one has to be."""
+    """The only one is meant without being named, and of several `train`."""
     train, test = table([sound(tmp_path, "a.wav")], text=["A"]), table([sound(tmp_path, "b.wav")], text=["B"])
     both = saved(tmp_path / "both", DatasetDict(train=train, test=test))
+    others = saved(tmp_path / "others", DatasetDict(dev=train, test=test))
     single = saved(tmp_path / "single", DatasetDict(train=train))
     alone = saved(tmp_path / "alone", train)
 
     def texts(source: str, split: str | None = None) -> list[str]:
         return [text for _, text, _ in heard(read_huggingface(source, Columns(), audio_dir=tmp_path, split=split))]
 
-    assert (texts(both, "train"), texts(both, "test"), texts(single), texts(alone)) == (["A"], ["B"], ["A"], ["A"])
+    assert (texts(both), texts(both, "test"), texts(single), texts(alone)) == (["A"], ["B"], ["A"], ["A"])
+    assert texts(both, "train") == ["A"]
     for source, split, message in (
-        (both, None, "huggingface: split: None is not named; use one of test, train"),
+        (others, None, "huggingface: split: None is not named; use one of dev, test"),
         (both, "tran", "huggingface: split: 'tran' not found; did you mean 'train'?"),
         (alone, "train", "huggingface: split: 'train' is none: the folder holds one table; leave it out"),
     ):

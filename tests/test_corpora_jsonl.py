@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from trees import clip, heard, sorted_out
 
-from plugins import rows
+from plugins import row_sources, rows
+from plugins.corpora import Rejected, Utterance, jsonl, read_jsonl
 from plugins.errors import UserError
 from plugins.prepare.cli import main
-from plugins.prepare.corpora import Rejected, Utterance, jsonl, read_jsonl
 from plugins.settings import HiggsAudioSettings
 
 TURNS = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": ""}]
@@ -210,12 +210,11 @@ def test_what_training_takes_is_only_left_out_for_not_being_plain(tmp_path, monk
     settings = HiggsAudioSettings()
     monkeypatch.chdir("/")
     plain = fault in ("dialogue", "written answer", "codes only", "speaker that is no text", "id that is no text")
-    linked = fault == "linked target as reference"  # training compares names
-    if plain or linked:
-        rows.read_rows(str(path), settings, check=lambda dialogue: None)
+    if plain:
+        row_sources.read_rows(str(path), settings, check=lambda dialogue: None)
     else:
         with pytest.raises(UserError):
-            rows.read_rows(str(path), settings, check=lambda dialogue: None)
+            row_sources.read_rows(str(path), settings, check=lambda dialogue: None)
 
 
 def test_training_takes_every_row_that_is_read(tmp_path):
@@ -233,7 +232,7 @@ def test_training_takes_every_row_that_is_read(tmp_path):
     out = tmp_path / "elsewhere" / "out.jsonl"
     out.parent.mkdir()
     out.write_text("".join(json.dumps(each.row) + "\n" for each in found))
-    read = rows.read_rows(str(out), HiggsAudioSettings(), check=lambda dialogue: None)
+    read = row_sources.read_rows(str(out), HiggsAudioSettings(), check=lambda dialogue: None)
     assert [each["audios"] for each in read] == [[str(tmp_path / "a.wav")]] * 4
     assert read[3]["reference_audio"] == [str(tmp_path / "b.wav"), str(tmp_path / "c.wav")]
 

@@ -28,7 +28,8 @@ from plugins.preflight.labels import audit
 from plugins.preflight.leaks import shared_audio
 from plugins.preflight.probe import OffsetProbe, offset_probe
 from plugins.prompt import EncodedSample, encode
-from plugins.rows import canonical_row, dialogue_from_row, with_clips
+from plugins.row_clips import with_clips
+from plugins.rows import canonical_row, dialogue_from_row
 from plugins.settings import HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 from plugins.trainer import memorised_codebooks

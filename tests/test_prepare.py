@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from plugins.corpora import Utterance
 from plugins.prepare import clips
 from plugins.prepare.cli import main
 from plugins.prepare.clips import Work
-from plugins.prepare.corpora import Utterance
 from plugins.prepare.rows import Clip, rejected_path, split_path, write_files
 from plugins.prepare.rows import split as split_sides
 

@@ -25,6 +25,7 @@ from trees import at_most
 
 from plugins.prepare import cli
 from plugins.prepare.clips import Work
+from plugins.prepare.run import journal_of
 
 
 class Deadly:
@@ -339,9 +340,19 @@ def test_two_runs_into_one_file(tmp_path):
         os.waitpid(first, 0)
     assert (second.returncode, second.stdout) == (1, "")
     error = f"error: --output_file: path: '{tmp_path}/train.jsonl' is being written by another run; wait for it, or "
-    assert second.stderr.splitlines() == [f"{error}name another file"]
+    assert second.stderr.splitlines() == [f"{error}name another one"]
     assert len(read(tmp_path / "train.jsonl")) == 3
     assert prepare(*arguments) == 0
+
+
+def test_one_run_at_a_time_writes_into_a_folder_of_audio(tmp_path, capsys):
+    """Each takes what the other has half written for strays."""
+    folder = tmp_path / "24k"
+    arguments = [*corpus(tmp_path / "corpus", 1), "--audio_output", folder]
+    with journal_of(folder):
+        assert prepare(*arguments, "--output_file", tmp_path / "a.jsonl") == 1
+    assert f"--audio_output: path: '{folder}' is being written by another run" in capsys.readouterr().err
+    assert prepare(*arguments, "--output_file", tmp_path / "b.jsonl") == 0
 
 
 def test_two_runs_into_two_files_of_one_folder(tmp_path):

@@ -56,28 +56,33 @@ def test_our_columns_survive_ms_swifts_preprocessing() -> None:
     assert set(kept.column_names) == set(row)
 
 
-def test_jsonl_files_go_through_our_loader_once_a_higgs_template_exists(tmp_path: Path) -> None:
+def test_datasets_go_through_our_loader_once_a_higgs_template_exists(tmp_path: Path) -> None:
+    from swift.dataset import DatasetMeta, load_dataset, register_dataset
     from swift.dataset.dataset_syntax import DatasetSyntax
 
-    from plugins.dataset_registration import HiggsDatasetLoader, route_jsonl_files
+    from plugins.dataset_registration import HiggsDatasetLoader, route_datasets
 
-    route_jsonl_files(lambda _: None)
-    route_jsonl_files(lambda _: None)
-    assert DatasetSyntax("someone/dataset").get_dataset_meta(False).loader is not HiggsDatasetLoader
+    route_datasets(lambda _: None)
+    route_datasets(lambda _: None)
+    register_dataset(DatasetMeta(hf_dataset_id="someone/registered"), exist_ok=True)
+    assert DatasetSyntax("someone/registered").get_dataset_meta(True).loader is not HiggsDatasetLoader
+    for name in ("someone/dataset", str(tmp_path)):
+        assert DatasetSyntax(name).get_dataset_meta(False).loader is HiggsDatasetLoader
     path = write_jsonl(tmp_path / "train.jsonl", corpus_rows(1))
     assert DatasetSyntax(str(path)).get_dataset_meta(False).loader is HiggsDatasetLoader
-    with pytest.raises(UserError, match=r"dataset: 'gone\.jsonl' not found; check the path"):
-        DatasetSyntax("gone.jsonl").get_dataset_meta(False)
+    for name in ("gone.jsonl", "someone/dataset"):
+        with pytest.raises(UserError, match=f"dataset: '{name}' not found; check the path"):
+            load_dataset([name])
 
 
-def load(*paths: Path) -> list[dict[str, Any]]:
-    """Files through MS-SWIFT's own `load_dataset`, as `--dataset FILE ...` does."""
+def load(*sources: Path | str, **options: Any) -> list[dict[str, Any]]:
+    """What MS-SWIFT's own `load_dataset` reads, as `--dataset SOURCE ...` does."""
     from swift.dataset import load_dataset
 
-    from plugins.dataset_registration import route_jsonl_files
+    from plugins.dataset_registration import route_datasets
 
-    route_jsonl_files(lambda _: None)
-    return load_dataset([str(path) for path in paths])[0].to_list()
+    route_datasets(lambda _: None)
+    return load_dataset([str(source) for source in sources], **options)[0].to_list()
 
 
 def test_rows_of_all_shapes_share_one_table(tmp_path: Path) -> None:
@@ -92,6 +97,60 @@ def test_rows_of_all_shapes_share_one_table(tmp_path: Path) -> None:
     assert [row["reference_audio"] for row in rows] == [[], [], [voice], []]
     assert rows[3]["audio_codes"] == [[[1] * 8]]
     assert [row["row_source"] for row in rows] == [f"{first}:1", f"{first}:2", f"{first}:3", f"{second}:1"]
+
+
+def recordings(folder: Path) -> Path:
+    """Two speakers' clips with transcripts beside them."""
+    for i, row in enumerate(corpus_rows(2)):
+        clip = folder / f"voice{i}" / "clip.flac"
+        clip.parent.mkdir(parents=True)
+        clip.write_bytes(Path(row["audios"][0]).read_bytes())
+        clip.with_suffix(".txt").write_text(f"Text {i}.\n")
+    return folder
+
+
+def test_a_folder_of_recordings_is_a_dataset(tmp_path: Path) -> None:
+    folder = recordings(tmp_path / "mine")
+    rows = load(folder)
+    assert [row["audios"] for row in rows] == [[str(folder / f"voice{i}" / "clip.flac")] for i in range(2)]
+    said = [[(turn["role"], turn["content"]) for turn in row["messages"]] for row in rows]
+    assert said == [[("user", f"Text {i}."), ("assistant", "")] for i in range(2)]
+    assert [row["row_source"] for row in load(f"{folder}#1")] == [str(folder / "voice0" / "clip.flac")]
+    (folder / "voice1" / "clip.txt").unlink()
+    with pytest.raises(UserError, match=r"voice1/clip\.flac: clip: .* no transcript; mend it, or let prepare_dataset"):
+        load(folder)
+
+
+def test_a_hugging_face_dataset_is_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings that it holds as bytes become files once, under the cache of the library."""
+    from datasets import Dataset, config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    clips = [Path(row["audios"][0]).read_bytes() for row in corpus_rows(2)]
+    columns = {"sentence": ["One.", "Two."], "recording": [{"bytes": clip, "path": None} for clip in clips]}
+    Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
+    for _ in range(2):
+        rows = load(tmp_path / "saved", columns={"sentence": "text", "recording": "audio"})
+        assert [row["messages"][0]["content"] for row in rows] == ["One.", "Two."]
+        assert [Path(row["audios"][0]).read_bytes() for row in rows] == clips
+    assert sum(path.is_file() for path in (tmp_path / "cache").rglob("*")) == 2
+    with pytest.raises(UserError, match="saved: column: 'text' not found"):
+        load(tmp_path / "saved")
+
+
+def test_a_name_on_a_hub_is_not_asked_for_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append((*args, kwargs)) or 1 / 0)
+    with pytest.raises(UserError, match=r"dataset: 'owner/speech' not found; .*needs hf::ID or --use_hf true"):
+        load("owner/speech")
+    assert not asked
+    with pytest.raises(ZeroDivisionError):
+        load("hf::owner/speech:clean#5")
+    assert asked == [("owner/speech", "clean", {"split": None})]
+    with pytest.raises(UserError, match="names 2 subsets; name each in an entry of its own"):
+        load("hf::owner/speech:clean/other")
 
 
 def test_other_file_types_are_refused(tmp_path: Path) -> None:

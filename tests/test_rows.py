@@ -9,8 +9,9 @@ from conftest import CORPUS, corpus_rows, write_jsonl
 from plugins.errors import UserError
 from plugins.prompt import AudioClip, Dialogue
 from plugins.prompt_text import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
-from plugins.rows import canonical_row, check_clips, dialogue_from_row
-from plugins.rows import read_rows as read_checked_rows
+from plugins.row_clips import check_clips
+from plugins.row_sources import read_rows as read_checked_rows
+from plugins.rows import canonical_row, dialogue_from_row
 from plugins.settings import HiggsAudioSettings
 
 A, B = (str(CORPUS / "wavs" / f"DEMO-000{i}.flac") for i in (1, 2))
@@ -232,5 +233,5 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 def test_empty_file_is_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "train.jsonl", [])
-    with pytest.raises(UserError, match="the file has no row; prepare it again"):
+    with pytest.raises(UserError, match="there is no row; prepare it again"):
         read_rows(str(path), SETTINGS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from plugins.prepare.corpora import Rejected, Utterance
+from plugins.corpora import Rejected, Utterance
 
 
 def clip(path: Path, duration_s: float = 0.1, frequency_hz: float = 220.0) -> Path:

@@ -38,7 +38,9 @@ from plugins.preflight.memory import render as render_memory
 from plugins.preflight.probe import Row, is_random_init, mean_loss
 from plugins.preflight.report import Report
 from plugins.prompt import SCENE_TAGS, Dialogue, Turn, encode
-from plugins.rows import as_list, check_clips, dialogue_from_row, read_rows, stand_ins, with_clips
+from plugins.row_clips import check_clips, stand_ins, with_clips
+from plugins.row_sources import read_rows
+from plugins.rows import as_list, dialogue_from_row
 from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names
 from plugins.tokens import SpecialTokens
 

@@ -1,8 +1,13 @@
 """Speech corpora -> JSONL rows to train on (L4).
 
-corpora.py   folder of a known layout -> Utterance, one per recording or transcript
-rows.py      Utterance -> checked clip with its row; split; files
-cli.py       the command line of `prepare_dataset.py`
+clips.py          Utterance -> the clips that it gives, or why it is unfit
+quality.py        the rules of that; processing.py: resampled, trimmed, levelled, augmented
+run.py            in parallel and restartable; ray_executor.py: over a cluster
+rows.py           clips -> rows, split, files; pairing.py, similarity.py, references.py: voices to clone from
+encode.py         clips -> codes in the cache (needs torch)
+report.py         what was kept and rejected
+cli.py            the command line of `prepare_dataset.py`
 
-Needs neither torch nor MS-SWIFT nor transformers: it also runs on the machine that merely holds the corpus.
+But for `encode.py` it needs neither torch nor MS-SWIFT nor transformers: it also runs on the machine that merely holds
+the corpus.
 """

@@ -9,13 +9,12 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from plugins.errors import UserError, problem
-from plugins.prepare.clips import Level, Outcome, Work
-from plugins.prepare.corpora import (
+from plugins.corpora import (
     Columns,
     Rejected,
     Utterance,
@@ -28,9 +27,12 @@ from plugins.prepare.corpora import (
     read_ljspeech,
     read_vctk,
 )
+from plugins.errors import UserError, problem
+from plugins.prepare.clips import Level, Outcome, Work
 from plugins.prepare.pairing import MIN_REFERENCE_S, add_references
 from plugins.prepare.processing import Processing, check_installed
 from plugins.prepare.quality import Limits
+from plugins.prepare.references import check_references, within_sides
 from plugins.prepare.report import Accepted, picture, summarise, table
 from plugins.prepare.rows import (
     Clip,
@@ -87,15 +89,13 @@ def _prepare(args: argparse.Namespace) -> int:
     if args.dataset_type != "huggingface" and not Path(args.input_dir).is_dir():
         raise problem("--input_dir", "folder", args.input_dir, "not found", "name the folder of the corpus")
     work = _work(args)
-    with journal_of(output) as journal:
-        for stray in work.audio_dir.rglob(".*.tmp") if work.audio_dir else ():
-            stray.unlink()
+    with journal_of(output) as journal, _audio_folder(work.audio_dir):
         clips, rejected = _check_all(args, work, journal)
         files: dict[Path, bytes | list[dict[str, Any]]] = {rejected_path(output): [rejected_row(e) for e in rejected]}
         if not clips:
             write_files(files)
             raise _nothing_left(args, rejected)
-        sides = {"train": clips}
+        sides, num_crossing = {"train": clips}, 0
         if args.split:
             sides = split(
                 clips,
@@ -104,6 +104,7 @@ def _prepare(args: argparse.Namespace) -> int:
                 test_ratio=args.test_ratio,
                 by_speaker=args.split_by_speaker,
             )
+            sides, num_crossing = within_sides(sides)
             empty = [name for name, side in sides.items() if not side]
             if empty:
                 reason = f"leave nothing for {empty[0]}"
@@ -116,8 +117,20 @@ def _prepare(args: argparse.Namespace) -> int:
         # The training rows come last: where they are, all the others are.
         files |= {split_path(output, name): [clip.row for clip in sides[name]] for name in reversed(sides)}
         write_files(files)
-    print(_summary(output, sides, rejected, list(files)))
+    print(_summary(output, sides, rejected, num_crossing, list(files)))
     return _REJECTED if args.strict and rejected else 0
+
+
+@contextmanager
+def _audio_folder(folder: Path | None) -> Iterator[None]:
+    """Hold the folder of processed clips, without what a killed run left half written."""
+    if folder is None:
+        yield
+        return
+    with journal_of(folder, option="--audio_output"):
+        for stray in folder.rglob(".*.tmp"):
+            stray.unlink()
+        yield
 
 
 def _work(args: argparse.Namespace) -> Work:
@@ -144,7 +157,7 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
     if kind == "ljspeech":
         return read_ljspeech(folder, root=root)
     if kind == "vctk":
-        return read_vctk(folder, mic=args.mic)
+        return read_vctk(folder, mic=args.mic or 1)
     if kind == "libritts":
         return read_libritts(folder)
     if kind == "folder":
@@ -158,7 +171,7 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
         return read_huggingface(
             args.input_dir, columns, audio_dir=audio_dir, config=args.hf_config, split=args.hf_split, root=root
         )
-    return read_custom(folder, args.csv_file, columns, delimiter=args.delimiter, root=root)
+    return read_custom(folder, args.csv_file, columns, delimiter=args.delimiter, quotes=not args.no_quotes, root=root)
 
 
 def _check_all(args: argparse.Namespace, work: Work, journal: Path) -> tuple[list[Clip], list[Rejected]]:
@@ -174,14 +187,17 @@ def _check_all(args: argparse.Namespace, work: Work, journal: Path) -> tuple[lis
     utterances = [each for each in utterances if not each.text or ids[each.id] == each.place]
     outcomes = run_all(utterances, work, journal=journal, num_workers=args.workers, execute=_executor(args))
     fit: list[tuple[Utterance, Outcome]] = []
+    unfit: set[str] = set()
     for utterance, outcome in zip(utterances, outcomes, strict=True):
         if outcome.fault is None:
             fit.append((utterance, outcome))
         else:
+            unfit.add(str(utterance.audio))
             rejected.append(Rejected(utterance.place, utterance.id, *outcome.fault))
+    fit, without_voice = check_references(fit, unfit, level=work.level, limits=work.limits)
     kept, duplicates = drop_duplicates(fit, level=work.level)
     place = {each.place: i for i, each in enumerate(found)}
-    rejected = sorted([*rejected, *duplicates], key=lambda each: place[each.place])
+    rejected = sorted([*rejected, *without_voice, *duplicates], key=lambda each: place[each.place])
     return [clip for utterance, outcome in kept for clip in clips_of(utterance, outcome)], rejected
 
 
@@ -236,7 +252,9 @@ def _nothing_left(args: argparse.Namespace, rejected: list[Rejected]) -> UserErr
     return problem(where, "input_dir", value, f"holds no usable clip (rejected: {kinds})", remedy)
 
 
-def _summary(output: Path, sides: dict[str, list[Clip]], rejected: list[Rejected], files: list[Path]) -> str:
+def _summary(
+    output: Path, sides: dict[str, list[Clip]], rejected: list[Rejected], num_crossing: int, files: list[Path]
+) -> str:
     clips = [clip for side in sides.values() for clip in side]
     durations_s = [clip.duration_s for clip in clips if clip.duration_s is not None]
     speakers = {clip.speaker for clip in clips} - {None}
@@ -256,6 +274,7 @@ def _summary(output: Path, sides: dict[str, list[Clip]], rejected: list[Rejected
         f"hours     {sum(durations_s) / 3600:.2f}" if durations_s else "hours     not measured (--validate does)",
         f"speakers  {len(speakers) or 'not named'}",
         *([f"cloning   {num_references} rows with a reference"] if num_references else []),
+        *([f"          {num_crossing} left out: they lay on another side of the split"] if num_crossing else []),
         f"rejected  {len(rejected)}",
         *(f"          {count} {kind}" for kind, count in kinds),
         *(f"written   {path}" for path in files),
@@ -270,8 +289,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     kind = args.dataset_type
     if kind in _LISTS and getattr(args, _LISTS[kind]) is None:
         parser.error(f"--dataset_type {kind} needs --{_LISTS[kind]}")
-    owners = {flag: (owner,) for owner, flag in _LISTS.items()} | dict.fromkeys(_COLUMN_FLAGS, _COLUMN_TYPES)
-    owners |= {"delimiter": ("custom",), "hf_config": ("huggingface",), "hf_split": ("huggingface",)}
+    owners: dict[str, tuple[str, ...]] = {flag: (owner,) for owner, flag in _LISTS.items()}
+    owners |= dict.fromkeys(_COLUMN_FLAGS, _COLUMN_TYPES)
+    owners |= {"delimiter": ("custom",), "no_quotes": ("custom",), "mic": ("vctk",)}
+    owners |= {"hf_config": ("huggingface",), "hf_split": ("huggingface",)}
+    owners |= {"audio_root": ("ljspeech", "custom", "gpt_sovits", "jsonl", "huggingface")}  # whose lists name paths
     for flag, types in owners.items():
         if kind not in types and getattr(args, flag) is not None:
             parser.error(f"--{flag} belongs to --dataset_type {' or '.join(types)}")
@@ -340,6 +362,7 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("for --dataset_type custom, gpt_sovits, jsonl, huggingface and vctk").add_argument
     add("--csv_file", type=Path, help="CSV or TSV with a header")
     add("--delimiter", help="any one character, or \\t (default: the best of comma, semicolon, bar and tab)")
+    add("--no_quotes", action="store_const", const=True, help="quotes are text, as in Common Voice's TSV files")
     add("--list_file", type=Path, help="GPT-SoVITS list: path|speaker|language|text")
     add("--jsonl_file", type=Path, help="rows of our own, to be checked again")
     add("--text_column", help=f"the transcript (default: {Columns.text})")
@@ -349,7 +372,7 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
     add("--language_column", help="the language (default: not named)")
     add("--hf_config", help="configuration of a Hugging Face dataset")
     add("--hf_split", help="split of a Hugging Face dataset")
-    add("--mic", type=int, choices=(1, 2), default=1, help="microphone of VCTK (default: %(default)s)")
+    add("--mic", type=int, choices=(1, 2), help="microphone of VCTK (default: 1)")
 
 
 def _add_knobs(group: Any, knobs: type) -> None:

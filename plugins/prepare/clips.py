@@ -18,8 +18,8 @@ import numpy as np
 import soundfile as sf
 
 from plugins.audio import SAMPLE_RATE_HZ, AudioError, AudioInfo, file_hash, load, probe, replace_when_done
+from plugins.corpora import Utterance
 from plugins.errors import problem
-from plugins.prepare.corpora import Utterance
 from plugins.prepare.processing import Processing, process, variants
 from plugins.prepare.quality import (
     Fault,

@@ -28,8 +28,8 @@ def add_references(
 ) -> list[Clip]:
     """`clips` in their order. A share `without_share` of them, chosen by hash, and speakers with one clip stay without.
 
-    is_similar: whether a candidate sounds like the clip (an embedding model's verdict). Clips without speaker get none:
-    nobody says that they are of one voice.
+    Rows that have a reference keep it. Clips without speaker get none: nobody says that they are of one voice.
+    is_similar: whether a candidate sounds like the clip (an embedding model's verdict).
     """
     rings: dict[str, list[tuple[int, Clip]]] = defaultdict(list)
     for clip in clips:
@@ -39,7 +39,7 @@ def add_references(
         ring.sort(key=lambda place: place[0])
     return [
         clip
-        if _hash(seed, "without", clip.id) < without_share * 2**64
+        if "reference_audio" in clip.row or _hash(seed, "without", clip.id) < without_share * 2**64
         else _with_reference(clip, _candidates(rings.get(clip.speaker or "", []), clip, seed), is_similar)
         for clip in clips
     ]

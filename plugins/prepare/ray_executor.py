@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from plugins.corpora import Utterance
 from plugins.errors import problem
 from plugins.prepare.clips import Outcome, Work
-from plugins.prepare.corpora import Utterance
 from plugins.prepare.run import CHUNK, run_chunk
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from plugins.audio import replace_when_done
+from plugins.corpora import Rejected, Utterance
 from plugins.prepare.clips import File, Level, Outcome, is_same_recording
-from plugins.prepare.corpora import Rejected, Utterance
 
 
 @dataclass(frozen=True)
@@ -152,19 +152,9 @@ def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
 
 
 def _row(utterance: Utterance, file: File) -> dict[str, Any]:
-    """The row in the seed document's shape; the empty assistant turn is where the audio belongs.
-
-    Without system message: training writes the one that speaking writes (`plugins.rows`).
-    """
-    contents = {"user": utterance.text, "assistant": ""}
-    row: dict[str, Any] = (
-        dict(utterance.row)
-        if utterance.row is not None
-        else {
-            "messages": [{"role": role, "content": content} for role, content in contents.items()],
-        }
-    )
-    row["audios"] = [file.audio]
+    row = utterance.to_row() | {"audios": [file.audio]}
+    if file.audio != str(utterance.audio):  # what the row said of the original is not true of the processed one
+        row = {name: value for name, value in row.items() if name not in ("audio_codes", "duration_s")}
     named = {"speaker": file.speaker, "language": utterance.language}
     return {**row, **{name: value for name, value in named.items() if value is not None}, "id": file.id}
 

@@ -18,32 +18,47 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
+from plugins.corpora import Utterance
 from plugins.errors import UserError, problem
 from plugins.prepare.clips import Outcome, Work
-from plugins.prepare.corpora import Utterance
 
 CHUNK = 32  # utterances per task: enough that sending them costs little
 Executor = Callable[[Work, Sequence[Utterance], int], Iterator[list[Outcome]]]
 
 
 @contextmanager
-def journal_of(output: Path) -> Iterator[Path]:
-    """The journal beside `output`, locked; it is removed if the body succeeds. Raises UserError if a run holds it."""
+def journal_of(output: Path, *, option: str = "--output_file") -> Iterator[Path]:
+    """The journal beside `output`, a file or a folder, locked; it is removed if the body succeeds.
+
+    Raises UserError naming the `option` if a run holds it.
+    """
     path = output.with_name(f".{output.name}.journal")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                raise BlockingIOError  # the other run has just finished and taken its journal away
-        except BlockingIOError:
+        if not _lock(file, path):
             reason = "is being written by another run"
-            raise problem("--output_file", "path", str(output), reason, "wait for it, or name another file") from None
+            raise problem(option, "path", str(output), reason, "wait for it, or name another one")
         yield path
         path.unlink()  # the lock goes with the file
+
+
+def _lock(file: BinaryIO, path: Path) -> bool:
+    """Whether `file`, opened as `path`, is ours now. The workers of a run that was killed hold it for a moment."""
+    patience_until_s = time.monotonic() + 1.0
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > patience_until_s:
+                return False
+            time.sleep(0.05)
+        else:
+            # Else the other run has just finished and taken its journal away.
+            return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def run_all(

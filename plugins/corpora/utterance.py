@@ -1,4 +1,4 @@
-"""What every reader yields, and how the audio file that a corpus names is found (L4)."""
+"""What every reader yields, and how the audio file that a corpus names is found (L1)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ class Utterance:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", _printable(self.place))
+
+    def to_row(self) -> dict[str, Any]:
+        """The row that it came in, else one of the seed document's shape: an empty assistant turn is its audio's place.
+
+        Without system message: training writes the one that speaking writes (`plugins.rows`).
+        """
+        if self.row is not None:
+            return dict(self.row)
+        messages = [{"role": "user", "content": self.text}, {"role": "assistant", "content": ""}]
+        return {"messages": messages, "audios": [str(self.audio)]}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Corpora that are listed in a table -> utterances: LJSpeech, CSV and TSV, GPT-SoVITS lists (L4)."""
+"""Corpora that are listed in a table -> utterances: LJSpeech, CSV and TSV, GPT-SoVITS lists (L1)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plugins.corpora.utterance import AUDIO_SUFFIXES, Rejected, Utterance, collapse, locate
 from plugins.errors import did_you_mean, problem
-from plugins.prepare.corpora.utterance import AUDIO_SUFFIXES, Rejected, Utterance, collapse, locate
 
 _LANGUAGES = {"jp": "ja"}  # GPT-SoVITS's own name -> ISO 639
 

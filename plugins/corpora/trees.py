@@ -1,4 +1,4 @@
-"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS, a transcript beside each clip (L4)."""
+"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS, a transcript beside each clip (L1)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from plugins.corpora.utterance import AUDIO_SUFFIXES, Rejected, Utterance, collapse, locate
 from plugins.errors import problem
-from plugins.prepare.corpora.utterance import AUDIO_SUFFIXES, Rejected, Utterance, collapse, locate
 
 _VCTK_TREES = ("wav48_silence_trimmed", "wav48")  # release 0.92, release 0.80
 _LIBRITTS_TEXTS = (".normalized.txt", ".original.txt")

@@ -1,4 +1,4 @@
-"""A Hugging Face dataset with an audio column -> utterances (L4).
+"""A Hugging Face dataset with an audio column -> utterances (L1).
 
 In: a folder, or the id of a dataset on the Hub. Out: utterances whose recordings are files: what the dataset holds as
 bytes is written below a given folder, under the hash of its content. Decodes nothing, so torchcodec is not needed;
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plugins.audio import replace_when_done
+from plugins.corpora.tables import Columns
+from plugins.corpora.utterance import Rejected, Utterance, collapse, locate
 from plugins.errors import did_you_mean, problem
-from plugins.prepare.corpora.tables import Columns
-from plugins.prepare.corpora.utterance import Rejected, Utterance, collapse, locate
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +38,7 @@ def read_huggingface(
     """The rows of `source`: a folder (``save_to_disk``, or files that ``load_dataset`` reads), else a Hub id.
 
     audio_dir: where recordings go that the dataset holds as bytes. Paths in it are absolute or relative to `source`.
-    config, split: which part; needed where there are several.
+    config, split: which part; of several splits, `train` is meant if nothing is said.
     """
     dataset = _as_files(_load(source, config, split).with_format(None), source, columns)
     for index, row in enumerate(dataset):
@@ -87,10 +87,11 @@ def _load(source: str, config: str | None, split: str | None) -> Dataset:
         return loaded
     if split is None and len(loaded) == 1:
         return next(iter(loaded.values()))
-    if split not in loaded:
-        reason = "is not named" if split is None else "not found"
-        raise problem("huggingface", "split", split, reason, did_you_mean(split or "", map(str, loaded)))
-    return loaded[split]
+    if split is None and "train" not in loaded:
+        raise problem("huggingface", "split", split, "is not named", did_you_mean("", map(str, loaded)))
+    if (split or "train") not in loaded:
+        raise problem("huggingface", "split", split, "not found", did_you_mean(split or "", map(str, loaded)))
+    return loaded[split or "train"]
 
 
 def _as_files(dataset: Dataset, source: str, columns: Columns) -> Dataset:

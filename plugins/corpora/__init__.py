@@ -1,4 +1,4 @@
-"""The folder of a speech corpus -> its utterances, one by one (L4).
+"""The folder of a speech corpus -> its utterances, one by one (L1).
 
 Each reader yields `Utterance`, or `Rejected` where text or recording is missing, in an order that depends on the corpus
 alone. A fault of the whole corpus (no metadata, no such column, a ragged line) raises `UserError`.
@@ -11,11 +11,11 @@ jsonl.py         our own rows
 huggingface.py   a Hugging Face dataset (imports `datasets` when called)
 """
 
-from plugins.prepare.corpora.huggingface import read_huggingface
-from plugins.prepare.corpora.jsonl import read_jsonl
-from plugins.prepare.corpora.tables import Columns, read_custom, read_gpt_sovits, read_ljspeech
-from plugins.prepare.corpora.trees import read_folder, read_libritts, read_vctk
-from plugins.prepare.corpora.utterance import Rejected, Utterance
+from plugins.corpora.huggingface import read_huggingface
+from plugins.corpora.jsonl import read_jsonl
+from plugins.corpora.tables import Columns, read_custom, read_gpt_sovits, read_ljspeech
+from plugins.corpora.trees import read_folder, read_libritts, read_vctk
+from plugins.corpora.utterance import Rejected, Utterance
 
 __all__ = [
     "Columns",

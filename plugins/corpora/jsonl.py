@@ -1,4 +1,4 @@
-"""Our own rows -> utterances (L4).
+"""Our own rows -> utterances (L1).
 
 In: a JSONL of the seed document's shape. Out: one utterance per plain row (one text, one clip to speak it), with the
 row itself: flat messages, absolute paths, references and all else kept. Every other row is rejected by its reason.
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from plugins.audio import AudioError, resolve
+from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, path_id
 from plugins.errors import did_you_mean, problem
-from plugins.prepare.corpora.utterance import Rejected, Utterance, collapse, is_utf8, path_id
 
 # As in `plugins.rows` (tests/test_corpora_jsonl.py holds both together).
 COLUMNS = {
