@@ -2,7 +2,7 @@
 
 training   JSONL row --dataset_registration--> Dialogue --template/prompt--> EncodedSample --collator--> batch
            --modeling.forward (sums and counts of both losses)--> trainer (one exact scalar, metrics)
-speaking   text, voices --prompt--> token ids + reference codes --model.generate--> delayed frames
+speaking   text, voices --prompt--> token ids + reference codes --decoding--> delayed frames
            --delay_pattern.undo_delay--> codes --codec.decode--> waveform
 
 Legend of dimensions, used in every file: B batch, S sequence positions, F codec frames, T delayed frames of a row,
@@ -13,6 +13,7 @@ L0  errors.py                one-line user errors
     loss.py                  labelled hidden rows -> sums and counts; combine -> scalar
     tokens.py                every special token id, once
     settings.py              our own knobs, one frozen dataclass
+    speech_text.py           texts as the model was shown them; long ones in pieces
 L1  audio.py                 probing, decoding and resampling of audio files
     hub.py                   folder or Hub id -> folder
     audio_tower.py           waveforms -> embeddings of a Whisper encoder, for checkpoints that have one
@@ -24,19 +25,25 @@ L1  audio.py                 probing, decoding and resampling of audio files
     corpora/                 LJSpeech, VCTK, LibriTTS, tables, folders, Hugging Face datasets -> utterances
     prompt.py                Dialogue -> token ids and labels: the one prompt layout
     collator.py              list of EncodedSample -> batch tensors
+    sampling.py              logits of a step -> the next frame
+    speech.py                what was said, joined and saved
 L2  rows.py                  a row of any accepted shape -> Dialogue
     row_clips.py             its clips: lengths, codes, waveforms
     row_sources.py           JSONL file, folder or Hugging Face dataset -> checked rows
     dataset_registration.py  MS-SWIFT's dataset loader
     template.py              MS-SWIFT Template: row -> EncodedSample
     modeling.py              the native class with both losses inside forward
+    decoding.py              prompts -> delayed frames, step by step
+    voices.py                texts, recordings, descriptions -> Dialogue
     weights.py               which key lies where, in native and original checkpoints
     original_format.py       boson-multimodal's checkpoints <-> native ones
     checkpoint.py            strict loading of both
 L3  model_registration.py    loaders and ModelMeta for 3B and 7B
     preflight/               what is about to be trained, proved before the first step; `higgs-audio doctor`
     trainer.py               HiggsAudioTrainer, audio learning rate, metrics
+    loading.py               a checkpoint of any kind -> model and tokenizer
     inference.py             HiggsAudioGenerator
+    swift_inference.py       `swift infer`, `swift deploy`
 L4  register.py              register_higgs_audio_all(); the file for --external_plugins
     train.py, cli.py         our own entry points
     commands/                export: one folder for servers
@@ -49,8 +56,11 @@ from typing import Any
 _EXPORTS = {
     "HiggsAudioGenerator": "plugins.inference",
     "HiggsAudioSettings": "plugins.settings",
-    "Speech": "plugins.inference",
+    "Sampling": "plugins.sampling",
+    "Speech": "plugins.speech",
     "UserError": "plugins.errors",
+    "Voice": "plugins.voices",
+    "load_model": "plugins.loading",
     "register_higgs_audio_all": "plugins.register",
 }
 __all__ = list(_EXPORTS)

@@ -6,9 +6,11 @@ surplus key is an error that names it. No code of a checkpoint is executed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from plugins.errors import problem, read_json
@@ -17,6 +19,9 @@ from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.original_format import ADAPTER_CONFIG, MODEL_TYPE, format_of, generation_config, load_config
 from plugins.weights import sources_of
+
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_HEAD = "text_lm_head"
 
 
 def base_and_adapters(path: str, adapters: str | None = None) -> tuple[str, str | None]:
@@ -31,16 +36,41 @@ def base_and_adapters(path: str, adapters: str | None = None) -> tuple[str, str 
     return local_folder(path), adapters
 
 
-def with_adapters(model: Any, adapters: str | None) -> Any:
-    """`model` with the LoRA layers of folder `adapters` in place, or as it is. Raises UserError if there are none."""
-    if adapters is None:
+def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
+    """`model` as a PeftModel with the LoRA weights of each folder of `adapters` (name -> folder), the first one active;
+    without adapters as it is.
+
+    Raises UserError if weights are pickled, do not fit this model or are not all there.
+    """
+    if not adapters:
         return model
     from peft import PeftModel
 
-    if not (Path(adapters) / ADAPTER_CONFIG).is_file():
-        remedy = "give the folder of a LoRA checkpoint"
-        raise problem(adapters, ADAPTER_CONFIG, None, "not found", remedy)
-    return PeftModel.from_pretrained(model, adapters).get_base_model()
+    tuned = None
+    for name, folder in adapters.items():
+        for needed in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+            if not (Path(folder) / needed).is_file():
+                raise problem(folder, "adapters", needed, "not found", "give the folder of a LoRA checkpoint")
+        file, remedy = Path(folder) / _ADAPTER_WEIGHTS, "give the base that it was trained on, or copy it again"
+        try:
+            tuned = tuned or PeftModel.from_pretrained(model, folder, adapter_name=name)
+            # peft passes over a weight that finds no place, and tells only who loads by this call.
+            report = tuned.load_adapter(folder, name)
+        except (RuntimeError, ValueError, SafetensorError) as error:  # a wrong shape, a file that breaks off
+            reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
+            raise problem(str(file), "weights", file.name, reason, remedy) from error
+        speaks_only = model.text_lm_head is None
+        lost = [key for key in (*report.unexpected_keys, *report.missing_keys) if not (speaks_only and _HEAD in key)]
+        if lost:
+            raise problem(str(file), "weights", lost[0], f"does not belong to both ({len(lost)} such weights)", remedy)
+    assert tuned is not None
+    tuned.set_adapter(next(iter(adapters)))
+    return tuned
+
+
+def bare(model: Any) -> Any:
+    """The model itself, LoRA layers in place, of a PeftModel or of what is none."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 class OriginalConfig(HiggsAudioV2Config):

@@ -1,6 +1,6 @@
 """`higgs-audio`: one command, a subcommand per job. L4. Starts fast: nothing heavy is imported before it is needed.
 
-Exit codes: 0 done, 1 an error that the user can mend (one line on stderr), 2 wrong usage, 3 the speech was cut at
+Exit codes: 0 done, 1 an error that the user can mend (one line on stderr), 2 wrong usage, 3 a speech was cut at
 `--max_audio_s`.
 """
 
@@ -14,8 +14,6 @@ from pathlib import Path
 
 from plugins import __version__
 from plugins.errors import UserError
-
-_TRUNCATED = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,22 +40,29 @@ def _parser() -> argparse.ArgumentParser:
         "(--sft_type, --lora_target_modules, ...), and our settings as flags (README, Settings), for example "
         "--audio_learning_rate 1e-4. NPROC_PER_NODE=N in the environment starts N processes.",
     )
-    speak = commands.add_parser("speak", help="speak a text with a base, merged or LoRA checkpoint")
-    speak.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA)")
+    speak = commands.add_parser("speak", help="speak a text, or a list of them, with a base, merged or LoRA checkpoint")
+    speak.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA) or Hub id")
     speak.add_argument("--adapters", help="LoRA folder on top of --model")
-    speak.add_argument("--text", required=True)
+    speak.add_argument("--text")
     speak.add_argument("--output", default="speech.wav", help="WAV file to write (default: %(default)s)")
+    speak.add_argument("--stream", metavar="PATH", help="write raw 16 bit PCM of 24 kHz as it is spoken, - for stdout")
+    speak.add_argument("--input", type=Path, help='JSONL of requests ({"text": ...}) instead of --text')
+    speak.add_argument("--output_dir", type=Path, help="folder of their WAV files; the same command goes on in it")
+    speak.add_argument("--batch_size", type=int, default=1, help="requests spoken together (default: %(default)s)")
     speak.add_argument("--scene_description", help='for example "Indoor quiet"')
+    speak.add_argument("--voice_description", help='a voice in words, for example "warm, unhurried"')
     speak.add_argument("--reference_audio", help="voice to clone, any audio file")
     speak.add_argument("--reference_text", help="what the reference says; cloning is better with it")
+    speak.add_argument("--raw_text", action="store_true", help="speak the text as it is written (README, Speak)")
     speak.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
     speak.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
     speak.add_argument("--top_k", type=int, default=50)
     speak.add_argument("--top_p", type=float, default=0.95)
     speak.add_argument("--seed", type=int)
     speak.add_argument(
-        "--max_audio_s", type=float, default=40.0, help="longest speech in seconds (default: %(default)s)"
+        "--max_audio_s", type=float, default=40.0, help="longest speech of one piece in seconds (default: %(default)s)"
     )
+    speak.add_argument("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
     speak.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
     speak.set_defaults(run=_speak)
     export = commands.add_parser("export", help="merge base and LoRA into one folder that vLLM-Omni serves")
@@ -116,24 +121,9 @@ def _sft(arguments: list[str]) -> int:
 
 
 def _speak(options: argparse.Namespace) -> int:
-    from plugins.inference import HiggsAudioGenerator, Sampling
+    from plugins.commands.speak import run
 
-    generator = HiggsAudioGenerator.from_pretrained(
-        options.model, adapters=options.adapters, codec=options.codec, device=options.device
-    )
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, seed=options.seed)
-    speech = generator.generate(
-        options.text,
-        scene_description=options.scene_description,
-        reference_audio=options.reference_audio,
-        reference_text=options.reference_text,
-        sampling=sampling,
-        max_audio_s=options.max_audio_s,
-    )
-    speech.save(options.output)
-    end = "stopped by itself" if speech.stopped else "cut at the limit, it did not stop by itself"
-    print(f"{options.output}: {speech.duration_s:.2f} s, {speech.codes.shape[1]} frames, {end}")
-    return 0 if speech.stopped else _TRUNCATED
+    return run(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -1,259 +1,351 @@
-"""HiggsAudioGenerator: text and voices -> speech. L3.
+"""HiggsAudioGenerator: texts and voices -> speech. L3.
 
-It builds its prompt with the functions of training (`rows`, `prompt`, `collator`), so what the model hears here is what
-it was trained on, to the token. Decoding is transformers' own `generate`.
+It builds its prompts with the functions of training (`rows`, `prompt`, `collator`), so what the model hears here is
+what it was trained on, to the token.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig
 
-from plugins import audio
-from plugins.checkpoint import base_and_adapters, load_model, with_adapters
+from plugins import loading
+from plugins.checkpoint import bare
 from plugins.codec import FRAMES_PER_S, Codec, find_codec
 from plugins.collator import collate
+from plugins.decoding import decode
 from plugins.delay_pattern import num_delayed_frames, undo_delay
-from plugins.errors import UserError, problem
-from plugins.prompt import encode
+from plugins.errors import UserError, did_you_mean, problem
+from plugins.prompt import AudioClip, Dialogue, EncodedSample, encode
 from plugins.row_clips import check_clips, with_clips
-from plugins.rows import canonical_row, dialogue_from_row
+from plugins.sampling import Sampling
 from plugins.settings import HiggsAudioSettings
-from plugins.tokens import SCENE_END, SCENE_START, SpecialTokens
+from plugins.speech import Speech, SpeechStream, join
+from plugins.speech_text import clean_transcript, has_words, pieces
+from plugins.stream_decoder import StreamDecoder
+from plugins.tokens import SpecialTokens
+from plugins.voices import AnyPath, Script, Transcript, Voice, request, speakers_of, voices_of
 
-AnyPath = str | Path
-Voice = AnyPath | tuple[AnyPath, str]  # reference audio, or reference audio and its transcript
-
-
-@dataclass(frozen=True)
-class Speech:
-    """What was said. `result["audio"]` works like `result.audio`."""
-
-    audio: np.ndarray  # (N,) float32 in [-1, 1]
-    sample_rate: int  # Hz
-    codes: Tensor  # (K, F) int64
-    stopped: bool  # the model ended by itself, before `max_audio_s`
-    text: str
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-    @property
-    def duration_s(self) -> float:
-        return len(self.audio) / self.sample_rate
-
-    def save(self, path: str | Path) -> None:
-        """Write a 16-bit WAV file."""
-        audio.save_wav(path, self.audio, self.sample_rate)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next codes are drawn. Defaults: Boson's own examples. `temperature` 0 is greedy.
-
-    Repetition-aware sampling (VALL-E 2, arXiv 2406.05370): a code that already stands `ras_max_repeats` times among the
-    last `ras_window` frames of its codebook is drawn again without temperature. 0 is off; greedy never uses it.
-    """
-
-    temperature: float = 0.3
-    top_k: int = 50
-    top_p: float = 0.95
-    ras_window: int = 7
-    ras_max_repeats: int = 2
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise problem("sampling", "temperature", self.temperature, "is negative", "give 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
-            raise problem("sampling", "top_p", self.top_p, "is outside (0, 1]", "give 1 to switch it off")
-        if self.top_k < 1:
-            raise problem("sampling", "top_k", self.top_k, "is below 1", "give the number of codes to draw from")
-
-    def generation_config(self, **kwargs: Any) -> GenerationConfig:
-        if self.temperature == 0:
-            return GenerationConfig(do_sample=False, **kwargs)
-        if self.ras_window and self.ras_max_repeats:
-            kwargs |= {"ras_win_len": self.ras_window, "ras_win_max_num_repeat": self.ras_max_repeats}
-        return GenerationConfig(
-            do_sample=True, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, **kwargs
-        )
+_MAX_CHARS = 300  # of one piece: about 20 s
 
 
 class HiggsAudioGenerator:
-    """Speaks with a loaded model. `model`, `tokenizer`: what `swift.model.get_model_processor` returns."""
+    """Speaks with a loaded model.
+
+    model, tokenizer: what `plugins.load_model` or `swift.model.get_model_processor` returns. codec, settings: default
+    those that belong to the checkpoint.
+    """
 
     def __init__(
         self, model: Any, tokenizer: Any, *, codec: Codec | None = None, settings: HiggsAudioSettings | None = None
     ) -> None:
-        self.model = model.eval()
+        self.model = bare(model).eval()
+        self._adapted = model if model is not self.model else None
         self.tokenizer = tokenizer
-        self.tokens = SpecialTokens.from_config(model.config, tokenizer)
-        folder = model.config.name_or_path
-        self.settings = settings or HiggsAudioSettings.of_checkpoint(Path(folder))
-        self.codec = codec or Codec(find_codec([folder], self.settings.codec), device=str(model.device))
+        self.tokens = SpecialTokens.from_config(self.model.config, tokenizer)
+        folder = self.model.config.name_or_path
+        self.settings: HiggsAudioSettings = (
+            settings
+            or getattr(self.model, "higgs_audio_settings", None)
+            or HiggsAudioSettings.of_checkpoint(Path(folder))
+        )
+        self.codec = codec or Codec(find_codec([folder], self.settings.codec), device=str(self.model.device))
+        self._known: dict[tuple[str, int], Tensor] = {}  # codes of references, by path and time of change
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str,
-        *,
-        adapters: str | None = None,
-        codec: str | None = None,
-        device: str | None = None,
-        dtype: torch.dtype | None = None,
+        cls, path: str, *, adapters: str | Mapping[str, str] | None = None, codec: str | None = None, **options: Any
     ) -> HiggsAudioGenerator:
-        """A base or merged checkpoint (folder or Hub id), with `adapters` a LoRA folder on it; or a LoRA folder alone.
+        """A checkpoint of any kind (`plugins.loading.load_model`, which takes the `options`), with its codec or
+        another."""
+        model, tokenizer = loading.load_model(path, adapters=adapters, **options)
+        device = str(bare(model).device)
+        return cls(model, tokenizer, codec=Codec(codec, device=device) if codec else None)
 
-        Default device: the first GPU, else the CPU; default dtype: bfloat16 there, float32 here.
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA weights that are loaded."""
+        return tuple(self._adapted.peft_config) if self._adapted is not None else ()
+
+    def use_adapter(self, name: str | None) -> None:
+        """Speak with these LoRA weights from now on, with the base's own for None. Nothing is loaded for it."""
+        if name is not None and name not in self.adapters:
+            raise problem("request", "adapter", name, "is not loaded", did_you_mean(name, self.adapters))
+        if self._adapted is None:
+            return
+        if name is None:
+            self._adapted.base_model.disable_adapter_layers()
+        else:
+            self._adapted.base_model.enable_adapter_layers()
+            self._adapted.set_adapter(name)
+
+    @overload  # the options are those below
+    def generate(self, text: str, **options: Any) -> Speech: ...
+    @overload
+    def generate(self, text: Sequence[str], **options: Any) -> list[Speech]: ...
+    def generate(  # type: ignore[misc]
+        self,
+        text: str | Sequence[str],
+        *,
+        scene_description: str | None = None,
+        voice_description: str | None = None,
+        reference_audio: AnyPath | Sequence[AnyPath] | None = None,
+        reference_text: Transcript | Sequence[Transcript] | None = None,
+        sampling: Sampling | None = None,
+        max_audio_s: float = 40.0,
+        max_chars: int = _MAX_CHARS,
+        clean_text: bool = True,
+    ) -> Speech | list[Speech]:
+        """Speak `text`, in the voice of `reference_audio` if given (best with its transcript); or several texts, in one
+        batch.
+
+        reference_text: the transcript, or a function that hears it. Several references are SPEAKER0, SPEAKER1 ..., as
+        ``[SPEAKER0]`` tags in the text name them. voice_description: a voice in words instead ("warm, unhurried").
+        max_audio_s: of one piece; what is cut there is marked `truncated`. max_chars: texts beyond it are spoken in
+        pieces that end at sentences, each in the hearing of the pieces before it. clean_text: write the text as the
+        model's own examples do (`plugins.speech_text`); off for models that were trained on texts as they are here.
+
+        Raises UserError for a text without words and for references that cannot be heard.
         """
-        path, adapters = base_and_adapters(path, adapters)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        model: Any = load_model(path, text_head=False, dtype=dtype)
-        model = with_adapters(model, adapters).to(device)
-        settings = HiggsAudioSettings.of_checkpoint(Path(adapters or path))
-        found = Codec(find_codec([path], codec or settings.codec), device=device)
-        return cls(model, AutoTokenizer.from_pretrained(path), codec=found, settings=settings)
+        texts = [text] if isinstance(text, str) else list(text)
+        scripts = [
+            self.script(
+                each,
+                scene_description=scene_description,
+                voice_description=voice_description,
+                reference_audio=reference_audio,
+                reference_text=reference_text,
+                max_chars=max_chars,
+                clean_text=clean_text,
+            )
+            for each in texts
+        ]
+        samplings = [sampling or Sampling()] * len(scripts)
+        speeches = self.perform(scripts, samplings=samplings, max_audio_s=max_audio_s)
+        return speeches[0] if isinstance(text, str) else speeches
 
-    def generate(
+    def script(
         self,
         text: str,
         *,
         scene_description: str | None = None,
-        reference_audio: AnyPath | None = None,
-        reference_text: str | None = None,
+        voice_description: str | None = None,
+        reference_audio: AnyPath | Sequence[AnyPath] | None = None,
+        reference_text: Transcript | Sequence[Transcript] | None = None,
+        max_chars: int = _MAX_CHARS,
+        clean_text: bool = True,
+    ) -> Script:
+        """A request as `generate` reads it, for `perform`."""
+        voices = voices_of(reference_audio, reference_text, voice_description)
+        return self._script(text, scene_description, voices, max_chars=max_chars, clean_text=clean_text)
+
+    def perform(
+        self, scripts: Sequence[Script], *, samplings: Sequence[Sampling], max_audio_s: float = 40.0
+    ) -> list[Speech]:
+        """Speak requests of any kind in one batch."""
+        spoken: list[list[Speech]] = [[] for _ in scripts]
+        for i in range(max((len(script.lines) for script in scripts), default=0)):
+            rows = [row for row, script in enumerate(scripts) if i < len(script.lines)]
+            dialogues = [scripts[row].next_line([speech.codes for speech in spoken[row]]) for row in rows]
+            chosen = [samplings[row] for row in rows]
+            for row, speech in zip(rows, self.speak(dialogues, samplings=chosen, max_audio_s=max_audio_s), strict=True):
+                spoken[row].append(speech)
+        return [join(parts) for parts in spoken]
+
+    def stream(
+        self,
+        text: str,
+        *,
         sampling: Sampling | None = None,
         max_audio_s: float = 40.0,
-    ) -> Speech:
-        """Speak `text`, in the voice of `reference_audio` if given (best with its transcript).
-
-        Raises UserError for empty text and references that cannot be read.
+        chunk_frames: int = 25,
+        **options: Any,
+    ) -> SpeechStream:
+        """As `generate`, in pieces as they are spoken: the first after 0.7 s of audio, later ones of up to
+        `chunk_frames` frames of 40 ms. Joined they are what `generate` returns, and so is `stream.speech` at the end.
+        options: those of `generate`.
         """
-        inputs = self._inputs(text, scene_description, reference_audio, reference_text)
-        frames, stopped = self._frames(inputs, sampling or Sampling(), max_audio_s)
-        codes = self._codes(frames, text)
-        return Speech(self.codec.decode(codes), self.codec.sample_rate_hz, codes, stopped, text)
+        script = self.script(text, **options)
+        decoder = StreamDecoder(self.codec, chunk_frames=chunk_frames)
+        chunks = self._stream(script, sampling or Sampling(), max_audio_s, decoder)
+        return SpeechStream(chunks, self.codec.sample_rate_hz)
 
     def synthesize_multi_speaker(
         self,
         dialogue: Sequence[Mapping[str, str]],
-        speaker_voices: Mapping[str, Voice],
+        speaker_voices: Mapping[str, Voice | AnyPath | tuple[AnyPath, Transcript]] | None = None,
         *,
-        output_path: str | Path | None = None,
+        scene_description: str | None = None,
+        output_path: AnyPath | None = None,
+        separately: bool = False,
         pause_s: float = 0.2,
-        **kwargs: Any,
+        sampling: Sampling | None = None,
+        max_audio_s: float = 40.0,
+        max_chars: int = _MAX_CHARS,
+        clean_text: bool = True,
     ) -> Speech:
-        """Speak `[{"speaker": ..., "text": ...}, ...]` turn by turn, each in its speaker's voice.
+        """Speak `[{"speaker": ..., "text": ...}, ...]`, each line in its speaker's voice and in the hearing of the
+        lines before it; separately: each line for itself, in the hearing of its speaker's reference only.
 
-        speaker_voices: a reference file, or (file, transcript), per speaker. `kwargs` go to `generate`.
+        speaker_voices: for each speaker a recording, (recording, transcript) or a `Voice`; None: the model chooses.
+        pause_s: of silence between two lines, whose own silence there is trimmed.
         """
-        if not dialogue:
-            raise problem("dialogue", "turns", [], "is empty", "give at least one turn")
-        turns = []
+        speakers = speakers_of(dialogue, speaker_voices)
+        lines = []
         for i, line in enumerate(dialogue):
-            if line.get("speaker") not in speaker_voices:
-                known = ", ".join(speaker_voices) or "nobody"
-                raise problem(
-                    f"dialogue[{i}]", "speaker", line.get("speaker"), f"has no voice (known: {known})", "add one"
-                )
-            voice = speaker_voices[line["speaker"]]
-            reference, transcript = voice if isinstance(voice, tuple) else (voice, None)
-            turns.append(
-                self.generate(line.get("text", ""), reference_audio=reference, reference_text=transcript, **kwargs)
-            )
-        speech = _join(turns, pause_s)
+            text = line.get("text", "")
+            if not has_words(text):
+                raise problem(f"dialogue[{i}]", "text", text, "has no letter or digit", "give the text to speak")
+            tag = f"[SPEAKER{list(speakers).index(line['speaker'])}] " if len(speakers) > 1 and not separately else ""
+            lines.append(tag + (clean_transcript(text) if clean_text else text))
+        if separately:
+            scripts = []
+            for line, text in zip(dialogue, lines, strict=True):
+                voice = speakers[line["speaker"]]
+                voices = [] if voice is None else [voice]
+                scripts.append(self._script(text, scene_description, voices, max_chars=max_chars, clean_text=False))
+            chosen = [sampling or Sampling()] * len(scripts)
+            spoken = self.perform(scripts, samplings=chosen, max_audio_s=max_audio_s)
+        else:
+            voices = [voice for voice in speakers.values() if voice is not None]
+            whole = request("\n".join(lines), scene_description, voices, self.settings)
+            script = Script(whole, tuple(chain(*(pieces(line, max_chars) for line in lines))))
+            spoken = []
+            while len(spoken) < len(script.lines):
+                prompt = script.next_line([speech.codes for speech in spoken])
+                spoken += self.speak([prompt], samplings=[sampling or Sampling()], max_audio_s=max_audio_s)
+        speech = join(spoken, pause_s=pause_s, trim=True)
         if output_path is not None:
             speech.save(output_path)
         return speech
 
-    def _inputs(
-        self, text: str, scene: str | None, reference_audio: AnyPath | None, reference_text: str | None
-    ) -> dict[str, Tensor]:
-        system = [{"role": "system", "content": f"{SCENE_START}\n{scene}\n{SCENE_END}"}] if scene else []
-        row = {
-            "messages": [*system, {"role": "user", "content": text}],
-            "reference_audio": None if reference_audio is None else str(reference_audio),
-            "reference_text": reference_text,
-        }
-        canonical = canonical_row(row, "request", self.settings)
-        dialogue = dialogue_from_row(canonical, self.settings, training=False)
+    def speak(
+        self, dialogues: Sequence[Dialogue], *, samplings: Sequence[Sampling], max_audio_s: float = 40.0
+    ) -> list[Speech]:
+        """The next assistant turn of each dialogue, in one batch. Clips may be paths still.
+
+        Raises UserError naming the dialogue's source if one says nothing, and if a prompt leaves no room.
+        """
+        started_s = time.perf_counter()
+        samples = [self._prompt(dialogue) for dialogue in dialogues]
+        steps = [self._max_steps(sample, max_audio_s) for sample in samples]
+        frames: list[list[Tensor]] = [[] for _ in samples]
+        for rows, step in self._decode(samples, samplings, steps):
+            for row, frame in zip(rows, step, strict=True):
+                frames[row].append(frame)
+        codes = [self._codes(torch.stack(each), d) for each, d in zip(frames, dialogues, strict=True)]
+        waveforms = [self.codec.decode(each) for each in codes]
+        took_s = time.perf_counter() - started_s
+        return [
+            Speech(wave, self.codec.sample_rate_hz, code, self._has_ended(each[-1]), _text(dialogue), took_s)
+            for wave, code, each, dialogue in zip(waveforms, codes, frames, dialogues, strict=True)
+        ]
+
+    def _script(
+        self, text: str, scene: str | None, voices: Sequence[Voice], *, max_chars: int, clean_text: bool
+    ) -> Script:
+        if not has_words(text):
+            raise problem("request", "text", text, "has no letter or digit", "give the text to speak")
+        if clean_text and not self.settings.raw_prompt:
+            text = clean_transcript(text)
+        whole = request(text, scene, voices, self.settings)
+        return Script(whole, tuple(pieces(_text(whole), max_chars)))
+
+    def _stream(
+        self, script: Script, sampling: Sampling, max_audio_s: float, decoder: StreamDecoder
+    ) -> Iterator[np.ndarray | Speech]:
+        spoken: list[Speech] = []
+        for _ in script.lines:
+            started_s = time.perf_counter()
+            dialogue = script.next_line([speech.codes for speech in spoken])
+            sample = self._prompt(dialogue)
+            max_steps = self._max_steps(sample, max_audio_s)
+            frames: list[Tensor] = []
+            chunks: list[np.ndarray] = []
+            num_codebooks, ended = self.tokens.num_codebooks, False
+            for _, step in self._decode([sample], [sampling], [max_steps]):
+                frames.append(step[0])
+                if len(frames) < num_codebooks + 1 or len(frames) == max_steps or ended:
+                    continue  # the frame that this step completes would be the first one cut
+                codes = torch.stack([frames[k - num_codebooks][k] for k in range(num_codebooks)])
+                ended = bool((codes == self.tokens.stream_eos).any())
+                if not ended and len(piece := decoder.push(self._in_range(codes[:, None]))):
+                    chunks.append(piece)
+                    yield piece
+            if len(rest := decoder.finish()):
+                chunks.append(rest)
+                yield rest
+            codes = self._codes(torch.stack(frames), dialogue)
+            took_s, waveform = time.perf_counter() - started_s, np.concatenate(chunks)
+            rate, has_ended = self.codec.sample_rate_hz, self._has_ended(frames[-1])
+            spoken.append(Speech(waveform, rate, codes, has_ended, _text(dialogue), took_s))
+        yield join(spoken)
+
+    def _prompt(self, dialogue: Dialogue) -> EncodedSample:
+        dialogue = dialogue.map_clips(self._recall)
         check_clips(dialogue, self.settings)
         dialogue = with_clips(dialogue, self.codec, self.tokens)
-        sample = encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
-        batch = collate([sample], self.tokens, training=False)
-        if not sample.clips:
-            # The native generate takes an empty tensor for frames already decoded.
-            del batch["audio_input_ids"], batch["audio_input_ids_mask"]
-        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        for clip in dialogue.clips():
+            if clip.path is not None and clip.codes is not None:
+                self._known[_identity(clip.path)] = clip.codes
+        return encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
 
-    @torch.inference_mode()
-    def _frames(self, inputs: dict[str, Tensor], sampling: Sampling, max_audio_s: float) -> tuple[Tensor, bool]:
-        """Delayed frames (T, K) of the new clip, stream BOS first, and whether it ended with an all-EOS frame."""
+    def _recall(self, clip: AudioClip) -> AudioClip:
+        """A reference is encoded once: on a CPU that takes as long as it lasts."""
+        if clip.codes is not None or clip.path is None:
+            return clip
+        return replace(clip, codes=self._known.get(_identity(clip.path)))
+
+    def _max_steps(self, sample: EncodedSample, max_audio_s: float) -> int:
+        """Delayed frames that may follow the prompt."""
         if max_audio_s <= 0:
-            raise problem("request", "max_audio_s", max_audio_s, "is not positive", "give seconds")
-        num_prompt = inputs["input_ids"].shape[1]
-        room = self.model.config.max_position_embeddings - num_prompt
-        wanted = num_delayed_frames(math.ceil(max_audio_s * FRAMES_PER_S), self.tokens.num_codebooks)
+            raise problem(sample.source, "max_audio_s", max_audio_s, "is not positive", "give seconds")
+        num_prompt, limit = len(sample.input_ids), self.model.config.max_position_embeddings
+        room = limit - num_prompt
         if room <= self.tokens.num_codebooks + 1:
-            limit = self.model.config.max_position_embeddings
-            raise problem(
-                "request", "text", f"{num_prompt} tokens", f"leaves no room in {limit}", "shorten text or reference"
-            )
-        config = sampling.generation_config(
-            max_new_tokens=min(wanted, room), eos_token_id=self.tokens.end_of_turn, pad_token_id=self.tokens.pad
-        )
-        with torch.random.fork_rng(enabled=sampling.seed is not None):
-            if sampling.seed is not None:
-                torch.manual_seed(sampling.seed)
-            frames = self._generate(inputs, config)
-        num_given = inputs["audio_input_ids"].shape[1] if "audio_input_ids" in inputs else 0
-        new = frames[num_given:]
-        return new, bool((new[-1] == self.tokens.stream_eos).all())
+            remedy = "shorten text or reference"
+            raise problem(sample.source, "text", f"{num_prompt} tokens", f"leaves no room in {limit}", remedy)
+        return min(num_delayed_frames(math.ceil(max_audio_s * FRAMES_PER_S), self.tokens.num_codebooks), room)
 
-    def _generate(self, inputs: dict[str, Tensor], config: GenerationConfig) -> Tensor:
-        """Delayed frames (T, K), those of the prompt first."""
-        own = self.model.generation_config
-        # transformers adds the entries of the model's own configuration to the one it is given, and its conversion
-        # script writes repetition-aware sampling there: greedy would not be greedy.
-        self.model.generation_config = config
-        try:
-            return self.model.generate(**inputs, generation_config=config)[0]
-        finally:
-            self.model.generation_config = own
+    def _decode(
+        self, samples: Sequence[EncodedSample], samplings: Sequence[Sampling], max_steps: Sequence[int]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        batch = collate(samples, self.tokens, training=False)
+        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        return decode(self.model, batch, self.tokens, samplings, max_steps)
 
-    def _codes(self, frames: Tensor, text: str) -> Tensor:
-        """Delayed frames (T, K) -> codes (K, F) up to the first stream EOS in any codebook.
-
-        A stray stream BOS, which is trained nowhere, becomes the last code, as in transformers' own processor.
-        """
-        if len(frames) < num_delayed_frames(1, self.tokens.num_codebooks):
-            raise UserError(f"request: text: {text!r} gave no audio: the model stopped at once; train it longer")
-        codes = undo_delay(frames).cpu()
-        ends = (codes == self.tokens.stream_eos).any(dim=0).nonzero()
-        num_frames = int(ends[0]) if len(ends) else codes.shape[1]
+    def _codes(self, frames: Tensor, dialogue: Dialogue) -> Tensor:
+        """Delayed frames (T, K) -> codes (K, F) up to the first stream EOS in any codebook."""
+        num_frames = 0
+        if len(frames) >= num_delayed_frames(1, self.tokens.num_codebooks):
+            codes = undo_delay(frames).cpu()
+            ends = (codes == self.tokens.stream_eos).any(dim=0).nonzero()
+            num_frames = int(ends[0]) if len(ends) else codes.shape[1]
         if num_frames == 0:
-            raise UserError(f"request: text: {text!r} gave no audio: the model stopped at once; train it longer")
-        return codes[:, :num_frames].clamp(max=self.tokens.num_codes - 1)
+            reason = "gave no audio: the model stopped at once"
+            raise UserError(f"{dialogue.source}: text: {_text(dialogue)!r} {reason}; train it longer")
+        return self._in_range(codes[:, :num_frames])
+
+    def _in_range(self, codes: Tensor) -> Tensor:
+        """A stray stream BOS, which is trained nowhere, becomes the last code, as in transformers' own processor."""
+        return codes.clamp(max=self.tokens.num_codes - 1)
+
+    def _has_ended(self, frame: Tensor) -> bool:
+        return bool((frame == self.tokens.stream_eos).all())
 
 
-def _join(turns: list[Speech], pause_s: float) -> Speech:
-    """One speech of several, with a pause of silence between them (the codes have no pause)."""
-    rate = turns[0].sample_rate
-    pause = np.zeros(round(pause_s * rate), dtype=np.float32)
-    pieces = [piece for turn in turns for piece in (turn.audio, pause)][:-1]
-    return Speech(
-        audio=np.concatenate(pieces),
-        sample_rate=rate,
-        codes=torch.cat([turn.codes for turn in turns], dim=1),
-        stopped=all(turn.stopped for turn in turns),
-        text=" ".join(turn.text for turn in turns),
-    )
+def _text(dialogue: Dialogue) -> str:
+    return "".join(part for part in dialogue.turns[-1].parts if isinstance(part, str))
+
+
+def _identity(path: str) -> tuple[str, int]:
+    return path, Path(path).stat().st_mtime_ns

@@ -29,10 +29,10 @@ def _make_importable() -> None:
 def register_higgs_audio_all() -> None:
     """Register model types, template, dataset columns, optimizer and trainer with MS-SWIFT. Idempotent."""
     _make_importable()
-    from plugins import dataset_registration, model_registration, template, trainer
+    from plugins import dataset_registration, model_registration, swift_inference, template, trainer
 
     dataset_registration.register_columns()
-    template.register()
+    template.register(swift_inference.SpeakingTemplate)
     model_registration.register()
     trainer.register()
 

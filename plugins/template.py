@@ -52,7 +52,7 @@ class HiggsAudioTemplate(Template):
         """The base would put <audio> tags into the first message: our clips are targets, not inputs."""
 
     def _encode(self, inputs: StdTemplateInputs) -> dict[str, Any]:
-        row = _row_of(inputs)
+        row = row_of(inputs)
         if ROW_SOURCE not in row:  # not from one of our JSONL files: check it now
             row = canonical_row(row, f"row {row.get('id', '')}".strip(), self.settings)
         dialogue = dialogue_from_row(row, self.settings, training=self.is_training)
@@ -116,14 +116,14 @@ def sample_of(row: dict[str, Any]) -> EncodedSample:
     return EncodedSample(row["input_ids"], row.get("labels") or [], row["clips"], row["clips_trained"], source, heard)
 
 
-def _row_of(inputs: StdTemplateInputs) -> dict[str, Any]:
+def row_of(inputs: StdTemplateInputs) -> dict[str, Any]:
     """The row that MS-SWIFT has taken apart."""
     system = [] if inputs.system is None else [{"role": "system", "content": inputs.system}]
     return {"messages": [*system, *inputs.messages], "audios": inputs.audios, **inputs.extra_kwargs}
 
 
-def register() -> None:
+def register(template_cls: type[HiggsAudioTemplate] = HiggsAudioTemplate) -> None:
     """The base needs the fields of a text template; ours reads none of them but the stop word."""
     meta = TemplateMeta(TEMPLATE_TYPE, prefix=[], prompt=["{{QUERY}}"], chat_sep=None, suffix=["<|eot_id|>"],
-                        template_cls=HiggsAudioTemplate)  # fmt: skip
+                        template_cls=template_cls)  # fmt: skip
     register_template(meta, exist_ok=True)

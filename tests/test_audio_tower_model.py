@@ -210,7 +210,8 @@ def tiny_tower(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_it_trains_in_swift_and_speaks(tiny_tower: Path, tmp_path: Path, options: dict[str, str]) -> None:
     """A reference without transcript, one with, and a row without any, in one batch."""
-    from plugins.inference import HiggsAudioGenerator, Sampling
+    from plugins.inference import HiggsAudioGenerator
+    from plugins.sampling import Sampling
 
     rows = corpus_rows(3)
     voice = corpus_rows(4)[3]["audios"][0]

@@ -13,12 +13,16 @@ from conftest import CORPUS
 from plugins.cli import main
 from plugins.delay_pattern import apply_delay
 from plugins.errors import UserError
-from plugins.inference import HiggsAudioGenerator, Sampling, Speech
+from plugins.inference import HiggsAudioGenerator
+from plugins.prompt import Dialogue, Turn
+from plugins.sampling import Sampling
 from plugins.settings import HiggsAudioSettings
+from plugins.speech import Speech
 
 VOICE = str(CORPUS / "wavs" / "DEMO-0002.flac")
 GREEDY = Sampling(temperature=0)
 SHORT: dict[str, Any] = {"max_audio_s": 0.4}
+HELLO = Dialogue((Turn("user", ("Hello.",)),))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,7 @@ def test_speech_ends_at_the_first_eos_of_any_codebook(generator: HiggsAudioGener
     codes = torch.zeros(8, 30, dtype=torch.long)
     codes[5, 10], codes[2, 20] = 1024, 1025  # a stray BOS does not end it
     frames = apply_delay(codes, bos_id=1024, eos_id=1025)
-    kept = generator._codes(frames, "Hello.")
+    kept = generator._codes(frames, HELLO)
     assert kept.shape == (8, 20)
     assert kept[5, 10] == 1023
 
@@ -124,7 +128,7 @@ def test_dialogue_turn_by_turn(generator: HiggsAudioGenerator, tmp_path: Path) -
 
 
 def test_bad_requests_are_one_line(generator: HiggsAudioGenerator) -> None:
-    with pytest.raises(UserError, match=r"request: messages\[0\]\.content: '  ' is empty; give the text to speak"):
+    with pytest.raises(UserError, match="request: text: '  ' has no letter or digit; give the text to speak"):
         generator.generate("  ")
     with pytest.raises(UserError, match=r"reference_audio: 'gone\.wav' not found"):
         generator.generate("Hello.", reference_audio="gone.wav")
@@ -145,7 +149,7 @@ def test_bad_requests_are_one_line(generator: HiggsAudioGenerator) -> None:
 def test_a_stop_at_once_is_an_error_not_an_empty_file(generator: HiggsAudioGenerator) -> None:
     frames = torch.full((9, 8), 1025)
     with pytest.raises(UserError, match="gave no audio: the model stopped at once"):
-        generator._codes(frames, "Hello.")
+        generator._codes(frames, HELLO)
 
 
 def test_speak_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +157,8 @@ def test_speak_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     command = ["speak", "--model", str(tiny), "--text", "Hello.", "--output", str(output), "--max_audio_s", "0.4"]
     assert main([*command, "--temperature", "0"]) == 3, "cut at the limit"
     assert soundfile.info(output).frames == 9600
-    assert "0.40 s, 10 frames, cut at the limit, it did not stop by itself" in capsys.readouterr().out
+    assert "0.40 s, 10 frames, real-time factor" in (said := capsys.readouterr().out)
+    assert "truncated: cut at the limit, it did not stop by itself" in said
     assert main([*command, "--reference_audio", "gone.wav"]) == 1
     assert "\nerror: request: reference_audio: 'gone.wav' not found" in capsys.readouterr().err
 

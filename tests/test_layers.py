@@ -9,10 +9,12 @@ import pytest
 from conftest import ROOT
 
 LAYERS = (
-    "errors delay_pattern loss tokens settings prompt_text",
-    "audio hub code_cache codec stream_decoder corpora prompt collator model_config audio_tower original_codec",
-    "rows row_clips row_sources dataset_registration template modeling weights original_format checkpoint",
-    "model_registration preflight trainer inference",
+    "errors delay_pattern loss tokens settings prompt_text speech_text",
+    "audio hub code_cache codec stream_decoder sampling speech corpora prompt collator model_config audio_tower"
+    " original_codec",
+    "rows row_clips row_sources voices dataset_registration template modeling decoding weights original_format"
+    " checkpoint",
+    "model_registration preflight trainer loading inference swift_inference",
     "register train cli __main__ commands prepare demo",
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules.split()}

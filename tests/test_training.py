@@ -47,7 +47,7 @@ def with_reference(row: dict[str, Any], other: dict[str, Any], encode: Any) -> d
 
 
 def speak(generator: Any, row: dict[str, Any]) -> Any:
-    from plugins.inference import Sampling
+    from plugins.sampling import Sampling
 
     return generator.generate(
         row["messages"][1]["content"],

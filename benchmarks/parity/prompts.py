@@ -47,7 +47,7 @@ NEXT_TEXT = "Only the ferry kept its lamps burning!"
 REFERENCE_TEXT = "We walked home along the river, didn't we?"
 OTHER_REFERENCE_TEXT = "Nobody had counted the boats that evening."
 TAGGED_TEXT = "[SPEAKER0] Did you see the boats?\n[SPEAKER1] Only the last of them."
-UNICODE_TEXT = "Grüße aus Zürich: 東京で会いましょう!\nÇa coûte 12,50 € – naïve?\n\nПривет, мир 🎧, नमस्ते."  # noqa: RUF001
+UNICODE_TEXT = "Grüße aus Zürich: 東京で会いましょう!\nÇa coûte 12,50 € – naïve?\n\nПривет, мир 🎧, नमस्ते."
 
 SPEAKER_TURN = "<|start_header_id|>assistant<|end_header_id|>\n\n<|audio_out_bos|>"
 

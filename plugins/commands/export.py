@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, DacFeatureExtractor, HiggsAudioV2Processor
 
-from plugins.checkpoint import base_and_adapters, load_model
+from plugins.checkpoint import base_and_adapters, load_model, with_adapters
 from plugins.codec import CODEC_FOLDER, Codec, find_codec
 from plugins.commands.model_card import BASE_3B, model_card
 from plugins.commands.vllm_omni import CODEC_FIELDS, check, launch_line, remarks
-from plugins.errors import UserError, problem, read_json
+from plugins.errors import problem, read_json
 from plugins.hub import new_folder
 from plugins.model_config import HiggsAudioV2Config
 from plugins.original_format import format_of, load_config
@@ -89,7 +88,9 @@ def export(
         config = load_config(base)
         found = sources_of(base, config, format_of(base))
         kept: Any = getattr(torch, dtype) if dtype else found["audio_lm_head.weight"].read().dtype
-        merged = _merged(load_model(folder, dtype=kept), adapters)
+        merged = load_model(folder, dtype=kept)
+        if adapters is not None:  # as `swift export --merge_lora` does; peft's `safe_merge` rounds twice in bf16
+            merged = with_adapters(merged, {"default": adapters}).merge_and_unload()
         _check_finite(merged, kept)
         merged.save_pretrained(unfinished)
         processor: Any = _processor(base, Codec(find_codec([folder], codec or settings.codec)))
@@ -111,34 +112,6 @@ def export(
         for file in base.glob("LICENSE*"):
             shutil.copy2(file, unfinished)
     return notes
-
-
-def _merged(model: Any, adapters: str | None) -> Any:
-    """`model` with the LoRA weights of folder `adapters` added to its own, as `swift export --merge_lora` does.
-
-    Raises UserError if they are pickled, do not fit this model or are not all there.
-    """
-    if adapters is None:
-        return model
-    from peft import PeftModel
-
-    file = Path(adapters) / "adapter_model.safetensors"
-    if not file.is_file():
-        raise problem(adapters, "weights", file.name, "not found", "give the folder of a LoRA checkpoint")
-    remedy = "give the base that it was trained on, or copy it again"
-    try:
-        tuned = PeftModel.from_pretrained(model, adapters)
-        # peft passes over a weight that finds no place; a second loading tells.
-        report = tuned.load_adapter(adapters, "default")
-        lost = [*report.unexpected_keys, *report.missing_keys]
-        if lost:
-            raise problem(str(file), "weights", lost[0], f"does not belong to both ({len(lost)} such weights)", remedy)
-        return tuned.merge_and_unload()  # peft's `safe_merge` rounds twice in bf16
-    except UserError:
-        raise
-    except (RuntimeError, ValueError, SafetensorError) as error:  # a wrong shape, a file that breaks off
-        reason = f"cannot be merged ({' '.join(str(error).split())[:200]})"
-        raise problem(str(file), "weights", file.name, reason, remedy) from error
 
 
 def _check_finite(model: Any, dtype: torch.dtype) -> None:
@@ -180,7 +153,7 @@ def _portable(value: Any) -> Any:
     return {name: entry for name, entry in entries.items() if not (isinstance(entry, str) and os.path.isabs(entry))}
 
 
-def _name_on_the_hub(model: str, config: HiggsAudioV2Config) -> str | None:
+def _name_on_the_hub(model: str, config: Any) -> str | None:
     if not Path(model).exists():
         return model
     published = HiggsAudioV2Config()

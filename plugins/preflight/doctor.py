@@ -20,7 +20,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from plugins import audio
-from plugins.checkpoint import base_and_adapters, load_config, load_model, with_adapters
+from plugins.checkpoint import bare, base_and_adapters, load_config, load_model, with_adapters
 from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec, find_codec
 from plugins.collator import collate
 from plugins.errors import UserError, problem
@@ -139,7 +139,7 @@ def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoin
         raise problem(folder, "tokenizer", None, reason, "add the published tokenizer's files") from None
     tokens = SpecialTokens.from_config(model_config, tokenizer)
     model = load_model(folder, dtype=torch.float32 if options.device == "cpu" else torch.bfloat16)
-    model = with_adapters(model, adapters).to(options.device)
+    model = bare(with_adapters(model, {"default": adapters} if adapters else {})).to(options.device)
     size = sum(parameter.numel() for parameter in model.parameters())
     kind = "random weights" if is_random_init(model) else "trained weights"
     report.add(

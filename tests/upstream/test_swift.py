@@ -95,7 +95,7 @@ def test_a_faulty_row_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="a missing file is taken for a hub id; workaround: plugins/dataset_registration.py:route_jsonl_files",
+    reason="a missing file is taken for a hub id; workaround: plugins/dataset_registration.py:route_datasets",
 )
 def test_a_missing_file_is_not_a_hub_repository() -> None:
     """`--dataset data/trian.jsonl`, with a typing mistake, is looked for on the hub as a repository of that name.

@@ -382,7 +382,7 @@ def test_a_row_that_stops_at_once_does_not_take_the_others_along(processor: Any,
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="greedy decoding draws at random; workaround: plugins/inference.py:_generate",
+    reason="greedy decoding draws at random; workaround: plugins/decoding.py:decode",
 )
 def test_greedy_decoding_is_the_same_twice(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries of the model's own generation config are added to the one given, custom ones too.
@@ -402,7 +402,7 @@ def test_greedy_decoding_is_the_same_twice(model: Any, monkeypatch: pytest.Monke
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="an audio turn before the prompt's end; workaround: plugins/inference.py:_inputs",
+    reason="an audio turn before the prompt's end; workaround: plugins/decoding.py:decode",
 )
 def test_speech_may_follow_an_audio_turn_directly(model: Any) -> None:
     """The delay processor takes a delay token among the last eight for the end of what it is to generate.
@@ -420,7 +420,7 @@ def test_speech_may_follow_an_audio_turn_directly(model: Any) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="no frames is not no audio; workaround: plugins/inference.py:_inputs"
+    strict=True, raises=RuntimeError, reason="no frames is not no audio; workaround: plugins/decoding.py:decode"
 )
 def test_a_prompt_with_zero_frames_is_a_prompt_without_audio(model: Any) -> None:
     """`audio_input_ids` of shape (B, 0, K), what a collator gives for a batch without clips, counts as fully decoded.

@@ -1,0 +1,197 @@
+"""`higgs-audio speak`: one text into a file or a pipe, or a list of texts into a folder. L4.
+
+A list is JSONL, one request per line:
+
+    {"id": "greeting", "text": "Hello.", "scene_description": "...", "voice_description": "...",
+     "reference_audio": "voice.wav", "reference_text": "...", "seed": 1}
+
+Only `text` is needed; the rest is the command's own flags, line by line. What has been spoken stands in
+`results.jsonl` of the folder: the same command goes on where it was, and speaks again what has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from plugins import audio
+from plugins.errors import UserError, did_you_mean, problem
+from plugins.inference import HiggsAudioGenerator
+from plugins.sampling import Sampling
+from plugins.speech import Speech
+from plugins.voices import Script
+
+TRUNCATED = 3
+RESULTS = "results.jsonl"
+_OPTIONS = ("scene_description", "voice_description", "reference_audio", "reference_text")
+_FIELDS = ("id", "text", "seed", *_OPTIONS)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One request of a list."""
+
+    place: str
+    id: str
+    text: str
+    options: dict[str, Any]
+    seed: int | None
+    key: str  # of everything that the speech depends on
+
+
+def run(options: Namespace) -> int:
+    """The subcommand: its exit code."""
+    if (options.text is None) == (options.input is None):
+        raise problem("options", "text", options.text, "is one of two", "give --text or --input")
+    if options.input is not None and (options.output_dir is None or options.stream is not None):
+        raise problem("options", "input", str(options.input), "is a list", "give --output_dir, not --stream")
+    generator = HiggsAudioGenerator.from_pretrained(
+        options.model,
+        adapters=options.adapters,
+        codec=options.codec,
+        device=options.device,
+        quantization=options.quantization,
+    )
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, seed=options.seed)
+    if options.input is not None:
+        return _speak_all(generator, options, sampling)
+    wanted = {name: getattr(options, name) for name in _OPTIONS}
+    wanted |= {"sampling": sampling, "max_audio_s": options.max_audio_s, "clean_text": not options.raw_text}
+    if options.stream is not None:
+        stream = generator.stream(options.text, **wanted)
+        _pipe(stream, options.stream)
+        speech, name = stream.speech, options.stream
+    else:
+        speech, name = generator.generate(options.text, **wanted), options.output
+        speech.save(name)
+    # The samples may go to stdout.
+    print(f"{name}: {_described(speech)}", file=sys.stdout if options.stream is None else sys.stderr)
+    return 0 if speech.stopped else TRUNCATED
+
+
+def _pipe(chunks: Iterable[np.ndarray], target: str) -> None:
+    """16 bit little-endian PCM, each chunk as soon as it is spoken."""
+    with sys.stdout.buffer if target == "-" else open(target, "wb") as file:
+        for chunk in chunks:
+            file.write((chunk.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+            file.flush()
+
+
+def _described(speech: Speech) -> str:
+    end = "stopped by itself" if speech.stopped else "truncated: cut at the limit, it did not stop by itself"
+    frames, factor = speech.codes.shape[1], speech.real_time_factor
+    return f"{speech.duration_s:.2f} s, {frames} frames, real-time factor {factor:.2f}, {end}"
+
+
+def _speak_all(generator: HiggsAudioGenerator, options: Namespace, sampling: Sampling) -> int:
+    lines = list(_lines(options.input, options, sampling.seed))
+    folder: Path = options.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    done = _done(folder)
+    waiting = [line for line in lines if done.get(line.id) != line.key]
+    failures: list[str] = []
+    truncated = 0
+    with (
+        (folder / RESULTS).open("a", encoding="utf-8") as results,
+        tqdm(total=len(lines), initial=len(lines) - len(waiting), desc="speech", unit="line", disable=None) as bar,
+    ):
+        for start in range(0, len(waiting), options.batch_size):
+            batch = waiting[start : start + options.batch_size]
+            for line, outcome in _spoken(generator, batch, sampling, options):
+                bar.update()
+                if isinstance(outcome, UserError):
+                    failures.append(f"{line.place}: {outcome}")
+                    continue
+                truncated += outcome.truncated
+                outcome.save(folder / f"{line.id}.wav")
+                written: dict[str, Any] = {"id": line.id, "file": f"{line.id}.wav", "text": outcome.text}
+                written |= {"duration_s": round(outcome.duration_s, 3), "stopped": outcome.stopped, "key": line.key}
+                results.write(json.dumps(written, ensure_ascii=False) + "\n")
+                results.flush()
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    spoken = len(waiting) - len(failures)
+    kept = len(lines) - len(waiting)
+    print(f"{folder}: {spoken} spoken ({truncated} truncated), {kept} there already, {len(failures)} failed")
+    return 1 if failures else TRUNCATED if truncated else 0
+
+
+def _spoken(
+    generator: HiggsAudioGenerator, batch: list[Line], sampling: Sampling, options: Namespace
+) -> Iterator[tuple[Line, Speech | UserError]]:
+    """Together; if one of them fails, one by one."""
+    scripts: list[tuple[Line, Script]] = []
+    for line in batch:
+        try:
+            scripts.append((line, generator.script(line.text, **line.options, clean_text=not options.raw_text)))
+        except UserError as error:
+            yield line, error
+    samplings = [replace(sampling, seed=line.seed) for line, _ in scripts]
+    try:
+        speeches = generator.perform([s for _, s in scripts], samplings=samplings, max_audio_s=options.max_audio_s)
+        yield from zip([line for line, _ in scripts], speeches, strict=True)
+    except UserError as error:
+        if len(scripts) == 1:
+            yield scripts[0][0], error
+            return
+        for line, _ in scripts:
+            yield from _spoken(generator, [line], sampling, options)
+
+
+def _lines(path: Path, options: Namespace, seed: int | None) -> Iterator[Line]:
+    """Raises UserError for the first line that is none: nothing has been spoken yet."""
+    ids: set[str] = set()
+    try:
+        numbered = list(enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1))
+    except (OSError, UnicodeDecodeError) as error:
+        raise problem("options", "input", str(path), f"cannot be read ({error})", "name a JSONL file") from None
+    for number, text in numbered:
+        place = f"{path}:{number}"
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise problem(place, "line", text.strip(), f"is no JSON ({error})", "mend or delete the line") from None
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise problem(place, "text", row, "is missing", 'write {"text": ...}')
+        for name in row:
+            if name not in _FIELDS:
+                raise problem(place, "column", name, "is unknown", did_you_mean(name, _FIELDS))
+        id_ = str(row.get("id", f"{number:05d}"))
+        if Path(id_).name != id_ or id_ in ids or id_.startswith("."):
+            raise problem(place, "id", id_, "is no name for a file, or taken", "give plain names, each once")
+        ids.add(id_)
+        wanted = {name: row.get(name, getattr(options, name)) for name in _OPTIONS}
+        if wanted["reference_audio"] is not None:
+            try:
+                found = audio.resolve(wanted["reference_audio"], folders=[path.resolve().parent, Path.cwd()])
+            except audio.AudioError as error:
+                raise problem(place, "reference_audio", error.path, error.reason, error.remedy) from None
+            wanted["reference_audio"] = str(found)
+        flags = (options.model, options.adapters, options.temperature, options.top_k, options.top_p, options.raw_text)
+        said = json.dumps([row["text"], wanted, row.get("seed", seed), options.max_audio_s, *flags])
+        key = hashlib.sha256(said.encode()).hexdigest()[:32]
+        yield Line(place, id_, row["text"], wanted, row.get("seed", seed), key)
+
+
+def _done(folder: Path) -> dict[str, str]:
+    """id -> key of what has been spoken and is there. A line that was being written when the run ended is no line."""
+    path = folder / RESULTS
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        path.write_bytes(whole)
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return {row["id"]: row["key"] for row in rows if (folder / row["file"]).is_file()}
