@@ -1,6 +1,6 @@
 """Preparing a corpus, and reading its codes, against the plain way of doing it: `python -m benchmarks.prepare`.
 
-P-a  headers of all clips                              librosa.load(f, sr=24000), clip by clip
+P-a  headers of all clips                              librosa.load(f, sr=24000), clip by clip, in one process
 P-b  every sample decoded and checked                  the same loop
 P-c  checked, resampled, written as FLAC               the same loop, each clip written by soundfile, also as FLAC
 P-d  codes out of the cache                            json.loads of rows with the codes in them
@@ -8,14 +8,18 @@ P-e  row -> EncodedSample with codes from the cache    the same with the codec, 
 
 The clips are generated into a temporary folder and lie in the page cache when they are read. Of R rounds, each decodes
 another R-th of the clips, with workers three of them; headers are read of all clips in each round.
+Arms with workers are what a user runs: all that prepare_dataset.py does for a clip, in its two worker processes, from
+their start to their end. The others show how much of that is the second process.
 `limit` is the same job reduced to what any implementation does: soundfile's decoder, soxr, soundfile's encoder.
-What is compared is first asserted to be equal.
+What is compared is first asserted to be equal. What needs torch imports it, after the rounds of audio: the command
+forks its workers from a process without.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import sys
@@ -26,29 +30,22 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import librosa
 import numpy as np
 import soundfile as sf
 import soxr
-import torch
 
 from benchmarks.measure import ROOT, Arm, Comparison, alternate, compare, machine, table, write_json
-from plugins.audio import SAMPLE_RATE_HZ, load
-from plugins.code_cache import CacheWriter, CodeCache
-from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec
+from plugins.audio import SAMPLE_RATE_HZ, load, to_float, to_pcm16
 from plugins.corpora import Utterance
-from plugins.demo.tiny import build_config, build_tokenizer
 from plugins.prepare.clips import Outcome, Work
-from plugins.prepare.encode import encode_rows
 from plugins.prepare.quality import samples_hash
-from plugins.prepare.run import CHUNK, journal_of, run_all
-from plugins.prompt import EncodedSample, encode
-from plugins.row_clips import check_clips, with_clips
-from plugins.rows import canonical_row, dialogue_from_row
-from plugins.settings import HiggsAudioSettings
-from plugins.tokens import SpecialTokens
+from plugins.prepare.run import CHUNK, journal_of, run_all, run_chunk
+
+if TYPE_CHECKING:
+    from plugins.prompt import EncodedSample
 
 WORKERS = 2
 _FORMATS = ((44_100, "wav"), (44_100, "flac"), (48_000, "wav"), (48_000, "flac"))
@@ -172,16 +169,16 @@ def audio_arms(utterances: Sequence[Utterance], folder: Path, num_rounds: int) -
 
     return {
         "librosa": lambda i: here(_librosa, share(i)),
-        "headers": lambda i: here(headers, utterances),
+        "headers": lambda i: len(run_chunk(headers, utterances)),
         "headers, 2 workers": lambda i: in_command(headers, utterances, target("headers", i)),
         "decode": lambda i: here(_decode, share(i)),
         "decode, 2 workers": lambda i: in_pool(_decode, shares(i)),
-        "decode, check": lambda i: here(full, share(i)),
+        "decode, check": lambda i: len(run_chunk(full, share(i))),
         "decode, check, 2 workers": lambda i: in_command(full, shares(i), target("full", i)),
         "librosa, write": lambda i: here(partial(_librosa_write, target("librosa", i)), share(i)),
         "resample, write": lambda i: here(partial(_resample_write, target("limit", i)), share(i)),
         "resample, write, 2 workers": lambda i: in_pool(partial(_resample_write, target("limit2", i)), shares(i)),
-        "process, write": lambda i: here(processing("ours", i), share(i)),
+        "process, write": lambda i: len(run_chunk(processing("ours", i), share(i))),
         "process, write, 2 workers": lambda i: in_command(processing("ours2", i), shares(i), target("journal", i)),
     }
 
@@ -235,12 +232,15 @@ def _librosa_write(folder: Path, utterance: Utterance) -> None:
 
 
 def _decode(utterance: Utterance) -> None:
-    sf.read(utterance.audio, dtype="float32")
+    sf.read(utterance.audio, dtype="int16")
 
 
 def _resample_write(folder: Path, utterance: Utterance) -> None:
-    samples, sample_rate_hz = sf.read(utterance.audio, dtype="float32")
-    sf.write(folder / f"{utterance.id}.flac", soxr.resample(samples, sample_rate_hz, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ)
+    samples, sample_rate_hz = sf.read(utterance.audio, dtype="int16")
+    resampled = soxr.resample(to_float(samples), sample_rate_hz, SAMPLE_RATE_HZ)
+    encoded = io.BytesIO()
+    sf.write(encoded, to_pcm16(resampled), SAMPLE_RATE_HZ, format="FLAC")
+    (folder / f"{utterance.id}.flac").write_bytes(encoded.getbuffer())
 
 
 # P-d.
@@ -248,6 +248,11 @@ def _resample_write(folder: Path, utterance: Utterance) -> None:
 
 def code_arms(durations_s: Sequence[float], folder: Path) -> tuple[dict[str, Arm], dict[str, float]]:
     """Random codes of clips of these lengths, in a cache and in JSON rows. Also what the cache takes on disk."""
+    import torch
+
+    from plugins.code_cache import CacheWriter, CodeCache
+    from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES
+
     generator = np.random.default_rng(0)
     lengths = [int(np.ceil(duration_s * FRAMES_PER_S)) for duration_s in durations_s]
     codes = [generator.integers(0, NUM_CODES, (NUM_CODEBOOKS, length)) for length in lengths]
@@ -286,6 +291,7 @@ def code_arms(durations_s: Sequence[float], folder: Path) -> tuple[dict[str, Arm
 
 def build_codec(folder: Path) -> None:
     """A codec of the published shape. Its codebooks are random too: as they start, all zero, every code would be 0."""
+    import torch
     from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
 
     ratios = [8, 5, 4, 2, 3]
@@ -300,6 +306,17 @@ def build_codec(folder: Path) -> None:
 
 def epoch_arms(utterances: Sequence[Utterance], codec_folder: Path, folder: Path) -> dict[str, Arm]:
     """The way of a row from a loaded dataset to its sample, as `HiggsAudioTemplate` goes it."""
+    import torch
+
+    from plugins.codec import NUM_CODEBOOKS, Codec
+    from plugins.demo.tiny import build_config, build_tokenizer
+    from plugins.prepare.encode import encode_rows
+    from plugins.prompt import encode
+    from plugins.row_clips import check_clips, with_clips
+    from plugins.rows import canonical_row, dialogue_from_row
+    from plugins.settings import HiggsAudioSettings
+    from plugins.tokens import SpecialTokens
+
     settings = HiggsAudioSettings()
     tokenizer = build_tokenizer(utterance.text for utterance in utterances)
     tokens = SpecialTokens.from_config(build_config(tokenizer), tokenizer)

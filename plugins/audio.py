@@ -24,7 +24,8 @@ import soxr
 from plugins.errors import UserError, problem
 
 SAMPLE_RATE_HZ = 24_000  # of the Higgs-Audio V2 codec
-_BLOCK_SAMPLES = 1 << 16  # read piecewise: a damaged header may promise terabytes
+_BLOCK_SAMPLES = 1 << 21  # read piecewise: a damaged header may promise terabytes
+_PCM16_SCALE = 1 << 15
 _UNKNOWN_SAMPLES = 1 << 62  # libsndfile reports a FLAC header without a length as 2**63 - 1 samples
 _STREAMED_BYTES = 0x7FFFF000  # encoders writing to a pipe put this or more as the WAV data size (sox, ffmpeg)
 _NO_PERMISSION = ("may not be read", "grant read permission")
@@ -87,23 +88,45 @@ def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> 
     return found
 
 
+class Source:
+    """An audio file open for reading. Raises `AudioError` if there is no readable audio."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._file = path, _open(path)
+        self.info = AudioInfo(self._file.frames, self._file.samplerate, self._file.channels)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def decode(self) -> np.ndarray:
+        """All samples at the file's rate, (N, channels), finite: int16 from 16 bit PCM, which is a third faster, else
+        float32.
+
+        Raises `AudioError` for a file with NaN or infinite samples, or with fewer than its header promises. The last is
+        found out for WAV, FLAC and MP3; an OGG page stream that stops early is a valid shorter file.
+        """
+        samples = _decode(self._file, self._path)
+        if samples.dtype == np.float32 and not np.isfinite(samples).all():
+            raise AudioError(self._path, "holds NaN or infinite samples", "export the file again")
+        return samples
+
+
 def probe(path: str | Path) -> AudioInfo:
     """The header of `path`, without decoding. Raises `AudioError` if there is no readable audio."""
-    with _open(path) as file:
-        return AudioInfo(file.frames, file.samplerate, file.channels)
+    with Source(path) as source:
+        return source.info
 
 
 def load(path: str | Path, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
     """The whole file as float32 (N,): channels averaged, then resampled (soxr HQ) to `sample_rate_hz`.
 
-    Raises `AudioError` for a file without samples, with NaN or infinite ones, or with fewer than its header promises.
-    The last is found out for WAV, FLAC and MP3; an OGG page stream that stops early is a valid shorter file.
+    Raises `AudioError` for what `Source.decode` refuses, and for a file without samples.
     """
-    with _open(path) as file:
-        samples = _decode_mono(file, path)
-        native_rate_hz = file.samplerate
-    if not np.isfinite(samples).all():
-        raise AudioError(path, "holds NaN or infinite samples", "export the file again")
+    with Source(path) as source:
+        samples, native_rate_hz = mono(to_float(source.decode())), source.info.sample_rate_hz
     if native_rate_hz != sample_rate_hz:
         samples = soxr.resample(samples, native_rate_hz, sample_rate_hz, quality="HQ")
     if samples.size == 0:
@@ -111,12 +134,29 @@ def load(path: str | Path, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarra
     return samples
 
 
+def to_float(samples: np.ndarray) -> np.ndarray:
+    """int16 or float32 -> float32 of the same shape, full scale being 1."""
+    return samples if samples.dtype == np.float32 else samples * np.float32(1 / _PCM16_SCALE)
+
+
+def to_pcm16(samples: np.ndarray) -> np.ndarray:
+    """The inverse of `to_float` for int16: floats, clipped to [-1, 1], rounded to 16 bit."""
+    scaled = samples * np.float32(_PCM16_SCALE)
+    np.rint(scaled, out=scaled)
+    return np.clip(scaled, -_PCM16_SCALE, _PCM16_SCALE - 1, out=scaled).astype(np.int16)
+
+
+def mono(samples: np.ndarray) -> np.ndarray:
+    """Floats (N,) or (N, channels) -> (N,), channels averaged."""
+    return samples.mean(axis=1) if samples.ndim == 2 and samples.shape[1] != 1 else samples.reshape(-1)
+
+
 def save_wav(path: str | Path, samples: np.ndarray, sample_rate_hz: int) -> None:
     """Write `samples` (N,), clipped to [-1, 1], as 16 bit PCM; the parent folder is made, the file appears whole."""
     assert samples.ndim == 1, samples.shape
     assert np.isfinite(samples).all(), "NaN or infinite samples"
     with replace_when_done(path) as temporary:
-        sf.write(temporary, np.clip(samples, -1.0, 1.0), sample_rate_hz, format="WAV", subtype="PCM_16")
+        sf.write(temporary, to_pcm16(samples), sample_rate_hz, format="WAV", subtype="PCM_16")
 
 
 def file_hash(path: str | Path) -> str:
@@ -129,9 +169,10 @@ def file_hash(path: str | Path) -> str:
 
 
 @contextmanager
-def replace_when_done(path: str | Path) -> Iterator[Path]:
+def replace_when_done(path: str | Path, *, synced: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is synced to disk and takes the place of `path`.
 
+    synced=False leaves `sync` to the caller, before anything relies on the file: another may be written meanwhile.
     On an error the old file stays untouched and nothing is left behind. Raises `UserError` if `path` is there and is
     no regular file: replacing ``/dev/null`` by a file would break the machine.
     """
@@ -142,11 +183,17 @@ def replace_when_done(path: str | Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        if synced:
+            sync(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: str | Path) -> None:
+    """Return once `path` is on the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _require_plain(path: str, root: Path) -> None:
@@ -211,15 +258,16 @@ def _open(path: str | Path) -> sf.SoundFile:
     return file
 
 
-def _decode_mono(file: sf.SoundFile, path: str | Path) -> np.ndarray:
-    """All samples of `file`, averaged over channels, (N,) float32; raises `AudioError` if some are missing."""
-    blocks = [np.zeros(0, dtype=np.float32)]
+def _decode(file: sf.SoundFile, path: str | Path) -> np.ndarray:
+    """All samples of `file`, (N, channels) int16 or float32; raises `AudioError` if some are missing."""
+    dtype = "int16" if file.subtype == "PCM_16" else "float32"
+    blocks: list[np.ndarray] = []
     try:
-        while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-            blocks.append(block.mean(axis=1))
+        while not blocks or len(blocks[-1]):
+            blocks.append(file.read(_BLOCK_SAMPLES // file.channels, dtype=dtype, always_2d=True))
     except sf.SoundFileError:
         raise AudioError(path, "does not decode to its end", "it is cut off or damaged, fetch it again") from None
-    samples = np.concatenate(blocks)
+    samples = blocks[0] if len(blocks) <= 2 else np.concatenate(blocks)  # the last one is empty
     shortfall = _shortfall(file, path, num_decoded=len(samples))
     if shortfall:
         raise AudioError(path, f"is truncated ({shortfall})", "fetch it again")

@@ -117,6 +117,10 @@ class CodeCache:
         self._index = _map(folder / _INDEX)
         self.written_ns = os.stat(folder / _INDEX).st_mtime_ns
         self.entries = _entries(self._index, folder / _INDEX)  # (clips,) of `_ENTRY`, a view
+        # Where the keys of each beginning of 12 bits begin: they are hashes, so few are left to search among.
+        beginnings = np.ndarray(len(self), ">u2", self._index, _HEADER.size, (_ENTRY.itemsize,))
+        starts = np.searchsorted(beginnings, np.arange(0, 1 << 16, 16, dtype=np.uint16))
+        self._starts = [*starts.tolist(), len(self)]
         ends = self.entries["first_frame"].astype(np.int64) + self.entries["num_frames"]
         num_frames = np.zeros(int(self.entries["shard"].max()) + 1 if len(self) else 0, np.int64)  # per shard
         np.maximum.at(num_frames, self.entries["shard"], ends)
@@ -161,8 +165,10 @@ class CodeCache:
 
     def _find(self, key: str) -> int | None:
         wanted = bytes.fromhex(key)
-        i = bisect_left(range(len(self)), wanted, key=self._key_at)
-        return i if i < len(self) and self._key_at(i) == wanted else None
+        beginning = wanted[0] << 4 | wanted[1] >> 4
+        start, end = self._starts[beginning], self._starts[beginning + 1]
+        i = bisect_left(range(end), wanted, start, end, key=self._key_at)
+        return i if i < end and self._key_at(i) == wanted else None
 
     def _key_at(self, i: int) -> bytes:
         start = _HEADER.size + i * _ENTRY.itemsize

@@ -43,6 +43,7 @@ class HiggsDatasetLoader(DatasetLoader):
     """Reads a dataset whole and checks every row, so that a faulty one stops the run before its first step."""
 
     check_row: Callable[[Dialogue], None]  # of the template in use
+    is_training: Callable[[], bool]
 
     def load(
         self,
@@ -65,6 +66,7 @@ class HiggsDatasetLoader(DatasetLoader):
                 source,
                 HiggsAudioSettings.from_env(),
                 check=type(self).check_row,
+                training=type(self).is_training(),
                 columns=self.columns,
                 subset=next(iter(subsets), None),
             )
@@ -79,16 +81,18 @@ def register_columns() -> None:
             RowPreprocessor.standard_keys.append(column)
 
 
-def route_datasets(check_row: Callable[[Dialogue], None]) -> None:
+def route_datasets(check_row: Callable[[Dialogue], None], *, is_training: Callable[[], bool]) -> None:
     """Let `--dataset` go through `HiggsDatasetLoader`, and each of its rows through `check_row`.
 
     Called when a Higgs template is set up, so that other models keep MS-SWIFT's own loader; datasets that somebody
     registered with MS-SWIFT keep theirs. Idempotent.
 
-    The one patch of MS-SWIFT in this package: 4.6 looks a dataset's loader up by exact path or hub id, so one that
-    nobody registered beforehand always gets the default loader, which knows no line numbers and drops faulty rows.
+    One of two patches of MS-SWIFT in this package (`swift_inference` has the other): 4.6 looks a dataset's loader up by
+    exact path or hub id, so one that nobody registered beforehand always gets the default loader, which knows no line
+    numbers and drops faulty rows.
     """
     HiggsDatasetLoader.check_row = staticmethod(check_row)
+    HiggsDatasetLoader.is_training = staticmethod(is_training)
     if not swift.__version__.startswith("4.6."):
         logger.warning(f"rows are not checked before training: untested ms-swift {swift.__version__} (need 4.6)")
         return

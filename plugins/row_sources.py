@@ -30,6 +30,7 @@ def read_rows(
     settings: HiggsAudioSettings,
     *,
     check: Callable[[Dialogue], None],
+    training: bool = True,
     columns: Mapping[str, str] | None = None,
     subset: str | None = None,
     max_problems: int = 20,
@@ -38,7 +39,7 @@ def read_rows(
 
     source: a JSONL file; a folder of recordings with a ``.txt`` or ``.lab`` beside each; a folder or Hub id of a
     Hugging Face dataset (columns `text`, `audio`, and `speaker`, `id`, `language` if `columns` names them), whose
-    `subset` is its configuration.
+    `subset` is its configuration. training: there must be something to train on.
     Raises UserError with one line per faulty row, the first `max_problems` of them: nothing is dropped in silence.
     """
     rows: list[Row] = []
@@ -47,7 +48,7 @@ def read_rows(
     for place, read in tqdm(_rows(source, columns or {}, subset), desc=source, unit=" rows", delay=2, disable=None):
         try:
             row = canonical_row(read(), place, settings, beside=beside)
-            check(dialogue_from_row(row, settings))
+            check(dialogue_from_row(row, settings, training=training))
             rows.append(row)
         except UserError as error:
             problems.append(str(error))

@@ -46,7 +46,7 @@ class HiggsAudioTemplate(Template):
         self.codec = Codec(find_codec([self.model_info.model_dir], self.settings.codec))
         # On the instance: the base's list is shared by every template of the process.
         self.placeholder_tokens = [self.tokens.audio, self.tokens.audio_delay]
-        route_datasets(self.check_dialogue)
+        route_datasets(self.check_dialogue, is_training=lambda: self.is_training)
 
     def _preprocess_inputs(self, inputs: StdTemplateInputs) -> None:
         """The base would put <audio> tags into the first message: our clips are targets, not inputs."""
@@ -55,14 +55,18 @@ class HiggsAudioTemplate(Template):
         row = row_of(inputs)
         if ROW_SOURCE not in row:  # not from one of our JSONL files: check it now
             row = canonical_row(row, f"row {row.get('id', '')}".strip(), self.settings)
-        dialogue = dialogue_from_row(row, self.settings, training=self.is_training)
+        dialogue = dialogue_from_row(row, self.settings)
         check_clips(dialogue, self.settings)
         sample = self._encode_dialogue(with_clips(dialogue, self.codec, self.tokens))
-        encoded = {"input_ids": sample.input_ids, "clips": sample.clips, "clips_trained": sample.clips_trained}
-        if self.tokens.tower is not None:
-            encoded["heard"] = sample.heard
-        labels = {"labels": sample.labels} if self.is_training else {}
-        return {**encoded, **labels, ROW_SOURCE: sample.source}
+        heard = {} if self.tokens.tower is None else {"heard": sample.heard}
+        return {
+            "input_ids": sample.input_ids,
+            "labels": sample.labels,
+            "clips": sample.clips,
+            "clips_trained": sample.clips_trained,
+            **heard,
+            ROW_SOURCE: sample.source,
+        }
 
     def check_dialogue(self, dialogue: Dialogue) -> None:
         """Raise UserError if a clip cannot be read or the row is too long, from the headers of its audio files."""
@@ -95,7 +99,7 @@ class HiggsAudioTemplate(Template):
         return sample
 
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Tensor]:
-        return collate([sample_of(row) for row in batch], self.tokens, training=self.is_training)
+        return collate([sample_of(row) for row in batch], self.tokens, training=True)
 
     def compute_sft_loss(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None, trainer: Any = None
@@ -113,7 +117,7 @@ def sample_of(row: dict[str, Any]) -> EncodedSample:
     """What `_encode` returned, after MS-SWIFT has carried it through a dataset."""
     source = row.get(ROW_SOURCE, "row")
     heard = row.get("heard") or []
-    return EncodedSample(row["input_ids"], row.get("labels") or [], row["clips"], row["clips_trained"], source, heard)
+    return EncodedSample(row["input_ids"], row["labels"], row["clips"], row["clips_trained"], source, heard)
 
 
 def row_of(inputs: StdTemplateInputs) -> dict[str, Any]:

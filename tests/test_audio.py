@@ -10,7 +10,20 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from plugins.audio import AudioError, AudioInfo, load, probe, replace_when_done, resolve, save_wav
+from plugins import audio
+from plugins.audio import (
+    AudioError,
+    AudioInfo,
+    Source,
+    load,
+    mono,
+    probe,
+    replace_when_done,
+    resolve,
+    save_wav,
+    to_float,
+    to_pcm16,
+)
 from plugins.errors import UserError, problem
 
 
@@ -139,8 +152,10 @@ def test_channels_are_averaged(tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "a.wav"), [0.375, 0.0, 0.25, -0.5])
 
 
-def test_a_file_longer_than_one_block_keeps_its_order(tmp_path):
-    """Decoding goes piecewise; no seam may lose or repeat a sample."""
+@pytest.mark.parametrize("block_samples", [1 << 21, 200_001, 65_536, 66_667])
+def test_a_file_longer_than_one_block_keeps_its_order(tmp_path, monkeypatch, block_samples):
+    """Decoding goes piecewise; no seam may lose or repeat a sample, also where the last block is a full one."""
+    monkeypatch.setattr(audio, "_BLOCK_SAMPLES", block_samples)
     samples = (np.arange(200_001) % 30_000 / 32_768).astype(np.float32)
     sf.write(tmp_path / "a.wav", samples, 24_000, subtype="PCM_16")
     np.testing.assert_array_equal(load(tmp_path / "a.wav"), samples)
@@ -156,6 +171,28 @@ def test_resampling_agrees_with_librosa_and_with_the_tone(tmp_path, native_rate_
     assert loaded.shape == expected.shape == (24_000,)
     np.testing.assert_allclose(loaded, expected, atol=1e-6)
     np.testing.assert_allclose(loaded[1000:-1000], sine(1.0, 24_000)[1000:-1000], atol=1e-3)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize(("subtype", "dtype"), [("PCM_16", np.int16), ("PCM_24", np.float32)])
+def test_samples_are_decoded_as_they_are_stored(tmp_path, suffix, subtype, dtype):
+    """16 bit as integers, which is faster; as floats they are those of libsndfile, to the bit and per channel."""
+    path = tmp_path / f"a.{suffix}"
+    sf.write(path, np.random.default_rng(0).uniform(-1, 1, (5_000, 2)), 24_000, subtype=subtype)
+    with Source(path) as source:
+        samples = source.decode()
+    assert samples.dtype == dtype
+    np.testing.assert_array_equal(to_float(samples), sf.read(path, dtype="float32")[0])
+    np.testing.assert_array_equal(mono(to_float(samples)), load(path))
+
+
+def test_16_bit_is_the_same_after_a_way_through_floats(tmp_path):
+    """All 65,536 values: libsndfile's own conversion takes another scale for writing than for reading."""
+    samples = np.arange(-(2**15), 2**15).astype(np.int16)
+    np.testing.assert_array_equal(to_pcm16(to_float(samples)), samples)
+    save_wav(tmp_path / "a.wav", to_float(samples), 24_000)
+    np.testing.assert_array_equal(sf.read(tmp_path / "a.wav", dtype="int16")[0], samples)
+    np.testing.assert_array_equal(to_pcm16(np.float32([1.0, 1.5, -1.5])), [32767, 32767, -32768])
 
 
 def test_what_the_new_rate_cannot_hold_is_filtered_out(tmp_path):

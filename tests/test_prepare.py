@@ -588,7 +588,7 @@ def test_an_interrupted_run_leaves_the_old_output(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(clips, "load", interrupt)
+    monkeypatch.setattr(clips.Source, "decode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run("ljspeech", root, tmp_path / "train.jsonl", "--validate", "--workers", 1)
     assert (tmp_path / "train.jsonl").read_text() == "old"

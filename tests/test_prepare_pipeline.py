@@ -16,6 +16,7 @@ from commands import TEXT, corpus, prepare, prepare_apart, read, reasons, speech
 from trees import said
 
 from plugins.prepare import cli
+from plugins.prepare import run as run_module
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +163,34 @@ def test_headers_alone_reject_what_they_show(tmp_path):
     assert len(read(output)) == 3 + len(in_samples)
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "reason"),
+    [
+        (1.0, 0.1, "clipped share above max_clipped_share"),  # their average stays below full scale
+        (1.0, -0.5, "clipped share above max_clipped_share"),  # out of phase
+        (0.2, 0.2, None),
+        (0.2, -0.2, "silence share above max_silence_share"),  # nothing is left of it
+    ],
+)
+def test_each_channel_is_judged(tmp_path, left, right, reason):
+    """The average, on which the model is trained, hides what is wrong with one of them."""
+    root, output = tmp_path / "corpus", tmp_path / "train.jsonl"
+    speech(root / "ok.wav", channels=2)
+    wave = np.clip(3 * np.sin(np.arange(36_000) / 20), -1, 1)
+    sf.write(root / "a.wav", np.stack([left * wave, right * wave], axis=1), 24_000)
+    assert prepare(*table(root, ["ok.wav", "a.wav"]), "--output_file", output, "--validate") == 0
+    assert reasons(output) == ([] if reason is None else [("a.wav", reason)])
+
+
+def test_an_offset_in_one_channel_is_found(tmp_path):
+    root, output = tmp_path / "corpus", tmp_path / "train.jsonl"
+    speech(root / "ok.wav")
+    wave = 0.3 * np.sin(np.arange(36_000) / 20)
+    sf.write(root / "a.wav", np.stack([wave + 0.1, wave - 0.1], axis=1), 24_000)
+    assert prepare(*table(root, ["ok.wav", "a.wav"]), "--output_file", output, "--validate") == 0
+    assert reasons(output) == [("a.wav", "DC offset above max_dc_offset")]
+
+
 def test_limits_are_flags(tmp_path):
     output = tmp_path / "train.jsonl"
     limits = ["--min_duration_s", "0.5", "--min_sample_rate_hz", "8000", "--max_channels", "3", "--max_dc_offset", "1"]
@@ -222,6 +251,56 @@ def test_a_rejected_clip_does_not_take_the_file_of_the_accepted_one(tmp_path):
     assert prepare(*arguments, "--output_file", output, "--audio_output", tmp_path / "audio") == 0
     (row,) = read(output)
     assert np.abs(sf.read(row["audios"][0])[0] - sf.read(tmp_path / "corpus" / "0.wav")[0]).max() < 1e-3
+
+
+def test_an_id_of_an_augmented_copy_is_refused(tmp_path):
+    """Row and file of the one would be those of the other, and which of them depended on the order of the workers."""
+    root, output = tmp_path / "corpus", tmp_path / "train.jsonl"
+    names = ["x", "x-speed0.9", "x-speed1.1", "y-speed0.9"]
+    for number, name in enumerate(names):
+        speech(root / f"{name}.wav", seed=10 * number)
+    lines = ["audio,text,id", *(f"{name}.wav,{TEXT},{name}" for name in reversed(names))]
+    (root / "meta.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arguments = ["--dataset_type", "custom", "--input_dir", root, "--csv_file", root / "meta.csv", "--id_column", "id"]
+    arguments += ["--output_file", output, "--audio_output", tmp_path / "audio"]
+    assert prepare(*arguments, "--speed_factors", "0.9") == 0
+    assert reasons(output) == [("x-speed0.9", "duplicate id (as the augmented copy of x)")]
+    fit = ["y-speed0.9", "x-speed1.1", "x"]
+    assert ids(output) == [id_ for name in fit for id_ in (name, f"{name}-speed0.9")]
+    assert len({row["audios"][0] for row in read(output)}) == 6
+    assert prepare(*arguments) == 0
+    assert sorted(ids(output)) == sorted(names)
+
+
+# --- processing: on the disk before it is said to be done ---
+
+
+def test_the_journal_names_no_file_that_is_not_on_the_disk(tmp_path, monkeypatch):
+    """After a power cut the next run would take an empty file for a finished clip."""
+    synced: list[str] = []
+    journal = tmp_path / ".train.jsonl.journal"
+
+    def sync(path: str) -> None:
+        assert path not in journal.read_text()
+        assert sf.info(path).duration > 1  # whole, under its own name
+        synced.append(path)
+
+    monkeypatch.setattr(run_module, "sync", sync)
+    flags = ["--audio_output", tmp_path / "audio", "--noise_snr_db", "20"]
+    assert prepare(*corpus(tmp_path / "corpus", 4), "--output_file", tmp_path / "train.jsonl", *flags) == 0
+    assert synced == [row["audios"][0] for row in read(tmp_path / "train.jsonl")]
+
+
+def test_what_cannot_be_synced_is_not_done(tmp_path, monkeypatch):
+    def sync(path: str) -> None:
+        raise OSError(5, "Input/output error", path)
+
+    monkeypatch.setattr(run_module, "sync", sync)
+    output = tmp_path / "train.jsonl"
+    arguments = [*corpus(tmp_path / "corpus", 2), "--output_file", output, "--audio_output", tmp_path / "audio"]
+    assert prepare(*arguments) == 1
+    assert not output.exists()
+    assert (tmp_path / ".train.jsonl.journal").read_text() == ""
 
 
 # --- split ---

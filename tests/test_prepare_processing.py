@@ -13,7 +13,7 @@ from conftest import CORPUS
 
 from plugins.audio import load, probe, save_wav
 from plugins.errors import UserError
-from plugins.prepare.processing import Processing, Variant, check_installed, process, variants
+from plugins.prepare.processing import Processing, Variant, check_installed, process, variant_ids, variants
 
 RATE = 24_000
 SPEECH = sorted((CORPUS / "wavs").glob("*.flac"))
@@ -283,6 +283,19 @@ def test_noise_follows_from_seed_and_id_only():
 def test_silence_gets_no_noise():
     (variant,) = variants(silence(1.0), "clip", Processing(noise_snr_db=(20.0,)), seed=0)
     assert not variant.samples.any()
+
+
+def test_ids_of_variants_are_known_beforehand():
+    made = variants(tone(1.0), "clip", ALL, seed=0)
+    assert variant_ids("clip", ALL) == [variant.id for variant in made]
+    assert variant_ids("clip", Processing()) == []
+
+
+@pytest.mark.parametrize("name", ["speed_factors", "noise_snr_db"])
+def test_two_copies_of_one_id_are_refused(name):
+    """The second would be written over the first; the id holds six digits."""
+    with pytest.raises(UserError, match=rf"--{name}: .* gives two copies one id; give each value once"):
+        Processing(**{name: (1.1, 1.10000001)})
 
 
 def test_without_augmentation_there_are_no_variants():

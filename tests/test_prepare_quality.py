@@ -11,7 +11,7 @@ import pytest
 import soundfile as sf
 from conftest import CORPUS, ROOT
 
-from plugins.audio import AudioInfo, file_hash, load, probe
+from plugins.audio import AudioInfo, file_hash, load, probe, to_pcm16
 from plugins.errors import UserError
 from plugins.prepare.quality import (
     FRAME_S,
@@ -233,6 +233,35 @@ def test_dc_offset(offset, accepted):
     assert fault == (None if accepted else ("DC offset above max_dc_offset", 0.011))
 
 
+def test_16_bit_integers_are_judged_as_their_floats():
+    """As decoded they are integers; -32768 has no absolute value among them."""
+    bad = [
+        np.concatenate([silence(1.0), tone(0.5)]),
+        np.clip(tone(1.0, amplitude=4.0), -1, 1),
+        np.full(RATE, -1.0, dtype=np.float32) * (np.arange(RATE) % 600 < 400),
+        tone(1.0) + np.float32(0.02),
+        tone(1.0),
+    ]
+    for clip in bad:
+        pcm = to_pcm16(clip)
+        for shape in ((-1,), (-1, 1)):
+            found = check_samples(pcm.reshape(shape), RATE, Limits())
+            expected = check_samples((pcm.astype(np.float32) / 32768).reshape(shape), RATE, Limits())
+            assert found == expected
+        both = check_samples(np.stack([to_pcm16(tone(1.0, 0.3))[: len(pcm)], pcm[:RATE]], axis=1), RATE, Limits())
+        assert (both is None) == (
+            check_samples(np.stack([tone(1.0, 0.3), clip[:RATE]], axis=1), RATE, Limits()) is None
+        )
+    assert found is None
+
+
+def test_silence_is_found_beside_a_large_offset():
+    """The level is a difference of two squares then: 0.9 of DC must not hide -70 dBFS, nor make a word of it."""
+    quiet = tone(1.0, amplitude=10 ** (-70 / 20))
+    clip = np.concatenate([quiet, tone(1.0, amplitude=0.01)]) + np.float32(0.9)
+    assert speech_frames(clip, RATE, 40.0).tolist() == [False] * 40 + [True] * 40
+
+
 # --- text ---
 
 
@@ -301,4 +330,10 @@ def test_other_recordings_have_other_hashes():
     ]
     assert len(set(hashes)) == 4
     assert samples_hash(np.stack([samples, samples], axis=1), RATE) == hashes[0]
+    assert samples_hash(to_pcm16(samples), RATE) == samples_hash(to_pcm16(samples)[:, np.newaxis], RATE) == hashes[0]
+    for position in range(0, len(samples), 1_000):  # each part of a clip counts
+        other = to_pcm16(samples)
+        other[position] ^= 1
+        hashes.append(samples_hash(other, RATE))
+    assert len(set(hashes)) == len(hashes)
     assert samples_hash(np.float32([2.0, -2.0]), RATE) == samples_hash(np.float32([1.0, -1.0]), RATE)  # no wrap-around

@@ -62,8 +62,8 @@ def test_datasets_go_through_our_loader_once_a_higgs_template_exists(tmp_path: P
 
     from plugins.dataset_registration import HiggsDatasetLoader, route_datasets
 
-    route_datasets(lambda _: None)
-    route_datasets(lambda _: None)
+    route_datasets(lambda _: None, is_training=lambda: True)
+    route_datasets(lambda _: None, is_training=lambda: True)
     register_dataset(DatasetMeta(hf_dataset_id="someone/registered"), exist_ok=True)
     assert DatasetSyntax("someone/registered").get_dataset_meta(True).loader is not HiggsDatasetLoader
     for name in ("someone/dataset", str(tmp_path)):
@@ -81,7 +81,7 @@ def load(*sources: Path | str, **options: Any) -> list[dict[str, Any]]:
 
     from plugins.dataset_registration import route_datasets
 
-    route_datasets(lambda _: None)
+    route_datasets(lambda _: None, is_training=lambda: True)
     return load_dataset([str(source) for source in sources], **options)[0].to_list()
 
 

@@ -151,6 +151,13 @@ def test_sampling_options_and_batches(tiny: Path, generator: HiggsAudioGenerator
     assert wav(other[0]) != wav(said[0])
 
 
+def test_rows_without_an_answer_are_spoken(tiny: Path, result: Path, tmp_path: Path) -> None:
+    """There is nothing to train on; that is no fault here."""
+    bare = [{"messages": [{"role": "user", "content": rows()[0]["messages"][-2]["content"]}]}]
+    [row] = infer(tiny, write_jsonl(tmp_path / "bare.jsonl", bare), tmp_path / "said.jsonl")
+    assert answer(row)["duration_s"] == answer(read(result)[0])["duration_s"]
+
+
 def test_a_second_run_keeps_the_files_of_the_first(tiny: Path, tmp_path: Path) -> None:
     """MS-SWIFT appends to a result file that is there already."""
     dataset = write_jsonl(tmp_path / "rows.jsonl", rows()[:1])

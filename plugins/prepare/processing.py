@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from plugins.audio import SAMPLE_RATE_HZ
+from plugins.audio import SAMPLE_RATE_HZ, mono
 from plugins.errors import problem
 from plugins.prepare.quality import check_bounds, frame_size, knob, speech_frames
 
@@ -67,6 +67,10 @@ class Processing:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        for name in ("speed_factors", "noise_snr_db"):
+            values = getattr(self, name)
+            if len({f"{value:g}" for value in values}) < len(values):  # as they stand in ids
+                raise problem("command line", f"--{name}", values, "gives two copies one id", "give each value once")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +92,14 @@ def check_installed(processing: Processing) -> None:
 
 
 def process(samples: np.ndarray, sample_rate_hz: int, processing: Processing) -> np.ndarray:
-    """`samples` (N,) or (N, channels), finite -> (M,) float32 at 24 kHz within [-1, 1]; `samples` stays as it is.
+    """`samples` (N,) or (N, channels), finite float32 -> (M,) float32 at 24 kHz within [-1, 1]; `samples` stays as is.
 
     (0,) if trimming found no speech. Nothing is ever clipped: normalisation stops where the true peak would pass -1 dB
     below full scale, leaving a clip of high peaks quieter than asked, and what resampling lifts beyond full scale is
     scaled down as a whole. Raises UserError if a package is missing.
     """
     check_installed(processing)
-    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
-    result = _resample(mono.astype(np.float32), sample_rate_hz, SAMPLE_RATE_HZ)
+    result = _resample(mono(samples), sample_rate_hz, SAMPLE_RATE_HZ)
     if processing.trim != "none" and len(result):
         start, end = _voiced_span(result) if processing.trim == "vad" else _loud_span(result, processing.trim_below_db)
         padding = round(processing.trim_padding_s * SAMPLE_RATE_HZ) if end else 0
@@ -114,12 +117,26 @@ def variants(samples: np.ndarray, clip_id: str, processing: Processing, *, seed:
     is to the power of the whole clip, and it follows from `seed` and the id only.
     """
     for factor in processing.speed_factors:
-        suffix = f"-speed{factor:g}"
+        suffix = _speed_suffix(factor)
         faster = _resample(samples, SAMPLE_RATE_HZ * factor, SAMPLE_RATE_HZ)
         yield Variant(clip_id + suffix, suffix, _within_full_scale(faster))
     for snr_db in processing.noise_snr_db:
-        id_ = f"{clip_id}-snr{snr_db:g}"
+        id_ = clip_id + _noise_suffix(snr_db)
         yield Variant(id_, "", _within_full_scale(_with_noise(samples, snr_db, f"{seed}:{id_}")))
+
+
+def variant_ids(clip_id: str, processing: Processing) -> list[str]:
+    """The ids that `variants` gives."""
+    suffixes = [*map(_speed_suffix, processing.speed_factors), *map(_noise_suffix, processing.noise_snr_db)]
+    return [clip_id + suffix for suffix in suffixes]
+
+
+def _speed_suffix(factor: float) -> str:
+    return f"-speed{factor:g}"
+
+
+def _noise_suffix(snr_db: float) -> str:
+    return f"-snr{snr_db:g}"
 
 
 def _resample(samples: np.ndarray, from_hz: float, to_hz: float) -> np.ndarray:
@@ -187,5 +204,5 @@ def _with_noise(samples: np.ndarray, snr_db: float, seed: str) -> np.ndarray:
 
 
 def _within_full_scale(samples: np.ndarray) -> np.ndarray:
-    peak = np.abs(samples).max(initial=0.0)
+    peak = max(samples.max(initial=0.0), -samples.min(initial=0.0))
     return samples / peak if peak > 1 else samples

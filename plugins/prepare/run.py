@@ -1,20 +1,21 @@
 """Utterances -> outcomes, in parallel and restartable (L4).
 
-Each outcome goes into a journal as soon as it is there. After `kill -9` the same command takes finished ones from it;
-everything that follows is computed from the outcomes in the order of the corpus, so that its results are byte-identical
-to those of an uninterrupted run. One run at a time per output: the journal is locked.
+Each outcome goes into a journal as soon as it is there and its files are on the disk. After `kill -9` the same command
+takes finished ones from it; everything that follows is computed from the outcomes in the order of the corpus, so that
+its results are byte-identical to those of an uninterrupted run. One run at a time per output: the journal is locked.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +23,11 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from plugins.audio import sync
 from plugins.corpora import Utterance
 from plugins.errors import UserError, problem
 from plugins.prepare.clips import Outcome, Work
+from plugins.prepare.processing import variant_ids
 
 CHUNK = 32  # utterances per task: enough that sending them costs little
 Executor = Callable[[Work, Sequence[Utterance], int], Iterator[list[Outcome]]]
@@ -66,11 +69,16 @@ def run_all(
 ) -> list[Outcome]:
     """The outcome of each utterance, in order; those in `journal` are not computed again.
 
+    An utterance with the id of another's augmented copy is refused: rows and files would be mistaken for each other.
     execute: another way to map `work` over utterances, in order, as lists of outcomes (`plugins.prepare.ray_executor`).
     Raises UserError if a worker process dies.
     """
     keys = [work.key(utterance) for utterance in utterances]
     done = _read(journal)
+    copies = {copy: each.id for each in utterances for copy in variant_ids(each.id, work.processing)}
+    for key, utterance in zip(keys, utterances, strict=True):
+        if original := copies.get(utterance.id):
+            done[key] = Outcome((f"duplicate id (as the augmented copy of {original})", utterance.id))
     waiting = [i for i, key in enumerate(keys) if key not in done]
     with journal.open("ab") as file, tqdm(total=len(keys), desc="clips", unit="clip", disable=None) as bar:
         bar.update(len(keys) - len(waiting))
@@ -105,7 +113,7 @@ def _read(journal: Path) -> dict[str, Outcome]:
 
 def _here(work: Work, utterances: Sequence[Utterance], num_workers: int) -> Iterator[list[Outcome]]:
     for utterance in utterances:
-        yield [work(utterance)]
+        yield run_chunk(work, [utterance])
 
 
 def _in_processes(work: Work, utterances: Sequence[Utterance], num_workers: int) -> Iterator[list[Outcome]]:
@@ -136,8 +144,19 @@ def _end_with(run: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    gc.freeze()  # else each collection goes through all that the run has loaded, and copies its pages
 
 
 def run_chunk(work: Work, utterances: Sequence[Utterance]) -> list[Outcome]:
-    """In a worker process."""
-    return [work(utterance) for utterance in utterances]
+    """In a worker process. The disk is waited for while the next clip is computed."""
+    if work.audio_dir is None:
+        return [work(utterance) for utterance in utterances]
+    outcomes = []
+    with ThreadPoolExecutor(1) as thread:
+        syncing = []
+        for utterance in utterances:
+            outcomes.append(work(utterance))
+            syncing += [thread.submit(sync, file.audio) for file in outcomes[-1].files]
+    for each in syncing:
+        each.result()  # raises what `sync` did
+    return outcomes
