@@ -344,7 +344,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"give each clip another one of its speaker and side, of {MIN_REFERENCE_S:g} s or more, with transcript",
     )
     cloning.add_argument("--without_reference", type=_share, default=0.1, help="share without (default: %(default)s)")
-    cloning.add_argument("--min_similarity", type=float, help="lowest speaker similarity, by resemblyzer (extra eval)")
+    cloning.add_argument("--min_similarity", type=float, help="lowest speaker similarity, by resemblyzer")
     processing = parser.add_argument_group("processing, to 24 kHz mono")
     processing.add_argument("--audio_output", type=Path, help="folder for processed clips; originals stay as they are")
     _add_knobs(processing, Processing)

@@ -1,4 +1,4 @@
-"""Whether two clips sound like one speaker, by resemblyzer's embeddings (L4). Needs the extra `eval`."""
+"""Whether two clips sound like one speaker, by resemblyzer's embeddings (L4). Needs the package resemblyzer."""
 
 from __future__ import annotations
 
