@@ -7,7 +7,8 @@ P-d  codes out of the cache                            json.loads of rows with t
 P-e  row -> EncodedSample with codes from the cache    the same with the codec, of the published size, random weights
 
 The clips are generated into a temporary folder and lie in the page cache when they are read. Of R rounds, each decodes
-another R-th of the clips, with workers three of them; headers are read of all clips in each round.
+another R-th of the clips, with workers all of them, whose start a real corpus does not notice; headers are read of all
+clips in each round.
 Arms with workers are what a user runs: all that prepare_dataset.py does for a clip, in its two worker processes, from
 their start to their end. The others show how much of that is the second process.
 `limit` is the same job reduced to what any implementation does: soundfile's decoder, soxr, soundfile's encoder.
@@ -51,7 +52,6 @@ WORKERS = 2
 _FORMATS = ((44_100, "wav"), (44_100, "flac"), (48_000, "wav"), (48_000, "flac"))
 _SHORT_S, _NUM_SHORT = 3.5, 3  # the clips that the codec encodes in each round
 _PASSES = 50  # over these clips from the cache: one takes a millisecond
-_POOL_SHARES = 3  # of the clips to worker processes, whose start a real corpus does not notice
 _STEP = 2**-15  # of 16 bit
 
 AUDIO = [
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {**header, "clips": args.clips, "rounds": args.rounds, **report}
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     share = -(-args.clips // args.rounds)
-    print(f"{args.clips} clips, {args.rounds} rounds; per round {share} clips, {_POOL_SHARES} times that with workers,")
-    print("all for headers and codes; limit: the decoder, resampler and encoder alone")
+    print(f"{args.clips} clips, {args.rounds} rounds; per round {share} clips in one process, all of them with workers")
+    print("and for headers and codes; limit: the decoder, resampler and encoder alone")
     print(f"\n{table(report['comparisons'])}\n")
     print("cache: {bytes_per_s:.1f} bytes per second of audio, index {index_share:.2%} of it".format(**report["cache"]))
     print("P-e left out (--no_codec)" if args.no_codec else f"P-e: {_NUM_SHORT} clips below {_SHORT_S} s a round")
@@ -153,9 +153,6 @@ def audio_arms(utterances: Sequence[Utterance], folder: Path, num_rounds: int) -
     def share(i: int) -> Sequence[Utterance]:
         return utterances[i::num_rounds]
 
-    def shares(i: int) -> Sequence[Utterance]:
-        return [each for j in range(i, i + _POOL_SHARES) for each in share(j % num_rounds)]
-
     def target(arm: str, i: int) -> Path:
         path = folder / arm / str(i)
         path.mkdir(parents=True)
@@ -172,14 +169,14 @@ def audio_arms(utterances: Sequence[Utterance], folder: Path, num_rounds: int) -
         "headers": lambda i: len(run_chunk(headers, utterances)),
         "headers, 2 workers": lambda i: in_command(headers, utterances, target("headers", i)),
         "decode": lambda i: here(_decode, share(i)),
-        "decode, 2 workers": lambda i: in_pool(_decode, shares(i)),
+        "decode, 2 workers": lambda i: in_pool(_decode, utterances),
         "decode, check": lambda i: len(run_chunk(full, share(i))),
-        "decode, check, 2 workers": lambda i: in_command(full, shares(i), target("full", i)),
+        "decode, check, 2 workers": lambda i: in_command(full, utterances, target("full", i)),
         "librosa, write": lambda i: here(partial(_librosa_write, target("librosa", i)), share(i)),
         "resample, write": lambda i: here(partial(_resample_write, target("limit", i)), share(i)),
-        "resample, write, 2 workers": lambda i: in_pool(partial(_resample_write, target("limit2", i)), shares(i)),
+        "resample, write, 2 workers": lambda i: in_pool(partial(_resample_write, target("limit2", i)), utterances),
         "process, write": lambda i: len(run_chunk(processing("ours", i), share(i))),
-        "process, write, 2 workers": lambda i: in_command(processing("ours2", i), shares(i), target("journal", i)),
+        "process, write, 2 workers": lambda i: in_command(processing("ours2", i), utterances, target("journal", i)),
     }
 
 
