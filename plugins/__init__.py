@@ -46,7 +46,7 @@ L3  model_registration.py    loaders and ModelMeta for 3B and 7B
     swift_inference.py       `swift infer`, `swift deploy`
 L4  register.py              register_higgs_audio_all(); the file for --external_plugins
     train.py, cli.py         our own entry points
-    commands/                export: one folder for servers
+    commands/                speak, app: a page in the browser, export: one folder for servers
     prepare/, demo/          corpora -> JSONL; the embedded default
 """
 

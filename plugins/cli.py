@@ -65,6 +65,20 @@ def _parser() -> argparse.ArgumentParser:
     speak.add_argument("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
     speak.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
     speak.set_defaults(run=_speak)
+    app = commands.add_parser("app", help="a page in the browser to speak with a model, on this machine only")
+    app.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA) or Hub id")
+    app.add_argument("--adapters", help="LoRA folder on top of --model; the page compares it with the base")
+    app.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
+    app.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
+    app.add_argument("--host", default="127.0.0.1", help="others are reached by everybody (default: %(default)s)")
+    app.add_argument("--port", type=int, default=7860, help="0: a free one (default: %(default)s)")
+    app.add_argument(
+        "--max_upload_mb", type=_positive, default=25, help="largest recording, MiB (default: %(default)s)"
+    )
+    app.add_argument(
+        "--max_audio_s", type=float, default=40.0, help="longest speech of one piece in seconds (default: %(default)s)"
+    )
+    app.set_defaults(run=_app)
     export = commands.add_parser("export", help="merge base and LoRA into one folder that vLLM-Omni serves")
     export.add_argument(
         "--model", help="checkpoint folder (base, merged, or LoRA) or Hub id (default: the base of --adapters)"
@@ -122,6 +136,12 @@ def _sft(arguments: list[str]) -> int:
 
 def _speak(options: argparse.Namespace) -> int:
     from plugins.commands.speak import run
+
+    return run(options)
+
+
+def _app(options: argparse.Namespace) -> int:
+    from plugins.commands.app import run
 
     return run(options)
 

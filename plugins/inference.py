@@ -26,7 +26,7 @@ from plugins.decoding import decode
 from plugins.delay_pattern import num_delayed_frames, undo_delay
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.prompt import AudioClip, Dialogue, EncodedSample, encode
-from plugins.row_clips import check_clips, with_clips
+from plugins.row_clips import check_clips, num_frames, with_clips
 from plugins.sampling import Sampling
 from plugins.settings import HiggsAudioSettings
 from plugins.speech import Speech, SpeechStream, join
@@ -36,6 +36,7 @@ from plugins.tokens import SpecialTokens
 from plugins.voices import AnyPath, Script, Transcript, Voice, request, speakers_of, voices_of
 
 _MAX_CHARS = 300  # of one piece: about 20 s
+_TEXT_POSITIONS = 400  # of a prompt: four such pieces, system message, what delays and turns add
 
 
 class HiggsAudioGenerator:
@@ -155,7 +156,7 @@ class HiggsAudioGenerator:
         spoken: list[list[Speech]] = [[] for _ in scripts]
         for i in range(max((len(script.lines) for script in scripts), default=0)):
             rows = [row for row, script in enumerate(scripts) if i < len(script.lines)]
-            dialogues = [scripts[row].next_line([speech.codes for speech in spoken[row]]) for row in rows]
+            dialogues = [self._next_line(scripts[row], spoken[row], max_audio_s) for row in rows]
             chosen = [samplings[row] for row in rows]
             for row, speech in zip(rows, self.speak(dialogues, samplings=chosen, max_audio_s=max_audio_s), strict=True):
                 spoken[row].append(speech)
@@ -221,7 +222,7 @@ class HiggsAudioGenerator:
             script = Script(whole, tuple(chain(*(pieces(line, max_chars) for line in lines))))
             spoken = []
             while len(spoken) < len(script.lines):
-                prompt = script.next_line([speech.codes for speech in spoken])
+                prompt = self._next_line(script, spoken, max_audio_s)
                 spoken += self.speak([prompt], samplings=[sampling or Sampling()], max_audio_s=max_audio_s)
         speech = join(spoken, pause_s=pause_s, trim=True)
         if output_path is not None:
@@ -260,13 +261,19 @@ class HiggsAudioGenerator:
         whole = request(text, scene, voices, self.settings)
         return Script(whole, tuple(pieces(_text(whole), max_chars)))
 
+    def _next_line(self, script: Script, spoken: Sequence[Speech], max_audio_s: float) -> Dialogue:
+        """The next prompt, with as much of what was spoken as leaves room for the longest answer."""
+        taken = sum(num_frames(clip, script.whole.source) for clip in script.whole.clips())
+        room = self.model.config.max_position_embeddings - math.ceil(max_audio_s * FRAMES_PER_S) - taken
+        return script.next_line([speech.codes for speech in spoken], max_frames=room - _TEXT_POSITIONS)
+
     def _stream(
         self, script: Script, sampling: Sampling, max_audio_s: float, decoder: StreamDecoder
     ) -> Iterator[np.ndarray | Speech]:
         spoken: list[Speech] = []
         for _ in script.lines:
             started_s = time.perf_counter()
-            dialogue = script.next_line([speech.codes for speech in spoken])
+            dialogue = self._next_line(script, spoken, max_audio_s)
             sample = self._prompt(dialogue)
             max_steps = self._max_steps(sample, max_audio_s)
             frames: list[Tensor] = []

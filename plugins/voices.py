@@ -58,12 +58,14 @@ class Script:
     whole: Dialogue
     lines: tuple[str, ...]
 
-    def next_line(self, spoken: Sequence[Tensor]) -> Dialogue:
-        """The prompt for the line after those `spoken`, codes (K, F): it holds the last of them, and the very first
-        where no reference holds the voice."""
+    def next_line(self, spoken: Sequence[Tensor], *, max_frames: int) -> Dialogue:
+        """The prompt for the line after those `spoken`, codes (K, F): it holds the last of them, as far as `max_frames`
+        go, and the very first where no reference holds the voice."""
         heard = [*range(max(0, len(spoken) - _CONTEXT_TURNS), len(spoken))]
         if heard and heard[0] > 0 and not self.whole.references:
             heard = [0, *heard[1:]]
+        while sum(spoken[i].shape[1] for i in heard) > max_frames:
+            heard.pop(0 if self.whole.references or len(heard) == 1 else 1)
         turns: list[Turn] = []
         for i in heard:
             turns += [Turn("user", (self.lines[i],)), Turn("assistant", (AudioClip(codes=spoken[i]),))]

@@ -75,6 +75,7 @@ def test_importing_the_package_is_free() -> None:
         ["convert", "--help"],
         ["doctor", "--help"],
         ["export", "--help"],
+        ["app", "--help"],
         ["--version"],
     ],
 )

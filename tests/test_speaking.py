@@ -105,6 +105,17 @@ def test_a_stream_of_a_long_text_is_the_same(generator: HiggsAudioGenerator) -> 
     assert torch.equal(stream.speech.codes, whole.codes)
 
 
+def test_what_was_spoken_is_forgotten_before_there_is_no_room(generator: HiggsAudioGenerator) -> None:
+    """Of 2048 positions three lines of 40 s would take 3000."""
+    script = generator.script("One sentence. Another one. A third one. A fourth.", max_chars=14)
+    codes = torch.zeros(8, 1000, dtype=torch.long)
+    spoken = [Speech(np.zeros(1), 24_000, codes, False, "x", 1.0)] * 3
+    long, short = (generator._next_line(script, spoken, seconds) for seconds in (40.0, 10.0))
+    assert texts(long) == ["A fourth."]
+    assert texts(short) == ["One sentence.", "A fourth."], "the first holds the voice"
+    assert len(generator._prompt(short).input_ids) + 250 < 2048
+
+
 def test_ten_thousand_characters(generator: HiggsAudioGenerator, heard: list[Dialogue]) -> None:
     """In pieces they fit; in one piece they are told not to."""
     text = "Some words of a sentence go on. " * 313

@@ -1,0 +1,81 @@
+"""`higgs-audio app`: a page on this machine to speak with a model. L4.
+
+What a browser may do here is little: it sends fields and recordings, and hears what was said. It names no file, is
+given none but its own, asks no other host for anything, and what it sent is deleted with the server at the latest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from argparse import Namespace
+from pathlib import Path
+
+from plugins.errors import problem
+
+
+def run(options: Namespace) -> int:
+    """The subcommand: serve until Ctrl+C or SIGTERM. Its exit code."""
+    if importlib.util.find_spec("gradio") is None:
+        raise problem("options", "app", "gradio", "is not installed", 'pip install "higgs-audio-swift[app]"')
+    if options.max_audio_s < 1:
+        raise problem("options", "max_audio_s", options.max_audio_s, "is below 1", "give seconds of speech")
+    port = _free_port(options.host, options.port)
+    # As early as a command can be told, and turned into what ends it in order: its folder must not stay behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="higgs-audio-app-", ignore_cleanup_errors=True) as folder:
+            # Gradio's upload cache, which otherwise is one folder for all programs of the machine.
+            os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(folder)
+            _serve(options, port)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A speech under way goes on in a thread that Python would wait for, up to minutes after Ctrl+C.
+    os._exit(0)
+
+
+def _serve(options: Namespace, port: int) -> None:
+    from plugins.commands.app.page import build, launch
+    from plugins.inference import HiggsAudioGenerator
+
+    generator = HiggsAudioGenerator.from_pretrained(
+        options.model, adapters=options.adapters, codec=options.codec, device=options.device
+    )
+    name = " + ".join(Path(path).name for path in (options.model, options.adapters) if path)
+    page = build(generator, name=name, max_audio_s=options.max_audio_s)
+    if not _is_loopback(options.host):
+        warning = "everybody who reaches this machine can use the model, there is no password"
+        print(f"warning: --host {options.host}: {warning}", file=sys.stderr)
+    try:
+        launch(page, host=options.host, port=port, max_upload_mb=options.max_upload_mb)
+        print(f"{name}: http://{options.host}:{port} (Ctrl+C ends it)", flush=True)
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port`, or any free one for 0. Raises UserError before a model is loaded for nothing."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Gradio will: just closed ones are free
+            server.bind((host, port))
+            return int(server.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        reason = f"cannot be served on ({getattr(error, 'strerror', None) or error})"
+        raise problem("options", "port", f"{host}:{port}", reason, "give another --port, or 0 for a free one") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,77 @@
+"""What the fields of the page say -> what the generator is asked, and what it said -> a line to read. L4.
+
+Knows no Gradio. Empty fields are those that nobody filled in.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from plugins.errors import problem
+from plugins.sampling import Sampling
+from plugins.speech import Speech
+from plugins.voices import Voice
+
+MAX_SEED = 2**31 - 1  # a browser's numbers are exact up to 2**53; this one can be read out
+
+
+def sampling_of(temperature: float, top_k: int, top_p: float, seed: int | None) -> Sampling:
+    """With a seed that can be told, drawn if none is given."""
+    drawn = secrets.randbelow(MAX_SEED) if seed is None else seed
+    return Sampling(float(temperature), int(top_k), float(top_p), seed=drawn)
+
+
+def voice_of(description: str, recording: str | None, transcript: str) -> dict[str, Any]:
+    """Options of `HiggsAudioGenerator.generate`. Raises UserError for a voice that is given twice."""
+    if description.strip() and recording:
+        # The generator would take them for two speakers, SPEAKER0 and SPEAKER1.
+        reason = "is given beside a recording"
+        raise problem("request", "voice in words", description.strip(), reason, "give one of the two")
+    return {
+        "voice_description": description.strip() or None,
+        "reference_audio": recording,
+        "reference_text": transcript.strip() or None,
+    }
+
+
+def lines_of(text: str) -> list[dict[str, str]]:
+    """``Alice: Hello`` lines as `HiggsAudioGenerator.synthesize_multi_speaker` takes them.
+
+    Raises UserError naming the first line without a speaker.
+    """
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        speaker, colon, words = line.partition(":")
+        if not colon or not speaker.strip():
+            raise problem(f"line {number}", "speaker", line.strip(), "is missing", "write `Alice: Hello`")
+        lines.append({"speaker": speaker.strip(), "text": words.strip()})
+    return lines
+
+
+def voices_of(rows: Sequence[tuple[str, str | None, str]]) -> dict[str, Voice] | None:
+    """Rows of (name, recording, transcript) -> the voice of each name; None if there is no recording at all.
+
+    Raises UserError for a recording without a name, a name without a recording, and a name that is there twice.
+    """
+    voices: dict[str, Voice] = {}
+    for number, (name, recording, transcript) in enumerate(rows, start=1):
+        name, place = name.strip(), f"voice {number}"
+        if recording and not name:
+            raise problem(place, "name", name, "is empty", "write the name that the lines use")
+        if transcript.strip() and not recording:
+            raise problem(place, "recording", recording, "is missing", "add the recording of this transcript")
+        if name in voices:
+            raise problem(place, "name", name, "is there twice", "give each speaker one voice")
+        if recording:
+            voices[name] = Voice(recording, transcript.strip() or None)
+    return voices or None
+
+
+def told(speech: Speech, seed: int | None) -> str:
+    """A line of Markdown under the player."""
+    end = "stopped by itself" if speech.stopped else "**truncated**: cut at the limit, it did not stop by itself"
+    return f"{speech.duration_s:.2f} s · real-time factor {speech.real_time_factor:.2f} · seed {seed} · {end}"

@@ -1,0 +1,237 @@
+"""The page: fields, buttons, players, and what they do. L4, needs Gradio.
+
+One model speaks for all: requests wait in one queue, so no two of them switch its adapters under each other.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from plugins import audio
+from plugins.commands.app.fields import MAX_SEED, lines_of, sampling_of, told, voice_of, voices_of
+from plugins.errors import UserError
+from plugins.inference import HiggsAudioGenerator
+from plugins.sampling import Sampling
+from plugins.speech import Speech
+from plugins.voices import MAX_REFERENCE_S, MIN_REFERENCE_S
+
+_NUM_VOICES = 4
+_CLEANED_EVERY_S, _KEPT_S = 600, 3600  # uploads and speeches
+_MAX_WAITING = 32
+# Gradio's own fonts lie on this server too, but its themes may name others: the system's are here for certain.
+_THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+Values = dict[Any, Any]  # component -> what it holds
+
+
+def build(generator: HiggsAudioGenerator, *, name: str, max_audio_s: float) -> gr.Blocks:
+    """The page for a loaded model. max_audio_s: the most that its sliders allow for one piece of speech."""
+    with gr.Blocks(title="Higgs Audio", analytics_enabled=False, delete_cache=(_CLEANED_EVERY_S, _KEPT_S)) as page:
+        gr.Markdown(f"# Higgs Audio\n{html.escape(name)}")
+        with gr.Tab("Speak"):
+            _speak_tab(generator, max_audio_s)
+        with gr.Tab("Dialogue"):
+            _dialogue_tab(generator, max_audio_s)
+    # Closed to direct requests: they would not wait for the one that is being spoken.
+    return page.queue(max_size=_MAX_WAITING, api_open=False)
+
+
+def launch(page: gr.Blocks, *, host: str, port: int, max_upload_mb: int) -> None:
+    """Serve in the background, for this machine's own browsers unless `host` says otherwise."""
+    page.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=max_upload_mb * 2**20,
+        theme=_THEME,
+        prevent_thread_lock=True,
+        share=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
+        run_history=False,
+        footer_links=[],
+        quiet=True,
+    )
+
+
+def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
+    tuned = next(iter(generator.adapters), None)
+    with gr.Row():
+        with gr.Column():
+            text = gr.Textbox(label="Text", lines=4, autofocus=True, elem_id="text")
+            scene = gr.Textbox(label="Scene", placeholder="Indoor quiet", elem_id="scene")
+            description = gr.Textbox(label="Voice in words", placeholder="warm, unhurried", elem_id="voice")
+        with gr.Column():
+            recording = _recording("recording")
+            transcript = _transcript("transcript")
+    controls = _Controls(max_audio_s)
+    compare = gr.Checkbox(
+        label="Compare with the base: the same request and seed without the LoRA weights",
+        visible=tuned is not None,
+        elem_id="compare",
+    )
+    button = gr.Button("Generate", variant="primary", elem_id="generate")
+    with gr.Row():
+        with gr.Column(visible=False) as beside:
+            base, base_line = _player("Base", "base")
+        with gr.Column():
+            player, line = _player("Speech" if tuned is None else "Tuned", "speech")
+
+    def speak(values: Values, progress: gr.Progress = gr.Progress()) -> Values:  # noqa: B008 (how Gradio finds it)
+        with _told_in_page():
+            options = controls.options(values)
+            options |= voice_of(values[description], values[recording], values[transcript])
+            options["scene_description"] = values[scene].strip() or None
+            shown: Values = {beside: gr.update(visible=values[compare]), base: None, base_line: ""}
+            takes = [("", tuned, player, line)]
+            if values[compare]:
+                takes = [(" by the base", None, base, base_line), (" by the tuned", tuned, player, line)]
+            for by, adapter, place, below in takes:
+                generator.use_adapter(adapter)
+                stream = generator.stream(values[text], **options)
+                spoken_s = 0.0
+                for chunk in stream:
+                    spoken_s += len(chunk) / stream.sample_rate
+                    progress((int(spoken_s), None), unit=f"s spoken{by}")
+                shown |= {place: _played(stream.speech), below: told(stream.speech, options["sampling"].seed)}
+            return shown
+
+    inputs = {text, scene, description, recording, transcript, compare, *controls.fields}
+    _on_click(button, speak, inputs, [beside, base, base_line, player, line])
+
+
+def _dialogue_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
+    tuned = next(iter(generator.adapters), None)
+    text = gr.Textbox(label="Lines", lines=5, placeholder="Alice: Hello!\nBob: Hi there, how are you?", elem_id="lines")
+    scene = gr.Textbox(label="Scene", placeholder="Indoor quiet", elem_id="dialogue_scene")
+    rows = []
+    with gr.Accordion("Voices to clone: one for each speaker, or none, and the model chooses"), gr.Row():
+        for number in range(1, _NUM_VOICES + 1):
+            with gr.Column(min_width=200):
+                name = gr.Textbox(label=f"Speaker {number}", placeholder="name", elem_id=f"name_{number}")
+                recording = _recording(f"recording_{number}")
+                rows.append((name, recording, _transcript(f"transcript_{number}")))
+    pause_s = gr.Slider(0, 2, value=0.2, step=0.1, label="Pause between lines, s", elem_id="pause")
+    controls = _Controls(max_audio_s)
+    button = gr.Button("Generate", variant="primary", elem_id="generate_dialogue")
+    player, line = _player("Dialogue", "dialogue")
+
+    def speak(values: Values) -> Values:
+        with _told_in_page():
+            options = controls.options(values)
+            lines = lines_of(values[text])
+            voices = voices_of([(values[name], values[recording], values[said]) for name, recording, said in rows])
+            generator.use_adapter(tuned)
+            speech = generator.synthesize_multi_speaker(
+                lines,
+                voices,
+                scene_description=values[scene].strip() or None,
+                pause_s=values[pause_s],
+                **options,
+            )
+            return {player: _played(speech), line: told(speech, options["sampling"].seed)}
+
+    inputs = {text, scene, pause_s, *controls.fields, *(field for row in rows for field in row)}
+    _on_click(button, speak, inputs, [player, line])
+
+
+class _Controls:
+    """How it is spoken."""
+
+    def __init__(self, max_audio_s: float) -> None:
+        default = Sampling()
+        with gr.Accordion("Sampling", open=False):
+            with gr.Row():
+                self._temperature = gr.Slider(
+                    0, 2, value=default.temperature, step=0.05, label="Temperature", info="0 is greedy"
+                )
+                self._top_k = gr.Slider(1, 1024, value=default.top_k, step=1, label="Top k", info="codes to draw from")
+                self._top_p = gr.Slider(0.05, 1, value=default.top_p, step=0.05, label="Top p", info="1 is off")
+            with gr.Row():
+                self._seed = gr.Number(
+                    None,
+                    precision=0,
+                    minimum=0,
+                    maximum=MAX_SEED,
+                    label="Seed",
+                    info="empty: drawn, and shown below",
+                )
+                self._max_audio_s = gr.Slider(
+                    0.2, max_audio_s, value=max_audio_s, step=0.2, label="Longest speech, s",
+                    info="of one piece; long texts are spoken in several",
+                )  # fmt: skip
+                self._clean_text = gr.Checkbox(
+                    True,
+                    label="Clean the text",
+                    info="punctuation, units and [laugh] as the model's own examples write them",
+                )
+        self.fields = (self._temperature, self._top_k, self._top_p, self._seed, self._max_audio_s, self._clean_text)
+
+    def options(self, values: Values) -> dict[str, Any]:
+        """For the generator."""
+        temperature, top_k, top_p, seed, max_audio_s, clean_text = (values[field] for field in self.fields)
+        sampling = sampling_of(temperature, top_k, top_p, seed)
+        return {"sampling": sampling, "max_audio_s": max_audio_s, "clean_text": clean_text}
+
+
+def _recording(elem_id: str) -> gr.Audio:
+    label = f"Recording to clone, {MIN_REFERENCE_S:g} to {MAX_REFERENCE_S:g} s"
+    sources: list[Any] = ["upload", "microphone"]
+    field = gr.Audio(label=label, sources=sources, type="filepath", buttons=[], elem_id=elem_id)
+    # Gradio downloads what a request calls a recording if it is a URL. On the instance, because Gradio writes a file
+    # beside the source of every class of components.
+    keep = field.async_move_resource_to_block_cache
+
+    async def only_uploads(url_or_file_path: str | Path | None) -> str | None:
+        if url_or_file_path is not None and not os.path.isabs(url_or_file_path):
+            raise gr.Error("recordings are uploaded, not named", print_exception=False)
+        return await keep(url_or_file_path)
+
+    field.async_move_resource_to_block_cache = only_uploads  # type: ignore[method-assign]
+    return field
+
+
+def _transcript(elem_id: str) -> gr.Textbox:
+    return gr.Textbox(label="What the recording says", placeholder="cloning is better with it", elem_id=elem_id)
+
+
+def _player(label: str, elem_id: str) -> tuple[gr.Audio, gr.Markdown]:
+    player = gr.Audio(label=label, interactive=False, buttons=["download"], elem_id=elem_id)
+    return player, gr.Markdown(elem_id=f"{elem_id}_line")
+
+
+def _played(speech: Speech) -> tuple[int, Any]:
+    """As 16 bit: floats would be made as loud as they can be."""
+    return speech.sample_rate, audio.to_pcm16(speech.audio)
+
+
+def _on_click(button: gr.Button, speak: Any, inputs: set[Any], outputs: list[Any]) -> None:
+    button.click(
+        speak,
+        inputs,
+        outputs,
+        concurrency_limit=1,
+        concurrency_id="model",
+        api_visibility="private",
+        scroll_to_output=True,
+    )
+
+
+@contextmanager
+def _told_in_page() -> Iterator[None]:
+    """What the user can mend becomes one line in the page, without the folder that uploads happen to lie in."""
+    try:
+        yield
+    except UserError as error:
+        folder = re.escape(os.environ["GRADIO_TEMP_DIR"])
+        message = re.sub(rf"{folder}/[0-9a-f.]+/", "", str(error))
+        raise gr.Error(html.escape(message), print_exception=False) from None
