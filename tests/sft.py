@@ -54,7 +54,9 @@ def swift(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Completed
 
 
 def run(*command: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
+    # MS-SWIFT leaves the folder of the first run of a process there, and every later run then logs into it.
+    kept = {name: value for name, value in os.environ.items() if name != "TENSORBOARD_LOGGING_DIR"}
+    return subprocess.run(command, cwd=cwd, env={**kept, **env}, capture_output=True, text=True)
 
 
 def log_of(output_dir: Path) -> list[dict[str, Any]]:
