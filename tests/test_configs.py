@@ -1,17 +1,22 @@
 """Every YAML file gives MS-SWIFT arguments, and its values agree with the code and the seed document."""
 
-import os
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import swift
 import yaml
 from conftest import ROOT, corpus_rows, write_jsonl
+from test_memory import CONFIG_3B, CONFIG_7B
 
+from plugins.preflight.memory import GIB, estimate, fits
+from plugins.preflight.plan import TrainingPlan
 from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+TRAINING = [path for path in CONFIGS if path.name != "demo.yaml"]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def test_parses_to_ms_swift_arguments(path: Path, tiny: Path, tmp_path: Path, mo
     here = ["--model", str(tiny), "--dataset", str(dataset), "--output_dir", str(tmp_path), "--use_cpu", "true"]
     if "deepspeed" in load(path):  # optional and not installed by default; MS-SWIFT must know the name
         at = argv.index("--deepspeed")
-        assert (Path(os.path.dirname(__import__("swift").__file__)) / "config" / f"{argv[at + 1]}.json").is_file()
+        assert (Path(swift.__file__).parent / "config" / f"{argv[at + 1]}.json").is_file()
         del argv[at : at + 2]
     args, unknown = parse_args(SftArguments, [*argv, *here])
     assert unknown == []
@@ -43,11 +48,37 @@ def test_parses_to_ms_swift_arguments(path: Path, tiny: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_opens_with_purpose_needs_launch_and_override(path: Path) -> None:
-    head = path.read_text(encoding="utf-8").splitlines()[:5]
+    head = path.read_text(encoding="utf-8").splitlines()[:6]
     assert head[0].startswith("# ")
     assert any("Needs" in line for line in head)
+    assert any("Trade-off" in line for line in head) or path.name in {"demo.yaml", "lora_7b.yaml"}
     assert any(f"swift sft configs/{path.name}" in line for line in head if "Launch" in line)
     assert any(f"swift sft configs/{path.name} --" in line for line in head if "Override" in line)
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.name)
+def test_the_memory_in_the_header_is_what_the_doctor_estimates(path: Path) -> None:
+    """Of the launch line in the header; for 3B and for 7B, and of the machine's memory where some is needed."""
+    head = "".join(line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines(True) if line[0] == "#")
+    num_devices = re.search(r"Launch:\s+(?:NPROC_PER_NODE=(\d+) )?swift", head)[1] or "1"  # type: ignore[index]
+    plan = TrainingPlan.from_config(load(path), {"NPROC_PER_NODE": num_devices})
+    told = re.findall(r"\b([37])B (\d+) GiB(?: on the\s+GPU)?(?: and (\d+) GiB)?", head.partition("Trade-off")[0])
+    assert {size for size, *_ in told} == ({"7"} if "7b" in path.name else {"3", "7"})
+    for size, on_device, on_host in told:
+        needed = estimate(CONFIG_3B if size == "3" else CONFIG_7B, plan)
+        assert on_device == f"{needed.total / GIB:.0f}"
+        assert on_host == (f"{needed.host / GIB:.0f}" if needed.host else "")
+        card = re.search(rf"{size}B [^,.:]*\(cards? with (\d+)\)", head) or re.search(r"with (\d+) GB", head)
+        assert card is not None
+        assert fits(needed, float(card[1])), f"{size}B does not fit {card[0]}"
+
+
+def test_fsdp2_differs_from_the_preset_in_what_it_saves_only() -> None:
+    """Shards are neither safetensors nor a model that can be loaded: with the preset nothing of a run can speak."""
+    preset = json.loads((Path(swift.__file__).parent / "config" / "fsdp2.json").read_text(encoding="utf-8"))
+    ours = load(ROOT / "configs" / "full_3b_fsdp2.yaml")["fsdp"]
+    preset["fsdp_config"]["state_dict_type"] = "FULL_STATE_DICT"
+    assert ours == {name: value for name, value in preset.items() if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

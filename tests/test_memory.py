@@ -26,7 +26,8 @@ from plugins.errors import UserError
 from plugins.loss import LossWeights, combine
 from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
-from plugins.preflight.memory import GIB, TrainingPlan, estimate, fits, model_sizes, render
+from plugins.preflight.memory import GIB, estimate, fits, model_sizes, render
+from plugins.preflight.plan import TrainingPlan
 from plugins.register import register_higgs_audio_all
 
 CONFIG_3B = HiggsAudioV2Config(codebook_size=1026)
@@ -293,6 +294,8 @@ def test_plans_of_other_options(tmp_path: Path) -> None:
     sharded = TrainingPlan.from_config({"fsdp": "fsdp2", "gradient_checkpointing": False}, {})
     assert sharded.fsdp2
     assert sharded.gradient_checkpointing, "the preset checkpoints by itself"
+    by_itself = {"fsdp": {"fsdp_config": {}}, "gradient_checkpointing": False}
+    assert not TrainingPlan.from_config(by_itself, {}).gradient_checkpointing
     assert TrainingPlan.from_config({"quant_method": "bnb", "quant_bits": 4}, {}).tuner == "qlora"
 
 
@@ -302,9 +305,12 @@ def test_plans_of_other_options(tmp_path: Path) -> None:
         ({"tuner_type": "adalora"}, "tuner_type: 'adalora' cannot be estimated"),
         ({"quant_method": "bnb", "quant_bits": 8}, "quant_bits: 8 cannot be estimated"),
         ({"torch_dtype": "int8"}, "torch_dtype: 'int8' is unknown"),
-        ({"deepspeed": "zero9"}, "deepspeed: 'zero9' is no DeepSpeed configuration"),
-        ({"deepspeed": "{stage"}, "is no DeepSpeed configuration"),
-        ({"fsdp": "mine.json"}, "fsdp: 'mine.json' cannot be estimated"),
+        ({"deepspeed": "zero9"}, "deepspeed: 'zero9' is no configuration of deepspeed"),
+        ({"deepspeed": "{stage"}, "is no configuration of deepspeed"),
+        ({"fsdp": "mine.json"}, "fsdp: 'mine.json' is no configuration of fsdp"),
+        ({"fsdp": {"fsdp": "full_shard offload"}}, "fsdp: .* cannot be estimated"),
+        ({"fsdp": {"fsdp": "shard_grad_op"}}, "fsdp: .* cannot be estimated"),
+        ({"fsdp": {"fsdp_config": {"fsdp_version": 1}}}, "fsdp: .* cannot be estimated"),
     ],
 )
 def test_what_cannot_be_estimated_is_said(config: dict[str, Any], message: str) -> None:
@@ -368,6 +374,54 @@ def test_the_formulas_of_the_docstring(config: HiggsAudioV2Config) -> None:
         share = full.sizes.base / num_devices
         by_formula = 16 * share + max(activations(2 * 2048, 31, 12), min(4 * share, 4e9)) + 3 * GIB
         assert by_formula == pytest.approx(full.total, rel=0.03)
+
+
+@pytest.mark.parametrize("config", [CONFIG_3B, CONFIG_7B], ids=["3b", "7b"])
+def test_the_formula_of_fsdp2(config: HiggsAudioV2Config) -> None:
+    for num_devices in (4, 8, 64):
+        full = estimate(config, dataclasses.replace(FULL, fsdp2=True, num_devices=num_devices))
+        outside = full.sizes.base - config.num_hidden_layers * full.sizes.layer
+        kept = 2 * 2048 * (2 * config.num_hidden_layers * config.hidden_size)
+        working = 2 * 2048 * (31 * config.hidden_size + 12 * config.intermediate_size)
+        by_formula = 16 * full.sizes.base / num_devices + kept + working + GIB + 8 * full.sizes.layer + 2 * outside
+        assert by_formula == pytest.approx(full.total, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "per_parameter"),
+    [
+        ({"zero_stage": 2, "offload_optimizer": True}, 16),
+        ({"zero_stage": 3, "offload_optimizer": True}, 16),
+        ({"zero_stage": 3, "offload_optimizer": True, "offload_weights": True}, 18),
+        ({"zero_stage": 3}, 0),
+    ],
+)
+def test_what_is_offloaded_is_in_the_hosts_memory(options: dict[str, Any], per_parameter: int) -> None:
+    """And however many devices share it, it is there once."""
+    for num_devices in (1, 8):
+        result = estimate(CONFIG_3B, dataclasses.replace(FULL, num_devices=num_devices, **options))
+        assert result.host == per_parameter * result.sizes.base
+        assert ("host" in render(result)) is (per_parameter > 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "per_parameter"),
+    [
+        ({"zero_stage": 2, "offload_optimizer": True}, 16),
+        ({"zero_stage": 3, "offload_optimizer": True, "offload_weights": True}, 18),
+    ],
+)
+def test_deepspeed_itself_counts_the_same_for_the_host(options: dict[str, Any], per_parameter: int) -> None:
+    pytest.importorskip("deepspeed", reason="needs deepspeed")
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    result = estimate(CONFIG_3B, dataclasses.replace(FULL, num_devices=1, **options))
+    if options["zero_stage"] == 3:
+        theirs = estimate_zero3_model_states_mem_needs(result.sizes.base, 0, additional_buffer_factor=1)[0]
+    else:
+        theirs = estimate_zero2_model_states_mem_needs(result.sizes.base, additional_buffer_factor=1)[0]
+    assert result.host == theirs
 
 
 def test_a_table_and_a_verdict() -> None:

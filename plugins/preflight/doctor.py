@@ -133,7 +133,7 @@ def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoin
     settings = HiggsAudioSettings.of_checkpoint(Path(adapters or folder))
     model_config = load_config(Path(folder))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = f"cannot be loaded ({str(error).splitlines()[0]})"
         raise problem(folder, "tokenizer", None, reason, "add the published tokenizer's files") from None

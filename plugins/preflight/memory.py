@@ -7,6 +7,8 @@ L layers, I intermediate size, and B, S, H, K, C, V of the legend. bf16, gradien
 
     LoRA          2 P + 16 A + 2 L B S H + B S (45 H + 19 I) + 1 GiB
     full, ZeRO-3  16 P / N + max(2 L B S H + B S (31 H + 12 I), 4 P / N, the latter at most 4 GB) + 3 GiB
+    full, FSDP2   16 P / N + 2 L B S H + B S (31 H + 12 I) + 8 P of one layer + 2 P outside the layers + 1 GiB
+    offloaded     of ZeRO-3 only the activations and 3 GiB stay on a device; 18 P of host memory, 16 P without weights
 
 Every position counts as an audio frame with a label: the audio FFN costs as much as the text FFN, the text head next
 to nothing, since it runs on three rows per clip (`plugins.loss`). Attention (sdpa or flash) keeps no S x S scores; a
@@ -16,16 +18,13 @@ other than AdamW, evaluation.
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from plugins.errors import problem
+from plugins.preflight.plan import TrainingPlan
 
 GIB = 2**30
 TRAINED_TEXT_TOKENS = 3  # per clip: audio_out_bos, audio_eos, eot
@@ -44,109 +43,6 @@ _SUB_GROUP = 1e9
 _LOGIT_BYTES = 20
 # A card's nominal size is not all free, and the allocator leaves gaps.
 _USABLE = 0.95
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What of an MS-SWIFT command decides about memory; defaults are MS-SWIFT's."""
-
-    tuner: Literal["full", "lora", "qlora"] = "lora"
-    lora_rank: int = 8
-    target_modules: tuple[str, ...] | str = ("all-linear",)  # names, or one regular expression
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    batch_size: int = 1  # rows per device and micro-batch
-    max_length: int = 2048  # text tokens + delayed frames
-    gradient_checkpointing: bool = True
-    num_devices: int = 1
-    zero_stage: int | None = None  # None: no DeepSpeed
-    offload_optimizer: bool = False
-    offload_weights: bool = False
-    fsdp2: bool = False
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], env: Mapping[str, str] | None = None) -> TrainingPlan:
-        """From the flat keys of a YAML file for `swift sft` and the environment (default: the process's).
-
-        Raises UserError for a tuner, dtype or sharding that cannot be estimated.
-        """
-        # MS-SWIFT lets the environment win over the file (swift/cli/main.py, parse_yaml_args).
-        env = {**(config.get("ENV") or {}), **(os.environ if env is None else env)}
-        names = config.get("target_modules", "all-linear")
-        names = names.split() if isinstance(names, str) else names
-        zero = _deepspeed_section(config.get("deepspeed"))
-        fsdp = config.get("fsdp")
-        if fsdp not in {None, "", "fsdp2"}:
-            raise problem("options", "fsdp", fsdp, "cannot be estimated", "use the preset 'fsdp2'")
-        return cls(
-            tuner=_tuner(config),
-            lora_rank=int(config.get("lora_rank", 8)),
-            target_modules=config.get("target_regex") or tuple(names),
-            dtype=_dtype(config),
-            batch_size=int(config.get("per_device_train_batch_size", 1)),
-            max_length=int(config.get("max_length") or 2048),  # MS-SWIFT: the model's max_position_embeddings
-            # The preset fsdp2.json checkpoints by itself; MS-SWIFT then switches the flag off (sft_args.py).
-            gradient_checkpointing=bool(fsdp) or str(config.get("gradient_checkpointing", True)).lower() == "true",
-            num_devices=int(env.get("NPROC_PER_NODE") or 1) * int(env.get("NNODES") or 1),
-            zero_stage=None if zero is None else int(zero.get("stage", 0)),
-            offload_optimizer=_is_offloaded(zero, "offload_optimizer"),
-            offload_weights=_is_offloaded(zero, "offload_param"),
-            fsdp2=bool(fsdp),
-        )
-
-    @property
-    def master_weights(self) -> bool:
-        """Whether trained weights exist in fp32; without it, full bf16 fine-tuning rounds each update to bf16.
-
-        MS-SWIFT loads the model in `torch_dtype`, Trainer(bf16=True) only adds autocast, and AdamW's states have the
-        dtype of their parameter (torch/optim/adam.py: zeros_like). DeepSpeed clones an fp32 partition
-        (zero/stage_1_and_2.py, stage3.py), accelerate upcasts what FSDP2 trains (fsdp_utils.py, fsdp2_prepare_model),
-        peft upcasts adapters (tuners_utils.py, cast_adapter_dtype).
-        """
-        return self.zero_stage is not None or self.fsdp2 or self.tuner != "full" or self.dtype == "float32"
-
-
-def _tuner(config: Mapping[str, Any]) -> Any:
-    name, bits = config.get("tuner_type", "lora"), config.get("quant_bits")
-    if name not in {"full", "lora"}:
-        raise problem("options", "tuner_type", name, "cannot be estimated", "use 'lora' or 'full'")
-    if bits is None:
-        return name
-    if name == "full" or str(bits) != "4" or config.get("quant_method") != "bnb":
-        raise problem("options", "quant_bits", bits, "cannot be estimated", "use LoRA, quant_method bnb, quant_bits 4")
-    return "qlora"
-
-
-def _dtype(config: Mapping[str, Any]) -> Any:
-    name = config.get("torch_dtype") or "bfloat16"  # MS-SWIFT: as in the checkpoint's config.json
-    if name not in {"bfloat16", "float16", "float32"}:
-        raise problem("options", "torch_dtype", name, "is unknown", "use bfloat16, float16 or float32")
-    return name
-
-
-def _deepspeed_section(value: Any) -> dict[str, Any] | None:
-    """`zero_optimization` of a preset of MS-SWIFT, a JSON file, JSON text or a mapping; None without DeepSpeed."""
-    if not value:
-        return None
-    try:
-        if isinstance(value, str):
-            value = json.loads(value if value.lstrip().startswith("{") else _deepspeed_file(value).read_text("utf-8"))
-        return dict(value.get("zero_optimization", {}))
-    except (OSError, json.JSONDecodeError) as error:
-        reason = f"is no DeepSpeed configuration ({error})"
-        raise problem("options", "deepspeed", value, reason, "use zero2, zero3 or a JSON file") from error
-
-
-def _deepspeed_file(name: str) -> Path:
-    swift = importlib.util.find_spec("swift")  # does not import it
-    for folder in (swift.submodule_search_locations if swift else None) or []:
-        preset = Path(folder) / "config" / f"{name}.json"
-        if preset.is_file():
-            return preset
-    return Path(name)
-
-
-def _is_offloaded(zero: dict[str, Any] | None, key: str) -> bool:
-    return ((zero or {}).get(key) or {}).get("device", "none") != "none"
 
 
 @dataclass(frozen=True)
@@ -174,6 +70,7 @@ class MemoryEstimate:
     logits: int  # of both heads
     step: int  # fp32 gradients of the optimizer step
     buffers: int  # communication, CUDA context
+    host: int  # of one machine's memory: what is offloaded to it
     sizes: ModelSizes
 
     @property
@@ -262,6 +159,7 @@ def estimate(config: Any, plan: TrainingPlan) -> MemoryEstimate:
         logits=round(logits),
         step=round(_step(sizes, plan)),
         buffers=round(_buffers(config, sizes, plan)),
+        host=_host(sizes, plan),
         sizes=sizes,
     )
 
@@ -290,6 +188,15 @@ def _states(sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]
         0 if plan.offload_optimizer else gradients,  # stage_1_and_2.py and stage3.py keep them beside the states
         0 if plan.offload_optimizer else optimizer,
     )
+
+
+def _host(sizes: ModelSizes, plan: TrainingPlan) -> int:
+    """Per machine, if all devices are in one: fp32 weights, both states and gradients, then the half-precision weights.
+    DeepSpeed counts the same (stage3.py, estimate_zero3_model_states_mem_needs) and adds a half for its buffers.
+    """
+    frozen = 0 if plan.tuner == "full" else sizes.base
+    states = 16 * sizes.trained if plan.offload_optimizer else 0
+    return states + (2 * (sizes.trained + frozen) if plan.offload_weights else 0)
 
 
 def _step(sizes: ModelSizes, plan: TrainingPlan) -> float:
@@ -396,4 +303,6 @@ def render(needed: MemoryEstimate) -> str:
         ("buffers", needed.buffers, "communication, CUDA context (1 GiB)"),
         ("total", needed.total, "per device; estimated, not measured on a GPU"),
     ]
+    if needed.host:
+        rows.insert(-1, ("host", needed.host, "of the machine's memory, not in the total; DeepSpeed advises half more"))
     return "\n".join(f"{name:<12}{size / GIB:8.2f} GiB  {note}".rstrip() for name, size, note in rows)
