@@ -7,6 +7,8 @@ forked and spawned workers. It is never a submodule of the language model: optim
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from plugins.hub import local_folder
 from plugins.settings import DEFAULT_CODEC
 
 _IMPORTING_PID = os.getpid()
+_RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # of accelerate
 CODEC_FOLDER = "audio_tokenizer"
 # Of the published codec and of every codec the model can be used with: rows are checked before a codec is loaded.
 FRAMES_PER_S = 25
@@ -96,6 +99,25 @@ def find_codec(model_dirs: list[str], chosen: str | None = None) -> str:
     return DEFAULT_CODEC
 
 
+@contextmanager
+def _undivided() -> Iterator[None]:
+    """Inside, `from_pretrained` gives this process every weight.
+
+    It takes each model for the one that is trained: under ZeRO-3 it divides the weights among the ranks, under FSDP2
+    (`cpu_ram_efficient_loading`) only rank 0 gets any, and all others would train on codes of an empty codec.
+    """
+    from transformers.integrations import deepspeed
+
+    config, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop(_RAM_EFFICIENT, None)
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
+        if efficient is not None:
+            os.environ[_RAM_EFFICIENT] = efficient
+
+
 def _load_codec(path: str) -> Any:
     try:
         from transformers import HiggsAudioV2TokenizerModel
@@ -120,9 +142,10 @@ def _load_codec(path: str) -> Any:
         reason = f"is the folder of {other_model(model_type, ())}, not of a codec"
         raise problem("settings", "codec", path, reason, again)
     try:
-        loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with _undivided():
+            loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         reason = f"is not a codec that can be loaded ({' '.join(str(error).split())[:200]})"
         raise problem("settings", "codec", path, reason, again) from error

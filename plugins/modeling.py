@@ -57,7 +57,6 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
     """Same name as its base, so that saved checkpoints stay native ones."""
 
     config_class = HiggsAudioV2Config
-    _no_split_modules = [*(_Native._no_split_modules or []), "WhisperEncoderLayer"]  # noqa: RUF012 (the base's type)
 
     def __init__(self, config: HiggsAudioV2Config, use_text_head: bool = False) -> None:
         super().__init__(config, use_text_head=use_text_head)
@@ -66,6 +65,8 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         tower = getattr(config, "audio_encoder_config", None)  # transformers' own config has no such entry
         if tower is not None:
             self.audio_tower = AudioTower(tower, config.hidden_size)
+            # Only then: accelerate wraps these classes for FSDP2 and raises for one that the model does not have.
+            self._no_split_modules = {*(self._no_split_modules or ()), "WhisperEncoderLayer"}  # type: ignore[assignment]
 
     def forward(  # no `logits_to_keep`: MS-SWIFT would slice the labels of the text
         self,
