@@ -53,7 +53,7 @@ def load_model(
     model: Any = checkpoint.load_model(folder, text_head=False, **options)
     model.higgs_audio_settings = HiggsAudioSettings.of_checkpoint(Path(next(iter(named.values()), folder)))
     model = checkpoint.with_adapters(model, named)
-    return (model if quantization else model.to(device)), AutoTokenizer.from_pretrained(folder)
+    return (model if quantization else model.to(device)), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _quantization(bits: Quantization, dtype: torch.dtype) -> Any:

@@ -5,14 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from swift.model import Model, ModelGroup, ModelLoader, ModelMeta, MultiModelKeys, register_model, register_model_arch
+import swift
+from swift.model import (
+    Model,
+    ModelGroup,
+    ModelLoader,
+    ModelMeta,
+    MultiModelKeys,
+    model_meta,
+    register_model,
+    register_model_arch,
+)
+from swift.utils import get_logger
 from transformers import AutoConfig, AutoTokenizer
 
 from plugins.checkpoint import OriginalConfig, load_config, load_model
 from plugins.codec import CODEC_FOLDER
 from plugins.model_config import HiggsAudioV2Config
+from plugins.original_format import format_of
 from plugins.settings import SETTINGS_FILE
 from plugins.template import TEMPLATE_TYPE
+
+logger = get_logger()
 
 MODEL_TYPES = ("higgs-audio-v2-3b", "higgs-audio-v2-7b")
 ARCHITECTURE = "HiggsAudioV2ForConditionalGeneration"
@@ -34,14 +48,37 @@ class HiggsAudioLoader(ModelLoader):
         return load_config(Path(model_dir))
 
     def get_processor(self, model_dir: str, config: Any) -> Any:
-        return AutoTokenizer.from_pretrained(model_dir)
+        return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
 
     def get_model(self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]) -> Any:
         return load_model(model_dir, config=config, **model_kwargs)
 
 
+def refuse_foreign_configs() -> None:
+    """Let a folder that is no Higgs-Audio V2 be refused under our model types before MS-SWIFT reads its config.json.
+
+    4.6 reads it with trust_remote_code=True (`_get_model_info`), asked or not: with a model type that transformers does
+    not know, a stranger's `auto_map` runs a file of his. Other model types are left alone. Idempotent.
+    """
+    if not swift.__version__.startswith("4.6."):
+        logger.warning(f"code of foreign checkpoints may be run: untested ms-swift {swift.__version__} (need 4.6)")
+        return
+    original = model_meta._get_model_info
+    if getattr(original, "_refuses", False):
+        return
+
+    def _get_model_info(model_dir: str, model_type: str | None, quantization_config: Any) -> Any:
+        if model_type in MODEL_TYPES:
+            format_of(Path(model_dir))
+        return original(model_dir, model_type, quantization_config)
+
+    _get_model_info._refuses = True  # type: ignore[attr-defined]
+    model_meta._get_model_info = _get_model_info
+
+
 def register() -> None:
     """Idempotent."""
+    refuse_foreign_configs()
     for config in (HiggsAudioV2Config, OriginalConfig):
         # MS-SWIFT reads config.json with trust_remote_code=True; a class that is registered comes before a file of the
         # checkpoint, so that no code of a checkpoint runs.

@@ -164,7 +164,7 @@ def _tokenizer(folder: Path) -> Any:
     if not any(folder.glob("tokenizer*")):
         raise problem(str(folder), "tokenizer", "tokenizer.json", "not found", remedy)
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a damaged file can raise anything inside the parser
         reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
         raise problem(str(folder), "tokenizer", "tokenizer*", reason, remedy) from error

@@ -5,6 +5,7 @@ Every row is checked before the first one is used, and a faulty one is told by f
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -45,7 +46,11 @@ def read_rows(
     rows: list[Row] = []
     problems: list[str] = []
     beside = Path(source).resolve().parent if Path(source).is_file() else None
-    for place, read in tqdm(_rows(source, columns or {}, subset), desc=source, unit=" rows", delay=2, disable=None):
+    found = _rows(source, columns or {}, subset, is_jailed=bool(settings.audio_root))
+    if settings.audio_root and not source.endswith(".jsonl"):
+        # Who names a folder trusts what lies in it. Of a Hugging Face dataset the reader has refused other paths.
+        settings = dataclasses.replace(settings, audio_root=source if _holds_recordings(Path(source)) else None)
+    for place, read in tqdm(found, desc=source, unit=" rows", delay=2, disable=None):
         try:
             row = canonical_row(read(), place, settings, beside=beside)
             check(dialogue_from_row(row, settings, training=training))
@@ -60,7 +65,9 @@ def read_rows(
     return rows
 
 
-def _rows(source: str, columns: Mapping[str, str], subset: str | None) -> Iterator[tuple[str, Callable[[], Row]]]:
+def _rows(
+    source: str, columns: Mapping[str, str], subset: str | None, *, is_jailed: bool
+) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Where each row stands, and a function that parses it."""
     path = Path(source)
     if source.endswith(".jsonl"):
@@ -70,18 +77,24 @@ def _rows(source: str, columns: Mapping[str, str], subset: str | None) -> Iterat
         reason, remedy = "is no .jsonl file", "write one JSON object per line, or let prepare_dataset.py do it"
         raise problem("options", "dataset", source, reason, remedy)
     else:
-        for found in _utterances(source, columns, subset):
+        for found in _utterances(source, columns, subset, root=Path(source) if is_jailed else None):
             yield found.place, partial(_row_of, found)
 
 
-def _utterances(source: str, columns: Mapping[str, str], subset: str | None) -> Iterator[Utterance | Rejected]:
-    path = Path(source)
-    if path.is_dir() and not any(next(path.glob(pattern), None) for pattern in _TABLES):
-        return read_folder(path)
+def _holds_recordings(path: Path) -> bool:
+    return path.is_dir() and not any(next(path.glob(pattern), None) for pattern in _TABLES)
+
+
+def _utterances(
+    source: str, columns: Mapping[str, str], subset: str | None, *, root: Path | None
+) -> Iterator[Utterance | Rejected]:
+    if _holds_recordings(Path(source)):
+        return read_folder(Path(source))
     from datasets.config import HF_DATASETS_CACHE
 
     named = {target: name for name, target in columns.items() if target in Columns.__dataclass_fields__}
-    return read_huggingface(source, Columns(**named), audio_dir=Path(HF_DATASETS_CACHE) / "higgs_audio", config=subset)
+    audio_dir = Path(HF_DATASETS_CACHE) / "higgs_audio"
+    return read_huggingface(source, Columns(**named), audio_dir=audio_dir, config=subset, root=root)
 
 
 def _row_of(found: Utterance | Rejected) -> Row:

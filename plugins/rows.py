@@ -48,10 +48,12 @@ def canonical_row(
     """Uniform types and every column, so that rows of all shapes fit into one table; paths are absolute.
 
     Contents become texts with <audio> tags. Relative paths are looked for in `audio_root` if set, else `beside` the
-    file of the row, then in the working folder.
+    file of the row, then in the working folder. Rows may come from strangers: nothing outside of `audio_root` is read
+    once it is set, but for code caches `beside` the file of the row; without it, any file of this user.
     """
-    first = Path(settings.audio_root) if settings.audio_root else beside
-    folders = [folder for folder in (first, Path.cwd()) if folder is not None]
+    root = Path(os.path.abspath(settings.audio_root)) if settings.audio_root else None
+    here = beside or Path.cwd()
+    folders = [root] if root else [here, Path.cwd()]
     messages, content_audios = _flatten_messages(row.get("messages"), source)
     audios = as_list(row.get("audios") or row.get("audio"))
     if audios and content_audios:
@@ -67,11 +69,13 @@ def canonical_row(
             raise problem(source, "reference_text", text, "is no text", "give the transcript of the reference")
     return {
         "messages": messages,
-        "audios": [_absolute(path, folders, source, f"audios[{i}]") for i, path in enumerate(audios or content_audios)],
-        "reference_audio": [_absolute(path, folders, source, "reference_audio") for path in references],
+        "audios": [
+            _absolute(path, folders, root, source, f"audios[{i}]") for i, path in enumerate(audios or content_audios)
+        ],
+        "reference_audio": [_absolute(path, folders, root, source, "reference_audio") for path in references],
         "reference_text": texts,
-        **_codes_columns(row, "audio_codes", beside or Path.cwd(), source),
-        **_codes_columns(row, "reference_codes", beside or Path.cwd(), source),
+        **_codes_columns(row, "audio_codes", here, root, source),
+        **_codes_columns(row, "reference_codes", here, root, source),
         "raw_prompt": raw_prompt,
         ROW_SOURCE: source,
     }
@@ -117,13 +121,26 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _absolute(path: Any, folders: list[Path], source: str, field: str) -> str:
+def _absolute(path: Any, folders: list[Path], root: Path | None, source: str, field: str) -> str:
     if not isinstance(path, str) or not path:
         raise problem(source, field, path, "is no path", "give the path of an audio file")
     try:
-        return str(audio.resolve(path, folders=folders))
+        return str(audio.resolve(path if root is None else _below(path, root), folders=folders, root=root))
     except audio.AudioError as error:
         raise problem(source, field, path, error.reason, error.remedy) from None
+
+
+def _below(path: str, root: Path) -> str:
+    """`path` relative to `root` if it is absolute and leads there, as prepare_dataset.py writes it; else as it is."""
+    if not os.path.isabs(path) or "\0" in path:
+        return path  # for `audio.resolve` to find, or to refuse
+    if ".." in Path(path).parts:
+        raise audio.AudioError(path, 'holds "..", which the audio root forbids', f"write it relative to {root}")
+    # By its real path too: one of the two may be written through a link. As written first: links inside stay links.
+    for inside, of in ((Path(path), root), (Path(os.path.realpath(path)), Path(os.path.realpath(root)))):
+        if inside.is_relative_to(of):
+            return f"./{inside.relative_to(of)}"  # not for a shell's eyes: a file may be called "~a.wav"
+    raise audio.AudioError(path, "lies outside of the audio root", f"move it into {root}")
 
 
 def _flatten_messages(messages: Any, source: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -200,17 +217,24 @@ def _references(row: Mapping[str, Any], source: str) -> tuple[Reference, ...]:
     return tuple(Reference(clip, text.strip() or None) for clip, text in zip(clips, padded, strict=True))
 
 
-def _codes_columns(row: Mapping[str, Any], field: str, beside: Path, source: str) -> dict[str, list[Any]]:
+def _codes_columns(
+    row: Mapping[str, Any], field: str, beside: Path, root: Path | None, source: str
+) -> dict[str, list[Any]]:
     """Inline codes, and keys of cached ones with absolute folders; each column is empty or has all entries."""
-    entries, keys_field = as_list(row.get(field)), KEY_COLUMNS[field]
-    if row.get(keys_field) or not any(isinstance(entry, str) for entry in entries):
-        return {field: entries, keys_field: row.get(keys_field) or []}
+    keys_field = KEY_COLUMNS[field]
+    entries = as_list(row.get(keys_field)) or as_list(row.get(field))
+    if not any(isinstance(entry, str) for entry in entries):
+        return {field: entries, keys_field: []}
     keys = []
     for i, entry in enumerate(entries):
         if not isinstance(entry, str):
             raise problem(source, f"{field}[{i}]", entry, "is inline beside cached codes", "write all in one way")
         folder, key = parse_reference(entry, beside=beside, where=source, field=f"{field}[{i}]")
-        keys.append(f"{folder.resolve()}#{key}")
+        folder = folder.resolve()
+        if root is not None and not any(folder.is_relative_to(inside.resolve()) for inside in (root, beside)):
+            reason = "lies neither in the audio root nor beside this file"
+            raise problem(source, f"{field}[{i}]", entry, reason, f"move the code cache into {root}")
+        keys.append(f"{folder}#{key}")
     return {field: [], keys_field: keys}
 
 

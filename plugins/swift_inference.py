@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,7 +103,8 @@ class SpeakingTemplate(HiggsAudioTemplate):
         row, uploads = row_of(inputs), None
         if self.is_server:
             uploads = TemporaryDirectory(prefix="higgs-audio-")
-            row = canonical_row(_chat_row(inputs, Path(uploads.name)), "request", self.settings)
+            settings = replace(self.settings, audio_root=uploads.name)
+            row = canonical_row(_chat_row(inputs, Path(uploads.name)), "request", settings)
         elif ROW_SOURCE not in row:
             row = canonical_row(row, "request", self.settings)
         dialogue = dialogue_from_row(without_answer(row), self.settings, training=False)

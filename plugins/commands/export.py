@@ -123,7 +123,7 @@ def _check_finite(model: Any, dtype: torch.dtype) -> None:
 
 def _processor(base: Path, codec: Codec) -> HiggsAudioV2Processor:
     """What `AutoProcessor` will load: the base's tokenizer, a chat template and the codec, named relatively."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     # An original checkpoint may have the template of Llama-3's chat.
     template = tokenizer.chat_template if format_of(base) == "native" else None
     codec.model.name_or_path = CODEC_FOLDER
