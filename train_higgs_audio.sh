@@ -4,6 +4,14 @@
 # Usage:   ./train_higgs_audio.sh [any flag of `higgs-audio sft`, the last one wins]
 #          DATASET=data/vctk_train.jsonl LORA_RANK=64 ./train_higgs_audio.sh
 #          NPROC_PER_NODE=8 ./train_higgs_audio.sh --deepspeed zero2
+#          NNODES=2 NODE_RANK=0 MASTER_ADDR=host0 MASTER_PORT=29500 NPROC_PER_NODE=8 ./train_higgs_audio.sh
+#          torchrun --nproc_per_node 8 train_higgs_audio.sh [flags]
+#          deepspeed --num_gpus 8 train_higgs_audio.sh --deepspeed zero2 [flags]
+#
+# bash and Python both take this file. The next line is a no-op for bash; for Python, which those two launchers start it
+# with, it opens a string that ends below the last line of bash, where Python hands each process over to bash. So the
+# defaults stand once. Between the two no escapes but a line's end.
+""":"
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -29,7 +37,10 @@ LORA_ALPHA="${LORA_ALPHA:-64}"
 export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
-exec "$PYTHON" -m plugins sft \
+# Under a launcher this is one of its processes; else `sft` starts NPROC_PER_NODE of them as MS-SWIFT does, or one.
+[ -n "${LOCAL_RANK:-}" ] && ENTRY=("$ROOT/plugins/train.py") || ENTRY=(-m plugins sft)
+
+exec "$PYTHON" "${ENTRY[@]}" \
     --model_type "$MODEL_TYPE" \
     --model "$MODEL" \
     --use_hf "$USE_HF" \
@@ -53,3 +64,9 @@ exec "$PYTHON" -m plugins sft \
     --save_total_limit 2 \
     --report_to tensorboard \
     "$@"
+"""
+import os
+import sys
+
+os.environ["PYTHON"] = sys.executable  # the launcher's interpreter, not the one that bash would choose
+os.execvp("bash", ["bash", __file__, *sys.argv[1:]])
