@@ -1,15 +1,15 @@
-# make install | demo | test | lint: each works on a bare checkout and is cheap when repeated.
+# make install | demo | test | test-slow | faults | lint: each works on a bare checkout and is cheap when repeated.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # A file as old as the last complete installation: nothing is installed again until pyproject.toml changes.
 DONE := $(VENV)/.installed
 
-.PHONY: install demo test lint
+.PHONY: install demo test test-slow faults lint
 
 install: $(DONE)
 
-$(DONE): pyproject.toml
+$(DONE): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.14.1 torchaudio==2.11.0
 	$(BIN)/pip install --quiet --editable ".[dev]"
@@ -17,11 +17,23 @@ $(DONE): pyproject.toml
 	$(BIN)/pip install --quiet --no-deps llama-models==0.3.0
 	touch $@
 
+# Without its own compiled kernels, which want a GPU; it is built against the installed torch.
+$(VENV)/.deepspeed: $(DONE)
+	$(BIN)/pip install --quiet "setuptools>=77" wheel ninja
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation deepspeed || echo "no DeepSpeed to be had: its tests are skipped"
+	touch $@
+
 demo: install
 	$(BIN)/python -m plugins.demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install $(VENV)/.deepspeed
+	$(BIN)/python -m pytest -m slow
+
+faults: install
+	$(BIN)/python -m pytest -s tests/faults
 
 lint: install
 	$(BIN)/ruff check .

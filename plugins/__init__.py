@@ -40,6 +40,9 @@ L2  rows.py                  a row of any accepted shape -> Dialogue
     checkpoint.py            strict loading of both
 L3  model_registration.py    loaders and ModelMeta for 3B and 7B
     preflight/               what is about to be trained, proved before the first step; `higgs-audio doctor`
+    checkpoints.py           which checkpoint folders are whole, which is the newest, which may go
+    resume.py                a run that is killed and resumed equals one that is not
+    guards.py                sick steps, signals, full disks, exhausted GPUs
     trainer.py               HiggsAudioTrainer, audio learning rate, metrics
     loading.py               a checkpoint of any kind -> model and tokenizer
     inference.py             HiggsAudioGenerator

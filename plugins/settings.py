@@ -69,6 +69,7 @@ class HiggsAudioSettings:
     preflight: bool = _knob(True, "check labels, codes and leaks before the first step", _flag)
     dry_run: bool = _knob(False, "stop after the preflight, showing one row as the model sees it", _flag)
     raw_prompt: bool = _knob(False, "take the prompt as written, without normalising it to the model's own", _flag)
+    force_resume: bool = _knob(False, "resume although data, options or adapter are not those of the checkpoint", _flag)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> HiggsAudioSettings:

@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> Any:
     from plugins.register import register_higgs_audio_all
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    before = {knob.upper(): os.environ.get(knob.upper()) for knob in KNOBS}
+    # Settings travel as environment variables, and MS-SWIFT leaves its own folder of events there for good.
+    names = [*(knob.upper() for knob in KNOBS), "TENSORBOARD_LOGGING_DIR"]
+    before = {name: os.environ.get(name) for name in names}
     try:
         parse_yaml_args(arguments)
         # `--flag=value` as two words, so that every flag is looked at in the same way.
@@ -50,12 +52,17 @@ def main(argv: Sequence[str] | None = None) -> Any:
         if "--strict" not in rest:
             # MS-SWIFT's default puts a random other row in the place of one that fails.
             rest += ["--strict", "true"]
+        if "--ddp_timeout" not in rest:
+            # MS-SWIFT's default is 208 days: for so long the other nodes would wait for a rank that is dead.
+            rest += ["--ddp_timeout", "1800"]
         check_flags(rest)
         check_model(rest)
         register_higgs_audio_all()
+        check_output_dir(rest)
+        rest = resolve_resume(rest)
         return SwiftSft(rest).main()
     finally:
-        # Settings travel as environment variables; a second run in this process must not inherit them.
+        # A second run in this process must not inherit them.
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
@@ -125,6 +132,48 @@ def check_flags(arguments: Sequence[str]) -> None:
         if argument.startswith("--") and name.removeprefix("no_") not in known and name not in known:
             near = did_you_mean(name, {*known, *KNOBS, *(old.removeprefix("--") for old in RENAMED)})
             raise problem("command line", "flag", argument, "is unknown", near)
+
+
+def check_output_dir(arguments: Sequence[str]) -> None:
+    """Raise UserError if nothing can be written where `--output_dir` is, or is to be."""
+    for flag, values in _by_flag(arguments):
+        if flag == "--output_dir" and values:
+            place = Path(values[0]).resolve()
+            parent = next(folder for folder in (place, *place.parents) if folder.exists())
+            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                raise problem(
+                    "options", "output_dir", values[0], f"cannot be written ({parent})", "name another folder"
+                )
+
+
+def resolve_resume(arguments: list[str]) -> list[str]:
+    """`--resume_from_checkpoint auto` as the newest whole checkpoint, its run's folder being written to again.
+
+    Raises UserError if a checkpoint that is named is not whole, here before MS-SWIFT loads anything of it.
+    """
+    from swift.utils import get_logger
+
+    from plugins.checkpoints import newest, require_whole
+
+    given = {flag: values[0] for flag, values in _by_flag(arguments) if values}
+    name, output_dir = given.get("--resume_from_checkpoint"), given.get("--output_dir")
+    if name is None:
+        return arguments
+    if name != "auto":
+        require_whole(Path(name))
+        return arguments
+    if output_dir is None:
+        raise problem("options", "output_dir", None, "is not given, so `auto` has nowhere to look", "give --output_dir")
+    logger = get_logger()
+    checkpoint = newest(Path(output_dir), logger.warning)
+    replaced = {"--resume_from_checkpoint", *(("--output_dir", "--add_version") if checkpoint else ())}
+    kept = [[flag, *values] if flag else values for flag, values in _by_flag(arguments) if flag not in replaced]
+    rest = [word for words in kept for word in words]
+    if checkpoint is None:
+        logger.info(f"no whole checkpoint in {output_dir}: training starts anew")
+        return rest
+    return [*rest, "--resume_from_checkpoint", str(checkpoint), "--output_dir", str(checkpoint.parent),
+            "--add_version", "false"]  # fmt: skip
 
 
 def check_model(arguments: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from swift.utils import get_logger
 from torch import Tensor
 from transformers import Trainer
 
+from plugins import guards, resume
 from plugins.codec import CODEC_FOLDER
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
@@ -28,6 +29,7 @@ from plugins.loss import LossSums, combine
 from plugins.modeling import DualLossOutput
 from plugins.preflight import before_training
 from plugins.preflight.leaks import MEMORISED
+from plugins.rows import ROW_SOURCE
 from plugins.settings import HiggsAudioSettings, check_knob_names
 from plugins.template import TEMPLATE_TYPE, HiggsAudioTemplate
 
@@ -106,6 +108,13 @@ class LossMeter:
         row = torch.cat([scalars, audio.loss, audio.correct, audio.count]).detach().double()
         self._total = row if self._total is None else self._total + row
 
+    def values(self) -> list[float] | None:
+        """The sums of this rank since the last `drain`, for `restore` in a later process."""
+        return None if self._total is None else self._total.tolist()
+
+    def restore(self, values: list[float] | None, device: torch.device) -> None:
+        self._total = None if values is None else torch.tensor(values, dtype=torch.double, device=device)
+
     def drain(self) -> tuple[LossSums, LossSums] | None:
         """The sums since the last call over all ranks, on the CPU; None if there were none."""
         total, self._total = self._total, None
@@ -147,6 +156,8 @@ def memorised_codebooks(logs: dict[str, float], mode: str, epoch: float) -> dict
 class HiggsAudioTrainer(Seq2SeqTrainer):
     """MS-SWIFT's trainer with our denominators, optimizer and metrics. For any other model: the base itself."""
 
+    data_collator: Any
+
     def __new__(cls, *args: Any, template: Any = None, **kwargs: Any) -> Any:
         if isinstance(template, HiggsAudioTemplate):
             return super().__new__(cls)
@@ -158,8 +169,10 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
     def __init__(self, *, model: Any, args: Any, template: HiggsAudioTemplate, **kwargs: Any) -> None:
         refuse_unsupported(model, args, template)
         args.optimizer = OPTIMIZER
-        self._meters = {"train": LossMeter(), "eval": LossMeter()}
+        self.meters = {"train": LossMeter(), "eval": LossMeter()}
         super().__init__(model=model, args=args, template=template, **kwargs)
+        self.guard = guards.Guard(self)
+        self.add_callback(self.guard)
         for dataset in (self.train_dataset, self.eval_dataset):
             if isinstance(dataset, LazyLLMDataset):
                 # MS-SWIFT would train on a random other row in place of one that fails.
@@ -167,7 +180,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         if self.is_world_process_zero():
             _settle_output_folder(Path(args.output_dir), template.settings)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
         settings: HiggsAudioSettings = self.template.settings
         if settings.preflight or settings.dry_run:
             report = before_training.run(self, _say)
@@ -178,7 +191,42 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                 )
         if settings.dry_run:
             raise SystemExit(0)
-        return super().train(*args, **kwargs)
+        self.fingerprint = resume.fingerprint(self)
+        if resume_from_checkpoint is None or self.args.resume_only_model:
+            resume.begin(self)
+        elif resume.prepare(self, Path(resume_from_checkpoint)):
+            return None
+        if self.args.save_strategy != "no":
+            guards.check_space(self)
+        with self.guard.watching():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_train_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        collator, self.data_collator = self.data_collator, guards.NamedRows(self.data_collator)
+        try:
+            return super().get_train_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        prepared = super()._prepare_inputs(inputs)
+        self.guard.rows = prepared.pop(ROW_SOURCE, [])
+        return prepared
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        grad_norm = super()._get_grad_norm(*args, **kwargs)
+        self.guard.settle(grad_norm)
+        return grad_norm
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        # A resumed run builds loader and codec, which draw random numbers, at another moment: dropout must not notice.
+        with torch.random.fork_rng(devices=[]):
+            return super().get_batch_samples(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        # The first evaluation of a process draws more than later ones do.
+        with torch.random.fork_rng(devices=[]):
+            return super().evaluate(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """(2,): trained text tokens and trained audio frames of the step, over all micro-batches and ranks."""
@@ -193,12 +241,14 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        self._meters["train" if self.model.training else "eval"].add(outputs)
+        self.meters["train" if self.model.training else "eval"].add(outputs)
+        if self.model.training:
+            self.guard.saw(loss)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         mode = "train" if self.model.training else "eval"
-        sums = self._meters[mode].drain()
+        sums = self.meters[mode].drain()
         if sums is not None:
             prefix = "" if mode == "train" else "eval_"
             logs.update({f"{prefix}{name}": value for name, value in metrics(*sums).items()})
@@ -211,11 +261,20 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                     f"{shown}: no unseen speech is predicted that well. Either these clips were trained on before, or"
                     " the labels leak into the inputs."
                 )
+        if "train_loss" in logs:
+            # The base divides the sum over all steps by the number of those since the last resume.
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if "learning_rate" in logs:
+            self.guard.amend(logs)
             audio_rates = [group["lr"] for group in self.optimizer.param_groups if group.get("audio")]
             if audio_rates:
                 logs["audio_learning_rate"] = audio_rates[0]
-        super().log(logs, *args, **kwargs)
+        with guards.log_line(self):
+            super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with guards.saving(self), resume.saving(self):
+            super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # MS-SWIFT copies it with a plain `copytree`, which a folder of an earlier run stops.

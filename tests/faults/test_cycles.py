@@ -1,0 +1,58 @@
+"""Two hundred starts and stops of one training: nothing of them is left."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import corpus_rows, write_jsonl
+from runs import Runs, adapter_of, options
+from sft import flags
+
+from plugins.guards import STOPPED
+
+CYCLES = 200
+LAST = "checkpoint-30"
+
+
+@pytest.mark.slow
+def test_two_hundred_starts_and_stops_leave_nothing(tiny: Path, tmp_path: Path) -> None:
+    """SIGTERM at any moment, then the same command again; each training that gets to its end ends alike."""
+    from plugins.codec import Codec
+
+    codec = Codec(str(tiny / "audio_tokenizer"))
+    rows = [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(5)]
+    dataset = write_jsonl(tmp_path / "train.jsonl", rows)
+    scratch, out = tmp_path / "scratch", tmp_path / "out"
+    scratch.mkdir()
+    changed = {"max_steps": 30, "save_steps": 10, "dataloader_num_workers": 1, "resume_from_checkpoint": "auto"}
+    command = flags(tiny, dataset, out, **options(save_total_limit=1, **changed))
+    generator = random.Random(0)
+    statuses: Counter[int] = Counter()
+    adapters: set[str] = set()
+    runs = Runs(tmp_path / "log", TMPDIR=str(scratch), HF_HOME=str(tmp_path / "hf"))
+    try:
+        for cycle in range(CYCLES):
+            # The last cycle is not disturbed, so that one end is compared at least.
+            fault = {"sigterm_after_s": generator.uniform(0, 3)} if cycle < CYCLES - 1 else {}
+            status = runs.sft(command, **fault)
+            statuses[status] += 1
+            assert status in {0, STOPPED, -15}, runs.end()
+            if status == 0:
+                (checkpoint,) = out.glob("checkpoint-*")
+                assert checkpoint.name == LAST
+                adapters.add(adapter_of(checkpoint))
+                shutil.rmtree(out)
+            assert not psutil.Process(runs.process.pid).children(recursive=True)
+    finally:
+        runs.close()
+    print(f"{CYCLES} cycles ended with {dict(statuses)}")
+    assert len(adapters) == 1
+    assert statuses[STOPPED] > CYCLES / 10, "the signals came too early or too late to stop a training"
+    assert [path.name for path in scratch.iterdir()] == []
+    assert [str(path) for folder in (tmp_path, Path(tempfile.gettempdir())) for path in folder.glob("*.lock")] == []

@@ -1,0 +1,267 @@
+"""A training that is killed anywhere and resumed ends as if nothing had happened, or one line says why it cannot."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, corpus_rows, write_jsonl
+from runs import Runs, adapter_of, options, timeless
+from sft import BIN, flags, run
+
+from plugins.checkpoints import MARKER, newest
+
+LAST = "checkpoint-6"
+Sft = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    process = Runs(tmp_path_factory.mktemp("runs") / "log")
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def rows(tiny: Path) -> list[dict[str, Any]]:
+    """With codes: no run has to load the codec."""
+    from plugins.codec import Codec
+
+    codec = Codec(str(tiny / "audio_tokenizer"))
+    return [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(5)]
+
+
+@pytest.fixture(scope="module")
+def command(tiny: Path, rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """(output folder, options that differ) -> flags of the usual run."""
+    dataset = write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", rows)
+    return lambda folder, **changed: flags(
+        tiny, changed.pop("dataset", dataset), folder, **options(**changed)
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Runs, command: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to, with its checkpoints 2, 4 and 6."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    assert runs.sft(command(folder)) == 0, runs.end()
+    return folder
+
+
+def last_line(runs: Runs) -> str:
+    return runs.said().splitlines()[-1]
+
+
+# --- exact ---
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "a log line spans the kill": {"logging_steps": 4},
+    "at the end of an epoch": {"save_steps": 3},
+    "two workers": {"dataloader_num_workers": 2, "logging_steps": 5},
+    "evaluation": {"split_dataset_ratio": 0.2, "eval_steps": 1, "eval_strategy": "steps"},
+}
+
+
+def check_exact(runs: Runs, command: Callable[..., Any], tmp_path: Path, **variant: Any) -> None:
+    assert runs.sft(command(tmp_path / "never", **variant)) == 0, runs.end()
+    folder = tmp_path / "killed"
+    assert runs.sft(command(folder, **variant), folder=str(folder / LAST), at=1) == -9, runs.end()
+    resumed = newest(folder, pytest.fail)
+    assert resumed is not None
+    assert runs.sft(command(folder, **variant, resume_from_checkpoint="auto")) == 0, runs.end()
+    assert f"resuming from {resumed}" in runs.said()
+    assert adapter_of(folder / LAST) == adapter_of(tmp_path / "never" / LAST)
+    assert timeless(folder / "logging.jsonl") == timeless(tmp_path / "never" / "logging.jsonl")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_and_resumed_is_never_killed(
+    variant: str, runs: Runs, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Adapter and log, to the bit: dropout, shuffling and accumulation are on."""
+    check_exact(runs, command, tmp_path, **VARIANTS[variant])
+
+
+def test_a_codec_that_is_loaded_after_the_resume(runs: Runs, command: Callable[..., Any], tmp_path: Path) -> None:
+    """Building it draws random numbers: at the end of an epoch it came after the generators had been restored."""
+    dataset = write_jsonl(tmp_path / "clips.jsonl", corpus_rows(5))
+    check_exact(runs, command, tmp_path, dataset=dataset, save_steps=3)
+
+
+def test_a_finished_training_has_nothing_left_to_do(runs: Runs, command: Callable[..., Any], tmp_path: Path) -> None:
+    """transformers takes one step more, beyond max_steps, whenever the last epoch is not over."""
+    assert runs.sft(command(tmp_path, max_steps=5)) == 0, runs.end()
+    adapter = adapter_of(tmp_path / "checkpoint-5")
+    for _ in range(2):
+        assert runs.sft(command(tmp_path, max_steps=5, resume_from_checkpoint="auto")) == 0, runs.end()
+        assert "is the end of its training: nothing is left to do" in runs.said()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (2, 4, 5)}
+    assert adapter_of(tmp_path / "checkpoint-5") == adapter
+
+
+def test_auto_in_yaml_goes_on_in_the_version_folder(
+    runs: Runs, command: Callable[..., Any], whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text("resume_from_checkpoint: auto\nadd_version: true\n")
+    words = [str(tmp_path / "run.yaml"), *command(tmp_path / "out", add_version=None)]
+    fault = {"folder": str(tmp_path / "out"), "at": 100}
+    assert runs.sft(words, **fault) == -9
+    assert "training starts anew" in runs.said()
+    assert runs.sft(words) == 0, runs.end()
+    (version,) = (tmp_path / "out").iterdir()
+    assert version.name.startswith("v0-")
+    assert adapter_of(version / LAST) == adapter_of(whole / LAST)
+
+
+# --- killed at each effect on the disk ---
+
+
+def killed_at(runs: Runs, command: Callable[..., Any], whole: Path, folder: Path, at: int) -> bool:
+    """Kill a run with rotation at its `at`-th effect, resume it, compare; False: it ended before."""
+    limit = {"save_total_limit": 1}
+    status = runs.sft(command(folder, **limit), folder=str(folder), at=at)
+    assert status in (0, -9), (at, runs.end())
+    if (folder / "checkpoint-4").exists():
+        assert newest(folder, lambda text: None) is not None, f"{at}: the last whole checkpoint is gone"
+    if status:
+        assert runs.sft(command(folder, **limit, resume_from_checkpoint="auto")) == 0, (at, runs.end())
+    assert [path.name for path in folder.glob("checkpoint-*")] == [LAST], at
+    assert adapter_of(folder / LAST) == adapter_of(whole / LAST), at
+    assert timeless(folder / "logging.jsonl") == timeless(whole / "logging.jsonl"), at
+    shutil.rmtree(folder)
+    return status != 0
+
+
+def test_killed_at_some_effects(runs: Runs, command: Callable[..., Any], whole: Path, tmp_path: Path) -> None:
+    """Three saves and two removals; `make faults` tries every one."""
+    for at in range(7, 180, 19):
+        assert killed_at(runs, command, whole, tmp_path / "out", at), at
+
+
+@pytest.mark.slow
+def test_killed_at_every_effect(command: Callable[..., Any], whole: Path, tmp_path: Path) -> None:
+    numbers = itertools.count(1)  # shared by both threads; taking the next one is atomic
+
+    def until_it_ends(name: str) -> int:
+        process = Runs(tmp_path / f"{name}.log")
+        try:
+            while killed_at(process, command, whole, tmp_path / name, at := next(numbers)):
+                pass
+        finally:
+            process.close()
+        return at
+
+    with ThreadPoolExecutor(2) as threads:
+        first_without_kill = min(threads.map(until_it_ends, ("a", "b")))
+    print(f"killed at each of {first_without_kill - 1} effects")
+    assert first_without_kill > 40
+
+
+# --- refused, in one line ---
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped byte": (lambda path: flip(path / "optimizer.pt"), "(optimizer.pt has changed since it was saved)"),
+    "missing shard": (lambda path: (path / "adapter_model.safetensors").unlink(), "safetensors is missing)"),
+    "empty state": (lambda path: (path / "trainer_state.json").write_text(""), "(trainer_state.json has 0 bytes"),
+    "no marker": (lambda path: (path / MARKER).unlink(), "is incomplete"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_checkpoint(case: str, runs: Runs, command: Callable[..., Any], whole: Path, tmp_path: Path) -> None:
+    """Named explicitly it is refused; `auto` names it, takes the one before, and ends as if nothing had happened."""
+    harm, reason = DAMAGES[case]
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / LAST)
+    damaged = folder / "checkpoint-4"
+    harm(damaged)
+    assert runs.sft(command(folder, resume_from_checkpoint=damaged)) == 1
+    assert last_line(runs).startswith(f"error: options: resume_from_checkpoint: '{damaged}' is ")
+    assert reason in last_line(runs)
+    assert runs.sft(command(folder, resume_from_checkpoint="auto")) == 0, runs.end()
+    assert f"{damaged} is " in runs.said()
+    assert f"resuming from {folder / 'checkpoint-2'}" in runs.said()
+    assert adapter_of(folder / LAST) == adapter_of(whole / LAST)
+
+
+CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "rank": ({"lora_rank": 8}, ["lora_rank: 4 in the checkpoint, 8 now"]),
+    "seed": (
+        {"seed": 7, "data_seed": 7},
+        ["content of the rows: ", "seed: 42 in the checkpoint, 7 now", "data_seed: 42 in the"],
+    ),
+    "batch": ({"per_device_train_batch_size": 2}, ["per_device_train_batch_size: 1 in the checkpoint, 2 now"]),
+    "loss": ({"audio_loss_weight": 0.5}, ["audio_loss_weight: 1.0 in the checkpoint, 0.5 now"]),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_another_run_is_refused_with_what_differs(
+    case: str, runs: Runs, command: Callable[..., Any], whole: Path, tmp_path: Path
+) -> None:
+    changed, expected = CHANGES[case]
+    checkpoint = whole / "checkpoint-4"
+    assert runs.sft(command(tmp_path, **changed, resume_from_checkpoint=checkpoint)) == 1, runs.end()
+    start, *lines = runs.said().splitlines()[-1 - len(expected) :]
+    assert start == (
+        f"error: options: resume_from_checkpoint: '{checkpoint}' is of another run; undo them, or accept another result"
+        " with --force_resume true:"
+    )
+    assert all(line.startswith(f"  {text}") for line, text in zip(lines, expected, strict=True))
+
+
+def test_other_rows_are_refused_unless_forced(
+    runs: Runs, command: Callable[..., Any], rows: list[dict[str, Any]], whole: Path, tmp_path: Path
+) -> None:
+    changed = [*rows[:-1], {**rows[-1], "messages": rows[0]["messages"]}]
+    dataset = write_jsonl(tmp_path / "train.jsonl", changed)
+    words = command(tmp_path / "out", dataset=dataset, resume_from_checkpoint=whole / "checkpoint-4")
+    assert runs.sft(words) == 1
+    assert last_line(runs).startswith("  content of the rows: '")
+    assert runs.sft([*words, "--force_resume", "true"]) == 0, runs.end()
+    assert "resumed although content of the rows: '" in runs.said()
+    assert (tmp_path / "out" / LAST / MARKER).is_file()
+
+
+def test_the_same_rows_elsewhere_are_the_same(
+    runs: Runs, command: Callable[..., Any], rows: list[dict[str, Any]], whole: Path, tmp_path: Path
+) -> None:
+    dataset = write_jsonl(tmp_path / "moved.jsonl", rows)
+    words = command(tmp_path / "out", dataset=dataset, resume_from_checkpoint=whole / "checkpoint-4")
+    assert runs.sft(words) == 0, runs.end()
+    assert adapter_of(tmp_path / "out" / LAST) == adapter_of(whole / LAST)
+
+
+@pytest.mark.slow
+def test_two_processes_are_resumed_exactly_and_not_by_one(command: Callable[..., Any], tmp_path: Path) -> None:
+    def launch(folder: Path, processes: int, **changed: Any) -> Any:
+        words = command(folder, ddp_backend="gloo", max_steps=4, logging_steps=3, **changed)
+        env = {"NPROC_PER_NODE": str(processes), "OMP_NUM_THREADS": "1"}
+        return run(str(BIN / "python"), "-m", "plugins", "sft", *words, cwd=ROOT, **env)
+
+    done = launch(tmp_path / "out", 2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    last, log = tmp_path / "out" / "checkpoint-4", tmp_path / "out" / "logging.jsonl"
+    adapter, logged = adapter_of(last), timeless(log)
+    (last / MARKER).unlink()
+    done = launch(tmp_path / "out", 2, resume_from_checkpoint="auto")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "checkpoint-4 is incomplete" in done.stdout + done.stderr
+    assert adapter_of(last) == adapter
+    assert timeless(log) == logged
+    alone = launch(tmp_path / "alone", 1, resume_from_checkpoint=last.with_name("checkpoint-2"))
+    assert alone.returncode == 1
+    assert "world_size: 2 in the checkpoint, 1 now" in alone.stderr.splitlines()[-1]
