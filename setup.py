@@ -20,7 +20,8 @@ class HiggsAudioSwiftAutoload:
                 return higgs_audio_swift_autoload.find_spec(name, path, target)
             except Exception:
                 pass
-if os.environ.get("HIGGS_AUDIO_AUTOLOAD") != "0":
+is_there = any(getattr(finder, "__name__", "") == "HiggsAudioSwiftAutoload" for finder in sys.meta_path)
+if os.environ.get("HIGGS_AUDIO_AUTOLOAD") != "0" and not is_there:  # `site` runs the files of a venv twice
     sys.meta_path.insert(0, HiggsAudioSwiftAutoload)
 """
 

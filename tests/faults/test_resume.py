@@ -121,6 +121,11 @@ def test_auto_in_yaml_goes_on_in_the_version_folder(
 # --- killed at each effect on the disk ---
 
 
+def steps_of(log: Path) -> list[dict[str, Any]]:
+    """Without the last line, which is missing if the run is killed after its last checkpoint was whole."""
+    return [record for record in timeless(log) if "train_loss" not in record]
+
+
 def killed_at(runs: Runs, command: Callable[..., Any], whole: Path, folder: Path, at: int) -> bool:
     """Kill a run with rotation at its `at`-th effect, resume it, compare; False: it ended before."""
     limit = {"save_total_limit": 1}
@@ -132,7 +137,7 @@ def killed_at(runs: Runs, command: Callable[..., Any], whole: Path, folder: Path
         assert runs.sft(command(folder, **limit, resume_from_checkpoint="auto")) == 0, (at, runs.end())
     assert [path.name for path in folder.glob("checkpoint-*")] == [LAST], at
     assert adapter_of(folder / LAST) == adapter_of(whole / LAST), at
-    assert timeless(folder / "logging.jsonl") == timeless(whole / "logging.jsonl"), at
+    assert steps_of(folder / "logging.jsonl") == steps_of(whole / "logging.jsonl"), at
     shutil.rmtree(folder)
     return status != 0
 
