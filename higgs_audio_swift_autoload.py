@@ -49,7 +49,9 @@ def _patch_arguments(arguments: Any) -> None:
 
     def without_theirs(self: Any) -> Any:
         saved = json.loads(Path(self.ckpt_dir, "args.json").read_text(encoding="utf-8"))
-        if not self.external_plugins and str(self.model_type or saved.get("model_type")).startswith(MODEL_TYPES):
+        # `BaseArguments.from_pretrained` comes here with an object that has no attributes yet.
+        model_type = getattr(self, "model_type", None) or saved.get("model_type")
+        if not getattr(self, "external_plugins", None) and str(model_type).startswith(MODEL_TYPES):
             self.external_plugins = [str(REGISTER_FILE)]
             others = [each for each in saved.get("external_plugins") or [] if Path(each).parts[-2:] != _OURS]
             if others:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import ROOT
 
 REGISTER = str(ROOT / "plugins" / "register.py")
@@ -63,3 +66,15 @@ def log_of(output_dir: Path) -> list[dict[str, Any]]:
     """Training records of logging.jsonl (the last line is MS-SWIFT's summary)."""
     lines = (output_dir / "logging.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if "log_history" not in record]
+
+
+@contextlib.contextmanager
+def heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """MS-SWIFT's logger does not propagate to the root, where pytest listens."""
+    from swift.utils import get_logger
+
+    get_logger().addHandler(caplog.handler)
+    try:
+        yield
+    finally:
+        get_logger().removeHandler(caplog.handler)

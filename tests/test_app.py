@@ -147,7 +147,7 @@ class Server:
         started_s = time.monotonic()
         self.process.send_signal(with_signal)
         try:
-            assert self.process.wait(timeout=15) == 0
+            assert self.process.wait(timeout=60) == 0
         finally:
             self.process.kill()
         return time.monotonic() - started_s

@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 import re
 import resource
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT, corpus_rows, write_jsonl
-from sft import log_of, sft
+from sft import heard, log_of, sft
 
 LORA = {"tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.1, "gradient_checkpointing": "false"}
 IN_ORDER = {"dataset_shuffle": "false", "train_dataloader_shuffle": "false"}
@@ -105,18 +104,6 @@ def test_a_sick_step_is_named_not_taken_and_counted(
     assert third["loss"] > 0
     moved, before = weights_of(tmp_path / "out" / "checkpoint-3"), weights_of(tmp_path / "out" / "checkpoint-2")
     assert not all(torch.equal(moved[name], before[name]) for name in moved)
-
-
-@contextlib.contextmanager
-def heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """MS-SWIFT's logger does not propagate to the root, where pytest listens."""
-    from swift.utils import get_logger
-
-    get_logger().addHandler(caplog.handler)
-    try:
-        yield
-    finally:
-        get_logger().removeHandler(caplog.handler)
 
 
 def test_a_logged_mean_is_one_over_the_steps_that_were_taken(

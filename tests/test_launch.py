@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, corpus_rows, write_jsonl
-from sft import BIN, flags, log_of, run
+from sft import BIN, flags, heard, log_of, run
 
 SCRIPT = "train_higgs_audio.sh"
 TIMEOUT_S = 300  # DeepSpeed compiles an operator on its first start
@@ -233,7 +233,7 @@ def test_which_runs_get_the_plugin(model_type: str | None, named: Any, expected:
     ],
 )
 def test_plugins_that_a_checkpoint_names_are_not_loaded(
-    saved_type: str, named: list[str], expected: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    saved_type: str, named: list[str], expected: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """MS-SWIFT's own reading of args.json, which executes them."""
     from swift.arguments.base_args.base_args import BaseArguments
@@ -254,9 +254,10 @@ def test_plugins_that_a_checkpoint_names_are_not_loaded(
     (tmp_path / "args.json").write_text(json.dumps({**saved, "swift_version": "4.6.0"}), encoding="utf-8")
     _patch_arguments(Arguments)
     arguments = Arguments()
-    arguments.load_args_from_ckpt()
+    with heard(caplog):
+        arguments.load_args_from_ckpt()
     assert arguments._import_external_plugins() == expected
-    is_told = "names plugins that are not loaded: ['theirs.py']" in capfd.readouterr().err
+    is_told = "names plugins that are not loaded: ['theirs.py']" in caplog.text
     assert is_told == (saved_type != "qwen3" and not named)
 
 
