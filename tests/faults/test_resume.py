@@ -269,4 +269,4 @@ def test_two_processes_are_resumed_exactly_and_not_by_one(command: Callable[...,
     assert timeless(log) == logged
     alone = launch(tmp_path / "alone", 1, resume_from_checkpoint=last.with_name("checkpoint-2"))
     assert alone.returncode == 1
-    assert "world_size: 2 in the checkpoint, 1 now" in alone.stderr.splitlines()[-1]
+    assert "world_size: 2 in the checkpoint, 1 now" in alone.stderr  # beneath which torchrun says its own
