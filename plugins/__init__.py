@@ -42,6 +42,11 @@ L3  model_registration.py    loaders and ModelMeta for 3B and 7B
     preflight/               what is about to be trained, proved before the first step; `higgs-audio doctor`
     checkpoints.py           which checkpoint folders are whole, which is the newest, which may go
     resume.py                a run that is killed and resumed equals one that is not
+    meters.py                padding, speed, memory
+    samples.py               prompts that are spoken while the model trains
+    run_facts.py             data, settings and versions of a run, for those who read about it
+    model_card.py            README.md of a model, with sections that are completed later
+    training_card.py         that of a training's folder
     guards.py                sick steps, signals, full disks, exhausted GPUs
     trainer.py               HiggsAudioTrainer, audio learning rate, metrics
     loading.py               a checkpoint of any kind -> model and tokenizer

@@ -17,7 +17,7 @@ from swift.utils import get_logger, safe_ddp_context
 from plugins.errors import problem
 from plugins.prompt import Dialogue
 from plugins.row_sources import read_rows
-from plugins.rows import COLUMNS, KEY_COLUMNS, ROW_SOURCE
+from plugins.rows import COLUMNS, KEY_COLUMNS, ROW_SOURCE, SPEAKER
 from plugins.settings import HiggsAudioSettings
 
 logger = get_logger()
@@ -34,6 +34,7 @@ FEATURES = Features(
         "reference_codes": List(List(List(Value("int16")))),
         **{column: List(Value("string")) for column in KEY_COLUMNS.values()},
         "raw_prompt": Value("bool"),
+        SPEAKER: Value("string"),
         ROW_SOURCE: Value("string"),
     }
 )
@@ -76,7 +77,7 @@ class HiggsDatasetLoader(DatasetLoader):
 
 def register_columns() -> None:
     """MS-SWIFT drops columns that it does not know (`RowPreprocessor.remove_useless_columns`)."""
-    for column in (*COLUMNS, *KEY_COLUMNS.values(), ROW_SOURCE):
+    for column in (*COLUMNS, *KEY_COLUMNS.values(), SPEAKER, ROW_SOURCE):
         if column not in RowPreprocessor.standard_keys:
             RowPreprocessor.standard_keys.append(column)
 

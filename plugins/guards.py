@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import copy
 import gc
+import json
 import math
 import multiprocessing
 import os
@@ -147,7 +148,8 @@ class Guard(TrainerCallback):
             parameter.grad = None
         loss, trainer.meters["train"] = self._before
         trainer._tr_loss.copy_(loss)
-        what, rows = self._blame()
+        what, rows, num_rows = self._blame()
+        self._counts()["rows"] += num_rows
         if in_a_row == MOST_SKIPS_IN_A_ROW:
             reason = f"{what} in {in_a_row} steps in a row, of which none was taken (rows of the last one: {rows})"
             remedy = "look at these rows, lower learning_rate, or resume from an earlier checkpoint"
@@ -155,8 +157,9 @@ class Guard(TrainerCallback):
         if trainer.is_world_process_zero():
             logger.warning(f"step {trainer.state.global_step + 1} skipped: {what}; rows: {rows}")
 
-    def _blame(self) -> tuple[str, str]:
-        """What is no number, and the rows to look at, of all ranks: those whose loss it is, else all of the step."""
+    def _blame(self) -> tuple[str, str, int]:
+        """What is no number, the rows to look at, of all ranks: those whose loss it is, else all of the step; how many
+        rows the step has."""
         mine = [(rows, loss.item()) for rows, loss in self._losses]
         gathered: list[Any] = [mine]
         if dist.is_initialized():
@@ -165,14 +168,16 @@ class Guard(TrainerCallback):
         seen = [batch for batches in gathered for batch in batches]
         sick = [(rows, loss) for rows, loss in seen if not math.isfinite(loss)]
         what = f"loss {sick[0][1]}" if sick else "gradients that are not finite, though every loss is,"
-        return what, _listed([row for rows, _ in sick or seen for row in rows])
+        num_rows = sum(len(rows) for rows, _ in seen)
+        return what, _listed([row for rows, _ in sick or seen for row in rows]), num_rows
 
     def _counts(self) -> dict[str, int]:
-        empty = {"skipped": 0, "in_a_row": 0, "steps": 0, "skipped_now": 0}
+        empty = {"skipped": 0, "rows": 0, "in_a_row": 0, "steps": 0, "skipped_now": 0}
         return self._trainer.state.stateful_callbacks.setdefault(_COUNTS, empty)
 
     def amend(self, logs: dict[str, float]) -> None:
-        """Training logs: `skipped_steps` of the run so far, and means over the steps that were taken."""
+        """Training logs: `skipped_steps` and `skipped_rows` of the run so far, and means over the steps that were
+        taken."""
         counts = self._counts()
         if "grad_norm" in logs and not math.isfinite(logs["grad_norm"]):
             del logs["grad_norm"]  # the last step was a skipped one
@@ -181,8 +186,7 @@ class Guard(TrainerCallback):
             logs.pop("loss", None)
         elif counts["skipped_now"]:
             logs["loss"] *= counts["steps"] / taken
-        if counts["skipped"]:
-            logs["skipped_steps"] = counts["skipped"]
+        logs["skipped_steps"], logs["skipped_rows"] = counts["skipped"], counts["rows"]
         counts["steps"] = counts["skipped_now"] = 0
 
     # --- signals ---
@@ -212,13 +216,18 @@ class Guard(TrainerCallback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
+    @property
+    def stopping(self) -> bool:
+        """A signal ends this run before its training is over."""
+        return self._stop and self._trainer.state.global_step < self._trainer.state.max_steps
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._stop:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the process here: what follows a finished training would stand in the log and remove checkpoints."""
-        if not self._stop or state.global_step >= state.max_steps:
+        if not self.stopping:
             return
         trainer = self._trainer
         trainer.callback_handler.on_train_end(args, state, control)  # TensorBoard writes its last events
@@ -259,6 +268,33 @@ def _listed(rows: list[str]) -> str:
 
 def resume_command(argv: list[str], checkpoint: Path) -> str:
     """The shell's line that goes on from `checkpoint` in its own folder, for a process that was started with `argv`."""
+    go_on = ["--resume_from_checkpoint", str(checkpoint), "--output_dir", str(checkpoint.parent)]
+    return _command(argv, {"--resume_from_checkpoint", "--output_dir", "--add_version"},
+                    [*go_on, "--add_version", "false"])  # fmt: skip
+
+
+def real_command(argv: list[str]) -> str:
+    """The shell's line that trains, for a process that was started with `argv` for a dry run."""
+    words = _without(argv[1:], {"--dry_run"})
+    for i, word in enumerate(words[1:], start=1):
+        if words[i - 1] == "--model_kwargs" and '"dry_run"' in word:
+            kept = {name: value for name, value in json.loads(word).items() if name != "dry_run"}
+            words[i] = json.dumps(kept)
+    return _command([argv[0], *words], {"--dry_run"}, [])
+
+
+def _without(words: list[str], flags: set[str]) -> list[str]:
+    kept: list[str] = []
+    keep = True
+    for word in words:
+        if word.startswith("--"):
+            keep = word.partition("=")[0] not in flags
+        if keep:
+            kept.append(word)
+    return kept
+
+
+def _command(argv: list[str], dropped: set[str], added: list[str]) -> str:
     program, arguments = Path(argv[0]), _with_yaml(argv[1:])
     if program.name == "sft.py" and program.parent.name == "cli":
         command = ["swift", "sft"]
@@ -266,19 +302,12 @@ def resume_command(argv: list[str], checkpoint: Path) -> str:
         command = ["higgs-audio", "sft"]
     else:
         command = [sys.executable, *argv[:1]]
-    replaced = {"--resume_from_checkpoint", "--output_dir", "--add_version", "--local_rank", "--local-rank"}
-    kept: list[str] = []
-    keep = True
-    for word in arguments:
-        if word.startswith("--"):
-            keep = word.partition("=")[0] not in replaced
-        if keep:
-            kept.append(word)
+    kept = _without(arguments, dropped | {"--local_rank", "--local-rank"})
     typed = " ".join(argv).lower()  # as flags or in --model_kwargs
     env = {
         knob.upper(): os.environ[knob.upper()]
         for knob in KNOBS
-        if knob.upper() in os.environ and f"--{knob}" not in argv and f'"{knob}"' not in typed
+        if knob.upper() in os.environ and not {f"--{knob}"} & {*argv, *dropped} and f'"{knob}"' not in typed
     }
     here = os.environ
     if int(here.get("WORLD_SIZE", "1")) > 1:
@@ -287,9 +316,7 @@ def resume_command(argv: list[str], checkpoint: Path) -> str:
     if int(here.get("GROUP_WORLD_SIZE", "1")) > 1:
         env |= {"NNODES": here["GROUP_WORLD_SIZE"], "NODE_RANK": here["GROUP_RANK"]}
         env |= {name: here[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
-    go_on = ["--resume_from_checkpoint", str(checkpoint), "--output_dir", str(checkpoint.parent)]
-    return shlex.join([*(f"{name}={value}" for name, value in env.items()), *command, *kept, *go_on,
-                       "--add_version", "false"])  # fmt: skip
+    return shlex.join([*(f"{name}={value}" for name, value in env.items()), *command, *kept, *added])
 
 
 def _with_yaml(arguments: list[str]) -> list[str]:

@@ -24,13 +24,14 @@ from transformers.trainer_callback import TrainerState
 
 from plugins.checkpoints import discard, require_whole, rotate, seal
 from plugins.errors import UserError, problem, read_json
-from plugins.rows import ROW_SOURCE
+from plugins.rows import ROW_SOURCE, SPEAKER
 
 logger = get_logger()
 
 RUN_FILE = "higgs_audio_run.json"
 SUMS_FILE = "higgs_audio_sums_{rank}.json"
 LOG = "logging.jsonl"  # of MS-SWIFT
+SAMPLES = "samples"  # folder of `plugins.samples`
 
 # What the weights of every later step depend on. Names are those of the flags.
 _OPTIONS = (
@@ -40,9 +41,9 @@ _OPTIONS = (
 )  # fmt: skip
 _MODEL = ("model", "tuner_type")
 _ADAPTER = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex", "use_rslora", "use_dora")
-_NO_EFFECT = {"preflight", "dry_run", "force_resume", "audio_root"}
+_NO_EFFECT = {"preflight", "dry_run", "force_resume", "audio_root", "samples", "sample_texts"}
 # MS-SWIFT's file of a row and its count of tokens, and where the row stood, are not what it says.
-_NO_CONTENT = {ROW_SOURCE, "dataset", "lengths"}
+_NO_CONTENT = {ROW_SOURCE, SPEAKER, "dataset", "lengths"}
 
 
 def fingerprint(trainer: Any) -> dict[str, Any]:
@@ -85,11 +86,14 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def begin(trainer: Any) -> None:
-    """Make `trainer` start anew: the log of an earlier run in its folder, which may end in half a line, goes aside."""
-    log = Path(trainer.args.output_dir) / LOG
-    if trainer.is_world_process_zero() and log.is_file():
-        numbers = (log.with_name(f"logging.{number}.jsonl") for number in itertools.count(1))
-        log.rename(next(path for path in numbers if not path.exists()))
+    """Make `trainer` start anew: log and samples of an earlier run in its folder, the former perhaps ending in half a
+    line, go aside."""
+    if not trainer.is_world_process_zero():
+        return
+    for path in (Path(trainer.args.output_dir) / LOG, Path(trainer.args.output_dir) / SAMPLES):
+        if path.exists():
+            numbers = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+            path.rename(next(free for free in numbers if not free.exists()))
 
 
 def prepare(trainer: Any, checkpoint: Path) -> bool:

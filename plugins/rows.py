@@ -35,7 +35,8 @@ COLUMNS = ("messages", "audios", "reference_audio", "reference_text", "audio_cod
 # Codes that a row names (FOLDER#KEY, plugins.code_cache) stand in columns of their own once the row is canonical.
 KEY_COLUMNS = {"audio_codes": "audio_code_keys", "reference_codes": "reference_code_keys"}
 # Accepted and not read; `dataset` is what MS-SWIFT adds to the files that it writes itself.
-METADATA_COLUMNS = ("id", "speaker", "language", "duration_s", "dataset")
+SPEAKER = "speaker"  # counted only
+METADATA_COLUMNS = ("id", SPEAKER, "language", "duration_s", "dataset")
 AUDIO_TAG = "<audio>"  # MS-SWIFT's placeholder of one clip inside a content
 
 _OLD_PREFIX = re.compile(r"^\s*please speak:\s*", re.IGNORECASE)
@@ -77,6 +78,7 @@ def canonical_row(
         **_codes_columns(row, "audio_codes", here, root, source),
         **_codes_columns(row, "reference_codes", here, root, source),
         "raw_prompt": raw_prompt,
+        SPEAKER: "" if row.get(SPEAKER) is None else str(row[SPEAKER]),
         ROW_SOURCE: source,
     }
 

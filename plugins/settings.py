@@ -7,6 +7,7 @@ there too. So there is one place to read them from: `HiggsAudioSettings.from_env
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import os
@@ -23,8 +24,8 @@ DEFAULT_CODEC = "bosonai/higgs-audio-v2-tokenizer"
 Reduction = Literal["mean", "sum"]
 
 
-def _knob(default: Any, help: str, parse: Callable[[str], Any]) -> Any:
-    return field(default=default, metadata={"help": help, "parse": parse})
+def _knob(default: Any, help: str, parse: Callable[[str], Any], *, joint: str = ",") -> Any:
+    return field(default=default, metadata={"help": help, "parse": parse, "joint": joint})
 
 
 def _flag(text: str) -> bool:
@@ -43,6 +44,16 @@ def _reduction(text: str) -> str:
 
 def _floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.strip("[]()").replace(",", " ").split())
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    try:
+        # What `str` makes of a list: so MS-SWIFT hands over those of `model_kwargs`.
+        found = ast.literal_eval(text) if text.startswith("[") else None
+    except (ValueError, SyntaxError):
+        found = None  # "[SPEAKER0] Hello."
+    parts = map(str, found) if isinstance(found, list) else text.split("|")
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 @dataclass(frozen=True)
@@ -67,9 +78,21 @@ class HiggsAudioSettings:
         None, f"codec folder or Hub id; unset: MODEL/audio_tokenizer if it exists, else {DEFAULT_CODEC}", str
     )
     preflight: bool = _knob(True, "check labels, codes and leaks before the first step", _flag)
-    dry_run: bool = _knob(False, "stop after the preflight, showing one row as the model sees it", _flag)
+    dry_run: bool = _knob(False, "show what would be trained, how, and in how much memory; train nothing", _flag)
     raw_prompt: bool = _knob(False, "take the prompt as written, without normalising it to the model's own", _flag)
     force_resume: bool = _knob(False, "resume although data, options or adapter are not those of the checkpoint", _flag)
+    samples: bool | None = _knob(
+        None,
+        "speak before the first step, at each evaluation and at the end; unset: if TensorBoard is reported to",
+        _flag,
+    )
+    sample_texts: tuple[str, ...] = _knob(
+        (),
+        "what to speak then, up to four: texts with | between them, or a JSONL file of rows; empty: rows of the"
+        " validation set, or two sentences of ours where there is none",
+        _texts,
+        joint="|",
+    )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> HiggsAudioSettings:
@@ -152,6 +175,12 @@ class HiggsAudioSettings:
 
 
 KNOBS = tuple(knob.name for knob in dataclasses.fields(HiggsAudioSettings))
+_JOINTS = {knob.name: knob.metadata["joint"] for knob in dataclasses.fields(HiggsAudioSettings)}
+
+
+def joined(knob: str, values: Iterable[Any]) -> str:
+    """Several values of one knob as the one text that its environment variable holds."""
+    return str(_JOINTS[knob]).join(map(str, values))
 
 
 def check_knob_names(names: Iterable[str], where: str) -> None:

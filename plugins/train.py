@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import UserError, did_you_mean, problem
-from plugins.settings import KNOBS, HiggsAudioSettings
+from plugins.settings import KNOBS, HiggsAudioSettings, joined
 
 REGISTER_FILE = str(Path(__file__).resolve().parent / "register.py")
 
@@ -99,14 +99,15 @@ def take_settings(arguments: Sequence[str]) -> list[str]:
     """Move `--<knob> value` into the environment, where MS-SWIFT's `--model_kwargs` go too; return the rest."""
     rest: list[str] = []
     for flag, values in _by_flag(arguments):
-        if flag.removeprefix("--") not in KNOBS:
+        knob = flag.removeprefix("--")
+        if knob not in KNOBS:
             rest += [flag, *values] if flag else values
             continue
-        if not values and isinstance(getattr(HiggsAudioSettings(), flag.removeprefix("--")), bool):
+        if not values and isinstance(getattr(HiggsAudioSettings(), knob), bool):
             values = ["true"]
         if not values:
             raise problem("command line", flag, None, "has no value", "give one after the flag")
-        os.environ[flag.removeprefix("--").upper()] = ",".join(values)
+        os.environ[knob.upper()] = joined(knob, values)
     HiggsAudioSettings.from_env()
     return rest
 

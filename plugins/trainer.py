@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from swift.dataset import LazyLLMDataset
 from swift.optimizers import OptimizerCallback, optimizers_map
 from swift.trainers import Seq2SeqTrainer, TrainerFactory
@@ -21,13 +20,14 @@ from swift.utils import get_logger
 from torch import Tensor
 from transformers import Trainer
 
-from plugins import guards, resume
+from plugins import guards, resume, samples, training_card
 from plugins.codec import CODEC_FOLDER
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
 from plugins.loss import LossSums, combine
+from plugins.meters import BatchMeter, Meter
 from plugins.modeling import DualLossOutput
-from plugins.preflight import before_training
+from plugins.preflight import before_training, dry_run
 from plugins.preflight.leaks import MEMORISED
 from plugins.rows import ROW_SOURCE
 from plugins.settings import HiggsAudioSettings, check_knob_names
@@ -96,33 +96,20 @@ def parameter_groups(
     ]
 
 
-class LossMeter:
-    """Running sums of both losses on the model's device, turned into metrics only when they are logged."""
-
-    def __init__(self) -> None:
-        self._total: Tensor | None = None  # (5 + 3 K,)
+class LossMeter(Meter):
+    """Running sums of both losses, turned into metrics only when they are logged."""
 
     def add(self, outputs: DualLossOutput) -> None:
         text, audio = outputs.text, outputs.audio
         scalars = torch.stack([text.loss, text.z, text.correct, text.count, audio.z])
-        row = torch.cat([scalars, audio.loss, audio.correct, audio.count]).detach().double()
-        self._total = row if self._total is None else self._total + row
-
-    def values(self) -> list[float] | None:
-        """The sums of this rank since the last `drain`, for `restore` in a later process."""
-        return None if self._total is None else self._total.tolist()
-
-    def restore(self, values: list[float] | None, device: torch.device) -> None:
-        self._total = None if values is None else torch.tensor(values, dtype=torch.double, device=device)
+        self.add_row(torch.cat([scalars, audio.loss, audio.correct, audio.count]))  # (5 + 3 K,)
 
     def drain(self) -> tuple[LossSums, LossSums] | None:
         """The sums since the last call over all ranks, on the CPU; None if there were none."""
-        total, self._total = self._total, None
+        total = self.take()
         if total is None:
             return None
-        if dist.is_initialized():
-            dist.all_reduce(total)
-        text_loss, text_z, text_correct, text_count, audio_z, *rest = total.cpu().unbind()
+        text_loss, text_z, text_correct, text_count, audio_z, *rest = total.unbind()
         audio_loss, audio_correct, audio_count = torch.stack(rest).chunk(3)
         text = LossSums(text_loss, text_z, text_correct, text_count)
         return text, LossSums(audio_loss, audio_z, audio_correct, audio_count)
@@ -169,7 +156,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
     def __init__(self, *, model: Any, args: Any, template: HiggsAudioTemplate, **kwargs: Any) -> None:
         refuse_unsupported(model, args, template)
         args.optimizer = OPTIMIZER
-        self.meters = {"train": LossMeter(), "eval": LossMeter()}
+        self.batches = BatchMeter()
+        self.meters: dict[str, Any] = {"train": LossMeter(), "eval": LossMeter(), "batches": self.batches}
         super().__init__(model=model, args=args, template=template, **kwargs)
         self.guard = guards.Guard(self)
         self.add_callback(self.guard)
@@ -189,7 +177,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                 raise problem(
                     "preflight", "training", "refused", f"because {summary}", "mend it, or set preflight: false"
                 )
+        samples.attach(self)
         if settings.dry_run:
+            dry_run.show(self, report)
             raise SystemExit(0)
         self.fingerprint = resume.fingerprint(self)
         if resume_from_checkpoint is None or self.args.resume_only_model:
@@ -199,7 +189,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         if self.args.save_strategy != "no":
             guards.check_space(self)
         with self.guard.watching():
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        training_card.write(self)
+        return result
 
     def get_train_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         collator, self.data_collator = self.data_collator, guards.NamedRows(self.data_collator)
@@ -219,13 +211,14 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         return grad_norm
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        self.batches.start()
         # A resumed run builds loader and codec, which draw random numbers, at another moment: dropout must not notice.
         with torch.random.fork_rng(devices=[]):
             return super().get_batch_samples(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         # The first evaluation of a process draws more than later ones do.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), self.batches.paused():
             return super().evaluate(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
@@ -244,6 +237,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         self.meters["train" if self.model.training else "eval"].add(outputs)
         if self.model.training:
             self.guard.saw(loss)
+            self.batches.add(inputs)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -266,6 +260,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if "learning_rate" in logs:
             self.guard.amend(logs)
+            logs.update(self.batches.drain())
             audio_rates = [group["lr"] for group in self.optimizer.param_groups if group.get("audio")]
             if audio_rates:
                 logs["audio_learning_rate"] = audio_rates[0]
@@ -273,7 +268,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with guards.saving(self), resume.saving(self):
+        with guards.saving(self), resume.saving(self), self.batches.paused():
             super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

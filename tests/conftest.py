@@ -42,6 +42,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def sampled(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished training of four steps that spoke at steps 0, 2 and 4 (`sampled.SampledRun`)."""
+    from sampled import run
+
+    return run(tiny, tmp_path_factory.mktemp("sampled") / "out")
+
+
 def corpus_rows(num_rows: int = 16, **columns: Any) -> list[dict[str, Any]]:
     """Rows of the seed document's shape for the embedded clips."""
     lines = (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()[:num_rows]

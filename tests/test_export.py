@@ -25,10 +25,11 @@ from transformers import AutoConfig, AutoProcessor
 
 from plugins.codec import Codec
 from plugins.commands.export import export, run
-from plugins.commands.model_card import BASE_3B, model_card
+from plugins.commands.model_card import model_card
 from plugins.commands.vllm_omni import check, launch_line, remarks, tensors
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
+from plugins.model_card import BASE_3B
 from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.sampling import Sampling

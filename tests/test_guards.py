@@ -98,7 +98,8 @@ def test_a_sick_step_is_named_not_taken_and_counted(
     assert warnings[0].startswith(f"step 2 skipped: loss {value}; rows: ")
     assert warnings[0].endswith("train.jsonl:4"), "row 3 is of the same step, and healthy"
     first, second, third = records[:3]
-    assert "skipped_steps" not in first
+    assert first["skipped_steps"] == first["skipped_rows"] == 0
+    assert third["skipped_rows"] == 2
     assert second["skipped_steps"] == third["skipped_steps"] == 1
     assert not {"loss", "grad_norm", "loss_audio"} & second.keys(), "nothing was learned in that step"
     assert third["loss"] > 0
@@ -340,6 +341,27 @@ def test_the_resume_command_names_the_yaml_file_processes_and_settings(
     argv = [PYTHON_FILES["swift"], "--model", "m", "--lora_rank", "8", "--model_kwargs", '{"audio_loss_weight": 2}']
     words = shlex.split(resume_command(argv, Path("out/checkpoint-7")))
     assert words[:6] == ["AUDIO_LEARNING_RATE=0.1", "NPROC_PER_NODE=4", "swift", "sft", str(config), "--model_kwargs"]
+
+
+def test_the_real_command_is_what_was_typed_but_for_the_dry_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a flag, as a variable, in `--model_kwargs`, or in the YAML file, which then cannot stand in the command."""
+    from plugins.guards import real_command
+
+    monkeypatch.setenv("DRY_RUN", "true")  # where each of them ends up
+    program, typed = PYTHON_FILES["higgs-audio"], ["--model", "m", "--lora_rank", "8"]
+    assert real_command([program, *typed, "--dry_run", "true"]) == "higgs-audio sft --model m --lora_rank 8"
+    assert real_command([program, "--dry_run=true", *typed]) == "higgs-audio sft --model m --lora_rank 8"
+    kwargs = ["--model_kwargs", '{"dry_run": true, "audio_loss_weight": 2}']
+    line = real_command([PYTHON_FILES["swift"], *typed, *kwargs])
+    assert shlex.split(line) == ["swift", "sft", *typed, "--model_kwargs", '{"audio_loss_weight": 2}']
+    config = tmp_path / "run.yaml"
+    monkeypatch.setenv("SWIFT_CONFIG_FILE", str(config))
+    config.write_text("model: m\nlora_rank: 8\n", encoding="utf-8")
+    assert real_command([program, *typed, "--dry_run"]) == f"higgs-audio sft {config}"
+    config.write_text("model: m\nlora_rank: 8\ndry_run: true\n", encoding="utf-8")
+    assert real_command([program, *typed, "--dry_run", "true"]) == "higgs-audio sft --model m --lora_rank 8"
 
 
 def test_named_rows_travel_into_spawned_workers(tiny: Path) -> None:

@@ -14,7 +14,8 @@ LAYERS = (
     " original_codec",
     "rows row_clips row_sources voices dataset_registration template modeling decoding weights original_format"
     " checkpoint",
-    "model_registration preflight checkpoints resume guards trainer loading inference swift_inference",
+    "model_registration preflight checkpoints resume guards meters samples run_facts model_card training_card trainer"
+    " loading inference swift_inference",
     "register train cli __main__ commands prepare demo",
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules.split()}

@@ -395,8 +395,16 @@ def test_dry_run_shows_a_row_and_trains_nothing(
     with pytest.raises(SystemExit) as end:
         sft(trained, rows, tmp_path / "run")
     assert end.value.code == 0
-    assert "codebook 7" in swift_log.text
+    said = swift_log.text
+    assert "codebook 7" in said, "a row as the model sees it"
+    assert re.search(r"ok      dataset: 3 rows, \d\.\d\d min of speech in 3 clips, speakers not named", said)
+    assert re.search(r"row, tokens and frames +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+", said)
+    assert "info    steps: 1 in an epoch, 2 in all (2.00 epochs)" in said
+    assert re.search(r"info    memory: about \d\.\d GiB per device, estimated", said)
+    assert re.search(r"learning_rate +1e-05", said)
+    assert "info    command: nothing was trained; this trains" in said
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert not (tmp_path / "run" / "samples").exists()
 
 
 def test_the_doctor_reads_the_yaml_file_of_a_run(

@@ -20,11 +20,11 @@ from transformers import AutoTokenizer, DacFeatureExtractor, HiggsAudioV2Process
 
 from plugins.checkpoint import base_and_adapters, load_model, with_adapters
 from plugins.codec import CODEC_FOLDER, Codec, find_codec
-from plugins.commands.model_card import BASE_3B, model_card
+from plugins.commands.model_card import model_card
 from plugins.commands.vllm_omni import CODEC_FIELDS, check, launch_line, remarks
 from plugins.errors import problem, read_json
 from plugins.hub import new_folder
-from plugins.model_config import HiggsAudioV2Config
+from plugins.model_card import name_on_the_hub
 from plugins.original_format import format_of, load_config
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
 from plugins.weights import sources_of
@@ -102,7 +102,7 @@ def export(
         notes = remarks(processor.tokenizer)
         card = model_card(
             output.name,
-            base=_name_on_the_hub(model, merged.config),
+            base=name_on_the_hub(model, merged.config),
             adapters=adapters is not None,
             parameters=merged.num_parameters(),
             dtype=str(kept).removeprefix("torch."),
@@ -151,16 +151,6 @@ def _portable(value: Any) -> Any:
         return value
     entries = {name: _portable(entry) for name, entry in value.items() if name not in _NOT_KEPT}
     return {name: entry for name, entry in entries.items() if not (isinstance(entry, str) and os.path.isabs(entry))}
-
-
-def _name_on_the_hub(model: str, config: Any) -> str | None:
-    if not Path(model).exists():
-        return model
-    published = HiggsAudioV2Config()
-    is_3b = all(
-        getattr(config, name) == getattr(published, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")
-    )
-    return BASE_3B if is_3b else None  # there are no other public weights of this shape
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:

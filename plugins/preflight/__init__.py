@@ -8,5 +8,6 @@ leaks.py            the same audio where it must not be
 plan.py             what of a command decides about GPU memory
 memory.py           GPU memory of a plan
 before_training.py  the checks that each training run makes before its first step
+dry_run.py          what would be trained, how, and in how much memory
 doctor.py           all of them: `higgs-audio doctor`
 """

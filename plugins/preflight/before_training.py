@@ -6,7 +6,7 @@ Every rank runs them, on the same rows, so that all of them stop together; rank 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -15,6 +15,9 @@ import torch
 from plugins.errors import UserError
 from plugins.preflight.labels import audit, render
 from plugins.preflight.leaks import MEMORISED, own_references, shared_audio
+from plugins.preflight.memory import GIB, estimate, fits
+from plugins.preflight.memory import render as render_memory
+from plugins.preflight.plan import TrainingPlan
 from plugins.preflight.probe import Row, offset_probe
 from plugins.preflight.report import Report, Status
 from plugins.prompt import Dialogue
@@ -88,6 +91,27 @@ def check_offsets(report: Report, model: Any, rows: list[Row], tokens: Any, *, c
     if leaked := [k for k, loss in enumerate(probe.codebook_losses) if loss < MEMORISED]:
         text = f"codebooks {leaked} are known by heart: trained on before, or the labels leak into the inputs"
         report.add("unseen speech", "warning", text)
+
+
+def check_memory(
+    report: Report, model_config: Any, options: Mapping[str, Any], env: Mapping[str, str] | None = None
+) -> None:
+    """options, env: as `TrainingPlan.from_config` takes them."""
+    try:
+        plan = TrainingPlan.from_config(options, env)
+        needed = estimate(model_config, plan)
+    except (UserError, ValueError) as error:  # a legal plan may be one that cannot be estimated
+        report.add("memory", "info", f"left out: {error}")
+        return
+    text = f"about {needed.total / GIB:.1f} GiB per device, estimated"
+    if not plan.master_weights:
+        text += "; every update is rounded to bf16: use DeepSpeed, FSDP2 or LoRA"
+    if torch.cuda.is_available():
+        available = torch.cuda.mem_get_info()[1] / GIB
+        status: Status = "ok" if fits(needed, available) else "warning"
+        report.add("memory", status, f"{text} of {available:.1f}", render_memory(needed))
+    else:
+        report.add("memory", "info", text, render_memory(needed))
 
 
 def _check_leaks(report: Report, trainer: Any) -> None:

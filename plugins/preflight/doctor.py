@@ -23,9 +23,10 @@ from plugins import audio
 from plugins.checkpoint import bare, base_and_adapters, load_config, load_model, with_adapters
 from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec, find_codec
 from plugins.collator import collate
-from plugins.errors import UserError, problem
+from plugins.errors import problem
 from plugins.preflight.before_training import (
     check_labels,
+    check_memory,
     check_offsets,
     check_references,
     check_split,
@@ -33,15 +34,13 @@ from plugins.preflight.before_training import (
 )
 from plugins.preflight.environment import check_environment
 from plugins.preflight.labels import render
-from plugins.preflight.memory import GIB, TrainingPlan, estimate, fits
-from plugins.preflight.memory import render as render_memory
 from plugins.preflight.probe import Row, is_random_init, mean_loss
 from plugins.preflight.report import Report
 from plugins.prompt import SCENE_TAGS, Dialogue, Turn, encode
 from plugins.row_clips import check_clips, stand_ins, with_clips
 from plugins.row_sources import read_rows
 from plugins.rows import as_list, dialogue_from_row
-from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names
+from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names, joined
 from plugins.tokens import SpecialTokens
 
 
@@ -65,7 +64,8 @@ def run(options: argparse.Namespace) -> int:
         with report.catching("dataset"):
             _check_dataset(report, checkpoint, options, config.get("max_length"))
     if config and checkpoint is not None:
-        _check_memory(report, checkpoint.model.config, config)
+        tuner = config.get("sft_type", config.get("tuner_type", "lora"))
+        check_memory(report, checkpoint.model.config, {**config, "tuner_type": tuner})
     return 1 if report.failed else 0
 
 
@@ -92,7 +92,7 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
     check_knob_names(kwargs, f"{options.config}: model_kwargs")
     # `higgs-audio sft FILE.yaml` takes settings on the top level as well.
     for name, value in {**{name: config[name] for name in KNOBS if name in config}, **kwargs}.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = joined(name.lower(), value) if isinstance(value, list) else str(value)
         os.environ.setdefault(name.upper(), text)
     options.model = options.model or config.get("model") or config.get("model_id_or_path")
     options.adapters = options.adapters or next(iter(as_list(config.get("adapters"))), None)
@@ -102,30 +102,6 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
         if not getattr(options, name):
             raise problem("command line", f"--{name}", None, "is missing", "give it, or a --config that names it")
     return config
-
-
-def _check_memory(report: Report, model_config: Any, config: dict[str, Any]) -> None:
-    try:
-        plan = TrainingPlan.from_config(
-            {**config, "tuner_type": config.get("sft_type", config.get("tuner_type", "lora"))}
-        )
-        needed = estimate(model_config, plan)
-    except (UserError, ValueError) as error:  # a legal plan may be one that cannot be estimated
-        report.add("memory", "info", f"left out: {error}")
-        return
-    text = f"about {needed.total / GIB:.1f} GiB per device, estimated"
-    if not plan.master_weights:
-        text += "; every update is rounded to bf16: use DeepSpeed, FSDP2 or LoRA"
-    if torch.cuda.is_available():
-        available = torch.cuda.mem_get_info()[1] / GIB
-        report.add(
-            "memory",
-            "ok" if fits(needed, available) else "warning",
-            f"{text} of {available:.1f}",
-            render_memory(needed),
-        )
-    else:
-        report.add("memory", "info", text, render_memory(needed))
 
 
 def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoint:
