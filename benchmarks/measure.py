@@ -26,7 +26,7 @@ from plugins.audio import replace_when_done
 Arm = Callable[[int], int]  # round -> items done in it
 Rates = dict[str, list[float]]  # arm -> items per second in each round
 ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("torch", "numpy", "soundfile", "soxr", "librosa", "transformers")
+_PACKAGES = ("torch", "numpy", "soundfile", "soxr", "librosa", "transformers", "ms-swift")
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,14 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
     for record in records:
         at_limit = "" if record["at_limit"] is None else f"{record['at_limit']:.2f} x"
         measured = "{value:.2f} x [{low:.2f}, {high:.2f}]".format(**record)
-        rates = f"{record['ours_per_s']:,.1f} | {record['peer_per_s']:,.1f}"
+        rates = " | ".join(_figure(record[name]) for name in ("ours_per_s", "peer_per_s"))
         names = f"{record['id']} | {record['ours']} | {record['peer']}"
         lines.append(f"| {names} | {rates} | {measured} | {record['target']:g} x | {at_limit} | {record['verdict']} |")
     return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.1f}" if value >= 10 else f"{value:.3f}"
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:

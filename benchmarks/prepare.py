@@ -3,8 +3,8 @@
 P-a  headers of all clips                              librosa.load(f, sr=24000), clip by clip, in one process
 P-b  every sample decoded and checked                  the same loop
 P-c  checked, resampled, written as FLAC               the same loop, each clip written by soundfile, also as FLAC
-P-d  codes out of the cache                            json.loads of rows with the codes in them
-P-e  row -> EncodedSample with codes from the cache    the same with the codec, of the published size, random weights
+P10  codes out of the cache, of 13,100 rows            json.loads of rows with the codes in them
+P6   row -> EncodedSample with codes from the cache    the same with the codec, of the published size, random weights
 
 The clips are generated into a temporary folder and lie in the page cache when they are read. Of R rounds, each decodes
 another R-th of the clips, with workers all of them, whose start a real corpus does not notice; headers are read of all
@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from benchmarks.measure import ROOT, Arm, Comparison, alternate, compare, machine, table, write_json
+from benchmarks.measure import ROOT, Arm, Comparison, Rates, alternate, compare, machine, table, write_json
 from plugins.audio import SAMPLE_RATE_HZ, load, to_float, to_pcm16
 from plugins.corpora import Utterance
 from plugins.prepare.clips import Outcome, Work
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from plugins.prompt import EncodedSample
 
 WORKERS = 2
+NUM_CLIPS = 2000
+NUM_ROWS = 13_100  # of LJSpeech
 _FORMATS = ((44_100, "wav"), (44_100, "flac"), (48_000, "wav"), (48_000, "flac"))
 _SHORT_S, _NUM_SHORT = 3.5, 3  # the clips that the codec encodes in each round
 _PASSES = 50  # over these clips from the cache: one takes a millisecond
@@ -63,47 +66,64 @@ AUDIO = [
     Comparison("P-c", "process, write, 2 workers", "librosa, write", 1.5, limit="resample, write, 2 workers"),
 ]
 CODES = [
-    Comparison("P-d", "cached codes", "JSON lists", 10),
-    Comparison("P-d", "cached codes, tensors", "JSON lists, tensors", 10),
+    Comparison("P10", "cached codes", "JSON lists", 10),
+    Comparison("P10", "cached codes, tensors", "JSON lists, tensors", 10),
 ]
-EPOCH = [Comparison("P-e", "cached epoch", "codec in the epoch", 50)]
+_FEW_CLIPS = 30  # where only short ones are looked for
+EPOCH = [Comparison("P6", "cached epoch", "codec in the epoch", 50)]
+IDS = tuple(dict.fromkeys(each.id for each in (*AUDIO, *CODES, *EPOCH)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=2000, help="generated clips (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="generated clips (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=NUM_ROWS, help="with codes, for P10 (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="of all arms (default: %(default)s)")
-    parser.add_argument("--no_codec", action="store_true", help="leave out P-e, which builds a codec of 0.8 GB")
+    parser.add_argument("--no_codec", action="store_true", help="leave out P6, which builds a codec of 0.8 GB")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "prepare.json")
     args = parser.parse_args(argv)
     started_s, header = time.monotonic(), machine()
     with tempfile.TemporaryDirectory() as folder:
-        report = run(Path(folder), num_clips=args.clips, num_rounds=args.rounds, with_codec=not args.no_codec)
-    report = {**header, "clips": args.clips, "rounds": args.rounds, **report}
+        ids = [each for each in IDS if each != "P6" or not args.no_codec]
+        report = run(Path(folder), num_rounds=args.rounds, ids=ids, num_clips=args.clips, num_rows=args.rows)
+    report = {**header, "clips": args.clips, "rows": args.rows, "rounds": args.rounds, **report}
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     share = -(-args.clips // args.rounds)
     print(f"{args.clips} clips, {args.rounds} rounds; per round {share} clips in one process, all of them with workers")
-    print("and for headers and codes; limit: the decoder, resampler and encoder alone")
+    print(f"and for headers; codes of {args.rows} rows; limit: the decoder, resampler and encoder alone")
     print(f"\n{table(report['comparisons'])}\n")
     print("cache: {bytes_per_s:.1f} bytes per second of audio, index {index_share:.2%} of it".format(**report["cache"]))
-    print("P-e left out (--no_codec)" if args.no_codec else f"P-e: {_NUM_SHORT} clips below {_SHORT_S} s a round")
+    print("P6 left out (--no_codec)" if args.no_codec else f"P6: {_NUM_SHORT} clips below {_SHORT_S} s a round")
     print(f"took {time.monotonic() - started_s:.0f} s")
     write_json(args.output, report)
     return 0
 
 
-def run(folder: Path, *, num_clips: int, num_rounds: int, with_codec: bool) -> dict[str, Any]:
-    utterances = make_clips(folder / "clips", num_clips)
-    rates = alternate(audio_arms(utterances, folder, num_rounds), num_rounds)
-    arms, cache = code_arms([utterance_duration_s(utterance) for utterance in utterances], folder)
-    rates |= alternate(arms, num_rounds)
-    comparisons = [*AUDIO, *CODES]
-    if with_codec:
+def run(
+    folder: Path,
+    *,
+    num_rounds: int,
+    ids: Sequence[str] = IDS,
+    num_clips: int = NUM_CLIPS,
+    num_rows: int = NUM_ROWS,
+) -> dict[str, Any]:
+    """ids: which comparisons. The clips that are not decoded in full are a few only."""
+    chosen = [each for each in (*AUDIO, *CODES, *EPOCH) if each.id in ids]
+    rates: Rates = {}
+    report: dict[str, Any] = {}
+    with_audio = any(each in AUDIO for each in chosen)
+    utterances = make_clips(folder / "clips", num_clips if with_audio else min(num_clips, _FEW_CLIPS))
+    if with_audio:
+        rates |= alternate(audio_arms(utterances, folder, num_rounds), num_rounds)
+    if "P10" in ids:
+        durations_s = [utterance_duration_s(utterance) for utterance in utterances]
+        arms, report["cache"] = code_arms(list(islice(cycle(durations_s), num_rows)), folder)
+        rates |= alternate(arms, num_rounds)
+    if "P6" in ids:
         build_codec(folder / "codec")
         short = [each for each in utterances if utterance_duration_s(each) < _SHORT_S]
         rates |= alternate(epoch_arms(short[:_NUM_SHORT], folder / "codec", folder), num_rounds)
-        comparisons += EPOCH
-    return {"cache": cache, "comparisons": compare(comparisons, rates), "per_s": rates}
+    return {**report, "comparisons": compare(chosen, rates), "per_s": rates}
 
 
 # The corpus.
@@ -240,7 +260,7 @@ def _resample_write(folder: Path, utterance: Utterance) -> None:
     (folder / f"{utterance.id}.flac").write_bytes(encoded.getbuffer())
 
 
-# P-d.
+# P10.
 
 
 def code_arms(durations_s: Sequence[float], folder: Path) -> tuple[dict[str, Arm], dict[str, float]]:
@@ -283,7 +303,7 @@ def code_arms(durations_s: Sequence[float], folder: Path) -> tuple[dict[str, Arm
     return arms, {"bytes_per_s": num_bytes / sum(durations_s), "index_share": index_bytes / num_bytes}
 
 
-# P-e.
+# P6.
 
 
 def build_codec(folder: Path) -> None:

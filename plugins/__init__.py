@@ -31,6 +31,7 @@ L2  rows.py                  a row of any accepted shape -> Dialogue
     row_clips.py             its clips: lengths, codes, waveforms
     row_sources.py           JSONL file, folder or Hugging Face dataset -> checked rows
     dataset_registration.py  MS-SWIFT's dataset loader
+    packs.py                 MS-SWIFT's packs of rows
     template.py              MS-SWIFT Template: row -> EncodedSample
     modeling.py              the native class with both losses inside forward
     decoding.py              prompts -> delayed frames, step by step

@@ -60,6 +60,10 @@ class AudioInfo:
     def duration_s(self) -> float:
         return self.num_samples / self.sample_rate_hz
 
+    def num_samples_at(self, sample_rate_hz: int) -> int:
+        """How many `load` gives at that rate, to the sample: soxr rounds half up."""
+        return (2 * self.num_samples * sample_rate_hz + self.sample_rate_hz) // (2 * self.sample_rate_hz)
+
 
 def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> Path:
     """The regular, non-empty file that `path` names: as it is if absolute, else in the first of `folders` to have it.

@@ -8,7 +8,7 @@ from typing import Any
 
 import swift
 from datasets import Dataset, Features, List, Value
-from swift.dataset import RowPreprocessor
+from swift.dataset import AddLengthPreprocessor, RowPreprocessor
 from swift.dataset.dataset_syntax import DatasetSyntax
 from swift.dataset.loader import DatasetLoader
 from swift.dataset.register import DatasetMeta
@@ -17,7 +17,7 @@ from swift.utils import get_logger, safe_ddp_context
 from plugins.errors import problem
 from plugins.prompt import Dialogue
 from plugins.row_sources import read_rows
-from plugins.rows import COLUMNS, KEY_COLUMNS, ROW_SOURCE, SPEAKER
+from plugins.rows import COLUMNS, KEY_COLUMNS, LENGTHS, ROW_SOURCE, SPEAKER
 from plugins.settings import HiggsAudioSettings
 
 logger = get_logger()
@@ -43,7 +43,7 @@ FEATURES = Features(
 class HiggsDatasetLoader(DatasetLoader):
     """Reads a dataset whole and checks every row, so that a faulty one stops the run before its first step."""
 
-    check_row: Callable[[Dialogue], None]  # of the template in use
+    check_row: Callable[[Dialogue], int]  # of the template in use; gives the positions that the row takes
     is_training: Callable[[], bool]
 
     def load(
@@ -62,16 +62,22 @@ class HiggsDatasetLoader(DatasetLoader):
         if not os.path.exists(source) and not use_hf:
             remedy = "check the path; a Hugging Face dataset needs hf::ID or --use_hf true"
             raise problem("options", "dataset", source, "not found", remedy)
+        training = type(self).is_training()
+        lengths: list[list[int]] = []
         with safe_ddp_context(None, True):
             rows = read_rows(
                 source,
                 HiggsAudioSettings.from_env(),
-                check=type(self).check_row,
-                training=type(self).is_training(),
+                check=lambda dialogue: lengths.append([type(self).check_row(dialogue)]),
+                training=training,
                 columns=self.columns,
                 subset=next(iter(subsets), None),
             )
-            dataset = Dataset.from_list(rows, features=FEATURES)
+        features = FEATURES
+        if training and not self.streaming:
+            rows = [{**row, LENGTHS: length} for row, length in zip(rows, lengths, strict=True)]
+            features = Features({**FEATURES, LENGTHS: List(Value("int32"))})
+        dataset = Dataset.from_list(rows, features=features)
         return dataset.to_iterable_dataset() if self.streaming else dataset
 
 
@@ -82,15 +88,16 @@ def register_columns() -> None:
             RowPreprocessor.standard_keys.append(column)
 
 
-def route_datasets(check_row: Callable[[Dialogue], None], *, is_training: Callable[[], bool]) -> None:
+def route_datasets(check_row: Callable[[Dialogue], int], *, is_training: Callable[[], bool]) -> None:
     """Let `--dataset` go through `HiggsDatasetLoader`, and each of its rows through `check_row`.
 
     Called when a Higgs template is set up, so that other models keep MS-SWIFT's own loader; datasets that somebody
     registered with MS-SWIFT keep theirs. Idempotent.
 
-    One of two patches of MS-SWIFT in this package (`swift_inference` has the other): 4.6 looks a dataset's loader up by
-    exact path or hub id, so one that nobody registered beforehand always gets the default loader, which knows no line
-    numbers and drops faulty rows.
+    Patches MS-SWIFT twice (`swift_inference` has a third patch). 4.6 looks a dataset's loader up by exact path or hub
+    id, so one that nobody registered beforehand always gets the default loader, which knows no line numbers and drops
+    faulty rows. And to learn the lengths of rows, for `group_by_length` and `packing`, it encodes each in full, which
+    decodes all audio and runs the codec on it, and throws the result away: our rows bring their lengths.
     """
     HiggsDatasetLoader.check_row = staticmethod(check_row)
     HiggsDatasetLoader.is_training = staticmethod(is_training)
@@ -106,5 +113,11 @@ def route_datasets(check_row: Callable[[Dialogue], None], *, is_training: Callab
         is_registered = meta.dataset_path or meta.hf_dataset_id or meta.ms_dataset_id
         return meta if is_registered else DatasetMeta(loader=HiggsDatasetLoader)
 
+    def add_lengths(self: AddLengthPreprocessor, dataset: Any, **kwargs: Any) -> Any:
+        if LENGTHS in dataset.column_names and None not in dataset[LENGTHS]:
+            return dataset
+        return RowPreprocessor.__call__(self, dataset, **kwargs)
+
     get_dataset_meta._is_routed = True  # type: ignore[attr-defined]
     DatasetSyntax.get_dataset_meta = get_dataset_meta
+    AddLengthPreprocessor.__call__ = add_lengths

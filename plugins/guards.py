@@ -45,6 +45,7 @@ from transformers import TrainerCallback
 from plugins.checkpoints import discard
 from plugins.codec import CODEC_FOLDER
 from plugins.errors import UserError, problem
+from plugins.packs import single_rows
 from plugins.resume import LOG
 from plugins.rows import ROW_SOURCE
 from plugins.settings import KNOBS
@@ -71,7 +72,7 @@ class NamedRows:
             # Ctrl-C and batch systems signal workers too, but the step that is being finished needs their batches.
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-        return {**self.collate(rows), ROW_SOURCE: [row.get(ROW_SOURCE, "row") for row in rows]}
+        return {**self.collate(rows), ROW_SOURCE: [row.get(ROW_SOURCE, "row") for row in single_rows(rows)]}
 
 
 def _end_workers() -> None:

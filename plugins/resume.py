@@ -24,7 +24,8 @@ from transformers.trainer_callback import TrainerState
 
 from plugins.checkpoints import discard, require_whole, rotate, seal
 from plugins.errors import UserError, problem, read_json
-from plugins.rows import ROW_SOURCE, SPEAKER
+from plugins.packs import table_of
+from plugins.rows import LENGTHS, ROW_SOURCE, SPEAKER
 
 logger = get_logger()
 
@@ -40,10 +41,11 @@ _OPTIONS = (
     "optim", "bf16", "fp16", "train_dataloader_shuffle", "group_by_length", "dataloader_drop_last",
 )  # fmt: skip
 _MODEL = ("model", "tuner_type")
+_PACKING = ("packing", "packing_length", "packing_strategy")
 _ADAPTER = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex", "use_rslora", "use_dora")
 _NO_EFFECT = {"preflight", "dry_run", "force_resume", "audio_root", "samples", "sample_texts"}
 # MS-SWIFT's file of a row and its count of tokens, and where the row stood, are not what it says.
-_NO_CONTENT = {ROW_SOURCE, SPEAKER, "dataset", "lengths"}
+_NO_CONTENT = {ROW_SOURCE, SPEAKER, "dataset", LENGTHS}
 
 
 def fingerprint(trainer: Any) -> dict[str, Any]:
@@ -53,7 +55,9 @@ def fingerprint(trainer: Any) -> dict[str, Any]:
     path = Path(args.output_dir) / "args.json"
     typed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     options = {**args.to_dict(), "world_size": args.world_size}
-    names = _MODEL + (_ADAPTER if typed.get("tuner_type") != "full" else ())
+    names = (
+        _MODEL + (_ADAPTER if typed.get("tuner_type") != "full" else ()) + (_PACKING if typed.get("packing") else ())
+    )
     settings = dataclasses.asdict(trainer.template.settings)
     found = {
         **_rows(trainer.train_dataset),
@@ -66,7 +70,7 @@ def fingerprint(trainer: Any) -> dict[str, Any]:
 
 def _rows(dataset: Any) -> dict[str, Any]:
     """Number and SHA-256 of the rows in their order; nothing of a stream, which has no end."""
-    dataset = getattr(dataset, "dataset", dataset)
+    dataset = table_of(dataset)
     if not hasattr(dataset, "__len__"):
         return {}
     digest = hashlib.sha256()

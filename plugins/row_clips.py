@@ -6,7 +6,6 @@ Faults of a file are told by the row that names it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -21,14 +20,19 @@ from plugins.tokens import SpecialTokens
 
 
 def num_frames(clip: AudioClip, source: str) -> int:
-    """Codec frames of a clip, from its codes or the header of its file. Raises UserError if it cannot be read."""
+    """Codec frames of a clip, from its codes or, exactly, the header of its file. Raises UserError without either."""
     if clip.codes is not None:
         return clip.codes.shape[1]
     assert clip.path is not None
+    num_samples = _header(clip.path, source).num_samples_at(audio.SAMPLE_RATE_HZ)
+    return -(-num_samples * FRAMES_PER_S // audio.SAMPLE_RATE_HZ)
+
+
+def _header(path: str, source: str) -> audio.AudioInfo:
     try:
-        return math.ceil(audio.probe(clip.path).duration_s * FRAMES_PER_S)
+        return audio.probe(path)
     except audio.AudioError as error:
-        raise problem(source, "audio", clip.path, error.reason, error.remedy) from None
+        raise problem(source, "audio", path, error.reason, error.remedy) from None
 
 
 def with_clips(dialogue: Dialogue, codec: Codec, tokens: SpecialTokens) -> Dialogue:
@@ -58,8 +62,9 @@ def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
         return AudioClip(clip.path, codes)
 
     def heard(clip: AudioClip) -> AudioClip:
-        assert clip.codes is not None
-        num_samples = clip.codes.shape[1] * SAMPLE_RATE_HZ // FRAMES_PER_S
+        if clip.path is None:
+            return _with_waveform(clip, dialogue.source)
+        num_samples = _header(clip.path, dialogue.source).num_samples_at(SAMPLE_RATE_HZ)
         return replace(clip, waveform=torch.zeros(1).expand(num_samples))
 
     coded = dialogue.map_clips(silent)

@@ -34,9 +34,10 @@ ROW_SOURCE = "row_source"  # `file:line`, added when a file is read
 COLUMNS = ("messages", "audios", "reference_audio", "reference_text", "audio_codes", "reference_codes", "raw_prompt")
 # Codes that a row names (FOLDER#KEY, plugins.code_cache) stand in columns of their own once the row is canonical.
 KEY_COLUMNS = {"audio_codes": "audio_code_keys", "reference_codes": "reference_code_keys"}
-# Accepted and not read; `dataset` is what MS-SWIFT adds to the files that it writes itself.
+LENGTHS = "lengths"  # MS-SWIFT's name: the positions that the row takes, in a list of one
 SPEAKER = "speaker"  # counted only
-METADATA_COLUMNS = ("id", SPEAKER, "language", "duration_s", "dataset")
+# Accepted and not read; `dataset` and the lengths are in the files that MS-SWIFT writes itself.
+METADATA_COLUMNS = ("id", SPEAKER, "language", "duration_s", "dataset", LENGTHS)
 AUDIO_TAG = "<audio>"  # MS-SWIFT's placeholder of one clip inside a content
 
 _OLD_PREFIX = re.compile(r"^\s*please speak:\s*", re.IGNORECASE)

@@ -17,6 +17,7 @@ import numpy as np
 
 from plugins import __version__, resume
 from plugins.codec import FRAMES_PER_S
+from plugins.packs import table_of
 from plugins.prompt import Dialogue
 from plugins.row_clips import num_frames
 from plugins.rows import ROW_SOURCE, SPEAKER, dialogue_from_row
@@ -69,7 +70,7 @@ def measure(
 
     positions: how long a row is, if that is asked for. Raises UserError if a file cannot be read any more.
     """
-    rows = getattr(dataset, "dataset", dataset)  # MS-SWIFT's lazy set holds rows that are not encoded yet
+    rows = table_of(dataset)
     if ROW_SOURCE not in (getattr(rows, "column_names", None) or []) or not hasattr(rows, "__len__"):
         return None
     found = Statistics()

@@ -29,6 +29,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from plugins.inference import HiggsAudioGenerator
+from plugins.packs import table_of
 from plugins.prompt import AudioClip, Dialogue
 from plugins.resume import SAMPLES
 from plugins.row_clips import check_clips
@@ -85,7 +86,7 @@ def prompts(settings: HiggsAudioSettings, validation: Any) -> list[Dialogue]:
 
 def _of_validation(dataset: Any, settings: HiggsAudioSettings) -> Iterator[Dialogue]:
     """Rows from all over the set whose last turn is a clip; none of a stream."""
-    rows = getattr(dataset, "dataset", dataset)  # MS-SWIFT's lazy set holds rows that are not encoded yet
+    rows = table_of(dataset)
     if ROW_SOURCE not in (getattr(rows, "column_names", None) or []) or not hasattr(rows, "__len__"):
         return
     for row in rows.select(range(0, len(rows), -(-len(rows) // _OF_VALIDATION))):

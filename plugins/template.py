@@ -33,7 +33,7 @@ TEMPLATE_TYPE = "higgs_audio_v2"
 class HiggsAudioTemplate(Template):
     """Hooks of MS-SWIFT 4.6, in the order in which a training run calls them."""
 
-    support_padding_free = False
+    support_padding_free = True
     tokens: SpecialTokens
     settings: HiggsAudioSettings
     codec: Codec
@@ -68,8 +68,11 @@ class HiggsAudioTemplate(Template):
             ROW_SOURCE: sample.source,
         }
 
-    def check_dialogue(self, dialogue: Dialogue) -> None:
-        """Raise UserError if a clip cannot be read or the row is too long, from the headers of its audio files."""
+    def check_dialogue(self, dialogue: Dialogue) -> int:
+        """How many positions the row takes, to the token, from its text and the headers of its audio files.
+
+        Raises UserError if a clip cannot be read or the row is too long.
+        """
         check_clips(dialogue, self.settings)
         for clip in dialogue.clips():
             if clip.key is None or clip.path is None:
@@ -79,7 +82,7 @@ class HiggsAudioTemplate(Template):
             if self._unverified_codec or max(status.st_mtime_ns, status.st_ctime_ns) > clip.encoded_ns:
                 self._unverified_codec = False
                 self._verify_codes(clip, dialogue.source)
-        self._encode_dialogue(stand_ins(dialogue, self.tokens))
+        return len(self._encode_dialogue(stand_ins(dialogue, self.tokens)).input_ids)
 
     def _verify_codes(self, clip: AudioClip, source: str) -> None:
         """Raise UserError if cached codes are of another codec, or of a file that has changed since they were made."""
@@ -98,8 +101,9 @@ class HiggsAudioTemplate(Template):
             raise problem(dialogue.source, "row", length, reason, "raise --max_length or cut text, clip or reference")
         return sample
 
-    def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Tensor]:
-        return collate([sample_of(row) for row in batch], self.tokens, training=True)
+    def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
+        # `padding_free` is also set by `--packing true`, whose batch is the rows of one pack.
+        return collate([sample_of(row) for row in batch], self.tokens, training=True, packed=self.padding_free)
 
     def compute_sft_loss(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None, trainer: Any = None

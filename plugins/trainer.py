@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from swift.dataset import LazyLLMDataset
+from swift.dataset import LazyLLMDataset, PackingDataset
 from swift.optimizers import OptimizerCallback, optimizers_map
 from swift.trainers import Seq2SeqTrainer, TrainerFactory
 from swift.utils import get_logger
 from torch import Tensor
 from transformers import Trainer
 
-from plugins import guards, resume, samples, training_card
+from plugins import guards, packs, resume, samples, training_card
 from plugins.codec import CODEC_FOLDER
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
@@ -155,6 +155,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
 
     def __init__(self, *, model: Any, args: Any, template: HiggsAudioTemplate, **kwargs: Any) -> None:
         refuse_unsupported(model, args, template)
+        packs.refuse_unsupported(args, kwargs.get("train_dataset"))
         args.optimizer = OPTIMIZER
         self.batches = BatchMeter()
         self.meters: dict[str, Any] = {"train": LossMeter(), "eval": LossMeter(), "batches": self.batches}
@@ -162,6 +163,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         self.guard = guards.Guard(self)
         self.add_callback(self.guard)
         for dataset in (self.train_dataset, self.eval_dataset):
+            if isinstance(dataset, PackingDataset):
+                dataset = dataset.dataset
             if isinstance(dataset, LazyLLMDataset):
                 # MS-SWIFT would train on a random other row in place of one that fails.
                 dataset.strict, dataset.n_try_fetch = True, 1

@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from conftest import GOLDEN, ROOT
 
-from benchmarks import prepare
+from benchmarks import __main__ as benchmarks
+from benchmarks import boson, collate, prepare
 from benchmarks.measure import Comparison, alternate, compare, ratio
 
 HEADER = {"cpu", "load", "python", "torch", "numpy", "soundfile", "soxr", "librosa", "transformers", "commit"}
@@ -14,7 +16,7 @@ HEADER = {"cpu", "load", "python", "torch", "numpy", "soundfile", "soxr", "libro
 
 def test_prepare_has_all_arms_in_table_and_json(tmp_path, capsys):
     output = tmp_path / "results" / "prepare.json"
-    assert prepare.main(["--clips", "8", "--rounds", "2", "--no_codec", "--output", str(output)]) == 0
+    assert prepare.main(["--clips", "8", "--rows", "9", "--rounds", "2", "--no_codec", "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     report = json.loads(output.read_text(encoding="utf-8"))
     expected = [*prepare.AUDIO, *prepare.CODES]
@@ -29,7 +31,7 @@ def test_prepare_has_all_arms_in_table_and_json(tmp_path, capsys):
     assert all(f"{name} {report[name]}" in printed for name in HEADER)
     assert 400 <= report["cache"]["bytes_per_s"] < 410  # the last frame of a clip is a whole one
     assert report["cache"]["index_share"] < 0.05
-    assert "P-e left out" in printed
+    assert "P6 left out" in printed
 
 
 def test_an_epoch_with_cached_codes_gives_the_same_samples(tiny, tmp_path):
@@ -78,3 +80,51 @@ def test_verdict(target, limit, verdict):
     (record,) = compare([Comparison("X", "ours", "peer", target, limit)], rates)
     assert record["verdict"] == verdict
     assert math.isclose(record["value"], 2)
+
+
+def test_one_command_has_every_comparison_of_its_ids(tmp_path, capsys):
+    output = tmp_path / "all.json"
+    assert benchmarks.main(["--ids", "P5", "--rounds", "1", "--output", str(output)]) == 0
+    report, printed = json.loads(output.read_text(encoding="utf-8")), capsys.readouterr().out
+    assert report.keys() >= HEADER
+    assert [each["id"] for each in report["comparisons"]] == ["P5"] * len(collate.PADDING)
+    for each in collate.PADDING:
+        assert f"| {each.id} | {each.ours} | {each.peer} |" in printed
+
+
+def test_every_comparison_is_one_of_an_id_of_the_command():
+    known = [*prepare.AUDIO, *prepare.CODES, *prepare.EPOCH, *collate.COLLATE, *collate.PADDING]
+    assert {each.id for each in known} == {*benchmarks.PARTS["prepare"], *benchmarks.PARTS["collate"]}
+
+
+def test_hardly_a_position_is_wasted():
+    """P5, which no machine is too busy for: MS-SWIFT's own samplers and packs over our lengths."""
+    shares = {arm: min(each) for arm, each in collate.useful_shares(2, num_rows=4000).items()}
+    for corpus in collate.CORPORA:
+        assert shares[f"{corpus}, no padding"] == 1
+        assert shares[f"{corpus}, packed"] >= 0.95
+        assert shares[f"{corpus}, grouped by length"] >= 0.95
+        assert shares[f"{corpus}, random"] < 0.8
+
+
+def test_lengths_are_those_of_a_plain_prompt(llama_tokenizer):
+    plain = json.loads((GOLDEN / "prompts.json").read_text(encoding="utf-8"))["plain"]
+    (text,) = (each["content"] for each in plain["row"]["messages"] if each["role"] == "user")
+    num_text = len(llama_tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert len(plain["input_tokens"]) == collate._PROMPT + num_text + 1  # one placeholder for the clip
+
+
+def test_drawn_durations_have_the_published_mean():
+    for corpus, mean_s in (("LJSpeech", 6.57), ("VCTK", 3.6)):
+        assert collate.durations_like(corpus, 50_000, seed=0).mean() == pytest.approx(mean_s, rel=0.01)
+
+
+BOSON = ROOT / "benchmarks" / "venvs" / "boson"
+
+
+@pytest.mark.skipif(not (BOSON / "installed").is_file(), reason="`python -m benchmarks --ids P1` has made no venv yet")
+def test_collators_agree(tmp_path):
+    """`collate_arms` asserts that itself, before it is timed."""
+    with boson.peer(boson.python_of(BOSON), ROOT / "benchmarks" / "parity" / "collator.py") as peer:
+        arms = collate.collate_arms(peer, tmp_path)
+    assert {each.ours for each in collate.COLLATE} <= arms.keys()

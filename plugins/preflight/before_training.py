@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from plugins.errors import UserError
+from plugins.packs import single_rows, table_of
 from plugins.preflight.labels import audit, render
 from plugins.preflight.leaks import MEMORISED, own_references, shared_audio
 from plugins.preflight.memory import GIB, estimate, fits
 from plugins.preflight.memory import render as render_memory
+from plugins.preflight.packed import layout_complaint, sees
 from plugins.preflight.plan import TrainingPlan
 from plugins.preflight.probe import Row, offset_probe
 from plugins.preflight.report import Report, Status
@@ -34,9 +36,8 @@ def run(trainer: Any, say: Callable[[str], None]) -> Report:
     template = trainer.template
     # Building the codec draws random weights: training must not depend on whether it was looked at before.
     with torch.random.fork_rng(devices=[]):
-        rows: list[Row] = []
-        for encoded in islice(iter(trainer.train_dataset), _NUM_ROWS):
-            rows.append((sample_of(encoded), trainer.data_collator([encoded])))
+        encoded = list(islice(single_rows(iter(trainer.train_dataset)), _NUM_ROWS))
+        rows: list[Row] = [(sample_of(row), trainer.data_collator([row])) for row in encoded]
         check_labels(report, rows, template.tokens, template.tokenizer)
         if template.settings.dry_run and rows:
             text = render(*rows[0], template.tokens, template.tokenizer)
@@ -49,8 +50,18 @@ def run(trainer: Any, say: Callable[[str], None]) -> Report:
             native = model.get_base_model() if hasattr(model, "get_base_model") else model
             with trainer.accelerator.autocast():
                 check_offsets(report, native, rows, template.tokens, chance="warning")
+                if template.padding_free and len(rows) > 1:
+                    _check_packs(report, native, trainer.data_collator(encoded), rows, template.tokens)
     _check_leaks(report, trainer)
     return report
+
+
+def _check_packs(report: Report, model: Any, pack: dict[str, Any], rows: list[Row], tokens: Any) -> None:
+    complaint = layout_complaint(pack, [batch for _, batch in rows])
+    if complaint is None and sees(model, pack, tokens):
+        complaint = "rows in one sequence see each other: this attention does not keep them apart, turn packing off"
+    text = f"{len(rows)} rows in one sequence do not see each other"
+    report.add("packing", "ok" if complaint is None else "failed", complaint or text)
 
 
 def check_labels(report: Report, rows: list[Row], tokens: Any, tokenizer: Any) -> None:
@@ -153,7 +164,7 @@ def _dialogues(dataset: Any, settings: HiggsAudioSettings) -> list[Dialogue] | N
     """The rows of a set, without codes; None for a stream, [] for none."""
     if dataset is None:
         return []
-    rows = getattr(dataset, "dataset", dataset)  # MS-SWIFT's lazy set holds rows that are not encoded yet
+    rows = table_of(dataset)
     if "audios" not in (getattr(rows, "column_names", None) or []) or not hasattr(rows, "__len__"):
         return None
     return [dialogue_from_row(_without_codes(row), settings) for row in rows if row["audios"]]

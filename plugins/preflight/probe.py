@@ -89,7 +89,7 @@ def offset_probe(model: Any, rows: Sequence[Row], tokens: SpecialTokens) -> Offs
     """model: the native class, LoRA layers in place. rows: each with the batch that training makes of it alone."""
     sums: dict[tuple[str, int], Tensor] = {}
     counts, entropy = torch.zeros(tokens.num_codebooks), 0.0
-    with _in_eval_mode(model):
+    with in_eval_mode(model):
         for sample, batch in rows:
             for kind, each in _kinds(sample, batch, tokens):
                 hidden, labels = _hidden_and_labels(model, each)
@@ -113,9 +113,9 @@ def offset_probe(model: Any, rows: Sequence[Row], tokens: SpecialTokens) -> Offs
 def mean_loss(model: Any, batches: Sequence[dict[str, Tensor]]) -> float:
     """Cross-entropy per code, as training measures it."""
     total = count = 0.0
-    with _in_eval_mode(model):
+    with in_eval_mode(model):
         for batch in batches:
-            outputs = model(**_on(model, batch))
+            outputs = model(**on_device(model, batch))
             total, count = total + float(outputs.audio_loss.sum()), count + float(outputs.audio_count.sum())
     return total / count
 
@@ -133,7 +133,7 @@ def is_random_init(model: Any) -> bool:
 
 def _hidden_and_labels(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Hidden states (B, S, H), and audio labels (B, S, K) at their placeholders."""
-    inputs = _on(model, batch)
+    inputs = on_device(model, batch)
     audio_labels = inputs.pop("audio_labels")
     inputs.pop("labels")
     labels = model.labels_at_placeholders(inputs["input_ids"], audio_labels, inputs["audio_input_ids_mask"])
@@ -176,12 +176,12 @@ def _laid_out(
     return {**batch, "audio_input_ids": torch.cat(frames)[None], "audio_labels": torch.cat(labels)[None]}
 
 
-def _on(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+def on_device(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 @contextmanager
-def _in_eval_mode(model: Any) -> Iterator[None]:
+def in_eval_mode(model: Any) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:

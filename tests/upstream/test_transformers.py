@@ -118,7 +118,7 @@ def test_only_the_reply_is_trained(processor: Any) -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="reference clips are trained; workaround: plugins/collator.py:_delayed_frames",
+    reason="reference clips are trained; workaround: plugins/collator.py:_frame_labels",
 )
 def test_a_reference_clip_is_not_trained(processor: Any) -> None:
     """A finished turn before the target, a voice to clone, gets audio labels like the target itself.
