@@ -33,6 +33,7 @@ L2  rows.py                  a row of any accepted shape -> Dialogue
     dataset_registration.py  MS-SWIFT's dataset loader
     packs.py                 MS-SWIFT's packs of rows
     template.py              MS-SWIFT Template: row -> EncodedSample
+    dual_ffn.py              decoder layers that look up once per batch which rows are text and which audio
     modeling.py              the native class with both losses inside forward
     decoding.py              prompts -> delayed frames, step by step
     voices.py                texts, recordings, descriptions -> Dialogue

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from plugins.delay_pattern import IGNORE_INDEX
+
+PIECE = 2**24  # logits that are in fp32 at a time: 64 MB
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,12 @@ def shifted_rows(hidden: Tensor, labels: Tensor, *, offset: int = 1) -> tuple[Te
 
 def text_loss_sums(rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> LossSums:
     """rows (R, H), targets (R,), head: (R, H) -> (R, V). Sums over the R trained text tokens."""
-    logits = head(rows).float()
-    loss = F.cross_entropy(logits, targets, reduction="sum")
+    loss, log_partition, correct = CrossEntropy.apply(head(rows), targets)
     return LossSums(
-        loss=loss,
-        z=logits.logsumexp(dim=-1).square().sum(),
-        correct=(logits.argmax(dim=-1) == targets).sum().float(),
-        count=torch.full_like(loss, targets.numel()),
+        loss=loss.sum(),
+        z=log_partition.square().sum(),
+        correct=correct.sum(),
+        count=torch.ones_like(loss).sum(),
     )
 
 
@@ -73,16 +74,63 @@ def audio_loss_sums(rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tens
 
     Sums per codebook (K,): F + 1 predictions per clip and codebook, the F codes and one EOS.
     """
-    num_codebooks = targets.shape[-1]
-    logits = head(rows).float().unflatten(-1, (num_codebooks, codebook_size))  # (R, K, C)
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    trained = targets != IGNORE_INDEX
+    logits = head(rows).unflatten(-1, (targets.shape[1], codebook_size)).flatten(0, 1)  # (R * K, C)
+    per_row = CrossEntropy.apply(logits, targets.flatten())
+    loss, log_partition, correct = (values.view_as(targets) for values in per_row)
+    trained = (targets != IGNORE_INDEX).float()
     return LossSums(
-        loss=loss.sum(dim=0),  # untrained entries are 0 by ignore_index
-        z=(logits.logsumexp(dim=-1).square() * trained).sum(),
-        correct=((logits.argmax(dim=-1) == targets) & trained).sum(dim=0).float(),
-        count=trained.sum(dim=0).float(),
+        loss=loss.sum(dim=0),  # untrained entries are 0
+        z=(log_partition.square() * trained).sum(),
+        correct=correct.sum(dim=0),
+        count=trained.sum(dim=0),
     )
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Cross-entropy and log-partition of R rows of logits, in fp32 whatever the logits are.
+
+    Operators one by one would keep fp32 copies of all logits: themselves, log_softmax, and gradients of both losses.
+    Here only the logits as they are and the gradient in their dtype have that size; the rest is done in pieces.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """logits (R, C), targets (R,) with -100 -> fp32 (R,) each: loss, log-partition, whether argmax equals target;
+        the first and the last are 0 where there is no target.
+        """
+        loss, log_partition, correct = (torch.zeros(len(logits), device=logits.device) for _ in range(3))
+        for piece in _pieces(logits):
+            best, guess = logits[piece].max(dim=-1, keepdim=True)
+            best = best.float()
+            scores = logits[piece] - best  # fp32; as log_softmax does: a loss near 0 keeps its digits
+            target = targets[piece].unsqueeze(-1)
+            chosen = scores.gather(-1, target.clamp(min=0))
+            log_sum = scores.exp_().sum(dim=-1, keepdim=True).log_()
+            loss[piece] = ((log_sum - chosen) * (target != IGNORE_INDEX)).squeeze(-1)
+            log_partition[piece] = (log_sum + best).squeeze(-1)
+            correct[piece] = (guess == target).float().squeeze(-1)
+        ctx.save_for_backward(logits, targets, log_partition)
+        ctx.mark_non_differentiable(correct)
+        return loss, log_partition, correct
+
+    @staticmethod
+    def backward(ctx: Any, of_loss: Tensor, of_log_partition: Tensor, _: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+        """d loss = softmax - onehot(target), d log-partition = softmax."""
+        logits, targets, log_partition = ctx.saved_tensors
+        of_loss = of_loss * (targets != IGNORE_INDEX)
+        grad = torch.empty_like(logits)
+        for piece in _pieces(logits):
+            probabilities = (logits[piece] - log_partition[piece].unsqueeze(-1)).exp_()  # fp32
+            probabilities *= (of_loss[piece] + of_log_partition[piece]).unsqueeze(-1)
+            target = targets[piece].clamp(min=0).unsqueeze(-1)
+            grad[piece] = probabilities.scatter_add_(-1, target, -of_loss[piece].unsqueeze(-1))
+        return grad, None
+
+
+def _pieces(logits: Tensor) -> list[slice]:
+    """Rows in pieces of at most `PIECE` logits."""
+    size = max(PIECE // logits.shape[1], 1)
+    return [slice(start, start + size) for start in range(0, len(logits), size)]
 
 
 def combine(text: LossSums, audio: LossSums, *, num_text: Tensor, num_frames: Tensor, weights: LossWeights) -> Tensor:

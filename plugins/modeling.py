@@ -18,8 +18,10 @@ from transformers.utils import ModelOutput
 
 from plugins.audio_tower import AudioTower
 from plugins.delay_pattern import IGNORE_INDEX
+from plugins.dual_ffn import use_index_once_layers
 from plugins.loss import LossSums, audio_loss_sums, shifted_rows, text_loss_sums
 from plugins.model_config import HiggsAudioV2Config
+from plugins.settings import HiggsAudioSettings
 
 
 @dataclass
@@ -62,6 +64,9 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         super().__init__(config, use_text_head=use_text_head)
         # CUDA's autocast sums in fp32, and the native class then scatters fp32 into bf16 embeddings, which raises.
         self.model.embed_audio_tokens.register_forward_hook(_in_dtype_of_weights)
+        # Here, not after loading: accelerate's dispatch to several devices keeps the forward that each layer then has.
+        if not HiggsAudioSettings.from_env().native_layers:
+            use_index_once_layers(self)
         tower = getattr(config, "audio_encoder_config", None)  # transformers' own config has no such entry
         if tower is not None:
             self.audio_tower = AudioTower(tower, config.hidden_size)

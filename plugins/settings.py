@@ -80,6 +80,7 @@ class HiggsAudioSettings:
     preflight: bool = _knob(True, "check labels, codes and leaks before the first step", _flag)
     dry_run: bool = _knob(False, "show what would be trained, how, and in how much memory; train nothing", _flag)
     raw_prompt: bool = _knob(False, "take the prompt as written, without normalising it to the model's own", _flag)
+    native_layers: bool = _knob(False, "transformers' own decoder layers in place of the index-once ones", _flag)
     force_resume: bool = _knob(False, "resume although data, options or adapter are not those of the checkpoint", _flag)
     samples: bool | None = _knob(
         None,

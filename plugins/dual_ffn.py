@@ -1,0 +1,165 @@
+"""DualFFN layers that look up once per batch which rows are text and which are audio. L2.
+
+In: what the body is called with. Out: the hidden states of transformers' own layers, and zeros at padding. Those layers
+find the rows again each time, eight times with boolean masks that make a GPU wait for the CPU, and compute padding as
+text. Here a layer takes its rows out of the batch, text before audio, works on slices of them, and puts them back;
+only attention itself sees the batch as it lies.
+
+That padding holds zeros changes nothing else: attention masks it as keys, so it reaches neither another row nor a loss.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2 as native
+
+logger = logging.getLogger(__name__)
+
+TESTED = "5.19."
+
+
+class Routes(NamedTuple):
+    """The R rows of a batch that are no padding. A tuple: accelerate moves its tensors to the device of each layer."""
+
+    rows: Tensor  # (R,): where they lie in (B * S,), those of text before those of audio
+    num_text: int
+    num_audio: int
+    shape: tuple[int, int]  # B, S
+
+    @classmethod
+    def of(cls, is_audio: Tensor, attention_mask: Tensor | None) -> Routes:
+        """is_audio (B, S) bool. attention_mask: 0 at padding if it is (B, S); by any other, as a cache needs, no
+        position counts as padding. Waits for the device once.
+        """
+        kind = is_audio.flatten().long()  # 0 text, 1 audio, 2 padding
+        if attention_mask is not None and attention_mask.shape == is_audio.shape:
+            kind = kind.masked_fill(attention_mask.flatten() == 0, 2)
+        num_text, num_audio = torch.stack([(kind == 0).sum(), (kind == 1).sum()]).tolist()
+        rows = kind.argsort(stable=True)[: num_text + num_audio]
+        return cls(rows, num_text, num_audio, (is_audio.shape[0], is_audio.shape[1]))
+
+    def take(self, batch: Tensor) -> Tensor:
+        """(B, S, D) -> (R, D)."""
+        return batch.flatten(0, 1).index_select(0, self.rows)
+
+    def put(self, rows: Tensor) -> Tensor:
+        """(R, D) -> (B, S, D)."""
+        return _Put.apply(rows, self.rows, self.shape[0] * self.shape[1]).unflatten(0, self.shape)
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, D) -> text and audio; one of them may have no rows."""
+        text, audio = rows.split([self.num_text, self.num_audio])
+        return text, audio
+
+
+class _Put(torch.autograd.Function):
+    """Rows into zeros. torch's own index_copy keeps `rows` for its backward pass, which needs only their places."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, num_positions: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return rows.new_zeros(num_positions, rows.shape[1]).index_copy_(0, places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (places,) = ctx.saved_tensors
+        return grad.index_select(0, places), None, None
+
+
+class HiggsAudioV2Attention(native.HiggsAudioV2Attention):
+    """Its base with projections that take rows."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Any = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        *,
+        routes: Routes | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """(R, H) -> (R, H) and the weights of attention, if the backend returns any. Without `routes`: the base."""
+        if routes is None:
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        query, key, value = (
+            routes.put(project(hidden_states)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = native.apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = native.ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, native.eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        attended, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(routes.take(attended.flatten(2))), weights
+
+
+class HiggsAudioV2DecoderLayer(native.HiggsAudioV2DecoderLayer):
+    """Same name as its base: accelerate and FSDP2 find what they wrap by the names of classes."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        *,
+        routes: Routes | None = None,
+        audio_token_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """(B, S, H) -> (B, S, H). Without `routes`, as in a step of decoding, where every row is audio: the base."""
+        if routes is None:
+            return super().forward(hidden_states, audio_token_mask=audio_token_mask, **kwargs)
+        rows = routes.take(hidden_states)
+        # Every module is called, with or without rows: a rank that skips one leaves the others waiting for it.
+        text, audio = routes.split(rows)
+        normed = torch.cat([self.input_layernorm(text), self.audio_input_layernorm(audio)])
+        attended, _ = self.self_attn(hidden_states=normed, routes=routes, **kwargs)
+        rows = rows + attended
+        text, audio = routes.split(rows)
+        text = self.mlp(self.post_attention_layernorm(text))
+        audio = self.audio_mlp(self.audio_post_attention_layernorm(audio))
+        rows = rows + torch.cat([text, audio])
+        return routes.put(rows.to(hidden_states.dtype))
+
+
+_CLASSES: dict[type, type] = {
+    native.HiggsAudioV2DecoderLayer: HiggsAudioV2DecoderLayer,
+    native.HiggsAudioV2Attention: HiggsAudioV2Attention,
+}
+
+
+def use_index_once_layers(model: native.HiggsAudioV2ForConditionalGeneration) -> None:
+    """Let the layers of `model` share one look-up per forward. Parameters and their names stay as they are.
+
+    Before anything wraps the layers: peft may come later, but accelerate's dispatch to devices keeps the forward that
+    it finds. Idempotent. With an untested transformers it warns and leaves the native layers.
+    """
+    if not transformers.__version__.startswith(TESTED):
+        logger.warning(
+            "transformers' own layers are used: ours are untested with %s (need %s*)", transformers.__version__, TESTED
+        )
+        return
+    body: Any = model.model
+    if not any(type(layer) is native.HiggsAudioV2DecoderLayer for layer in body.layers):
+        return
+    for module in body.layers.modules():
+        module.__class__ = _CLASSES.get(type(module), type(module))
+    body.register_forward_pre_hook(_look_up, with_kwargs=True)
+
+
+def _look_up(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Without token ids (by keyword) nothing is looked up, and the layers do as their bases do."""
+    input_ids = kwargs.get("input_ids")
+    if input_ids is None:
+        return None
+    is_audio = body.get_placeholder_mask(input_ids, None, None)
+    return args, {**kwargs, "routes": Routes.of(is_audio, kwargs.get("attention_mask"))}
