@@ -25,7 +25,8 @@ L1  audio.py                 probing, decoding and resampling of audio files
     corpora/                 LJSpeech, VCTK, LibriTTS, tables, folders, Hugging Face datasets -> utterances
     prompt.py                Dialogue -> token ids and labels: the one prompt layout
     collator.py              list of EncodedSample -> batch tensors
-    sampling.py              logits of a step -> the next frame
+    sampling.py              logits of a step -> the next frames
+    cuda_graphs.py           a step over tensors -> the same, compiled, and on a GPU replayed as one graph
     speech.py                what was said, joined and saved
 L2  rows.py                  a row of any accepted shape -> Dialogue
     row_clips.py             its clips: lengths, codes, waveforms
@@ -35,6 +36,7 @@ L2  rows.py                  a row of any accepted shape -> Dialogue
     template.py              MS-SWIFT Template: row -> EncodedSample
     dual_ffn.py              decoder layers that look up once per batch which rows are text and which audio
     modeling.py              the native class with both losses inside forward
+    decode_step.py           delayed frames -> logits of the next: one position through the audio half of the model
     decoding.py              prompts -> delayed frames, step by step
     voices.py                texts, recordings, descriptions -> Dialogue
     weights.py               which key lies where, in native and original checkpoints

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     speak.add_argument("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
     speak.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
+    speak.add_argument("--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled")
     speak.set_defaults(run=_speak)
     app = commands.add_parser("app", help="a page in the browser to speak with a model, on this machine only")
     app.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA) or Hub id")

@@ -43,13 +43,25 @@ class HiggsAudioGenerator:
     """Speaks with a loaded model.
 
     model, tokenizer: what `plugins.load_model` or `swift.model.get_model_processor` returns. codec, settings: default
-    those that belong to the checkpoint.
+    those that belong to the checkpoint. cuda_graphs: compile the step that is repeated for each frame and replay it as
+    one CUDA graph: the same speech, sooner, once the first sentences have paid for the compiler. Without a GPU it is
+    compiled only. Raises UserError for a quantised model with it.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, codec: Codec | None = None, settings: HiggsAudioSettings | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        codec: Codec | None = None,
+        settings: HiggsAudioSettings | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model = bare(model).eval()
+        if cuda_graphs and getattr(self.model, "is_quantized", False):
+            reason = "is not available for quantised models, whose kernels cannot all be captured"
+            raise problem("request", "cuda_graphs", True, reason, "leave one of the two out")
+        self._cuda_graphs = cuda_graphs
         self._adapted = model if model is not self.model else None
         self.tokenizer = tokenizer
         self.tokens = SpecialTokens.from_config(self.model.config, tokenizer)
@@ -64,13 +76,20 @@ class HiggsAudioGenerator:
 
     @classmethod
     def from_pretrained(
-        cls, path: str, *, adapters: str | Mapping[str, str] | None = None, codec: str | None = None, **options: Any
+        cls,
+        path: str,
+        *,
+        adapters: str | Mapping[str, str] | None = None,
+        codec: str | None = None,
+        cuda_graphs: bool = False,
+        **options: Any,
     ) -> HiggsAudioGenerator:
         """A checkpoint of any kind (`plugins.loading.load_model`, which takes the `options`), with its codec or
         another."""
         model, tokenizer = loading.load_model(path, adapters=adapters, **options)
         device = str(bare(model).device)
-        return cls(model, tokenizer, codec=Codec(codec, device=device) if codec else None)
+        own = Codec(codec, device=device) if codec else None
+        return cls(model, tokenizer, codec=own, cuda_graphs=cuda_graphs)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -328,13 +347,13 @@ class HiggsAudioGenerator:
     ) -> Iterator[tuple[list[int], Tensor]]:
         batch = collate(samples, self.tokens, training=False)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        return decode(self.model, batch, self.tokens, samplings, max_steps)
+        return decode(self.model, batch, self.tokens, samplings, max_steps, cuda_graphs=self._cuda_graphs)
 
     def _codes(self, frames: Tensor, dialogue: Dialogue) -> Tensor:
         """Delayed frames (T, K) -> codes (K, F) up to the first stream EOS in any codebook."""
         num_frames = 0
         if len(frames) >= num_delayed_frames(1, self.tokens.num_codebooks):
-            codes = undo_delay(frames).cpu()
+            codes = undo_delay(frames)
             ends = (codes == self.tokens.stream_eos).any(dim=0).nonzero()
             num_frames = int(ends[0]) if len(ends) else codes.shape[1]
         if num_frames == 0:

@@ -10,10 +10,10 @@ from conftest import ROOT
 
 LAYERS = (
     "errors delay_pattern loss tokens settings prompt_text speech_text",
-    "audio hub code_cache codec stream_decoder sampling speech corpora prompt collator model_config audio_tower"
-    " original_codec",
-    "rows row_clips row_sources voices dataset_registration packs template dual_ffn modeling decoding weights original_format"
-    " checkpoint",
+    "audio hub code_cache codec stream_decoder sampling cuda_graphs speech corpora prompt collator model_config"
+    " audio_tower original_codec",
+    "rows row_clips row_sources voices dataset_registration packs template dual_ffn modeling decode_step decoding weights"
+    " original_format checkpoint",
     "model_registration preflight checkpoints resume guards meters samples run_facts model_card training_card trainer"
     " loading inference swift_inference",
     "register train cli __main__ commands prepare demo",

@@ -60,6 +60,7 @@ def run(options: Namespace) -> int:
         codec=options.codec,
         device=options.device,
         quantization=options.quantization,
+        cuda_graphs=options.cuda_graphs,
     )
     sampling = Sampling(options.temperature, options.top_k, options.top_p, seed=options.seed)
     if options.input is not None:

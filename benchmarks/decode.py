@@ -1,0 +1,183 @@
+"""Speaking codes, against transformers' own `generate`: `python -m benchmarks.decode`.
+
+Four requests of different lengths that end by themselves, greedy, with a tiny model and with one of 0.3 billion weights
+(float32, random, a small vocabulary, so that the layers are what is read). An item is one frame of speech, up to each
+request's end; a round is all frames of all four, prompts included.
+
+P9    one request after another, both
+P9    ours with the four in one batch, native one after another: what a batch gives to who could not have one
+P9-b  the four in one batch, both. Native goes on with all four rows until the longest has ended
+
+`limit` reads every matrix of the audio path once per step, for the rows that still speak, as `plugins.decode_step`
+does: no prompt, no attention, no norms, no choice of a code. The codes of all arms are asserted to be equal before
+anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from benchmarks.measure import ROOT, Arm, Comparison, Rates, alternate, compare, machine, table, write_json
+from plugins.collator import collate
+from plugins.decode_step import linear
+from plugins.decoding import decode
+from plugins.demo.tiny import build_config, build_tokenizer
+from plugins.modeling import HiggsAudioV2ForConditionalGeneration
+from plugins.prompt import encode
+from plugins.prompt_text import INSTRUCTION
+from plugins.sampling import Sampling
+from plugins.settings import HiggsAudioSettings
+from plugins.tokens import SpecialTokens
+from plugins.voices import request
+
+TEXTS = ("The harbour lights went out one by one.", "Hello.", "Two words.", "A sentence of middling length.")
+# name -> overrides of the tiny config, and the steps at which the four requests are made to end
+MODELS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
+    "tiny": ({}, (200, 50, 80, 140)),
+    "0.3 B": (
+        {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "num_attention_heads": 8,
+         "num_key_value_heads": 4, "head_dim": 128},
+        (48, 12, 20, 34),
+    ),
+}  # fmt: skip
+
+
+def comparisons(name: str) -> list[Comparison]:
+    native, ours, limit = (f"{name}: {each}" for each in ("native", "ours", "matrices"))
+    return [
+        Comparison("P9", f"{ours}, one by one", f"{native}, one by one", 1.3, f"{limit}, 1 row"),
+        Comparison("P9", f"{ours}, batch of 4", f"{native}, one by one", 3, f"{limit}, 4 rows"),
+        Comparison("P9-b", f"{ours}, batch of 4", f"{native}, batch of 4", 1.3, f"{limit}, 4 rows"),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9, help="of all arms (default: %(default)s)")
+    parser.add_argument("--only", choices=MODELS, help="one of the models")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "decode.json")
+    args = parser.parse_args(argv)
+    started_s, header = time.monotonic(), machine()
+    with tempfile.TemporaryDirectory() as folder:
+        report = run(Path(folder), num_rounds=args.rounds, models=[args.only] if args.only else list(MODELS))
+    report = {**header, "rounds": args.rounds, **report}
+    print(", ".join(f"{name} {value}" for name, value in header.items()))
+    print(f"{args.rounds} rounds, {torch.get_num_threads()} threads, frames of speech per second")
+    print(f"\n{table(report['comparisons'])}\n")
+    print(f"took {time.monotonic() - started_s:.0f} s")
+    write_json(args.output, report)
+    return 0
+
+
+def run(folder: Path, *, num_rounds: int, models: Sequence[str] = tuple(MODELS)) -> dict[str, Any]:
+    """folder: not used, nothing is written."""
+    rates: Rates = {}
+    frames: dict[str, list[int]] = {}
+    for name in models:
+        overrides, ends = MODELS[name]
+        speaker = Speaker(overrides, ends)
+        frames[name] = speaker.lengths
+        rates |= alternate(speaker.arms(name), num_rounds)
+    records = compare([each for name in models for each in comparisons(name)], rates)
+    return {"frames": frames, "comparisons": records, "per_s": rates}
+
+
+class Speaker:
+    """A random model that speaks four requests and ends each of them."""
+
+    def __init__(self, overrides: dict[str, int], ends: Sequence[int]) -> None:
+        tokenizer = build_tokenizer([*TEXTS, INSTRUCTION])
+        torch.manual_seed(0)
+        self.model: Any = HiggsAudioV2ForConditionalGeneration(build_config(tokenizer, **overrides)).eval()
+        self.tokens = SpecialTokens.from_config(self.model.config, tokenizer)
+        settings = HiggsAudioSettings()
+        samples = [encode(request(text, None, [], settings), tokenizer, self.tokens, open_turn=True) for text in TEXTS]
+        self.together = collate(samples, self.tokens, training=False)
+        self.alone = [collate([sample], self.tokens, training=False) for sample in samples]
+        self.max_steps = max(ends) + 2 * (self.tokens.num_codebooks + 1)
+        self._end(ends)
+        said = [self._ours(batch)[0] for batch in self.alone]
+        self.lengths = [len(each) for each in said]
+        assert max(self.lengths) < self.max_steps, f"some request does not end by itself: {self.lengths}"
+        assert len(set(self.lengths)) == len(TEXTS), f"all end at different steps: {self.lengths}"
+        self._check(said)
+
+    @torch.no_grad()
+    def _end(self, ends: Sequence[int]) -> None:
+        """In codebook k, what request k says at step `ends[k]` is outdone by the stream EOS."""
+        codebook_size, eos = self.tokens.codebook_size, self.tokens.stream_eos
+        head = self.model.audio_lm_head.weight.view(self.tokens.num_codebooks, codebook_size, -1)
+        head[:, eos] = 0  # an untrained model stops by chance otherwise
+        said = self._ours(self.together)
+        for k, (frames, end) in enumerate(zip(said, ends, strict=True)):
+            head[k, eos] = 1.01 * head[k, frames[end, k]]
+
+    def _check(self, said: Sequence[Tensor]) -> None:
+        natively_together = self._native(self.together)
+        for i, (frames, ours) in enumerate(zip(said, self._ours(self.together), strict=True)):
+            assert torch.equal(ours, frames), f"request {i} differs in a batch"
+            assert torch.equal(self._native(self.alone[i])[0], frames), f"request {i} differs from native"
+            # What native writes behind the end of a row is filling.
+            assert torch.equal(natively_together[i, : len(frames)], frames), f"request {i} differs from native's batch"
+
+    def _ours(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        num_rows = len(batch["input_ids"])
+        frames: list[list[Tensor]] = [[] for _ in range(num_rows)]
+        greedy, limits = [Sampling(temperature=0)] * num_rows, [self.max_steps] * num_rows
+        for rows, step in decode(self.model, batch, self.tokens, greedy, limits):
+            for row, frame in zip(rows, step, strict=True):
+                frames[row].append(frame)
+        return [torch.stack(each) for each in frames]
+
+    def _native(self, batch: dict[str, Tensor]) -> Tensor:
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.max_steps,
+            eos_token_id=self.tokens.end_of_turn,
+            pad_token_id=self.tokens.pad,
+        )
+        self.model.generation_config = config
+        prompt = {name: batch[name] for name in ("input_ids", "attention_mask")}  # no clips in these
+        return self.model.generate(**prompt, generation_config=config)
+
+    def arms(self, name: str) -> dict[str, Arm]:
+        num_frames = sum(self.lengths)
+        num_rows = [sum(length > step for length in self.lengths) for step in range(1, max(self.lengths))]
+
+        def done(work: Any) -> int:
+            return num_frames
+
+        return {
+            f"{name}: native, one by one": lambda i: done([self._native(batch) for batch in self.alone]),
+            f"{name}: ours, one by one": lambda i: done([self._ours(batch) for batch in self.alone]),
+            f"{name}: native, batch of 4": lambda i: done(self._native(self.together)),
+            f"{name}: ours, batch of 4": lambda i: done(self._ours(self.together)),
+            # The first frame of a request is known.
+            f"{name}: matrices, 1 row": lambda i: done(self._read_matrices([1] * (num_frames - len(TEXTS)))),
+            f"{name}: matrices, 4 rows": lambda i: done(self._read_matrices(num_rows)),
+        }
+
+    @torch.inference_mode()
+    def _read_matrices(self, num_rows: Sequence[int]) -> None:
+        """num_rows: of each step."""
+        names = ("q_proj", "k_proj", "v_proj", "o_proj", "audio_mlp.gate_proj", "audio_mlp.up_proj",
+                 "audio_mlp.down_proj", "audio_lm_head")  # fmt: skip
+        matrices = [module for name, module in self.model.named_modules() if name.endswith(names)]
+        inputs = {module.in_features: torch.ones(len(TEXTS), module.in_features) for module in matrices}
+        for rows in num_rows:
+            for module in matrices:
+                linear(module, inputs[module.in_features][:rows])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
