@@ -56,9 +56,10 @@ L3  model_registration.py    loaders and ModelMeta for 3B and 7B
     loading.py               a checkpoint of any kind -> model and tokenizer
     inference.py             HiggsAudioGenerator
     swift_inference.py       `swift infer`, `swift deploy`
+    evaluation/              scores of what was said, beside base, codec and recordings
 L4  register.py              register_higgs_audio_all(); the file for --external_plugins
     train.py, cli.py         our own entry points
-    commands/                speak, app: a page in the browser, export: one folder for servers
+    commands/                speak, evaluate, app: a page in the browser, export: one folder for servers
     prepare/, demo/          corpora -> JSONL; the embedded default
 """
 

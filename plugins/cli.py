@@ -66,6 +66,33 @@ def _parser() -> argparse.ArgumentParser:
     speak.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
     speak.add_argument("--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled")
     speak.set_defaults(run=_speak)
+    evaluate = commands.add_parser(
+        "evaluate", help="score a model's speech beside its base, the codec's ceiling and the recordings"
+    )
+    evaluate.add_argument("--model", help="checkpoint folder (base, merged, or LoRA, compared with its base) or Hub id")
+    evaluate.add_argument("--adapters", help="LoRA folder on top of --model, compared with the model without it")
+    evaluate.add_argument("--base", help="what a fully fine-tuned --model is compared with")
+    evaluate.add_argument("--dataset", required=True, help="JSONL, folder, Seed-TTS-eval .lst, or wav.scp and text")
+    evaluate.add_argument("--output", type=Path, required=True, help="folder; the same command goes on in it")
+    evaluate.add_argument(
+        "--generated", type=Path, help="recordings to score: folder of ID.wav, wav.scp, or JSONL of id and audio"
+    )
+    evaluate.add_argument("--limit", type=_positive, help="only the first rows")
+    evaluate.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
+    evaluate.add_argument("--language", default="en", help="of the texts, ISO 639-1 (default: %(default)s)")
+    evaluate.add_argument("--asr", help="recogniser: folder or Hub id (default: Whisper tiny.en, which ships inside)")
+    evaluate.add_argument(
+        "--speaker_model", help="x-vectors, for example WavLM: folder or Hub id (default: resemblyzer)"
+    )
+    evaluate.add_argument("--batch_size", type=_positive, default=4, help="spoken together (default: %(default)s)")
+    evaluate.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
+    evaluate.add_argument("--top_k", type=int, default=50)
+    evaluate.add_argument("--top_p", type=float, default=0.95)
+    evaluate.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    evaluate.add_argument("--max_audio_s", type=float, default=40.0, help="longest speech (default: %(default)s)")
+    evaluate.add_argument("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
+    evaluate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
+    evaluate.set_defaults(run=_evaluate)
     app = commands.add_parser("app", help="a page in the browser to speak with a model, on this machine only")
     app.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA) or Hub id")
     app.add_argument("--adapters", help="LoRA folder on top of --model; the page compares it with the base")
@@ -137,6 +164,12 @@ def _sft(arguments: list[str]) -> int:
 
 def _speak(options: argparse.Namespace) -> int:
     from plugins.commands.speak import run
+
+    return run(options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from plugins.commands.evaluate import run
 
     return run(options)
 

@@ -15,7 +15,7 @@ LAYERS = (
     "rows row_clips row_sources voices dataset_registration packs template dual_ffn modeling decode_step decoding weights"
     " original_format checkpoint",
     "model_registration preflight checkpoints resume guards meters samples run_facts model_card training_card trainer"
-    " loading inference swift_inference",
+    " loading inference swift_inference evaluation",
     "register train cli __main__ commands prepare demo",
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules.split()}
@@ -77,6 +77,7 @@ def test_importing_the_package_is_free() -> None:
         ["doctor", "--help"],
         ["export", "--help"],
         ["app", "--help"],
+        ["evaluate", "--help"],
         ["--version"],
     ],
 )

@@ -1,0 +1,155 @@
+"""`higgs-audio evaluate`: a model's speech, scored beside its base, the codec's ceiling and the recordings. L4.
+
+Exit codes: 0 done, also with scorers missing (they are told), 1 an error that the user can mend.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plugins import audio, checkpoint
+from plugins.codec import Codec, find_codec
+from plugins.errors import problem
+from plugins.evaluation import formats, report
+from plugins.evaluation.items import Item, read_items
+from plugins.evaluation.plots import PICTURE, picture
+from plugins.evaluation.run import PROGRESS, Clip, Journal, hear, hold_to, round_trips, say
+from plugins.evaluation.scorers import Missing, Scorer, fingerprint, load_scorers
+from plugins.evaluation.scores import score
+from plugins.evaluation.speaking import System, systems
+from plugins.hub import local_folder
+from plugins.sampling import Sampling
+from plugins.settings import HiggsAudioSettings
+
+_CODEC, _GENERATED, _TRUTH = "codec", "generated", "truth"
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """Who is compared, on what."""
+
+    systems: list[System]
+    codec: Codec | None
+    items: list[Item]
+    settings: dict[str, Any]  # settings.json
+
+
+def run(options: Namespace) -> int:
+    """The subcommand: its exit code."""
+    if options.model is None and options.generated is None:
+        raise problem("options", "model", None, "is missing", "give --model, or --generated for recordings")
+    for name in ("adapters", "base"):
+        if options.model is None and getattr(options, name) is not None:
+            raise problem("options", name, getattr(options, name), "has no --model to belong to", "give --model")
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    scorers, missing = load_scorers(
+        asr=options.asr, speaker_model=options.speaker_model, language=options.language, device=options.device
+    )
+    for each in missing:
+        print(f"missing: {each.name}: {each}", file=sys.stderr)
+    contest = _contest(options, sampling)
+    folder: Path = options.output
+    hold_to(folder, contest.settings)
+    with Journal(folder / PROGRESS) as journal:
+        columns = _columns(contest, options, sampling, journal)
+        rows = _rows(contest.items, columns, scorers, journal, options.language)
+    summary = report.summarize(
+        rows, list(columns), {**contest.settings, "language": options.language}, scorers, missing
+    )
+    report.write(folder, rows, summary)
+    report.write_lists(folder, rows, contest.items)
+    _draw(folder, summary, rows)
+    print(report.markdown(summary, rows))
+    print(f"{folder}: {', '.join((report.SUMMARY, report.ITEMS, report.REPORT))}")
+    return 0
+
+
+def _contest(options: Namespace, sampling: Sampling) -> _Contest:
+    spoken: list[System] = []
+    codec, settings = None, HiggsAudioSettings.from_env()
+    held: dict[str, Any] = {}
+    codec_path = options.codec
+    if options.model is not None:
+        folder, own = checkpoint.base_and_adapters(options.model, options.adapters)
+        settings = HiggsAudioSettings.of_checkpoint(Path(own or folder))
+        codec_path = find_codec([folder], options.codec or settings.codec)
+    if codec_path is not None:
+        codec = Codec(codec_path, device=options.device)
+        held["codec"] = fingerprint(Path(local_folder(codec_path, option="codec")))
+    if options.model is not None and codec is not None:
+        spoken = systems(
+            options.model,
+            adapters=options.adapters,
+            base=options.base,
+            codec=codec,
+            device=options.device,
+            quantization=options.quantization,
+        )
+        held |= {system.name: system.depends_on for system in spoken}
+        held["sampling"] = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        held |= {"seed": options.seed, "max_audio_s": options.max_audio_s, "batch_size": options.batch_size}
+    items = read_items(options.dataset, settings, limit=options.limit)
+    return _Contest(spoken, codec, items, held)
+
+
+def _columns(contest: _Contest, options: Namespace, sampling: Sampling, journal: Journal) -> dict[str, Sequence[Clip]]:
+    """One clip per item and column, in the order of the table."""
+    columns: dict[str, Sequence[Clip]] = {}
+    for system in contest.systems:
+        columns[system.name] = say(
+            system,
+            contest.items,
+            options.output,
+            journal,
+            sampling=sampling,
+            seed=options.seed,
+            max_audio_s=options.max_audio_s,
+            batch_size=options.batch_size,
+            codec=contest.settings["codec"],
+        )
+    if options.generated is not None:
+        given = formats.read_generated(options.generated, [item.id for item in contest.items])
+        columns[_GENERATED] = [
+            Clip(given[item.id]) if item.id in given else Clip(error="no recording of this id was given")
+            for item in contest.items
+        ]
+    if any(item.truth is not None for item in contest.items):
+        if contest.codec is not None:
+            identity = contest.settings["codec"]
+            columns[_CODEC] = round_trips(contest.codec, identity, contest.items, options.output, journal, name=_CODEC)
+        columns[_TRUTH] = [Clip(None if item.truth is None else Path(item.truth)) for item in contest.items]
+    return columns
+
+
+def _rows(
+    items: Sequence[Item],
+    columns: Mapping[str, Sequence[Clip]],
+    scorers: Sequence[Scorer],
+    journal: Journal,
+    language: str,
+) -> list[dict[str, Any]]:
+    paths = [clip.path for clips in columns.values() for clip in clips if clip.path is not None]
+    heard = hear(paths, scorers, journal)
+    voices = [Path(item.reference) for item in items if item.reference is not None]
+    heard |= hear([path for path in voices if path not in heard], [s for s in scorers if s.name == "voice"], journal)
+    transcribed = any(scorer.name == "transcript" for scorer in scorers)
+    return score(items, columns, heard, language=language, transcribed=transcribed)
+
+
+def _draw(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        drawn = picture(summary, rows)
+    except ImportError:
+        missing = Missing(PICTURE, "package matplotlib is not installed", "run: pip install matplotlib")
+        print(f"missing: {missing.name}: {missing}", file=sys.stderr)
+        return
+    with audio.replace_when_done(folder / PICTURE) as temporary:
+        temporary.write_bytes(drawn)

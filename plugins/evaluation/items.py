@@ -1,0 +1,125 @@
+"""Test rows -> items (L3): what every system has to say, with the prompt of training, and what it is compared with."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from plugins.audio import file_hash
+from plugins.errors import problem
+from plugins.evaluation import formats
+from plugins.evaluation.text import words_to_say
+from plugins.prompt import AudioClip, Dialogue
+from plugins.row_clips import check_clips
+from plugins.row_sources import read_rows
+from plugins.rows import ROW_SOURCE, canonical_row, dialogue_from_row
+from plugins.settings import HiggsAudioSettings
+from plugins.speech_text import has_words
+
+_MAX_NAME = 100  # characters of an id, which names files
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to say."""
+
+    id: str  # plain enough to name a file, unique
+    text: str  # the words, without tags
+    dialogue: Dialogue  # ends with the turn to be answered
+    truth: str | None = None  # the recording of it
+    speaker: str | None = None  # as the row names the voice
+
+    @property
+    def reference(self) -> str | None:
+        """The recording of the voice to clone."""
+        return next((each.clip.path for each in self.dialogue.references if each.clip.path is not None), None)
+
+    def content(self) -> list[Any]:
+        """JSON of everything that the prompt holds, recordings by their bytes: equal contents, equal prompts."""
+        dialogue = self.dialogue
+        turns = [[turn.role, *map(_content, turn.parts)] for turn in dialogue.turns]
+        references = [[_content(each.clip), each.text] for each in dialogue.references]
+        return [self.id, dialogue.instruction, dialogue.scene, references, turns]
+
+
+def read_items(source: str, settings: HiggsAudioSettings, *, limit: int | None = None) -> list[Item]:
+    """The first `limit` items of a JSONL file, a folder of recordings, a Hugging Face dataset (`plugins.row_sources`),
+    a Seed-TTS-eval list (.lst), or a folder with wav.scp and text.
+
+    Of a row the last turn is said, and a clip that it holds is the truth. Raises UserError naming the row that has
+    nothing to say, and if two rows have one id.
+    """
+    items: list[Item] = []
+    taken: set[str] = set()
+    for dialogue, labels in _dialogues(source, settings)[:limit]:
+        items.append(_item(dialogue, labels, taken))
+        taken.add(items[-1].id)
+    return items
+
+
+def _dialogues(source: str, settings: HiggsAudioSettings) -> list[tuple[Dialogue, Mapping[str, Any]]]:
+    """Each with its row's own `id` and `speaker`, as far as it names them."""
+    path = Path(source)
+    if path.suffix == ".lst":
+        listed, beside = formats.read_meta(path), path.resolve().parent
+    elif (path / formats.SCP).is_file():
+        listed, beside = formats.read_kaldi(path), path.resolve()
+    else:
+        rows = read_rows(source, settings, check=lambda each: check_clips(each, settings), training=False)
+        labels = _labels(path)
+        return [(dialogue_from_row(row, settings, training=False), labels.get(row[ROW_SOURCE], {})) for row in rows]
+    found: list[tuple[Dialogue, Mapping[str, Any]]] = []
+    for place, row in listed:
+        dialogue = dialogue_from_row(canonical_row(row, place, settings, beside=beside), settings, training=False)
+        check_clips(dialogue, settings)
+        found.append((dialogue, row))
+    if not found:
+        raise problem(source, "rows", 0, "there is no row", "name a list with lines")
+    return found
+
+
+def _labels(path: Path) -> dict[str, Mapping[str, Any]]:
+    """Canonical rows do not keep what training does not read."""
+    if path.suffix != ".jsonl":
+        return {}
+    lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
+    return {f"{path}:{number}": json.loads(line) for number, line in lines if line.strip()}
+
+
+def _item(dialogue: Dialogue, labels: Mapping[str, Any], taken: set[str]) -> Item:
+    place, truth = dialogue.source, None
+    last = dialogue.turns[-1]
+    if last.role == "assistant":
+        if len(last.parts) != 1 or not isinstance(last.parts[0], AudioClip):
+            raise problem(place, "messages", "the last turn", "holds more than one clip", "give it one recording")
+        truth = last.parts[0].path
+        dialogue = replace(dialogue, turns=dialogue.turns[:-1])
+    asked = dialogue.turns[-1] if dialogue.turns else None
+    text = "" if asked is None or asked.role != "user" else "".join(str(part) for part in asked.parts)
+    if not has_words(words_to_say(text)):
+        raise problem(
+            place, "messages", text, "leaves nothing to say", "end it with the text, or the text and its clip"
+        )
+    named = labels.get("id")
+    id_ = _plain(str(named) if named not in (None, "") else Path(truth).stem if truth else place.rpartition(":")[2])
+    if id_ in taken:
+        if named not in (None, ""):
+            raise problem(place, "id", named, "is another row's too", "give each row an id of its own")
+        id_ = next(name for number in range(2, len(taken) + 3) if (name := f"{id_}-{number}") not in taken)
+    speaker = labels.get("speaker")
+    return Item(id_, words_to_say(text), dialogue, truth, None if speaker in (None, "") else str(speaker))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)[-_MAX_NAME:].lstrip("._") or "item"
+
+
+def _content(part: str | AudioClip) -> Any:
+    if isinstance(part, str):
+        return part
+    codes = None if part.codes is None else part.codes.tolist()
+    return [None if part.path is None else file_hash(part.path), codes]

@@ -1,0 +1,245 @@
+"""The work of an evaluation, resumable (L3): items and systems -> clips on disk -> what was heard in them.
+
+    FOLDER/settings.json            what the clips depend on: another model or seed needs another folder
+    FOLDER/progress.jsonl           what is done, one line each: key of everything that it depends on, and its outcome
+    FOLDER/audio/SYSTEM/ID.wav      what was said
+
+A clip is on disk before its line is written, and a line that a kill cut off is none, so that nothing counts as done
+that is not. Batches are the same in every run: what is spoken again after a kill is what would have been spoken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from plugins import audio
+from plugins.codec import Codec
+from plugins.errors import UserError, problem, read_json
+from plugins.evaluation.items import Item
+from plugins.evaluation.scorers import RATE_HZ, Scorer
+from plugins.evaluation.speaking import System, seeded, speak_batch
+from plugins.sampling import Sampling
+
+SETTINGS, PROGRESS, AUDIO = "settings.json", "progress.jsonl", "audio"
+Heard = Mapping[str, Any]  # name of a scorer -> what it heard
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What one system said for one item. error: why it is not there, or cannot be heard."""
+
+    path: Path | None = None
+    stopped: bool | None = None  # None: nobody had to stop
+    error: str | None = None
+
+
+class Journal:
+    """Key -> value, both JSON, on disk as soon as they are put."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut off
+        self._done: dict[str, Any] = {}
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                self._done.update([json.loads(line)])
+            except ValueError:
+                shown = line.decode(errors="replace")
+                raise problem(f"{path}:{number}", "line", shown, "is damaged", "delete the line") from None
+        self._file = path.open("ab")
+        self._file.truncate(len(whole))
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def get(self, key: str) -> Any:
+        return self._done.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        self._file.write(json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        self._done[key] = value
+
+
+def hold_to(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write `settings` into a new evaluation; raises UserError if the one in `folder` has others: clips of two models
+    must not be compared as those of one."""
+    file, remedy = folder / SETTINGS, "give another --output, or delete this one"
+    if file.is_file():
+        held, asked = _flat(read_json(file, remedy)), _flat(settings)
+        for name in [*held, *(name for name in asked if name not in held)]:
+            if held.get(name) != asked.get(name):
+                reason = f"is what the evaluation there was made with, not {asked.get(name)!r}"
+                raise problem(str(file), name, held.get(name), reason, remedy)
+    with audio.replace_when_done(file) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def say(
+    system: System,
+    items: Sequence[Item],
+    folder: Path,
+    journal: Journal,
+    *,
+    sampling: Sampling,
+    seed: int,
+    max_audio_s: float,
+    batch_size: int,
+    codec: str,
+) -> list[Clip]:
+    """Everything that `system` says, one clip per item. What it fails to say is told in the clip. codec: the identity
+    of the one it speaks through."""
+    how = [system.name, system.depends_on, codec, repr(sampling), seed, max_audio_s]
+
+    def speak(batch: Sequence[Item]) -> list[Clip]:
+        samplings = [seeded(sampling, seed, item.id) for item in batch]
+        clips = []
+        spoken = speak_batch(system.generator(), [item.dialogue for item in batch], samplings, max_audio_s)
+        for item, outcome in zip(batch, spoken, strict=True):
+            if isinstance(outcome, UserError):
+                clips.append(Clip(stopped=False, error=str(outcome)))
+                continue
+            path = _wav(folder, system.name, item)
+            outcome.save(path)
+            clips.append(Clip(path, stopped=outcome.stopped))
+        return clips
+
+    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    keyed = [(_key("said", *how, *(item.content() for item in batch)), batch) for batch in batches]
+    return _each(keyed, speak, folder, journal, system.name)
+
+
+def round_trips(
+    codec: Codec, identity: str, items: Sequence[Item], folder: Path, journal: Journal, *, name: str
+) -> list[Clip]:
+    """The truth through the codec, as long as it was: the best that any model can reach which speaks in its codes."""
+
+    def decode(batch: Sequence[Item]) -> list[Clip]:
+        (item,) = batch
+        assert item.truth is not None
+        rate = codec.sample_rate_hz
+        try:
+            samples = audio.load(item.truth, sample_rate_hz=rate)
+        except audio.AudioError as error:
+            return [Clip(error=str(error))]
+        path = _wav(folder, name, item)
+        audio.save_wav(path, codec.decode(codec.encode(samples))[: len(samples)], rate)
+        return [Clip(path)]
+
+    keyed = [
+        (_key("round trip", identity, item.id, file_hash(item.truth)), [item])
+        for item in items
+        if item.truth is not None
+    ]
+    decoded = iter(_each(keyed, decode, folder, journal, name))
+    return [Clip() if item.truth is None else next(decoded) for item in items]
+
+
+def hear(paths: Iterable[Path], scorers: Sequence[Scorer], journal: Journal) -> dict[Path, Heard]:
+    """What each of `scorers` hears in each clip. A clip that cannot be read has an `error` instead.
+
+    What was heard is kept by the clip's content and the scorer's identity, wherever the clip lies.
+    """
+    heard: dict[Path, Heard] = {}
+    for path in tqdm(list(dict.fromkeys(paths)), desc="hearing", unit="clip", disable=None):
+        try:
+            heard[path] = _hear(path, scorers, journal)
+        except audio.AudioError as error:
+            heard[path] = {"error": f"{path.name}: {error.reason}; {error.remedy}"}
+    return heard
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file; read again only if its size or date changes. Raises AudioError if it cannot be read."""
+    try:
+        status = Path(path).stat()
+        return _file_hash(str(path), status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise audio.AudioError(path, f"cannot be read ({error.strerror})", "mend the path") from None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"tuned": {"model": ...}}` -> `{"tuned.model": ...}`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _hear(path: Path, scorers: Sequence[Scorer], journal: Journal) -> Heard:
+    content = file_hash(path)
+    found, samples = {}, None
+    for scorer in scorers:
+        key = _key("heard", scorer.name, scorer.identity, content)
+        if journal.get(key) is None:
+            samples = audio.load(path, sample_rate_hz=RATE_HZ) if samples is None else samples
+            journal.put(key, scorer.hear(samples))
+        found[scorer.name] = journal.get(key)
+    return found
+
+
+def _each(
+    keyed: Sequence[tuple[str, Sequence[Item]]],
+    work: Callable[[Sequence[Item]], list[Clip]],
+    folder: Path,
+    journal: Journal,
+    title: str,
+) -> list[Clip]:
+    """The clips of all batches in order; `work` only for those that are not there."""
+    clips: list[Clip] = []
+    with tqdm(total=sum(len(batch) for _, batch in keyed), desc=title, unit="clip", disable=None) as bar:
+        for key, batch in keyed:
+            done = _recall(journal.get(key), folder)
+            if done is None:
+                done = work(batch)
+                journal.put(key, [_record(clip, folder) for clip in done])
+            clips += done
+            bar.update(len(batch))
+    return clips
+
+
+def _record(clip: Clip, folder: Path) -> dict[str, Any]:
+    if clip.path is None:
+        return {"stopped": clip.stopped, "error": clip.error}
+    written = {"file": clip.path.relative_to(folder).as_posix(), "sha256": file_hash(clip.path)}
+    return {**written, "stopped": clip.stopped}
+
+
+def _recall(records: list[dict[str, Any]] | None, folder: Path) -> list[Clip] | None:
+    """None if there is nothing, or if a clip is not the one that was written."""
+    clips = []
+    for record in records or ():
+        if "error" in record:
+            clips.append(Clip(stopped=record["stopped"], error=record["error"]))
+            continue
+        path = folder / record["file"]
+        if not path.is_file() or file_hash(path) != record["sha256"]:
+            return None
+        clips.append(Clip(path, stopped=record["stopped"]))
+    return clips or None
+
+
+def _wav(folder: Path, system: str, item: Item) -> Path:
+    return folder / AUDIO / system / f"{item.id}.wav"
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=100_000)
+def _file_hash(path: str, _size: int, _mtime_ns: int) -> str:
+    return audio.file_hash(path)

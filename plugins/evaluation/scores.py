@@ -1,0 +1,175 @@
+"""Items and what was heard -> scores (L3): arithmetic only, nothing is loaded and nothing drawn.
+
+Of one clip, `None` where there is nothing to say:
+
+| score               | meaning                                                                                    |
+|---------------------|--------------------------------------------------------------------------------------------|
+| `wer`, `cer`        | errors per word and character, Whisper-style (`plugins.evaluation.text`), pooled over items |
+| `wer_seed`          | Seed-TTS-style, averaged over items; of Chinese by character                               |
+| `similarity`        | cosine of the voice and the reference's; without one, that of the speaker's other truths    |
+| `similarity_others` | mean cosine of the voice and each other speaker's mean; needs the column `speaker`          |
+| `dnsmos`            | predicted overall quality, 1 to 5                                                          |
+| `distillmos`        | predicted quality, 1 to 5                                                                  |
+| `duration_ratio`    | seconds per second of the truth                                                            |
+| `stopped`           | 1 if the model ended by itself, 0 if it was cut or failed                                  |
+| `silence`           | share of silent frames                                                                     |
+
+A failure has all words wrong and has not stopped; it has no voice and no quality.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from plugins.evaluation.items import Item
+from plugins.evaluation.run import Clip, Heard
+from plugins.evaluation.statistics import Score
+from plugins.evaluation.text import character_errors, seed_style, whisper_style, word_errors
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One score. scorer: which hears what it is made of. weight: the field that the mean is weighted by."""
+
+    name: str
+    title: str
+    better: Literal["lower", "higher", "as the truth"]
+    scorer: str
+    weight: str | None = None
+
+
+METRICS = (
+    Metric("wer", "WER", "lower", "transcript", "words"),
+    Metric("cer", "CER", "lower", "transcript", "characters"),
+    Metric("wer_seed", "WER, Seed-TTS-style", "lower", "transcript"),
+    Metric("similarity", "speaker similarity", "higher", "voice"),
+    Metric("similarity_others", "similarity to other speakers", "lower", "voice"),
+    Metric("dnsmos", "DNSMOS", "higher", "dnsmos"),
+    Metric("distillmos", "DistillMOS", "higher", "distillmos"),
+    Metric("duration_ratio", "duration / truth", "as the truth", "sound"),
+    Metric("stopped", "stopped by itself", "higher", "sound"),
+    Metric("silence", "silence share", "as the truth", "sound"),
+)
+
+
+def score(
+    items: Sequence[Item],
+    columns: Mapping[str, Sequence[Clip]],
+    heard: Mapping[Path, Heard],
+    *,
+    language: str,
+    transcribed: bool,
+) -> list[dict[str, Any]]:
+    """One row per item: `id`, `text`, `speaker`, and under `systems` the scores of each column's clip.
+
+    transcribed: whether there was somebody to hear words; failures cost words only then.
+    """
+    voices = _Voices(items, heard)
+    rows = []
+    for number, item in enumerate(items):
+        truth = {} if item.truth is None else heard.get(Path(item.truth), {})
+        anchor, others = voices.anchor(item), voices.others(item)
+        systems = {}
+        for name, clips in columns.items():
+            clip = clips[number]
+            if clip.path is None and clip.error is None:
+                continue  # there is no truth to have a column of
+            found = heard.get(clip.path, {}) if clip.path is not None else {}
+            error = clip.error or found.get("error")
+            said = {"file": clip.path, "error": error}
+            if transcribed:
+                said |= _word_scores(item.text, "" if error else found["transcript"], language)
+            said |= _voice_scores(found.get("voice"), anchor, others)
+            said |= {name: found.get(name) for name in ("dnsmos", "distillmos")}
+            said |= _sound_scores(found.get("sound"), truth.get("sound"))
+            said["stopped"] = None if clip.stopped is None else float(clip.stopped and not error)
+            systems[name] = said
+        rows.append({"id": item.id, "text": item.text, "speaker": item.speaker, "systems": systems})
+    return rows
+
+
+def column(rows: Sequence[Mapping[str, Any]], system: str, metric: Metric) -> list[Score | None]:
+    """Of one system, by item, as `plugins.evaluation.statistics` takes them."""
+    found: list[Score | None] = []
+    for row in rows:
+        said = row["systems"].get(system, {})
+        value, weight = said.get(metric.name), said.get(metric.weight, 0) if metric.weight else 1.0
+        found.append(None if value is None or not weight else (float(value), float(weight)))
+    return found
+
+
+def _word_scores(text: str, transcript: str, language: str) -> dict[str, Any]:
+    asked, heard = (whisper_style(each, language) for each in (text, transcript))
+    scores: dict[str, Any] = {"transcript": transcript}
+    errors, words = word_errors(asked, heard)
+    wrong, characters = character_errors(asked, heard)
+    if words:
+        scores |= {"wer": errors / words, "words": words, "cer": wrong / characters, "characters": characters}
+    errors, units = word_errors(seed_style(text, language), seed_style(transcript, language))
+    return scores | ({"wer_seed": errors / units} if units else {})
+
+
+def _voice_scores(voice: list[float] | None, anchor: np.ndarray | None, others: list[np.ndarray]) -> dict[str, Any]:
+    if voice is None:
+        return {}
+    return {
+        "similarity": None if anchor is None else _cosine(voice, anchor),
+        "similarity_others": float(np.mean([_cosine(voice, other) for other in others])) if others else None,
+    }
+
+
+def _sound_scores(sound: Mapping[str, float] | None, truth: Mapping[str, float] | None) -> dict[str, Any]:
+    if sound is None:
+        return {}
+    ratio = None if truth is None else sound["duration_s"] / truth["duration_s"]
+    return {"duration_s": sound["duration_s"], "duration_ratio": ratio, "silence": sound["silence"]}
+
+
+class _Voices:
+    """Embeddings of recordings: of references, and of truths by speaker."""
+
+    def __init__(self, items: Sequence[Item], heard: Mapping[Path, Heard]) -> None:
+        self._references = {item.id: _voice(item.reference, heard) for item in items}
+        self._truths = {item.id: _voice(item.truth, heard) for item in items}
+        self._of: dict[str | None, list[str]] = defaultdict(list)  # ids of each speaker; None: of the one that is there
+        for item in items:
+            self._of[item.speaker].append(item.id)
+
+    def anchor(self, item: Item) -> np.ndarray | None:
+        """What the item's voice is compared with."""
+        reference = self._references[item.id]
+        if reference is not None or item.reference is not None:
+            return reference
+        return _mean(self._truths[id_] for id_ in self._of[item.speaker] if id_ != item.id)
+
+    def others(self, item: Item) -> list[np.ndarray]:
+        """The mean voice of each other speaker, if speakers are named."""
+        if item.speaker is None:
+            return []
+        means = (
+            _mean(voices[id_] for id_ in ids for voices in (self._truths, self._references))
+            for speaker, ids in self._of.items()
+            if speaker not in (None, item.speaker)
+        )
+        return [mean for mean in means if mean is not None]
+
+
+def _voice(path: str | None, heard: Mapping[Path, Heard]) -> np.ndarray | None:
+    voice = None if path is None else heard.get(Path(path), {}).get("voice")
+    return None if voice is None else np.array(voice)
+
+
+def _mean(voices: Any) -> np.ndarray | None:
+    there = [voice for voice in voices if voice is not None]
+    return np.mean(there, axis=0) if there else None
+
+
+def _cosine(a: Any, b: Any) -> float:
+    a, b = np.asarray(a), np.asarray(b)
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))

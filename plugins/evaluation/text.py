@@ -1,0 +1,65 @@
+"""What should be said and what was heard -> counts of errors (L3). Strings only.
+
+Two ways to make both comparable, as published figures use one or the other:
+
+Whisper-style   Radford et al. 2022 (arXiv 2212.04356), appendix C: numbers, contractions and spelling of English made
+                uniform; other languages stripped of symbols. Errors are pooled over all items.
+Seed-TTS-style  Anastassiou et al. 2024 (arXiv 2406.02430), as its public test set is scored: lower case, no punctuation
+                but the apostrophe, Chinese by character. The figure is the mean over items.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from typing import Any
+
+from plugins.speech_text import SPEAKER_TAG
+
+# Whisper takes these, which put no spaces between words, letter by letter.
+_LETTER_BY_LETTER = {"zh", "yue", "ja", "th", "lo", "my"}
+_SOUND_TAG = re.compile(r"<SE(?:_[se])?>.*?</SE(?:_[se])?>")
+
+
+def words_to_say(text: str) -> str:
+    """`text` without what is not spoken as words: speaker tags, tags of sounds."""
+    return " ".join(SPEAKER_TAG.sub(" ", _SOUND_TAG.sub(" ", text)).split())
+
+
+def whisper_style(text: str, language: str) -> str:
+    """Needs the package whisper-normalizer."""
+    return " ".join(_whisper_normalizer(language)(text).split())
+
+
+def seed_style(text: str, language: str) -> str:
+    """Units apart by single spaces: characters of Chinese, else words."""
+    kept = "".join(c for c in text if c == "'" or unicodedata.category(c)[0] not in "PS")
+    return " ".join("".join(kept.split())) if language == "zh" else " ".join(kept.lower().split())
+
+
+def word_errors(reference: str, heard: str) -> tuple[int, int]:
+    """Substitutions, deletions and insertions; and the number of words in `reference`. Needs the package jiwer."""
+    import jiwer
+
+    num_words = len(reference.split())
+    if num_words == 0:
+        return len(heard.split()), 0
+    counts = jiwer.process_words(reference, heard)
+    return counts.substitutions + counts.deletions + counts.insertions, num_words
+
+
+def character_errors(reference: str, heard: str) -> tuple[int, int]:
+    """As `word_errors`, of characters; spaces are none."""
+    return word_errors(*(" ".join(text.replace(" ", "")) for text in (reference, heard)))
+
+
+@lru_cache
+def _whisper_normalizer(language: str) -> Any:
+    if language == "en":
+        from whisper_normalizer.english import EnglishTextNormalizer
+
+        return EnglishTextNormalizer()
+    from whisper_normalizer.basic import BasicTextNormalizer
+
+    return BasicTextNormalizer(split_letters=language in _LETTER_BY_LETTER)
