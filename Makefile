@@ -13,8 +13,9 @@ $(DONE): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.14.1 torchaudio==2.11.0
 	$(BIN)/pip install --quiet --editable ".[dev]"
-	# The Llama-3 tokenizer with its real ids, for tests; its other dependencies are not needed.
-	$(BIN)/pip install --quiet --no-deps llama-models==0.3.0
+	# Without their other dependencies, which are not needed: the Llama-3 tokenizer with its real ids, for tests; the
+	# encoder of voices, for `higgs-audio evaluate`.
+	$(BIN)/pip install --quiet --no-deps llama-models==0.3.0 resemblyzer==0.1.4
 	touch $@
 
 # Without its own compiled kernels, which want a GPU; it is built against the installed torch.

@@ -186,7 +186,7 @@ def test_a_killed_evaluation_of_real_speech_ends_with_the_same_bytes(
     prompts: list[dict[str, str]], tmp_path: Path
 ) -> None:
     """Killed between any two things heard, by all scorers, in processes of their own."""
-    chosen = prompts[:4]
+    chosen = prompts[:2]
     test_rows = rows(tmp_path / "test.jsonl", chosen)
 
     def command(out: str) -> list[str]:
@@ -196,7 +196,7 @@ def test_a_killed_evaluation_of_real_speech_ends_with_the_same_bytes(
 
     options: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(command("whole"), check=True, timeout=300, **options)
-    for num_lines in (3, 9):
+    for num_lines in (4, 8):
         process = subprocess.Popen(command("broken"), **options)
         journal, until = tmp_path / "broken" / "progress.jsonl", time.monotonic() + 300
         while process.poll() is None and time.monotonic() < until:

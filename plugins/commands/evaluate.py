@@ -20,7 +20,7 @@ from plugins.errors import problem
 from plugins.evaluation import formats, report
 from plugins.evaluation.items import Item, read_items
 from plugins.evaluation.plots import PICTURE, picture
-from plugins.evaluation.run import PROGRESS, Clip, Journal, hear, hold_to, round_trips, say
+from plugins.evaluation.run import PROGRESS, Clip, Journal, hear, round_trips, say
 from plugins.evaluation.scorers import Missing, Scorer, fingerprint, load_scorers
 from plugins.evaluation.scores import score
 from plugins.evaluation.speaking import System, systems
@@ -38,7 +38,7 @@ class _Contest:
     systems: list[System]
     codec: Codec | None
     items: list[Item]
-    settings: dict[str, Any]  # settings.json
+    settings: dict[str, Any]  # what the clips depend on
 
 
 def run(options: Namespace) -> int:
@@ -48,6 +48,8 @@ def run(options: Namespace) -> int:
     for name in ("adapters", "base"):
         if options.model is None and getattr(options, name) is not None:
             raise problem("options", name, getattr(options, name), "has no --model to belong to", "give --model")
+    if options.max_audio_s <= 0:  # the generator would refuse it item by item
+        raise problem("options", "max_audio_s", options.max_audio_s, "is not positive", "give seconds")
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     scorers, missing = load_scorers(
@@ -57,8 +59,7 @@ def run(options: Namespace) -> int:
         print(f"missing: {each.name}: {each}", file=sys.stderr)
     contest = _contest(options, sampling)
     folder: Path = options.output
-    hold_to(folder, contest.settings)
-    with Journal(folder / PROGRESS) as journal:
+    with Journal(folder / PROGRESS, contest.settings) as journal:
         columns = _columns(contest, options, sampling, journal)
         rows = _rows(contest.items, columns, scorers, journal, options.language)
     summary = report.summarize(

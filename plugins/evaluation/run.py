@@ -1,7 +1,7 @@
 """The work of an evaluation, resumable (L3): items and systems -> clips on disk -> what was heard in them.
 
-    FOLDER/settings.json            what the clips depend on: another model or seed needs another folder
-    FOLDER/progress.jsonl           what is done, one line each: key of everything that it depends on, and its outcome
+    FOLDER/progress.jsonl           first the settings: another model or seed needs another folder. Then what is done,
+                                    one line each: key of everything that it depends on, and its outcome
     FOLDER/audio/SYSTEM/ID.wav      what was said
 
 A clip is on disk before its line is written, and a line that a kill cut off is none, so that nothing counts as done
@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 from plugins import audio
 from plugins.codec import Codec
-from plugins.errors import UserError, problem, read_json
+from plugins.errors import UserError, problem
 from plugins.evaluation.items import Item
 from plugins.evaluation.scorers import RATE_HZ, Scorer
 from plugins.evaluation.speaking import System, seeded, speak_batch
 from plugins.sampling import Sampling
 
-SETTINGS, PROGRESS, AUDIO = "settings.json", "progress.jsonl", "audio"
+PROGRESS, AUDIO = "progress.jsonl", "audio"
+_SETTINGS = "settings"
 Heard = Mapping[str, Any]  # name of a scorer -> what it heard
 
 
@@ -43,19 +44,27 @@ class Clip:
 
 
 class Journal:
-    """Key -> value, both JSON, on disk as soon as they are put."""
+    """Key -> value, both JSON, on disk as soon as they are put; before the first of them the settings that they hold
+    under. `with` closes it.
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    Raises UserError if the journal at `path` was begun with other `settings`: clips of two models must not be compared
+    as those of one.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut off
         self._done: dict[str, Any] = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 self._done.update([json.loads(line)])
-            except ValueError:
+            except (ValueError, TypeError):
                 shown = line.decode(errors="replace")
                 raise problem(f"{path}:{number}", "line", shown, "is damaged", "delete the line") from None
+        if self._done:
+            _compare(self._done.get(_SETTINGS, {}), settings, str(path))
+        self._settings = settings
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         self._file.truncate(len(whole))
 
@@ -69,23 +78,19 @@ class Journal:
         return self._done.get(key)
 
     def put(self, key: str, value: Any) -> None:
+        if not self._done and key != _SETTINGS:  # not at once: a model that does not load begins no evaluation
+            self.put(_SETTINGS, self._settings)
         self._file.write(json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         self._done[key] = value
 
 
-def hold_to(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write `settings` into a new evaluation; raises UserError if the one in `folder` has others: clips of two models
-    must not be compared as those of one."""
-    file, remedy = folder / SETTINGS, "give another --output, or delete this one"
-    if file.is_file():
-        held, asked = _flat(read_json(file, remedy)), _flat(settings)
-        for name in [*held, *(name for name in asked if name not in held)]:
-            if held.get(name) != asked.get(name):
-                reason = f"is what the evaluation there was made with, not {asked.get(name)!r}"
-                raise problem(str(file), name, held.get(name), reason, remedy)
-    with audio.replace_when_done(file) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _compare(held: Mapping[str, Any], asked: Mapping[str, Any], place: str) -> None:
+    old, new = _flat(held), _flat(asked)
+    for name in [*old, *(name for name in new if name not in old)]:
+        if old.get(name) != new.get(name):
+            reason = f"is what the evaluation there was made with, not {new.get(name)!r}"
+            raise problem(place, name, old.get(name), reason, "give another --output, or delete this one")
 
 
 def say(

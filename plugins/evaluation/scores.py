@@ -19,6 +19,7 @@ A failure has all words wrong and has not stopped; it has no voice and no qualit
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,12 +116,12 @@ def _word_scores(text: str, transcript: str, language: str) -> dict[str, Any]:
     return scores | ({"wer_seed": errors / units} if units else {})
 
 
-def _voice_scores(voice: list[float] | None, anchor: np.ndarray | None, others: list[np.ndarray]) -> dict[str, Any]:
+def _voice_scores(voice: list[int] | None, anchor: np.ndarray | None, others: list[np.ndarray]) -> dict[str, Any]:
     if voice is None:
         return {}
     return {
         "similarity": None if anchor is None else _cosine(voice, anchor),
-        "similarity_others": float(np.mean([_cosine(voice, other) for other in others])) if others else None,
+        "similarity_others": math.fsum(_cosine(voice, other) for other in others) / len(others) if others else None,
     }
 
 
@@ -162,14 +163,15 @@ class _Voices:
 
 def _voice(path: str | None, heard: Mapping[Path, Heard]) -> np.ndarray | None:
     voice = None if path is None else heard.get(Path(path), {}).get("voice")
-    return None if voice is None else np.array(voice)
+    return None if voice is None else np.array(voice, dtype=np.int64)
 
 
 def _mean(voices: Any) -> np.ndarray | None:
     there = [voice for voice in voices if voice is not None]
-    return np.mean(there, axis=0) if there else None
+    return np.rint(np.sum(there, axis=0) / len(there)).astype(np.int64) if there else None
 
 
-def _cosine(a: Any, b: Any) -> float:
-    a, b = np.asarray(a), np.asarray(b)
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+def _cosine(a: Sequence[int] | np.ndarray, b: np.ndarray) -> float:
+    """Of whole numbers, so exact: a sum of floats may end in another digit in another process."""
+    a = np.asarray(a, dtype=np.int64)
+    return int(a @ b) / max(math.sqrt(int(a @ a) * int(b @ b)), 1.0)

@@ -62,6 +62,7 @@ def systems(
             own_weights = own if path == folder else None
             parts = load_model(path, adapters=own_weights, device=device, quantization=quantization)
             loaded[path] = HiggsAudioGenerator(*parts, codec=codec)
+            assert codec.model is not None  # loads it: a fault of the codec is none of the first item
         return loaded[path]
 
     def switched(name: str | None) -> HiggsAudioGenerator:
