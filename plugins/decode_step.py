@@ -34,7 +34,8 @@ class AudioStep:
         # Zeros, not what was there: a masked NaN would still spoil the sum.
         room = (0, 0, 0, num_steps)
         self.keys, self.values = [], []
-        for layer in cache.layers:
+        layers: Any = cache.layers
+        for layer in layers:
             self.keys.append(F.pad(layer.keys, room))
             self.values.append(F.pad(layer.values, room))
             layer.keys = layer.values = None

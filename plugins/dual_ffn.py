@@ -66,7 +66,7 @@ class _Put(torch.autograd.Function):
         return rows.new_zeros(num_positions, rows.shape[1]).index_copy_(0, places, rows)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (places,) = ctx.saved_tensors
         return grad.index_select(0, places), None, None
 
@@ -112,7 +112,7 @@ class HiggsAudioV2DecoderLayer(native.HiggsAudioV2DecoderLayer):
         hidden_states: Tensor,
         *,
         routes: Routes | None = None,
-        audio_token_mask: Tensor | None = None,
+        audio_token_mask: Any = None,
         **kwargs: Any,
     ) -> Tensor:
         """(B, S, H) -> (B, S, H). Without `routes`, as in a step of decoding, where every row is audio: the base."""

@@ -114,7 +114,7 @@ class CrossEntropy(torch.autograd.Function):
         return loss, log_partition, correct
 
     @staticmethod
-    def backward(ctx: Any, of_loss: Tensor, of_log_partition: Tensor, _: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, of_loss: Tensor, of_log_partition: Tensor, _: Any) -> tuple[Tensor, None]:
         """d loss = softmax - onehot(target), d log-partition = softmax."""
         logits, targets, log_partition = ctx.saved_tensors
         of_loss = of_loss * (targets != IGNORE_INDEX)
