@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 _FROM_MEMORY = 2**19  # weights of a matrix that no cache next to a core holds: reading them is all the time it takes
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked for in a compiled step, it would break the graph
 
 
 class AudioStep:
@@ -111,7 +112,7 @@ def linear(module: Any, x: Tensor) -> Tensor:
         and module.weight.numel() >= _FROM_MEMORY
         and x.device.type == "cpu"
         and x.dtype == module.weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
+        and _HAS_ONEDNN
     ):
         return torch.ops.mkldnn._linear_pointwise(x, module.weight, module.bias, "none", [], "")
     return module(x)

@@ -260,7 +260,7 @@ def test_a_step_never_waits(generator: HiggsAudioGenerator, sampling: Sampling) 
         with Waits() as waits:
             ones = torch.ones(2)
             bool(ones[0]), ones[ones > 0]
-        assert waits.names == ["_local_scalar_dense", "index"], "they are seen"
+        assert len(waits.names) == 2, "they are seen"
 
 
 def test_the_cache_has_its_final_size_at_once(generator: HiggsAudioGenerator) -> None:
