@@ -18,6 +18,7 @@ import torch
 from commands import contents, in_child, read
 from conftest import CORPUS, corpus_rows, write_jsonl
 
+from plugins import model_card
 from plugins.cli import main
 from plugins.commands import evaluate
 from plugins.errors import UserError
@@ -347,6 +348,8 @@ def test_one_that_cannot_be_spoken_does_not_harm_the_others(tiny: Path) -> None:
 @pytest.mark.usefixtures("only_sound")
 def test_base_tuned_codec_and_truth_side_by_side(tiny: Path, lora: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
+    empty = {model_card.METRICS: model_card.NO_METRICS}
+    (lora / "README.md").write_text(model_card.card("x", base=None, summary="", speak="", sections=empty))
     assert run("--model", lora, "--dataset", dataset(tmp_path), "--output", out) == 0
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert list(summary["systems"]) == ["base", "tuned", "codec", "truth"]
@@ -364,6 +367,9 @@ def test_base_tuned_codec_and_truth_side_by_side(tiny: Path, lora: Path, tmp_pat
     report = (out / "report.md").read_text(encoding="utf-8")
     assert "| stopped by itself | higher | 0.0 % [0.0, 0.0] | 0.0 % [0.0, 0.0] |  |  | +0.0 % [+0.0, +0.0] |" in report
     assert report in capsys.readouterr().out
+    completed = (lora / "README.md").read_text(encoding="utf-8")
+    assert model_card.NO_METRICS not in completed
+    assert completed.split(f"<!-- higgs-audio {model_card.METRICS} -->\n")[1].split("\n<!-- end")[0].strip() in report
     # Lists for other kits, read back by what reads theirs.
     again = read_items(str(out / "meta.lst"), SETTINGS)
     assert [each.text for each in again] == [row["text"] for row in rows]

@@ -25,6 +25,7 @@ from plugins.evaluation.scorers import Missing, Scorer, fingerprint, load_scorer
 from plugins.evaluation.scores import score
 from plugins.evaluation.speaking import System, systems
 from plugins.hub import local_folder
+from plugins.model_card import METRICS, complete
 from plugins.sampling import Sampling
 from plugins.settings import HiggsAudioSettings
 
@@ -70,6 +71,10 @@ def run(options: Namespace) -> int:
     _draw(folder, summary, rows)
     print(report.markdown(summary, rows))
     print(f"{folder}: {', '.join((report.SUMMARY, report.ITEMS, report.REPORT))}")
+    if options.model is not None:
+        card = complete(Path(options.adapters or options.model), {METRICS: report.table(summary)})
+        if card is not None:
+            print(f"{card}: completed with the table")
     return 0
 
 

@@ -89,16 +89,17 @@ def write_lists(folder: Path, rows: Sequence[Row], items: Sequence[Item]) -> Non
 
 
 def markdown(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The table of all systems, with what is missing, and the items that were understood worst."""
+    """report.md: the table, and the items that were understood worst."""
+    worst = _worst(rows, list(summary["systems"]))
+    return "\n".join(["# Evaluation", "", table(summary), *worst])
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """All systems side by side, and what is missing."""
     names = list(summary["systems"])
     has_difference = bool(summary["differences"])
     heads = ["score", "better", *names, *([DIFFERENCE] if has_difference else [])]
-    lines = [
-        "# Evaluation",
-        "",
-        f"{summary['items']} items. Mean [95 % interval, {RESAMPLES} resamples of the items].",
-        "",
-    ]
+    lines = [f"{summary['items']} items. Mean [95 % interval, {RESAMPLES} resamples of the items].", ""]
     lines += [_line(heads), _line(["---"] * len(heads))]
     for metric in METRICS:
         cells = [_cell(summary["systems"][name]["scores"][metric.name], metric, summary) for name in names]
@@ -121,7 +122,7 @@ def markdown(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
         "Failures count as 100 % WER. " + "; ".join(f"{k}: {v}" for k, v in summary["scorers"].items()) + ".",
         "",
     ]
-    return "\n".join(lines + _worst(rows, names))
+    return "\n".join(lines)
 
 
 def _worst(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
