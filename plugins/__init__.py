@@ -42,6 +42,7 @@ L2  rows.py                  a row of any accepted shape -> Dialogue
     weights.py               which key lies where, in native and original checkpoints
     original_format.py       boson-multimodal's checkpoints <-> native ones
     checkpoint.py            strict loading of both
+    relaunch.py              the command line that resumes a run, or trains after its dry run
 L3  model_registration.py    loaders and ModelMeta for 3B and 7B
     preflight/               what is about to be trained, proved before the first step; `higgs-audio doctor`
     checkpoints.py           which checkpoint folders are whole, which is the newest, which may go
@@ -51,7 +52,8 @@ L3  model_registration.py    loaders and ModelMeta for 3B and 7B
     run_facts.py             data, settings and versions of a run, for those who read about it
     model_card.py            README.md of a model, with sections that are completed later
     training_card.py         that of a training's folder
-    guards.py                sick steps, signals, full disks, exhausted GPUs
+    guards.py                sick steps, signals, exhausted GPUs
+    disk_guard.py            checkpoints and log lines on a disk that may be full
     trainer.py               HiggsAudioTrainer, audio learning rate, metrics
     loading.py               a checkpoint of any kind -> model and tokenizer
     inference.py             HiggsAudioGenerator

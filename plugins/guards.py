@@ -1,10 +1,8 @@
-"""What keeps a run from going wrong quietly: sick steps, signals, full disks, exhausted GPUs. L3.
+"""What keeps a run from going wrong quietly: sick steps, signals, exhausted GPUs. L3.
 
-    loss or gradient that is no number    --settle-->   step named, not taken, counted; the third in a row ends the run
-    SIGTERM, SIGINT                       --on_save-->  step finished, checkpoint, resume command, exit code STOPPED
-    checkpoint larger than the free space --saving-->   refused before a byte is written
-    log line that cannot be written       --log_line--> said, the run goes on
-    torch.OutOfMemoryError                --watching--> one line with what can be lowered
+    loss or gradient that is no number --settle-->   step named, not taken, counted; the third in a row ends the run
+    SIGTERM, SIGINT                    --on_save-->  step finished, checkpoint, resume command, exit code STOPPED
+    torch.OutOfMemoryError             --watching--> one line with what can be lowered
 
 Every decision is taken by all ranks alike. What ends a run at once (a killed rank, a dead worker) is the launcher's and
 torch's to notice; `ddp_timeout` bounds how long the others wait.
@@ -15,12 +13,9 @@ from __future__ import annotations
 import atexit
 import copy
 import gc
-import json
 import math
 import multiprocessing
 import os
-import shlex
-import shutil
 import signal
 import sys
 import threading
@@ -33,22 +28,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from peft import PeftModel
-from safetensors import SafetensorError
-from swift.cli.main import parse_yaml_args
 from swift.utils import get_logger
 from torch import Tensor
 from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import TrainerCallback
 
-from plugins.checkpoints import discard
-from plugins.codec import CODEC_FOLDER
-from plugins.errors import UserError, problem
+from plugins.errors import UserError
 from plugins.packs import single_rows
-from plugins.resume import LOG
+from plugins.relaunch import resume_command
 from plugins.rows import ROW_SOURCE
-from plugins.settings import KNOBS
 
 logger = get_logger()
 
@@ -58,7 +47,6 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_SIGNAL_S = 2.0  # Ctrl-C under a launcher arrives twice: from the terminal and from the launcher
 _COUNTS = "higgs_audio_guard"  # in trainer_state.json, so that a resumed run goes on counting
 _SHOWN_ROWS = 8
-_SMALL_FILES_BYTES = 32 * 2**20  # tokenizer (17 MB with Llama-3's), states of schedule and generators, JSON
 
 
 @dataclass(frozen=True)
@@ -265,146 +253,3 @@ def _listed(rows: list[str]) -> str:
     names = list(dict.fromkeys(rows))
     more = len(names) - _SHOWN_ROWS
     return ", ".join(names[:_SHOWN_ROWS]) + (f" and {more} more" if more > 0 else "")
-
-
-def resume_command(argv: list[str], checkpoint: Path) -> str:
-    """The shell's line that goes on from `checkpoint` in its own folder, for a process that was started with `argv`."""
-    go_on = ["--resume_from_checkpoint", str(checkpoint), "--output_dir", str(checkpoint.parent)]
-    return _command(argv, {"--resume_from_checkpoint", "--output_dir", "--add_version"},
-                    [*go_on, "--add_version", "false"])  # fmt: skip
-
-
-def real_command(argv: list[str]) -> str:
-    """The shell's line that trains, for a process that was started with `argv` for a dry run."""
-    words = _without(argv[1:], {"--dry_run"})
-    for i, word in enumerate(words[1:], start=1):
-        if words[i - 1] == "--model_kwargs" and '"dry_run"' in word:
-            kept = {name: value for name, value in json.loads(word).items() if name != "dry_run"}
-            words[i] = json.dumps(kept)
-    return _command([argv[0], *words], {"--dry_run"}, [])
-
-
-def _without(words: list[str], flags: set[str]) -> list[str]:
-    kept: list[str] = []
-    keep = True
-    for word in words:
-        if word.startswith("--"):
-            keep = word.partition("=")[0] not in flags
-        if keep:
-            kept.append(word)
-    return kept
-
-
-def _command(argv: list[str], dropped: set[str], added: list[str]) -> str:
-    program, arguments = Path(argv[0]), _with_yaml(argv[1:])
-    if program.name == "sft.py" and program.parent.name == "cli":
-        command = ["swift", "sft"]
-    elif program == Path(__file__).resolve().parent / "train.py":
-        command = ["higgs-audio", "sft"]
-    else:
-        command = [sys.executable, *argv[:1]]
-    kept = _without(arguments, dropped | {"--local_rank", "--local-rank"})
-    typed = " ".join(argv).lower()  # as flags or in --model_kwargs
-    env = {
-        knob.upper(): os.environ[knob.upper()]
-        for knob in KNOBS
-        if knob.upper() in os.environ and not {f"--{knob}"} & {*argv, *dropped} and f'"{knob}"' not in typed
-    }
-    here = os.environ
-    if int(here.get("WORLD_SIZE", "1")) > 1:
-        # torchrun's and DeepSpeed's name for the same number
-        env["NPROC_PER_NODE"] = here.get("LOCAL_WORLD_SIZE") or here.get("LOCAL_SIZE") or here["WORLD_SIZE"]
-    if int(here.get("GROUP_WORLD_SIZE", "1")) > 1:
-        env |= {"NNODES": here["GROUP_WORLD_SIZE"], "NODE_RANK": here["GROUP_RANK"]}
-        env |= {name: here[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
-    return shlex.join([*(f"{name}={value}" for name, value in env.items()), *command, *kept, *added])
-
-
-def _with_yaml(arguments: list[str]) -> list[str]:
-    """MS-SWIFT starts its processes with the flags of a YAML file in its place; back to the file, if they lead."""
-    file = os.environ.get("SWIFT_CONFIG_FILE")
-    if file is None or not Path(file).is_file():
-        return arguments
-    expanded = [file]
-    parse_yaml_args(expanded)
-    return [file, *arguments[len(expanded) :]] if arguments[: len(expanded)] == expanded else arguments
-
-
-# --- disk ---
-
-
-def checkpoint_bytes(trainer: Any) -> int:
-    """About the size of the next checkpoint on disk, all ranks together, with Adam's two moments at the most."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    parameters = list(model.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    is_adapter = isinstance(model, PeftModel)
-    weights = _num_bytes(trained if is_adapter else parameters)
-    needed = weights + _SMALL_FILES_BYTES
-    codec = Path(trainer.template.model_info.model_dir) / CODEC_FOLDER
-    if not is_adapter and codec.is_dir():
-        needed += sum(path.stat().st_size for path in codec.rglob("*") if path.is_file())
-    if trainer.args.save_only_model:
-        return needed
-    if trainer.is_deepspeed_enabled:
-        # Its own file of the weights, then fp32 weights and both moments in fp32.
-        return needed + weights + 12 * sum(map(_num_elements, trained))
-    return needed + 2 * _num_bytes(trained)
-
-
-def _num_elements(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor in its place
-
-
-def _num_bytes(parameters: list[Any]) -> int:
-    return sum(_num_elements(parameter) * parameter.element_size() for parameter in parameters)
-
-
-def check_space(trainer: Any) -> None:
-    """Raise UserError, on all ranks, if the next checkpoint does not fit on the disk of the output folder."""
-    refusal: list[str | None] = [None]
-    if trainer.is_world_process_zero():
-        folder, needed = Path(trainer.args.output_dir), checkpoint_bytes(trainer)
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            reason = f"has {free / 2**30:.2f} GiB free, and a checkpoint takes about {needed / 2**30:.2f} GiB"
-            remedy = "free space, lower save_total_limit, or name another folder; nothing was written or removed"
-            refusal = [str(problem("disk", "output_dir", str(folder), reason, remedy))]
-    if dist.is_initialized():
-        dist.broadcast_object_list(refusal)
-    if refusal[0]:
-        raise UserError(refusal[0])
-
-
-@contextmanager
-def saving(trainer: Any) -> Iterator[None]:
-    """Around the writing of a checkpoint. Raises UserError if it does not fit, or if a file of it cannot be written."""
-    check_space(trainer)
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise  # torch.save has no class of its own for a file that it cannot write
-        checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-        file = getattr(error, "filename", None) or checkpoint  # torch and safetensors do not say
-        if trainer.args.should_save:
-            discard(checkpoint)  # of no use, and in the way of those who free space
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        remedy = "earlier checkpoints are as they were: mend it and use --resume_from_checkpoint"
-        raise UserError(f"{file}: cannot be written ({reason}); {remedy}") from error
-
-
-@contextmanager
-def log_line(trainer: Any) -> Iterator[None]:
-    """Around the writing of a log line: a line that fails is said and left out, and does not end the run."""
-    log = Path(trainer.args.output_dir) / LOG
-    num_bytes = log.stat().st_size if log.is_file() else 0
-    try:
-        yield
-    except OSError as error:
-        if trainer.is_world_process_zero() and log.is_file():
-            os.truncate(log, num_bytes)  # half a line would spoil the next one
-        logger.error(
-            f"{error.filename or log}: cannot be written ({error.strerror}); training goes on, this line will be in the"
-            " next checkpoint's trainer_state.json only"
-        )

@@ -20,7 +20,7 @@ from swift.utils import get_logger
 from torch import Tensor
 from transformers import Trainer
 
-from plugins import guards, packs, resume, samples, training_card
+from plugins import disk_guard, guards, packs, resume, samples, training_card
 from plugins.codec import CODEC_FOLDER
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
@@ -190,7 +190,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         elif resume.prepare(self, Path(resume_from_checkpoint)):
             return None
         if self.args.save_strategy != "no":
-            guards.check_space(self)
+            disk_guard.check_space(self)
         with self.guard.watching():
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         training_card.write(self)
@@ -267,11 +267,11 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             audio_rates = [group["lr"] for group in self.optimizer.param_groups if group.get("audio")]
             if audio_rates:
                 logs["audio_learning_rate"] = audio_rates[0]
-        with guards.log_line(self):
+        with disk_guard.log_line(self):
             super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with guards.saving(self), resume.saving(self), self.batches.paused():
+        with disk_guard.saving(self), resume.saving(self), self.batches.paused():
             super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

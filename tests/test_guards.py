@@ -203,11 +203,11 @@ def test_out_of_memory_is_one_line_with_what_can_be_lowered(
 def test_a_checkpoint_that_does_not_fit_is_refused_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch, tiny: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    from plugins import guards
+    from plugins import disk_guard
     from plugins.errors import UserError
 
-    usage = guards.shutil.disk_usage("/")
-    monkeypatch.setattr(guards.shutil, "disk_usage", lambda path: usage._replace(free=20 * 2**20))
+    usage = disk_guard.shutil.disk_usage("/")
+    monkeypatch.setattr(disk_guard.shutil, "disk_usage", lambda path: usage._replace(free=20 * 2**20))
     with pytest.raises(UserError, match=r"^disk: output_dir: '.*out' has 0\.02 GiB free.*0\.\d\d GiB"):
         sft(tiny, dataset, tmp_path / "out", **LORA)
     assert not list((tmp_path / "out").glob("checkpoint-*"))
@@ -219,13 +219,13 @@ def test_a_checkpoint_takes_no_more_than_was_estimated(
     tuner: str, small_files_bytes: int, monkeypatch: pytest.MonkeyPatch, tiny: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """And not much less: a margin of gigabytes would refuse runs that fit."""
-    from plugins import guards
+    from plugins import disk_guard
 
     estimates: list[int] = []
-    original = guards.checkpoint_bytes
-    monkeypatch.setattr(guards, "_SMALL_FILES_BYTES", small_files_bytes)
+    original = disk_guard.checkpoint_bytes
+    monkeypatch.setattr(disk_guard, "_SMALL_FILES_BYTES", small_files_bytes)
     monkeypatch.setattr(
-        guards, "checkpoint_bytes", lambda trainer: estimates.append(original(trainer)) or estimates[-1]
+        disk_guard, "checkpoint_bytes", lambda trainer: estimates.append(original(trainer)) or estimates[-1]
     )
     sft(tiny, dataset, tmp_path / "out", max_steps=1, **{**LORA, "tuner_type": tuner})
     checkpoint = tmp_path / "out" / "checkpoint-1"
@@ -236,13 +236,13 @@ def test_a_checkpoint_takes_no_more_than_was_estimated(
 def test_a_disk_that_fills_up_between_two_saves_costs_no_checkpoint(
     monkeypatch: pytest.MonkeyPatch, tiny: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    from plugins import guards
+    from plugins import disk_guard
     from plugins.checkpoints import damage
     from plugins.errors import UserError
 
-    usage, calls = guards.shutil.disk_usage("/"), iter(range(100))
+    usage, calls = disk_guard.shutil.disk_usage("/"), iter(range(100))
     monkeypatch.setattr(
-        guards.shutil, "disk_usage", lambda path: usage._replace(free=usage.free if next(calls) < 2 else 0)
+        disk_guard.shutil, "disk_usage", lambda path: usage._replace(free=usage.free if next(calls) < 2 else 0)
     )
     with pytest.raises(UserError, match="disk: output_dir"):
         sft(tiny, dataset, tmp_path / "out", **{**LORA, "max_steps": 4, "save_steps": 1, "save_total_limit": 1})
@@ -315,7 +315,7 @@ PYTHON_FILES = {"swift": "/site-packages/swift/cli/sft.py", "higgs-audio": str(R
 
 @pytest.mark.parametrize("name", PYTHON_FILES)
 def test_the_resume_command_is_what_was_typed_but_for_the_folder(name: str) -> None:
-    from plugins.guards import resume_command
+    from plugins.relaunch import resume_command
 
     typed = ["--model", "a b", "--output_dir", "out", "--add_version", "true", "--lora_rank", "8", "--val", "x", "y"]
     line = resume_command([PYTHON_FILES[name], *typed, "--resume_from_checkpoint", "old"], Path("out/v0/checkpoint-7"))
@@ -329,7 +329,7 @@ def test_the_resume_command_names_the_yaml_file_processes_and_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MS-SWIFT puts the flags in the place of the file; what the file says in `ENV:` would be lost with it."""
-    from plugins.guards import resume_command
+    from plugins.relaunch import resume_command
 
     config = tmp_path / "run.yaml"
     config.write_text("ENV:\n  OMP_NUM_THREADS: 1\nmodel: m\nlora_rank: 8\n", encoding="utf-8")
@@ -347,7 +347,7 @@ def test_the_real_command_is_what_was_typed_but_for_the_dry_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a flag, as a variable, in `--model_kwargs`, or in the YAML file, which then cannot stand in the command."""
-    from plugins.guards import real_command
+    from plugins.relaunch import real_command
 
     monkeypatch.setenv("DRY_RUN", "true")  # where each of them ends up
     program, typed = PYTHON_FILES["higgs-audio"], ["--model", "m", "--lora_rank", "8"]

@@ -10,10 +10,10 @@ from typing import Any
 
 from plugins import run_facts
 from plugins.checkpoint import bare
-from plugins.guards import real_command
 from plugins.preflight.before_training import check_memory
 from plugins.preflight.report import Report
 from plugins.prompt import Dialogue, encode
+from plugins.relaunch import real_command
 from plugins.row_clips import stand_ins
 
 
