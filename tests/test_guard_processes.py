@@ -28,7 +28,8 @@ import os, time
 from plugins.trainer import HiggsAudioTrainer
 original_step = HiggsAudioTrainer.training_step
 def training_step(self, *args, **kwargs):
-    time.sleep(float(os.environ.get("SLOW_S", "0")))
+    if self.state.global_step >= int(os.environ.get("SLOW_FROM", "0")):
+        time.sleep(float(os.environ.get("SLOW_S", "0")))
     return original_step(self, *args, **kwargs)
 if original_step.__module__ != __name__:  # MS-SWIFT may import this file twice
     HiggsAudioTrainer.training_step = training_step
@@ -157,7 +158,8 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once(tiny: Path, dataset: Path, slow_steps: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with running(sys.executable, TRAIN, *training(tiny, dataset, out, slow_steps), SLOW_S="15") as process:
+    slow = {"SLOW_FROM": "1", "SLOW_S": "15"}
+    with running(sys.executable, TRAIN, *training(tiny, dataset, out, slow_steps), **slow) as process:
         until_logged(out, 1, process)
         process.send_signal(signal.SIGTERM)
         time.sleep(3)
