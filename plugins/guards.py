@@ -194,8 +194,19 @@ class Guard(TrainerCallback):
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(error, checkpointing) from error
         finally:
+            self._release_workers()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _release_workers(self) -> None:
+        """Those that would wait for another epoch. Collected together with their queues, in the process's next
+        training, they no longer hear that they are to end, and each is waited for in vain."""
+        trainer = self._trainer
+        for loader in (trainer.callback_handler.train_dataloader, *getattr(trainer, "_eval_dataloaders", {}).values()):
+            loader = getattr(loader, "base_dataloader", loader)
+            if getattr(loader, "_iterator", None) is not None:
+                loader._iterator._shutdown_workers()
+                loader._iterator = None
 
     def _on_signal(self, number: int, frame: Any) -> None:
         now = time.monotonic()
