@@ -35,6 +35,17 @@ def _own_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A forked child waits for ever for threads that did not come along; and other threads, other roundings."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny native checkpoint with text head, tokenizer and codec."""

@@ -1,7 +1,7 @@
 """The Whisper encoder against the original's (tests/golden/audio_tower/README.md): features, positions, gradients."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,7 @@ CLIP_POSITIONS = CASES.pop("clip_positions")
 ENCODER = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))["audio_encoder_config"]
 HIDDEN = 64
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weights() -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -400,15 +400,6 @@ def killed_at(put: int, *, torn: bool) -> Callable[..., None]:
         original(self, key, value)
 
     return put_or_die
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """A forked child waits for ever for threads that did not come along; and other threads, other roundings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

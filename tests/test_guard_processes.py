@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 import pytest
 from conftest import ROOT
-from sft import BIN, REGISTER, flags, log_of, sft
+from faults.runs import steps_of
+from sft import BIN, REGISTER, flags, sft
 from test_guards import IN_ORDER, LORA, check_untouched, with_codes
 from test_modalities import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
 
@@ -121,15 +122,6 @@ def stopped_at(out: Path) -> int:
     return int(checkpoint.name.partition("-")[2])
 
 
-def learning(out: Path) -> list[dict[str, Any]]:
-    """The log without what depends on the clock."""
-    clock = {"elapsed_time", "remaining_time", "train_speed(s/it)", "memory(GiB)"}
-    return [
-        {name: value for name, value in record.items() if name not in clock}
-        for record in log_of(out) if "train_runtime" not in record
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["TERM", "INT"]
 )
@@ -152,7 +144,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert resumed(output).startswith("higgs-audio sft ")
     sft(tiny, dataset, tmp_path / "whole", **{**OPTIONS, **saved})
     check_untouched(tmp_path / "whole" / "checkpoint-12", out / "checkpoint-12")
-    assert learning(out) == learning(tmp_path / "whole")
+    assert steps_of(out / "logging.jsonl") == steps_of(tmp_path / "whole" / "logging.jsonl")
 
 
 @pytest.mark.slow
@@ -195,7 +187,9 @@ def test_a_signal_to_the_launcher_or_to_one_rank_stops_all_of_them_alike(
     if who == "rank":
         assert "exitcode  : 75" in output, "what the launcher reports of its first rank that ended"
     assert resumed(output).startswith("NPROC_PER_NODE=2 higgs-audio sft ")
-    assert [record["global_step/max_steps"] for record in learning(out)] == [f"{n}/12" for n in range(1, 13)]
+    assert [record["global_step/max_steps"] for record in steps_of(out / "logging.jsonl")] == [
+        f"{n}/12" for n in range(1, 13)
+    ]
 
 
 @pytest.mark.slow
@@ -311,4 +305,4 @@ def test_a_sick_step_of_one_rank_is_skipped_by_all(sharding: str, tiny: Path, da
     (warning,) = (line for line in output.splitlines() if "step 2 skipped" in line)
     assert "loss nan; rows: " in warning
     assert warning.rstrip().endswith("train.jsonl:4"), "rank 0 has row 3"
-    assert [record.get("skipped_steps") for record in learning(tmp_path / "out")] == [0, 1, 1]
+    assert [record.get("skipped_steps") for record in steps_of(tmp_path / "out" / "logging.jsonl")] == [0, 1, 1]

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,7 @@ def test_random_weights_are_recognised_and_only_reported(
 
 
 # Each sabotage takes (trained, tmp_path, monkeypatch) and returns (model folder, rows, further flags).
+ToFrames = Callable[..., Tensor]  # codes (K, F) of one clip -> (F + K + 1, K)
 Sabotage = Callable[[Path, Path, pytest.MonkeyPatch], tuple[Path, list[dict[str, Any]], list[str]]]
 
 
@@ -198,12 +199,25 @@ def reference_is_target(trained: Path, tmp_path: Path, monkeypatch: pytest.Monke
     return trained, rows, []
 
 
-def planted(**functions: Callable[..., Tensor]) -> Sabotage:
-    """Defects in a copy of the collator."""
+def plant(monkeypatch: pytest.MonkeyPatch, *, labels: ToFrames, frames: ToFrames | None = None) -> None:
+    """Defects of one clip's frames or labels, in the collator of all of them."""
 
+    def defective_labels(clips: Sequence[Tensor], trained: Sequence[bool], **ids: int) -> Tensor:
+        assert all(trained)
+        return torch.cat([labels(codes, **ids) for codes in clips])
+
+    monkeypatch.setattr(plugins.collator, "delay_labels_of", defective_labels)
+    if frames is not None:
+        monkeypatch.setattr(
+            plugins.collator,
+            "apply_delays",
+            lambda clips, **ids: torch.cat([frames(codes, **ids) for codes in clips]),
+        )
+
+
+def planted(**functions: ToFrames) -> Sabotage:
     def sabotage(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-        for name, function in functions.items():
-            monkeypatch.setattr(plugins.collator, name, function)
+        plant(monkeypatch, **functions)
         return trained, corpus_rows(NUM_ROWS), []
 
     return sabotage
@@ -242,9 +256,9 @@ SABOTAGES: dict[str, tuple[Sabotage, str]] = {
     "codes_of_16_khz": (with_given_codes(at_16_khz), "frames for a clip of"),
     "prompt_drift": (prompt_drift, "3 of 3 rows are trained with a prompt that `generate` will not use"),
     "reference_is_target": (reference_is_target, "voice0.flac' has the same content as the target"),
-    "no_eos": (planted(delay_labels=no_eos), "[0, 0, 0, 0, 0, 0, 0, 0] stream-EOS labels per codebook instead of one"),
-    "undelayed": (planted(apply_delay=undelayed_frames, delay_labels=undelayed_labels), "its frames are not delayed"),
-    "off_by_one": (planted(delay_labels=one_step_early), "its labels are shifted by -1"),
+    "no_eos": (planted(labels=no_eos), "[0, 0, 0, 0, 0, 0, 0, 0] stream-EOS labels per codebook instead of one"),
+    "undelayed": (planted(labels=undelayed_labels, frames=undelayed_frames), "its frames are not delayed"),
+    "off_by_one": (planted(labels=one_step_early), "its labels are shifted by -1"),
 }
 
 
@@ -273,9 +287,9 @@ def test_the_probe_picks_the_next_step_with_delay(
 @pytest.mark.parametrize(
     ("functions", "cause"),
     [
-        ({"delay_labels": one_step_early}, r"labels at \+0, as trained, fit better .*: the labels are shifted by -1"),
+        ({"labels": one_step_early}, r"labels at \+0, as trained, fit better .*: the labels are shifted by -1"),
         (
-            {"apply_delay": undelayed_frames, "delay_labels": undelayed_labels},
+            {"labels": undelayed_labels, "frames": undelayed_frames},
             r"labels at \+1, by definition, fit better .*: frames and labels are not delayed",
         ),
     ],
@@ -289,8 +303,7 @@ def test_the_probe_alone_catches_planted_defects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without knowing the definition: the trained weights themselves tell."""
-    for name, function in functions.items():
-        monkeypatch.setattr(plugins.collator, name, function)
+    plant(monkeypatch, **functions)
     complaint = offset_probe(load_model(str(trained)), batches(samples, tokens), tokens).complaint
     assert complaint is not None
     assert re.match(cause, complaint)
@@ -373,7 +386,7 @@ def test_training_starts_with_the_preflight(
 def test_training_refuses_planted_defects(
     trained: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugins.collator, "delay_labels", no_eos)
+    plant(monkeypatch, labels=no_eos)
     with pytest.raises(UserError, match=r"preflight: .* labels: .*stream-EOS labels .* set preflight: false"):
         sft(trained, rows, tmp_path / "run", max_steps=1)
     assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -197,10 +197,9 @@ def test_a_killed_run_leaves_nothing_behind_once_it_is_run_again(tmp_path, log, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_killed_at_any_effect_while_encoding(tiny, tmp_path, log, capsys, monkeypatch):
     """References too; the codec is loaded once and inherited."""
-    import torch
-
     import plugins.codec
     from plugins.codec import Codec
 
@@ -216,7 +215,6 @@ def test_killed_at_any_effect_while_encoding(tiny, tmp_path, log, capsys, monkey
         return codes
 
     monkeypatch.setattr(Codec, "encode_file", logged)
-    torch.set_num_threads(1)
     arguments = corpus(tmp_path / "corpus", 3, speakers=1, duration_s=3.0, rate=16_000)
     flags = ["--references", "--encode_codes", "--codec", codec]
     assert killed_everywhere(tmp_path, log, [*arguments, *flags], torn=False) > 20

@@ -22,7 +22,7 @@ from plugins.errors import did_you_mean, problem
 # As in `plugins.rows` (tests/test_corpora_jsonl.py holds both together).
 COLUMNS = {
     *("messages", "audios", "audio", "reference_audio", "reference_text", "audio_codes", "reference_codes"),
-    *("raw_prompt", "id", "speaker", "language", "duration_s", "dataset", "row_source"),
+    *("raw_prompt", "id", "speaker", "language", "duration_s", "dataset", "lengths", "row_source"),
 }
 AUDIO_TAG = "<audio>"
 OLD_PREFIX = re.compile(r"^\s*please speak:\s*", re.IGNORECASE)

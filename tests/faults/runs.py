@@ -76,6 +76,11 @@ def timeless(log: Path) -> list[dict[str, Any]]:
     ]
 
 
+def steps_of(log: Path) -> list[dict[str, Any]]:
+    """Without the last line, which is missing if the run is killed after its last checkpoint was whole."""
+    return [record for record in timeless(log) if "train_loss" not in record]
+
+
 def _job(flags: list[str], fault: dict[str, Any], log: str) -> None:
     from kills import deadly
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, corpus_rows, write_jsonl
-from runs import Runs, adapter_of, options, timeless
+from runs import Runs, adapter_of, options, steps_of, timeless
 from sft import BIN, flags, run
 
 from plugins.checkpoints import MARKER, newest
@@ -119,11 +119,6 @@ def test_auto_in_yaml_goes_on_in_the_version_folder(
 
 
 # --- killed at each effect on the disk ---
-
-
-def steps_of(log: Path) -> list[dict[str, Any]]:
-    """Without the last line, which is missing if the run is killed after its last checkpoint was whole."""
-    return [record for record in timeless(log) if "train_loss" not in record]
 
 
 def killed_at(runs: Runs, command: Callable[..., Any], whole: Path, folder: Path, at: int) -> bool:
