@@ -1,4 +1,4 @@
-"""Evaluation of real speech with the real scorers: Asterisk's prompts (CC-BY-SA-3.0, read by Allison Smith), and flite.
+"""Evaluation of real speech with the real scorers: Asterisk's prompts (CC-BY-SA-3.0), and flite.
 
 They come from Debian packages and are never committed; `.ci/run` installs them. Elsewhere the tests are skipped and say
 what is missing.
@@ -87,7 +87,7 @@ def rows(path: Path, prompts: Sequence[dict[str, str]], texts: Sequence[str] | N
         [
             {
                 "id": prompt["id"],
-                "speaker": "allison",
+                "speaker": "prompts",
                 "messages": [
                     {"role": "user", "content": prompt["text"] if texts is None else texts[number]},
                     {"role": "assistant", "content": ""},
