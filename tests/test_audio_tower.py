@@ -21,8 +21,6 @@ CLIP_POSITIONS = CASES.pop("clip_positions")
 ENCODER = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))["audio_encoder_config"]
 HIDDEN = 64
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def weights() -> dict[str, Tensor]:
     return {key.removeprefix("audio_tower."): value for key, value in load_file(FOLDER / "tower.safetensors").items()}

@@ -8,7 +8,7 @@ import pytest
 from conftest import GOLDEN, ROOT
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import boson, collate, prepare
+from benchmarks import boson, collate, decode, prepare
 from benchmarks.measure import Comparison, alternate, compare, ratio
 
 HEADER = {"cpu", "load", "python", "torch", "numpy", "soundfile", "soxr", "librosa", "transformers", "commit"}
@@ -95,6 +95,13 @@ def test_one_command_has_every_comparison_of_its_ids(tmp_path, capsys):
 def test_every_comparison_is_one_of_an_id_of_the_command():
     known = [*prepare.AUDIO, *prepare.CODES, *prepare.EPOCH, *collate.COLLATE, *collate.PADDING]
     assert {each.id for each in known} == {*benchmarks.PARTS["prepare"], *benchmarks.PARTS["collate"]}
+
+
+def test_decode_has_all_arms(tmp_path):
+    """That all arms say the same codes is asserted before they are timed."""
+    report = decode.run(tmp_path, num_rounds=1, models=["tiny"])
+    assert [each["id"] for each in report["comparisons"]] == ["P9", "P9", "P9-b"]
+    assert len(set(report["frames"]["tiny"])) == 4, "rows leave the batch one by one"
 
 
 def test_hardly_a_position_is_wasted():

@@ -403,7 +403,7 @@ def killed_at(put: int, *, torn: bool) -> Callable[..., None]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("only_sound", "one_thread")
+@pytest.mark.usefixtures("only_sound")
 def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(
     lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,7 +197,6 @@ def test_a_killed_run_leaves_nothing_behind_once_it_is_run_again(tmp_path, log, 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_killed_at_any_effect_while_encoding(tiny, tmp_path, log, capsys, monkeypatch):
     """References too; the codec is loaded once and inherited."""
     import plugins.codec

@@ -20,7 +20,6 @@ SPEECH = sorted((CORPUS / "wavs").glob("*.flac"))
 needs_silero = pytest.mark.skipif(
     importlib.util.find_spec("silero_vad") is None, reason="needs silero-vad: pip install silero-vad"
 )
-pytestmark = pytest.mark.usefixtures("one_thread")  # silero-vad sets torch to one thread, and leaves it so
 needs_pyloudnorm = pytest.mark.skipif(
     importlib.util.find_spec("pyloudnorm") is None, reason="needs pyloudnorm: pip install pyloudnorm"
 )

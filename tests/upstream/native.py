@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -16,15 +14,6 @@ from plugins.delay_pattern import IGNORE_INDEX, apply_delay, delay_labels
 USER_HEADER, ASSISTANT_HEADER = [20, 21, 23, 24], [20, 22, 23, 24]
 TEXT = [30, 31, 32]
 AUDIO_END = 25  # <|audio_eos|>, which the class does not know
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors on shared cores: a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def given(condition: Any) -> None:

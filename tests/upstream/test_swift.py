@@ -24,7 +24,6 @@ import torch
 from datasets import Dataset
 from native import (
     given,
-    one_thread,  # noqa: F401 (a fixture)
     training_batch,
 )
 from swift.arguments import BaseArguments

@@ -25,7 +25,6 @@ from native import (
     audio_turn,
     delayed,
     given,
-    one_thread,  # noqa: F401 (a fixture)
     training_batch,
 )
 from safetensors.torch import load_file
