@@ -38,8 +38,9 @@ from plugins.voices import Voice
 VOICE = CORPUS / "wavs" / "DEMO-0002.flac"
 # Everything that the server connects to, asks the name of, or listens on.
 AUDITED = """
-import sys
+import signal, sys
 from plugins.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell has put into the background ignores Ctrl-C
 log = open(sys.argv[1], "a", buffering=1)
 def hook(event, args):
     if event in ("socket.connect", "socket.bind", "socket.getaddrinfo"):

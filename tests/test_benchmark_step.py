@@ -21,8 +21,9 @@ def small_config() -> HiggsAudioV2Config:
 def test_table_and_json_have_all_arms(tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("large_head_config", "proportional_config", "layer_config"):
         monkeypatch.setattr(step, name, small_config)
-    memory = {step.MEMORY[0].ours: [4.0], step.MEMORY[0].peer: [1.0]}
-    monkeypatch.setattr(step, "memory_rates", lambda num_rounds: memory)
+    (memory,) = step.MEMORY
+    found = {memory.ours: [4.0], memory.peer: [1.0], memory.limit: [5.0]}
+    monkeypatch.setattr(step, "memory_rates", lambda num_rounds: found)
     output = tmp_path / "step.json"
     assert step.main(["--rounds", "2", "--output", str(output)]) == 0
     report, printed = json.loads(output.read_text(encoding="utf-8")), capsys.readouterr().out
