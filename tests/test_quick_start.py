@@ -177,7 +177,7 @@ def test_readme_commands_parse() -> None:
     prepared = [parse_prepare(words[2:]) for words in commands if words[:2] == ["python", "prepare_dataset.py"]]
     ours = [words[1:] for words in commands if words[0] == "higgs-audio" and words[1] != "sft"]
     assert len(prepared) == 3
-    assert {words[0] for words in ours} == {"speak", "app", "export", "convert", "doctor"}
+    assert {words[0] for words in ours} == {"speak", "evaluate", "app", "export", "convert", "doctor"}
     for words in ours:
         command_parser().parse_args(words)
     for words in commands:
