@@ -78,7 +78,10 @@ class BatchMeter(Meter):
 
     def add(self, inputs: dict[str, Any]) -> None:
         """A collated batch (`plugins.collator`)."""
-        mask, codes = inputs["attention_mask"], inputs["audio_labels"][..., 0]
+        mask = inputs.get("attention_mask")
+        if mask is None:  # packed rows have no padding
+            mask = torch.ones_like(inputs["input_ids"])
+        codes = inputs["audio_labels"][..., 0]
         # Codebook 0 stands for all; its end of stream is no audio.
         num_frames = ((codes >= 0) & (codes < NUM_CODES)).sum()
         self.add_row(torch.stack([mask.sum(), torch.full_like(mask.sum(), mask.numel()), num_frames]))

@@ -102,6 +102,8 @@ def test_padding_and_speed_are_those_of_the_batches() -> None:
     assert drained["audio_seconds_per_second"] == pytest.approx(3 / 25 / 60, rel=1e-2)
     assert drained["memory_gib"] > 0.05
     assert meter.drain() == {}
+    meter.add({"input_ids": torch.zeros(1, 7), "audio_labels": labels})  # a pack
+    assert meter.values() == [7, 7, 3]
 
 
 # --- that nothing changes ---
