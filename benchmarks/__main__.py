@@ -3,7 +3,7 @@
 P-a, P-b, P-c, P6, P10   preparing a corpus, and reading its codes        benchmarks/prepare.py
 P1, P5                   rows -> batches                                  benchmarks/collate.py
 P2a, P2b, P3, P4         the step                                         benchmarks/step.py
-P9                       speaking                                         benchmarks/decode.py
+P9, P9-b                 speaking                                         benchmarks/decode.py
 
 Each asserts that ours gives what its peer gives before it times the two, by turns, in the same run. `limit` is what the
 arithmetic, the bytes or the libraries below allow. Each part also runs alone, where it has a command.
@@ -28,7 +28,7 @@ PARTS = {
     "prepare": ("P-a", "P-b", "P-c", "P10", "P6"),
     "collate": ("P1", "P5"),
     "step": ("P2a", "P2b", "P3", "P4"),
-    "decode": ("P9",),
+    "decode": ("P9", "P9-b"),
 }
 IDS = [each for ids in PARTS.values() for each in ids]
 
