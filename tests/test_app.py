@@ -427,7 +427,10 @@ class Page:
         wait_for(lambda: self.browser.execute_script(script), f"the end of {selector}")
 
     def line(self, name: str) -> str:
-        return str(wait_for(lambda: self.find(f"#{name}_line").text, f"the line of {name}", seconds=30))
+        """The one line about the speech; while it is spoken, and as that fades, progress stands in its place."""
+        told = f"#{name}_line"
+        wait_for(lambda: re.fullmatch(r"\d+\.\d\d s · .*", self.find(told).text), f"the line of {name}", seconds=30)
+        return self.find(told).text
 
     def audio(self, name: str) -> tuple[float, bytes]:
         """Seconds that the browser's own decoder finds in what the player offers to download, and its bytes."""
