@@ -18,6 +18,7 @@ def small_config() -> HiggsAudioV2Config:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_table_and_json_have_all_arms(tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("large_head_config", "proportional_config", "layer_config"):
         monkeypatch.setattr(step, name, small_config)

@@ -14,6 +14,7 @@ from benchmarks.measure import Comparison, alternate, compare, ratio
 HEADER = {"cpu", "load", "python", "torch", "numpy", "soundfile", "soxr", "librosa", "transformers", "commit"}
 
 
+@pytest.mark.slow
 def test_prepare_has_all_arms_in_table_and_json(tmp_path, capsys):
     output = tmp_path / "results" / "prepare.json"
     assert prepare.main(["--clips", "8", "--rows", "9", "--rounds", "2", "--no_codec", "--output", str(output)]) == 0

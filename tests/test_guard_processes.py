@@ -122,9 +122,8 @@ def stopped_at(out: Path) -> int:
     return int(checkpoint.name.partition("-")[2])
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["TERM", "INT"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     number: int,
     tiny: Path,
