@@ -165,7 +165,7 @@ def test_3_speak(workspace: Path) -> None:
 def test_readme_commands_parse() -> None:
     """Every `prepare_dataset.py` and `higgs-audio` line of the README is one that our parsers take."""
     from plugins.cli import _parser as command_parser
-    from plugins.prepare.cli import _parse as parse_prepare
+    from plugins.prepare.flags import parse as parse_prepare
 
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()

@@ -6,7 +6,8 @@ run.py            in parallel and restartable; ray_executor.py: over a cluster
 rows.py           clips -> rows, split, files; pairing.py, similarity.py, references.py: voices to clone from
 encode.py         clips -> codes in the cache (needs torch)
 report.py         what was kept and rejected
-cli.py            the command line of `prepare_dataset.py`
+flags.py          the command line of `prepare_dataset.py`
+cli.py            what it does, step after step
 
 But for `encode.py` it needs neither torch nor MS-SWIFT nor transformers: it also runs on the machine that merely holds
 the corpus.

@@ -1,10 +1,8 @@
-"""The command line of ``prepare_dataset.py``: flags -> read, check, split, pair, encode, write, report (L4)."""
+"""What ``prepare_dataset.py`` does: flags -> read, check, split, pair, encode, write, report (L4)."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import shlex
 import sys
 from collections import Counter
@@ -29,7 +27,8 @@ from plugins.corpora import (
 )
 from plugins.errors import UserError, problem
 from plugins.prepare.clips import Level, Outcome, Work
-from plugins.prepare.pairing import MIN_REFERENCE_S, add_references
+from plugins.prepare.flags import COLUMN_FLAGS, from_flags, parse
+from plugins.prepare.pairing import add_references
 from plugins.prepare.processing import Processing, check_installed
 from plugins.prepare.quality import Limits
 from plugins.prepare.references import check_references, within_sides
@@ -47,31 +46,12 @@ from plugins.prepare.rows import (
 )
 from plugins.prepare.run import Executor, journal_of, run_all
 
-_EPILOG = """\
-Rows hold absolute audio paths. Every utterance left out is listed in OUTPUT.rejected.jsonl with its reason. Kill the
-command at any moment and start it again: finished clips are not done again, and the result is the same to the byte.
-
-examples:
-  prepare_dataset.py --dataset_type ljspeech --input_dir LJSpeech-1.1 --output_file data/lj_train.jsonl \\
-      --split --validate --encode_codes
-  prepare_dataset.py --dataset_type vctk --input_dir VCTK-Corpus --output_file data/vctk_train.jsonl \\
-      --split --references --audio_output data/vctk_24k --trim energy --workers 8
-  prepare_dataset.py --dataset_type custom --input_dir clips --csv_file clips.csv --audio_column filename \\
-      --text_column transcript --speaker_column speaker_id --output_file data/clips_train.jsonl --split
-
-exit codes: 0 rows written, 1 unusable input (said in one line, output untouched), 2 wrong usage,
-3 rows written but clips were rejected (--strict)
-"""
-_LISTS = {"custom": "csv_file", "gpt_sovits": "list_file", "jsonl": "jsonl_file"}
-_TYPES = ("ljspeech", "vctk", "libritts", "folder", "custom", "gpt_sovits", "jsonl", "huggingface")
-_COLUMN_TYPES = ("custom", "huggingface")
-_COLUMN_FLAGS = ("text_column", "audio_column", "speaker_column", "id_column", "language_column")
 _REJECTED = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own) and return its exit code."""
-    args = _parse(argv)
+    args = parse(argv)
     try:
         return _prepare(args)
     except UserError as error:
@@ -134,7 +114,7 @@ def _audio_folder(folder: Path | None) -> Iterator[None]:
 
 
 def _work(args: argparse.Namespace) -> Work:
-    processing = _from_flags(Processing, args)
+    processing = from_flags(Processing, args)
     if args.audio_output is None and processing != Processing():
         reason = "changes audio, but there is no folder to write it to"
         raise problem("command line", "--audio_output", None, reason, "name a folder; originals are never changed")
@@ -143,7 +123,7 @@ def _work(args: argparse.Namespace) -> Work:
     needed: Level = "header" if args.references or args.encode_codes else "none"
     return Work(
         level=args.validate or needed,
-        limits=_from_flags(Limits, args),
+        limits=from_flags(Limits, args),
         processing=processing,
         audio_dir=args.audio_output and args.audio_output.absolute(),
         seed=args.seed,
@@ -152,7 +132,7 @@ def _work(args: argparse.Namespace) -> Work:
 
 def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
     folder, kind, root = Path(args.input_dir), args.dataset_type, args.audio_root
-    given = {flag.removesuffix("_column"): getattr(args, flag) for flag in _COLUMN_FLAGS}
+    given = {flag.removesuffix("_column"): getattr(args, flag) for flag in COLUMN_FLAGS}
     columns = Columns(**{name: value for name, value in given.items() if value is not None})
     if kind == "ljspeech":
         return read_ljspeech(folder, root=root)
@@ -281,124 +261,3 @@ def _summary(
         f"next      {shlex.join(command)}",
     ]
     return "\n".join(lines)
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    args = parser.parse_args(argv)
-    kind = args.dataset_type
-    if kind in _LISTS and getattr(args, _LISTS[kind]) is None:
-        parser.error(f"--dataset_type {kind} needs --{_LISTS[kind]}")
-    owners: dict[str, tuple[str, ...]] = {flag: (owner,) for owner, flag in _LISTS.items()}
-    owners |= dict.fromkeys(_COLUMN_FLAGS, _COLUMN_TYPES)
-    owners |= {"delimiter": ("custom",), "no_quotes": ("custom",), "mic": ("vctk",)}
-    owners |= {"hf_config": ("huggingface",), "hf_split": ("huggingface",)}
-    owners |= {"audio_root": ("ljspeech", "custom", "gpt_sovits", "jsonl", "huggingface")}  # whose lists name paths
-    for flag, types in owners.items():
-        if kind not in types and getattr(args, flag) is not None:
-            parser.error(f"--{flag} belongs to --dataset_type {' or '.join(types)}")
-    if args.references and kind == "ljspeech" and args.single_speaker is None:
-        args.single_speaker = "LJ"  # one speaker read it all
-    return args
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="prepare_dataset.py",
-        description="Turn a speech corpus into the JSONL rows that Higgs-Audio V2 is fine-tuned on.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--dataset_type", required=True, choices=_TYPES, help="the layout of the corpus")
-    add(
-        "--input_dir", required=True, help="its folder, or the id of a Hugging Face dataset; paths in lists start there"
-    )
-    add("--output_file", required=True, type=Path, help="the JSONL to write, e.g. data/ljspeech_train.jsonl")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that check clips (default: %(default)s)")
-    add("--executor", choices=("local", "ray"), default="local", help="ray: the workers of a Ray cluster")
-    add("--seed", type=int, default=42, help="of split, pairs and noise; the same seed, the same rows (default: 42)")
-    add("--audio_root", type=Path, help="refuse paths of lists that lead out of this folder")
-    add("--single_speaker", metavar="NAME", help="name every clip's speaker: they are all of one voice")
-    _add_corpora(parser)
-    checking = parser.add_argument_group("validation")
-    checking.add_argument(
-        "--validate",
-        nargs="?",
-        const="full",
-        choices=("header", "full"),
-        help="reject unfit clips, by their headers alone or (default) by every sample; writes a report",
-    )
-    checking.add_argument("--strict", action="store_true", help="exit with 3 if any clip was rejected")
-    _add_knobs(checking, Limits)
-    dividing = parser.add_argument_group("split")
-    dividing.add_argument("--split", action="store_true", help="set validation rows apart in ..._val.jsonl")
-    dividing.add_argument("--val_ratio", type=_ratio, default=0.05, help="their share (default: %(default)s)")
-    dividing.add_argument("--test_ratio", type=_ratio, default=0.0, help="share of ..._test.jsonl (default: none)")
-    dividing.add_argument("--split_by_speaker", action="store_true", help="validate on voices that are not trained")
-    cloning = parser.add_argument_group("references to clone from")
-    cloning.add_argument(
-        "--references",
-        action="store_true",
-        help=f"give each clip another one of its speaker and side, of {MIN_REFERENCE_S:g} s or more, with transcript",
-    )
-    cloning.add_argument("--without_reference", type=_share, default=0.1, help="share without (default: %(default)s)")
-    cloning.add_argument("--min_similarity", type=float, help="lowest speaker similarity, by resemblyzer")
-    processing = parser.add_argument_group("processing, to 24 kHz mono")
-    processing.add_argument("--audio_output", type=Path, help="folder for processed clips; originals stay as they are")
-    _add_knobs(processing, Processing)
-    encoding = parser.add_argument_group("codes")
-    encoding.add_argument(
-        "--encode_codes", action="store_true", help="encode every clip now, so that training does not"
-    )
-    encoding.add_argument("--codec", help="codec folder or Hub id (default: the published one)")
-    encoding.add_argument("--codes_dir", type=Path, help="folder of the code cache (default: codes/ beside the output)")
-    encoding.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
-    return parser
-
-
-def _add_corpora(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("for --dataset_type custom, gpt_sovits, jsonl, huggingface and vctk").add_argument
-    add("--csv_file", type=Path, help="CSV or TSV with a header")
-    add("--delimiter", help="any one character, or \\t (default: the best of comma, semicolon, bar and tab)")
-    add("--no_quotes", action="store_const", const=True, help="quotes are text, as in Common Voice's TSV files")
-    add("--list_file", type=Path, help="GPT-SoVITS list: path|speaker|language|text")
-    add("--jsonl_file", type=Path, help="rows of our own, to be checked again")
-    add("--text_column", help=f"the transcript (default: {Columns.text})")
-    add("--audio_column", help=f"the audio file; may lack its extension (default: {Columns.audio})")
-    add("--speaker_column", help="the speaker (default: speakers are not named)")
-    add("--id_column", help="the clip's id (default: its path)")
-    add("--language_column", help="the language (default: not named)")
-    add("--hf_config", help="configuration of a Hugging Face dataset")
-    add("--hf_split", help="split of a Hugging Face dataset")
-    add("--mic", type=int, choices=(1, 2), help="microphone of VCTK (default: 1)")
-
-
-def _add_knobs(group: Any, knobs: type) -> None:
-    """A flag per field of a dataclass made with `plugins.prepare.quality.knob`."""
-    for each in dataclasses.fields(knobs):
-        about = each.metadata
-        default = "" if each.default in (None, ()) else f"{each.default} {about['unit']}".strip()
-        text = about["help"] + (f" (default: {default})" if default else "")
-        group.add_argument(
-            f"--{each.name}", type=about["parse"], default=each.default, choices=about["choices"], help=text
-        )
-
-
-def _from_flags(knobs: type, args: argparse.Namespace) -> Any:
-    return knobs(**{each.name: getattr(args, each.name) for each in dataclasses.fields(knobs)})
-
-
-def _ratio(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
