@@ -2,11 +2,11 @@
 
     python -m benchmarks.curves          # nine minutes on one quiet core; needs matplotlib
 
-Half of each clip of the embedded demo corpus, in many takes --rows with codes--> the real trainer, in a process of its
+Half of each clip of tests/corpus, in many takes --rows with codes--> the real trainer, in a process of its
 own per run, with a failure planted --logging.jsonl--> curves --> docs/curves/NAME.png beside the healthy run,
 curves.json, a table.
 
-The model is the tiny one of the demo, trained from random weights; from 16 sentences it cannot learn to read others, so
+The model is the tests' tiny one, trained from random weights; from 16 sentences it cannot learn to read others, so
 it is evaluated on takes that it has not seen. In a take a quarter of all codes is replaced by others, drawn evenly, for
 nobody says a sentence twice in the same codes: no honest loss falls below the entropy of that (`floor`), and only a
 model that learns its takes by heart, or is shown the answer, goes below.
@@ -31,9 +31,11 @@ from torch import Tensor
 
 from benchmarks.measure import ROOT, machine, write_json
 from benchmarks.planted import RUNS
+from plugins import audio
 from plugins.codec import CODEC_FOLDER, NUM_CODES, Codec
-from plugins.demo.run import CORPUS, build_model
+from plugins.demo import tiny
 
+CORPUS = ROOT / "tests" / "corpus"
 NOISE = 0.25  # share of codes that are replaced
 NUM_TAKES = {"train": 120, "few": 2, "validation": 1}  # of each of the 16 sentences
 MAX_AUDIO_S = 3.0  # of a sample
@@ -66,11 +68,12 @@ def floor(clean: Sequence[Tensor]) -> float:
 
 def prepare(folder: Path) -> float:
     """Model, takes for each kind of NUM_TAKES, and `truth.json`: the codes without noise. Returns the floor."""
-    build_model(folder / "model")
+    lines = (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    clips = {text: CORPUS / "wavs" / f"{clip}.flac" for clip, text, _ in (line.split("|") for line in lines)}
+    tiny.build(folder / "model", clips, [audio.load(path) for path in clips.values()])
     codec, truth = Codec(str(folder / "model" / CODEC_FOLDER)), {}
-    for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines():
-        clip, text, _ = line.split("|")
-        codes = codec.encode_file(str(CORPUS / "wavs" / f"{clip}.flac"))
+    for text, path in clips.items():
+        codes = codec.encode_file(str(path))
         truth[text] = codes[:, : codes.shape[1] // 2]
     generator = torch.Generator().manual_seed(0)
     for name, num_takes in NUM_TAKES.items():

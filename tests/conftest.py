@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-CORPUS = ROOT / "demo" / "corpus"
+CORPUS = ROOT / "tests" / "corpus"
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -41,10 +41,12 @@ def _own_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny native checkpoint with text head, tokenizer and codec."""
-    from plugins.demo.run import build_model
+    from plugins import audio
+    from plugins.demo import tiny
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    build_model(folder)
+    texts = [line.split("|")[1] for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()]
+    tiny.build(folder, texts, [audio.load(path) for path in sorted((CORPUS / "wavs").glob("*.flac"))])
     return folder
 
 

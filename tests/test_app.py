@@ -276,7 +276,7 @@ def test_what_is_played_is_what_the_generator_says(client: Client, tiny: Path, l
     {"path": str(VOICE)},
     {"path": str(VOICE), "meta": {"_type": "other"}},
     file_data("/etc/passwd"),
-    file_data("tests/../demo/corpus/wavs/DEMO-0002.flac"),
+    file_data("tests/../tests/corpus/wavs/DEMO-0002.flac"),
     file_data(f"file://{VOICE}"),
     str(VOICE),
 ])  # fmt: skip

@@ -1,7 +1,7 @@
 """A tiny Higgs-Audio V2 with tokenizer and codec, random weights, real classes: for the demo and the tests. L4.
 
-The codec's codebooks are filled with residuals of real speech, so its codes vary as real ones do; its decoder is
-random, so what it plays is noise.
+The codec is for the tests: its codebooks are filled with residuals of real speech, so its codes vary as real ones do;
+its decoder is random, so what it plays is noise. The demo takes the trained one of demo/codec/.
 """
 
 from __future__ import annotations
@@ -35,16 +35,20 @@ def build(folder: Path, texts: Iterable[str], waveforms: Sequence[np.ndarray], *
 
     texts: for the tokenizer's vocabulary. waveforms: (N,) float32 at 24 kHz, for the codec's codebooks.
     """
+    build_model(folder, build_tokenizer(texts), seed=seed)
+    build_codec(waveforms).save_pretrained(folder / CODEC_FOLDER)
+
+
+def build_model(folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **overrides: Any) -> None:
+    """Write a native checkpoint with text head and `tokenizer` into `folder`, no codec. overrides: of the config."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer(texts)
-    model = HiggsAudioV2ForConditionalGeneration(build_config(tokenizer), use_text_head=True)
+    model = HiggsAudioV2ForConditionalGeneration(build_config(tokenizer, **overrides), use_text_head=True)
     # Stream EOS starts at zero: untrained, the model never stops by chance, and it learns to as any other code.
     heads = model.audio_lm_head.weight.data.view(NUM_CODEBOOKS, NUM_CODES + 2, -1)
     heads[:, model.config.audio_stream_eos_id] = 0
     model.generation_config.eos_token_id = model.config.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    build_codec(waveforms).save_pretrained(folder / CODEC_FOLDER)
 
 
 def build_tokenizer(texts: Iterable[str], *, num_merges: int = 100) -> PreTrainedTokenizerFast:

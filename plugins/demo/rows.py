@@ -1,0 +1,90 @@
+"""Prepared clips of two voices -> the rows that the demo's model learns by heart, and those that it is asked for. L4.
+
+Every sentence is there in both voices, so a row says which one is meant:
+
+    plain      the text alone: the first half of the sentences are hers, the second half his
+    cloned     a reference, another sentence of the voice that is meant
+    dialogue   [SPEAKER0] for her, [SPEAKER1] for him
+
+A reference is the sentence that stands STEPS further on in the list; a partner of a dialogue, as many. What is asked
+for has a step that was never trained, so that to know the row by heart is not enough: the reference must be heard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TRAINED_STEPS = (1, 4, 6, 11)
+DIALOGUE_STEPS = (2, 5)
+ASKED_STEP = 8
+
+Row = Mapping[str, Any]
+
+
+def by_voice(clips: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows of prepare_dataset.py -> hers and his, the same sentences in the same order."""
+    first = clips[0]["speaker"]
+    hers = [clip for clip in clips if clip["speaker"] == first]
+    his = [clip for clip in clips if clip["speaker"] != first]
+    assert list(map(text_of, hers)) == list(map(text_of, his)), "both voices read the same list"
+    return hers, his
+
+
+def text_of(clip: Row) -> str:
+    """What is said in it."""
+    return str(clip["messages"][0]["content"])
+
+
+def trained(clips: Sequence[Row]) -> Iterator[Row]:
+    """All training rows."""
+    hers, his = by_voice(clips)
+    yield from plain(clips)
+    for step in TRAINED_STEPS:
+        yield from (_after(voice, i, step) for voice in (hers, his) for i in range(len(voice)))
+    for step in DIALOGUE_STEPS:
+        yield from (_dialogue(clip, his[(i + step) % len(his)]) for i, clip in enumerate(hers))
+
+
+def plain(clips: Sequence[Row]) -> list[Row]:
+    """Each sentence in the voice that it has when nobody is named."""
+    hers, his = by_voice(clips)
+    half = len(hers) // 2
+    return [_named(clip) for clip in (*hers[:half], *his[half:])]
+
+
+def cloned(clips: Sequence[Row]) -> list[Row]:
+    """Each sentence in the *other* voice, after a reference that it was never trained with."""
+    hers, his = by_voice(clips)
+    half = len(hers) // 2
+    return [_after(his if i < half else hers, i, ASKED_STEP) for i in range(len(hers))]
+
+
+def lines(clips: Sequence[Row]) -> list[dict[str, str]]:
+    """A dialogue of two sentences that were never trained together."""
+    hers, his = by_voice(clips)
+    return [{"speaker": str(clip["speaker"]), "text": text_of(clip)} for clip in (hers[0], his[ASKED_STEP])]
+
+
+def _named(clip: Row) -> Row:
+    return {**clip, "id": Path(clip["audios"][0]).stem}
+
+
+def _after(voice: Sequence[Row], i: int, step: int) -> Row:
+    clip, reference = _named(voice[i]), _named(voice[(i + step) % len(voice)])
+    return {
+        **clip,
+        "id": f"{clip['id']}_after_{reference['id']}",
+        "reference_audio": reference["audios"],
+        "reference_text": [text_of(reference)],
+        "reference_codes": reference["audio_codes"],
+    }
+
+
+def _dialogue(*clips: Row) -> Row:
+    messages = []
+    for i, clip in enumerate(clips):
+        messages += [{"role": "user", "content": f"[SPEAKER{i}] {text_of(clip)}"}, {"role": "assistant", "content": ""}]
+    joined = {name: [each for clip in clips for each in clip[name]] for name in ("audios", "audio_codes")}
+    return {"id": "_then_".join(_named(clip)["id"] for clip in clips), "messages": messages, **joined}
