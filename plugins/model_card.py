@@ -45,8 +45,8 @@ tags:
 ## Licences
 
 - Weights that derive from Boson AI's Higgs Audio 2 stay under its community licence, which among other things
-  limits commercial use by the number of yearly users; the language model in them derives from Meta's Llama 3.2 and stays
-  under that licence too. Read both before you use or pass on this model.
+  limits commercial use by the number of yearly users; the language model in them derives from Meta's Llama 3.2 and
+  stays under that licence too. Read both before you use or pass on this model.
 - The data it was fine-tuned on has licences of its own. Whoever publishes this model has to know them, keep to them
   and name them here: **not filled in yet**.
 
