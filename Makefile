@@ -35,7 +35,8 @@ test: install
 PARITY := tests/test_modeling.py tests/test_audio_tower_model.py tests/test_decoding.py tests/test_training.py
 
 test-slow: install $(VENV)/.deepspeed
-	$(BIN)/python -m pytest -m slow
+	# Two files of tests at a time: most of them wait for processes that import.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 	NATIVE_LAYERS=1 $(BIN)/python -m pytest -m "not slow" $(PARITY)
 
 faults: install

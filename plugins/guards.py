@@ -3,6 +3,7 @@
     loss or gradient that is no number --settle-->   step named, not taken, counted; the third in a row ends the run
     SIGTERM, SIGINT                    --on_save-->  step finished, checkpoint, resume command, exit code STOPPED
     torch.OutOfMemoryError             --watching--> one line with what can be lowered
+    TMPDIR too long for data workers   --check_temporary_folder--> refused
 
 Every decision is taken by all ranks alike. What ends a run at once (a killed rank, a dead worker) is the launcher's and
 torch's to notice; `ddp_timeout` bounds how long the others wait.
@@ -18,6 +19,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +36,7 @@ from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import TrainerCallback
 
-from plugins.errors import UserError
+from plugins.errors import UserError, problem
 from plugins.packs import single_rows
 from plugins.relaunch import resume_command
 from plugins.rows import ROW_SOURCE
@@ -47,6 +49,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_SIGNAL_S = 2.0  # Ctrl-C under a launcher arrives twice: from the terminal and from the launcher
 _COUNTS = "higgs_audio_guard"  # in trainer_state.json, so that a resumed run goes on counting
 _SHOWN_ROWS = 8
+_SOCKET = "/pymp-12345678/listener-12345678"  # where a data worker hands over a batch, below the temporary folder
+_LONGEST_SOCKET_PATH_BYTES = 107  # Linux: sockaddr_un.sun_path without its final zero
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,17 @@ class NamedRows:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
         return {**self.collate(rows), ROW_SOURCE: [row.get(ROW_SOURCE, "row") for row in single_rows(rows)]}
+
+
+def check_temporary_folder(num_workers: int) -> None:
+    """Raise UserError if data workers could not open sockets there: torch would wait for their batches for ever."""
+    if num_workers == 0 or torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
+        return
+    folder = tempfile.gettempdir()
+    longest = _LONGEST_SOCKET_PATH_BYTES - len(_SOCKET)
+    if len(os.fsencode(folder)) > longest:
+        reason = f"is too long for the sockets of data workers (at most {longest} bytes)"
+        raise problem("environment", "TMPDIR", folder, reason, "name a shorter one, or set dataloader_num_workers: 0")
 
 
 def _end_workers() -> None:

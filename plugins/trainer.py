@@ -156,6 +156,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
     def __init__(self, *, model: Any, args: Any, template: HiggsAudioTemplate, **kwargs: Any) -> None:
         refuse_unsupported(model, args, template)
         packs.refuse_unsupported(args, kwargs.get("train_dataset"))
+        guards.check_temporary_folder(args.dataloader_num_workers)
         args.optimizer = OPTIMIZER
         self.batches = BatchMeter()
         self.meters: dict[str, Any] = {"train": LossMeter(), "eval": LossMeter(), "batches": self.batches}

@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import resource
 import shlex
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +367,25 @@ def test_the_real_command_is_what_was_typed_but_for_the_dry_run(
     assert real_command([program, *typed, "--dry_run"]) == f"higgs-audio sft {config}"
     config.write_text("model: m\nlora_rank: 8\ndry_run: true\n", encoding="utf-8")
     assert real_command([program, *typed, "--dry_run", "true"]) == "higgs-audio sft --model m --lora_rank 8"
+
+
+@pytest.mark.parametrize("num_bytes", [75, 76])
+def test_a_temporary_folder_too_long_for_workers_is_refused(num_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where multiprocessing's own sockets fail; torch would print that and wait for ever."""
+    from plugins import guards
+    from plugins.errors import UserError
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as base:
+        folder = Path(base, "x" * (num_bytes - len(base) - 1))
+        folder.mkdir()
+        listen = "from multiprocessing.connection import Listener; Listener(family='AF_UNIX').close()"
+        env = {**os.environ, "TMPDIR": str(folder)}
+        works = subprocess.run([sys.executable, "-c", listen], env=env, capture_output=True).returncode == 0
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        guards.check_temporary_folder(0)
+        with nullcontext() if works else pytest.raises(UserError, match=r"TMPDIR: .* too long for the sockets"):
+            guards.check_temporary_folder(1)
+    assert works == (num_bytes == 75)
 
 
 def test_named_rows_travel_into_spawned_workers(tiny: Path) -> None:

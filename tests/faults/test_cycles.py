@@ -25,15 +25,16 @@ OPTIONS = options(
 
 
 @pytest.mark.slow
-def test_two_hundred_starts_and_stops_leave_nothing(tiny: Path, tmp_path: Path) -> None:
+def test_two_hundred_starts_and_stops_leave_nothing(
+    tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """SIGTERM at any moment, then the same command again; each training that gets to its end ends alike."""
     from plugins.codec import Codec
 
     codec = Codec(str(tiny / "audio_tokenizer"))
     rows = [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(5)]
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch = tmp_path_factory.mktemp("tmp")  # as short as can be: data workers have their sockets there
 
     def cycles(seed: int) -> tuple[Counter[int], set[str]]:
         """Half of them, in a folder of their own: how they ended, and with which adapters."""
