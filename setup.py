@@ -1,7 +1,7 @@
 """What pyproject.toml cannot say: a `.pth` file beside the installed modules, in wheels and in editable installs.
 
 Every start of Python in that environment runs it, so it reads no file: the finder that waits for MS-SWIFT stands in it,
-what happens then in higgs_audio_swift_autoload.py. No error may come of it, whatever is left of an installation.
+what happens then in higgs_audio_swift_autoload.py. What is left of an installation that was removed is no error.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ class HiggsAudioSwiftAutoload:
             try:
                 import higgs_audio_swift_autoload
                 return higgs_audio_swift_autoload.find_spec(name, path, target)
-            except Exception:
+            except (ImportError, SyntaxError):
                 pass
 is_there = any(getattr(finder, "__name__", "") == "HiggsAudioSwiftAutoload" for finder in sys.meta_path)
 if os.environ.get("HIGGS_AUDIO_AUTOLOAD") != "0" and not is_there:  # `site` runs the files of a venv twice

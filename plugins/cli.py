@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from plugins import __version__
 from plugins.errors import UserError
@@ -40,107 +41,135 @@ def _parser() -> argparse.ArgumentParser:
         "(--sft_type, --lora_target_modules, ...), and our settings as flags (README, Settings), for example "
         "--audio_learning_rate 1e-4. NPROC_PER_NODE=N in the environment starts N processes.",
     )
-    speak = commands.add_parser("speak", help="speak a text, or a list of them, with a base, merged or LoRA checkpoint")
-    speak.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA) or Hub id")
-    speak.add_argument("--adapters", help="LoRA folder on top of --model")
-    speak.add_argument("--text")
-    speak.add_argument("--output", default="speech.wav", help="WAV file to write (default: %(default)s)")
-    speak.add_argument("--stream", metavar="PATH", help="write raw 16 bit PCM of 24 kHz as it is spoken, - for stdout")
-    speak.add_argument("--input", type=Path, help='JSONL of requests ({"text": ...}) instead of --text')
-    speak.add_argument("--output_dir", type=Path, help="folder of their WAV files; the same command goes on in it")
-    speak.add_argument("--batch_size", type=int, default=1, help="requests spoken together (default: %(default)s)")
-    speak.add_argument("--scene_description", help='for example "Indoor quiet"')
-    speak.add_argument("--voice_description", help='a voice in words, for example "warm, unhurried"')
-    speak.add_argument("--reference_audio", help="voice to clone, any audio file")
-    speak.add_argument("--reference_text", help="what the reference says; cloning is better with it")
-    speak.add_argument("--raw_text", action="store_true", help="speak the text as it is written (README, Speak)")
-    speak.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
-    speak.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
-    speak.add_argument("--top_k", type=int, default=50)
-    speak.add_argument("--top_p", type=float, default=0.95)
-    speak.add_argument("--seed", type=int)
-    speak.add_argument(
+    for add in (_add_speak, _add_evaluate, _add_app, _add_export, _add_doctor, _add_convert):
+        add(commands)
+    return parser
+
+
+def _model_flags(
+    command: argparse.ArgumentParser, *, required: bool = False, model: str = "", adapters: str = ""
+) -> None:
+    """model, adapters: what the command makes of them, after what they are."""
+    command.add_argument(
+        "--model", required=required, help=f"checkpoint folder (base, merged, or LoRA{model}) or Hub id"
+    )
+    command.add_argument("--adapters", help=f"LoRA folder on top of --model{adapters}")
+    command.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
+
+
+def _device_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
+
+
+def _max_audio_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--max_audio_s", type=float, default=40.0, help="longest speech of one piece in seconds (default: %(default)s)"
     )
-    speak.add_argument("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
-    speak.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
-    speak.add_argument("--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled")
-    speak.set_defaults(run=_speak)
-    evaluate = commands.add_parser(
+
+
+def _speaking_flags(command: argparse.ArgumentParser, *, batch_size: int) -> None:
+    """How a model speaks, for the commands that are given texts."""
+    command.add_argument(
+        "--batch_size", type=_positive, default=batch_size, help="texts spoken together (default: %(default)s)"
+    )
+    command.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
+    command.add_argument("--top_k", type=int, default=50, help="(default: %(default)s)")
+    command.add_argument("--top_p", type=float, default=0.95, help="(default: %(default)s)")
+    _max_audio_flag(command)
+    command.add_argument("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
+    _device_flag(command)
+
+
+def _add_speak(commands: Any) -> None:
+    command = commands.add_parser(
+        "speak", help="speak a text, or a list of them, with a base, merged or LoRA checkpoint"
+    )
+    _model_flags(command, required=True)
+    command.add_argument("--text")
+    command.add_argument("--output", default="speech.wav", help="WAV file to write (default: %(default)s)")
+    command.add_argument("--stream", metavar="PATH", help="write raw 16 bit PCM of 24 kHz as it speaks, - for stdout")
+    command.add_argument("--input", type=Path, help='JSONL of requests ({"text": ...}) instead of --text')
+    command.add_argument("--output_dir", type=Path, help="folder of their WAV files; the same command goes on in it")
+    command.add_argument("--scene_description", help='for example "Indoor quiet"')
+    command.add_argument("--voice_description", help='a voice in words, for example "warm, unhurried"')
+    command.add_argument("--reference_audio", help="voice to clone, any audio file")
+    command.add_argument("--reference_text", help="what the reference says; cloning is better with it")
+    command.add_argument("--raw_text", action="store_true", help="speak the text as it is written (README, Speak)")
+    _speaking_flags(command, batch_size=1)
+    command.add_argument("--seed", type=int, help="the same seed draws the same speech")
+    command.add_argument("--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled")
+    command.set_defaults(run=_speak)
+
+
+def _add_evaluate(commands: Any) -> None:
+    command = commands.add_parser(
         "evaluate", help="score a model's speech beside its base, the codec's ceiling and the recordings"
     )
-    evaluate.add_argument("--model", help="checkpoint folder (base, merged, or LoRA, compared with its base) or Hub id")
-    evaluate.add_argument("--adapters", help="LoRA folder on top of --model, compared with the model without it")
-    evaluate.add_argument("--base", help="what a fully fine-tuned --model is compared with")
-    evaluate.add_argument("--dataset", required=True, help="JSONL, folder, Seed-TTS-eval .lst, or wav.scp and text")
-    evaluate.add_argument("--output", type=Path, required=True, help="folder; the same command goes on in it")
-    evaluate.add_argument(
+    _model_flags(command, model=", compared with its base", adapters=", compared with the model without it")
+    command.add_argument("--base", help="what a fully fine-tuned --model is compared with")
+    command.add_argument("--dataset", required=True, help="JSONL, folder, Seed-TTS-eval .lst, or wav.scp and text")
+    command.add_argument("--output", type=Path, required=True, help="folder; the same command goes on in it")
+    command.add_argument(
         "--generated", type=Path, help="recordings to score: folder of ID.wav, wav.scp, or JSONL of id and audio"
     )
-    evaluate.add_argument("--limit", type=_positive, help="only the first rows")
-    evaluate.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
-    evaluate.add_argument("--language", default="en", help="of the texts, ISO 639-1 (default: %(default)s)")
-    evaluate.add_argument("--asr", help="recogniser: folder or Hub id (default: Whisper tiny.en, which ships inside)")
-    evaluate.add_argument(
+    command.add_argument("--limit", type=_positive, help="only the first rows")
+    command.add_argument("--language", default="en", help="of the texts, ISO 639-1 (default: %(default)s)")
+    command.add_argument("--asr", help="recogniser: folder or Hub id (default: Whisper tiny.en, which ships inside)")
+    command.add_argument(
         "--speaker_model", help="x-vectors, for example WavLM: folder or Hub id (default: resemblyzer)"
     )
-    evaluate.add_argument("--batch_size", type=_positive, default=4, help="spoken together (default: %(default)s)")
-    evaluate.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
-    evaluate.add_argument("--top_k", type=int, default=50)
-    evaluate.add_argument("--top_p", type=float, default=0.95)
-    evaluate.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    evaluate.add_argument("--max_audio_s", type=float, default=40.0, help="longest speech (default: %(default)s)")
-    evaluate.add_argument("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
-    evaluate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
-    evaluate.set_defaults(run=_evaluate)
-    app = commands.add_parser("app", help="a page in the browser to speak with a model, on this machine only")
-    app.add_argument("--model", required=True, help="checkpoint folder (base, merged, or LoRA) or Hub id")
-    app.add_argument("--adapters", help="LoRA folder on top of --model; the page compares it with the base")
-    app.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
-    app.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
-    app.add_argument("--host", default="127.0.0.1", help="others are reached by everybody (default: %(default)s)")
-    app.add_argument("--port", type=int, default=7860, help="0: a free one (default: %(default)s)")
-    app.add_argument(
+    _speaking_flags(command, batch_size=4)
+    command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    command.set_defaults(run=_evaluate)
+
+
+def _add_app(commands: Any) -> None:
+    command = commands.add_parser("app", help="a page in the browser to speak with a model, on this machine only")
+    _model_flags(command, required=True, adapters="; the page compares it with the base")
+    command.add_argument("--host", default="127.0.0.1", help="others are reached by everybody (default: %(default)s)")
+    command.add_argument("--port", type=int, default=7860, help="0: a free one (default: %(default)s)")
+    command.add_argument(
         "--max_upload_mb", type=_positive, default=25, help="largest recording, MiB (default: %(default)s)"
     )
-    app.add_argument(
-        "--max_audio_s", type=float, default=40.0, help="longest speech of one piece in seconds (default: %(default)s)"
-    )
-    app.set_defaults(run=_app)
-    export = commands.add_parser("export", help="merge base and LoRA into one folder that vLLM-Omni serves")
-    export.add_argument(
-        "--model", help="checkpoint folder (base, merged, or LoRA) or Hub id (default: the base of --adapters)"
-    )
-    export.add_argument("--adapters", help="LoRA folder on top of --model")
-    export.add_argument("--output", type=Path, required=True, help="new folder")
-    export.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
-    export.add_argument(
+    _max_audio_flag(command)
+    _device_flag(command)
+    command.set_defaults(run=_app)
+
+
+def _add_export(commands: Any) -> None:
+    command = commands.add_parser("export", help="merge base and LoRA into one folder that vLLM-Omni serves")
+    _model_flags(command, adapters=", whose base is --model's default")
+    command.add_argument("--output", type=Path, required=True, help="new folder")
+    command.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="(default: that of the base's weights)"
     )
-    export.set_defaults(run=_export)
-    doctor = commands.add_parser(
+    command.set_defaults(run=_export)
+
+
+def _add_doctor(commands: Any) -> None:
+    command = commands.add_parser(
         "doctor", help="prove checkpoint, codec, rows, labels and prompts before training; train nothing"
     )
-    doctor.add_argument("--config", type=Path, help="YAML file of a run: estimates its memory, names model and dataset")
-    doctor.add_argument("--model", help="checkpoint folder (base, merged, or LoRA) or Hub id")
-    doctor.add_argument("--adapters", help="LoRA folder on top of --model")
-    doctor.add_argument("--dataset", nargs="+", metavar="FILE.jsonl")
-    doctor.add_argument("--val_dataset", nargs="+", metavar="FILE.jsonl")
-    doctor.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
-    doctor.add_argument(
+    command.add_argument("--config", type=Path, help="YAML file of a run: memory is estimated, model and dataset taken")
+    _model_flags(command)
+    command.add_argument("--dataset", nargs="+", metavar="FILE.jsonl")
+    command.add_argument("--val_dataset", nargs="+", metavar="FILE.jsonl")
+    command.add_argument(
         "--rows", type=_positive, default=4, help="rows that the model is tried on (default: %(default)s)"
     )
-    doctor.add_argument("--dry_run", action="store_true", help="show one row as the model sees it, with its labels")
-    doctor.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
-    doctor.set_defaults(run=_doctor)
-    convert = commands.add_parser(
+    command.add_argument("--dry_run", action="store_true", help="show one row as the model sees it, with its labels")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
+    command.set_defaults(run=_doctor)
+
+
+def _add_convert(commands: Any) -> None:
+    command = commands.add_parser(
         "convert", help="rewrite a model or a codec from boson-multimodal's format to transformers' native one, or back"
     )
-    convert.add_argument("source", type=Path, help="folder of a model or a codec")
-    convert.add_argument("target", type=Path, help="new folder")
-    convert.add_argument("--to", choices=("native", "original"), default="native", help="(default: %(default)s)")
-    convert.set_defaults(run=_convert)
-    return parser
+    command.add_argument("source", type=Path, help="folder of a model or a codec")
+    command.add_argument("target", type=Path, help="new folder")
+    command.add_argument("--to", choices=("native", "original"), default="native", help="(default: %(default)s)")
+    command.set_defaults(run=_convert)
 
 
 def _positive(text: str) -> int:
