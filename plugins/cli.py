@@ -94,7 +94,9 @@ def _add_speak(commands: Any) -> None:
     command.add_argument("--voice_description", help='a voice in words, for example "warm, unhurried"')
     command.add_argument("--reference_audio", help="voice to clone, any audio file")
     command.add_argument("--reference_text", help="what the reference says; cloning is better with it")
-    command.add_argument("--raw_text", action="store_true", help="speak the text as it is written (README, Speak)")
+    command.add_argument(
+        "--raw_text", action="store_true", help="speak the text as it is written, however the model was trained"
+    )
     _speaking_flags(command, batch_size=1)
     command.add_argument("--seed", type=int, help="the same seed draws the same speech")
     command.add_argument("--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled")

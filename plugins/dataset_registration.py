@@ -45,6 +45,7 @@ class HiggsDatasetLoader(DatasetLoader):
 
     check_row: Callable[[Dialogue], int]  # of the template in use; gives the positions that the row takes
     is_training: Callable[[], bool]
+    settings: Callable[[], HiggsAudioSettings]
 
     def load(
         self,
@@ -67,7 +68,7 @@ class HiggsDatasetLoader(DatasetLoader):
         with safe_ddp_context(None, True):
             rows = read_rows(
                 source,
-                HiggsAudioSettings.from_env(),
+                type(self).settings(),
                 check=lambda dialogue: lengths.append([type(self).check_row(dialogue)]),
                 training=training,
                 columns=self.columns,
@@ -88,7 +89,12 @@ def register_columns() -> None:
             RowPreprocessor.standard_keys.append(column)
 
 
-def route_datasets(check_row: Callable[[Dialogue], int], *, is_training: Callable[[], bool]) -> None:
+def route_datasets(
+    check_row: Callable[[Dialogue], int],
+    *,
+    is_training: Callable[[], bool],
+    settings: Callable[[], HiggsAudioSettings],
+) -> None:
     """Let `--dataset` go through `HiggsDatasetLoader`, and each of its rows through `check_row`.
 
     Called when a Higgs template is set up, so that other models keep MS-SWIFT's own loader; datasets that somebody
@@ -101,6 +107,7 @@ def route_datasets(check_row: Callable[[Dialogue], int], *, is_training: Callabl
     """
     HiggsDatasetLoader.check_row = staticmethod(check_row)
     HiggsDatasetLoader.is_training = staticmethod(is_training)
+    HiggsDatasetLoader.settings = staticmethod(settings)
     if not swift.__version__.startswith("4.6."):
         logger.warning(f"rows are not checked before training: untested ms-swift {swift.__version__} (need 4.6)")
         return

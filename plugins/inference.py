@@ -6,6 +6,7 @@ what it was trained on, to the token.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,15 +28,17 @@ from plugins.delay_pattern import num_delayed_frames, undo_delay
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.prompt import AudioClip, Dialogue, EncodedSample, encode
 from plugins.row_clips import check_clips, num_frames, with_clips
+from plugins.rows import text_to_say
 from plugins.sampling import Sampling
 from plugins.settings import HiggsAudioSettings
 from plugins.speech import Speech, SpeechStream, join
-from plugins.speech_text import clean_transcript, has_words, pieces
+from plugins.speech_text import MAX_CHARS, has_words, pieces
 from plugins.stream_decoder import StreamDecoder
 from plugins.tokens import SpecialTokens
 from plugins.voices import AnyPath, Script, Transcript, Voice, request, speakers_of, voices_of
 
-_MAX_CHARS = 300  # of one piece: about 20 s
+logger = logging.getLogger(__name__)
+
 _TEXT_POSITIONS = 400  # of a prompt: four such pieces, system message, what delays and turns add
 
 
@@ -66,11 +69,11 @@ class HiggsAudioGenerator:
         self.tokenizer = tokenizer
         self.tokens = SpecialTokens.from_config(self.model.config, tokenizer)
         folder = self.model.config.name_or_path
-        self.settings: HiggsAudioSettings = (
-            settings
-            or getattr(self.model, "higgs_audio_settings", None)
-            or HiggsAudioSettings.of_checkpoint(Path(folder))
-        )
+        # By the name of the adapter, unless the caller decides for all.
+        self._settings_of = {} if settings else getattr(self.model, "higgs_audio_settings", {})
+        own = settings or next(iter(self._settings_of.values()), None)
+        self.settings: HiggsAudioSettings = own or HiggsAudioSettings.of_checkpoint(Path(folder))
+        self._told: set[str] = set()
         self.codec = codec or Codec(find_codec([folder], self.settings.codec), device=str(self.model.device))
         self._known: dict[tuple[str, int], Tensor] = {}  # codes of references, by path and time of change
 
@@ -97,7 +100,8 @@ class HiggsAudioGenerator:
         return tuple(self._adapted.peft_config) if self._adapted is not None else ()
 
     def use_adapter(self, name: str | None) -> None:
-        """Speak with these LoRA weights from now on, with the base's own for None. Nothing is loaded for it."""
+        """Speak with these LoRA weights and their prompts from now on; with the base's own weights, and the prompts as
+        they were, for None. Nothing is loaded for it."""
         if name is not None and name not in self.adapters:
             raise problem("request", "adapter", name, "is not loaded", did_you_mean(name, self.adapters))
         if self._adapted is None:
@@ -107,6 +111,18 @@ class HiggsAudioGenerator:
         else:
             self._adapted.base_model.enable_adapter_layers()
             self._adapted.set_adapter(name)
+            self.settings = self._settings_of.get(name, self.settings)
+
+    def mismatch(self, clean_text: bool | None) -> str | None:
+        """What is wrong with speaking cleaned (True) or raw (False) texts, if this model was trained otherwise."""
+        if clean_text is None:
+            return None
+        trained, asked = self.settings.prompts, replace(self.settings, clean_text=clean_text).prompts
+        if trained != asked:
+            return f"clean_text: trained with {trained}, spoken with {asked}"
+        if self.settings.raw_prompt and clean_text:
+            return f"clean_text: trained with {trained}, which are not cleaned"
+        return None
 
     @overload  # the options are those below
     def generate(self, text: str, **options: Any) -> Speech: ...
@@ -122,8 +138,8 @@ class HiggsAudioGenerator:
         reference_text: Transcript | Sequence[Transcript] | None = None,
         sampling: Sampling | None = None,
         max_audio_s: float = 40.0,
-        max_chars: int = _MAX_CHARS,
-        clean_text: bool = True,
+        max_chars: int = MAX_CHARS,
+        clean_text: bool | None = None,
     ) -> Speech | list[Speech]:
         """Speak `text`, in the voice of `reference_audio` if given (best with its transcript); or several texts, in one
         batch.
@@ -131,8 +147,8 @@ class HiggsAudioGenerator:
         reference_text: the transcript, or a function that hears it. Several references are SPEAKER0, SPEAKER1 ..., as
         ``[SPEAKER0]`` tags in the text name them. voice_description: a voice in words instead ("warm, unhurried").
         max_audio_s: of one piece; what is cut there is marked `truncated`. max_chars: texts beyond it are spoken in
-        pieces that end at sentences, each in the hearing of the pieces before it. clean_text: write the text as the
-        model's own examples do (`plugins.speech_text`); off for models that were trained on texts as they are here.
+        pieces that end at sentences, each in the hearing of the pieces before it. clean_text: whether to write the
+        text as the model's own examples do (`plugins.speech_text`); None: as this model was trained.
 
         Raises UserError for a text without words and for references that cannot be heard.
         """
@@ -161,8 +177,8 @@ class HiggsAudioGenerator:
         voice_description: str | None = None,
         reference_audio: AnyPath | Sequence[AnyPath] | None = None,
         reference_text: Transcript | Sequence[Transcript] | None = None,
-        max_chars: int = _MAX_CHARS,
-        clean_text: bool = True,
+        max_chars: int = MAX_CHARS,
+        clean_text: bool | None = None,
     ) -> Script:
         """A request as `generate` reads it, for `perform`."""
         voices = voices_of(reference_audio, reference_text, voice_description)
@@ -210,8 +226,8 @@ class HiggsAudioGenerator:
         pause_s: float = 0.2,
         sampling: Sampling | None = None,
         max_audio_s: float = 40.0,
-        max_chars: int = _MAX_CHARS,
-        clean_text: bool = True,
+        max_chars: int = MAX_CHARS,
+        clean_text: bool | None = None,
     ) -> Speech:
         """Speak `[{"speaker": ..., "text": ...}, ...]`, each line in its speaker's voice and in the hearing of the
         lines before it; separately: each line for itself, in the hearing of its speaker's reference only.
@@ -220,24 +236,27 @@ class HiggsAudioGenerator:
         pause_s: of silence between two lines, whose own silence there is trimmed.
         """
         speakers = speakers_of(dialogue, speaker_voices)
+        settings = self._settings_for(clean_text)
         lines = []
         for i, line in enumerate(dialogue):
             text = line.get("text", "")
             if not has_words(text):
                 raise problem(f"dialogue[{i}]", "text", text, "has no letter or digit", "give the text to speak")
             tag = f"[SPEAKER{list(speakers).index(line['speaker'])}] " if len(speakers) > 1 and not separately else ""
-            lines.append(tag + (clean_transcript(text) if clean_text else text))
+            lines.append(text_to_say(tag + text, raw=settings.raw_prompt, clean=settings.clean_text))
         if separately:
             scripts = []
-            for line, text in zip(dialogue, lines, strict=True):
+            for line in dialogue:
                 voice = speakers[line["speaker"]]
                 voices = [] if voice is None else [voice]
-                scripts.append(self._script(text, scene_description, voices, max_chars=max_chars, clean_text=False))
+                text = line["text"]
+                script = self._script(text, scene_description, voices, max_chars=max_chars, clean_text=clean_text)
+                scripts.append(script)
             chosen = [sampling or Sampling()] * len(scripts)
             spoken = self.perform(scripts, samplings=chosen, max_audio_s=max_audio_s)
         else:
             voices = [voice for voice in speakers.values() if voice is not None]
-            whole = request("\n".join(lines), scene_description, voices, self.settings)
+            whole = request("\n".join(lines), scene_description, voices, settings)
             script = Script(whole, tuple(chain(*(pieces(line, max_chars) for line in lines))))
             spoken = []
             while len(spoken) < len(script.lines):
@@ -271,14 +290,20 @@ class HiggsAudioGenerator:
         ]
 
     def _script(
-        self, text: str, scene: str | None, voices: Sequence[Voice], *, max_chars: int, clean_text: bool
+        self, text: str, scene: str | None, voices: Sequence[Voice], *, max_chars: int, clean_text: bool | None
     ) -> Script:
         if not has_words(text):
             raise problem("request", "text", text, "has no letter or digit", "give the text to speak")
-        if clean_text and not self.settings.raw_prompt:
-            text = clean_transcript(text)
-        whole = request(text, scene, voices, self.settings)
+        # Cleaned as a whole, then cut: a piece has no mark that the text does not have.
+        whole = request(text, scene, voices, self._settings_for(clean_text))
         return Script(whole, tuple(pieces(_text(whole), max_chars)))
+
+    def _settings_for(self, clean_text: bool | None) -> HiggsAudioSettings:
+        complaint = self.mismatch(clean_text)
+        if complaint is not None and complaint not in self._told:
+            self._told.add(complaint)  # not for each of a thousand texts
+            logger.warning(complaint)
+        return self.settings if clean_text is None else replace(self.settings, clean_text=clean_text)
 
     def _next_line(self, script: Script, spoken: Sequence[Speech], max_audio_s: float) -> Dialogue:
         """The next prompt, with as much of what was spoken as leaves room for the longest answer."""

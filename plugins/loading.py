@@ -51,7 +51,10 @@ def load_model(
     if quantization is not None:
         options |= {"quantization_config": _quantization(quantization, dtype), "device_map": {"": device}}
     model: Any = checkpoint.load_model(folder, text_head=False, **options)
-    model.higgs_audio_settings = HiggsAudioSettings.of_checkpoint(Path(next(iter(named.values()), folder)))
+    # Each adapter has prompts of its own; without any, those of the model.
+    model.higgs_audio_settings = {
+        name: HiggsAudioSettings.of_checkpoint(Path(each)) for name, each in (named or {"": folder}).items()
+    }
     model = checkpoint.with_adapters(model, named)
     return (model if quantization else model.to(device)), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 

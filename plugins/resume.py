@@ -133,7 +133,8 @@ def prepare(trainer: Any, checkpoint: Path) -> bool:
 def _examine(trainer: Any, checkpoint: Path) -> list[str]:
     require_whole(checkpoint)
     run = read_json(checkpoint / RUN_FILE, "name another checkpoint")
-    changed = differences(run["fingerprint"], trainer.fingerprint)
+    # What was saved before the setting existed was trained with raw texts.
+    changed = differences({"clean_text": False, **run["fingerprint"]}, trainer.fingerprint)
     if changed and not trainer.template.settings.force_resume:
         remedy = "undo them, or accept another result with --force_resume true"
         error = problem("options", "resume_from_checkpoint", str(checkpoint), "is of another run", remedy)

@@ -7,6 +7,10 @@ A row goes two steps. `canonical_row` makes its types uniform and its paths abso
                   {"role": "user", "content": "Please speak: Hello world"},
                   {"role": "assistant", "content": ""}],
      "audios": ["target.wav"], "reference_audio": "voice.wav"}
+
+With `clean_text`, texts to speak (all user turns) are written as the original's example writes them. What that takes
+as it stands, transcripts of references and the scene, is brought to one Unicode form only, and so are the texts of
+assistant turns, which nobody speaks.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from plugins.errors import UserError, problem
 from plugins.prompt import SCENE_TAGS, VOICE_IN_WORDS, AudioClip, Dialogue, Reference, Turn
 from plugins.prompt_text import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
 from plugins.settings import HiggsAudioSettings
+from plugins.speech_text import clean_transcript, unified
 
 ROW_SOURCE = "row_source"  # `file:line`, added when a file is read
 COLUMNS = ("messages", "audios", "reference_audio", "reference_text", "audio_codes", "reference_codes", "raw_prompt")
@@ -92,11 +97,15 @@ def dialogue_from_row(row: Mapping[str, Any], settings: HiggsAudioSettings, *, t
     """
     source = row[ROW_SOURCE]
     raw = row["raw_prompt"] or settings.raw_prompt
+    clean = settings.clean_text and not raw
     messages = list(row["messages"])
     system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
-    references = _references(row, source)
+    if clean and system is not None:
+        system = unified(system)
+    references = _references(row, source, clean=clean)
     targets = _clips(row, "audios", "audio_codes", source)
-    turns = tuple(_turns(messages, iter(targets), source, raw=raw, first_index=0 if system is None else 1))
+    first_index = 0 if system is None else 1
+    turns = tuple(_turns(messages, iter(targets), source, raw=raw, clean=clean, first_index=first_index))
     num_used = sum(isinstance(part, AudioClip) for turn in turns for part in turn.parts)
     if num_used != len(targets):
         paths = [clip.path for clip in targets]
@@ -116,6 +125,15 @@ def dialogue_from_row(row: Mapping[str, Any], settings: HiggsAudioSettings, *, t
             source, "reference_audio", row["reference_audio"], reason, "add reference_text or a system message"
         )
     return Dialogue(turns, references, system, None, source)
+
+
+def text_to_say(text: str, *, raw: bool, clean: bool) -> str:
+    """The text of a user turn as the model is shown it: the one place for training and for all that speak."""
+    if raw:
+        return text
+    if not clean:
+        return _OLD_PREFIX.sub("", text).strip()
+    return clean_transcript(_OLD_PREFIX.sub("", unified(text)))
 
 
 def as_list(value: Any) -> list[Any]:
@@ -187,13 +205,19 @@ def _flatten_content(content: Any, audios: list[str], source: str, field: str) -
 
 
 def _turns(
-    messages: list[dict[str, Any]], clips: Iterator[AudioClip], source: str, *, raw: bool, first_index: int
+    messages: list[dict[str, Any]],
+    clips: Iterator[AudioClip],
+    source: str,
+    *,
+    raw: bool,
+    clean: bool,
+    first_index: int,
 ) -> Iterator[Turn]:
     """Assistant turns take clips in order: one if their content is empty, else one per <audio> tag."""
     for i, message in enumerate(messages, start=first_index):
         content: str = message["content"]
         if message["role"] == "user":
-            text = content if raw else _OLD_PREFIX.sub("", content).strip()
+            text = text_to_say(content, raw=raw, clean=clean)
             if not text.strip():
                 raise problem(source, f"messages[{i}].content", content, "is empty", "give the text to speak")
             yield Turn("user", (text,))
@@ -205,17 +229,21 @@ def _turns(
                 if clip is None:
                     raise problem(source, "audios", None, f"has no clip for messages[{i}]", "give one clip per turn")
                 parts.append(clip)
+            if clean:
+                text = unified(text)
             if text:
                 parts.append(text)
         yield Turn("assistant", tuple(parts), trained=message["loss"])
 
 
-def _references(row: Mapping[str, Any], source: str) -> tuple[Reference, ...]:
+def _references(row: Mapping[str, Any], source: str, *, clean: bool) -> tuple[Reference, ...]:
     clips = _clips(row, "reference_audio", "reference_codes", source)
     texts = row["reference_text"]
     if len(texts) > len(clips):
         reason = f"are {len(texts)} transcripts for {len(clips)} clips"
         raise problem(source, "reference_text", texts, reason, "give one per clip")
+    if clean:
+        texts = [unified(text) for text in texts]
     padded = [*texts, *[""] * (len(clips) - len(texts))]
     return tuple(Reference(clip, text.strip() or None) for clip, text in zip(clips, padded, strict=True))
 

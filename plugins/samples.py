@@ -38,7 +38,6 @@ from plugins.rows import ROW_SOURCE, dialogue_from_row
 from plugins.sampling import Sampling
 from plugins.settings import HiggsAudioSettings
 from plugins.speech import Speech
-from plugins.speech_text import clean_transcript
 from plugins.voices import request
 
 logger = get_logger()
@@ -80,8 +79,7 @@ def prompts(settings: HiggsAudioSettings, validation: Any) -> list[Dialogue]:
     found = [] if texts else list(_of_validation(validation, settings))
     if found:
         return found
-    cleaned = [text if settings.raw_prompt else clean_transcript(text) for text in texts or _SENTENCES]
-    return [request(text, None, [], settings) for text in cleaned]
+    return [request(text, None, [], settings) for text in texts or _SENTENCES]
 
 
 def _of_validation(dataset: Any, settings: HiggsAudioSettings) -> Iterator[Dialogue]:

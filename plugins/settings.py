@@ -10,14 +10,18 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from plugins.errors import did_you_mean, problem, read_json
 from plugins.loss import LossWeights
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "higgs_audio_settings.json"
 DEFAULT_CODEC = "bosonai/higgs-audio-v2-tokenizer"
@@ -80,6 +84,7 @@ class HiggsAudioSettings:
     preflight: bool = _knob(True, "check labels, codes and leaks before the first step", _flag)
     dry_run: bool = _knob(False, "show what would be trained, how, and in how much memory; train nothing", _flag)
     raw_prompt: bool = _knob(False, "take the prompt as written, without normalising it to the model's own", _flag)
+    clean_text: bool = _knob(True, "write texts as the model's own examples do, in training and in speaking", _flag)
     native_layers: bool = _knob(False, "transformers' own decoder layers in place of the index-once ones", _flag)
     force_resume: bool = _knob(False, "resume although data, options or adapter are not those of the checkpoint", _flag)
     samples: bool | None = _knob(
@@ -105,9 +110,9 @@ class HiggsAudioSettings:
         env = os.environ if env is None else env
         values: dict[str, Any] = {}
         for knob in dataclasses.fields(cls):
-            text = env.get(knob.name.upper(), "")
-            if text in {"", "None"}:
+            if not _is_set(env, knob.name):
                 continue
+            text = env[knob.name.upper()]
             try:
                 values[knob.name] = knob.metadata["parse"](text)
             except ValueError:
@@ -121,15 +126,22 @@ class HiggsAudioSettings:
     @classmethod
     def of_checkpoint(cls, folder: Path, env: Mapping[str, str] | None = None) -> HiggsAudioSettings:
         """Those of `env`, and where it is silent about codec and prompt, those that `folder` was trained with."""
-        settings = cls.from_env(env)
-        if not (folder / SETTINGS_FILE).is_file():
-            return settings
-        trained = read_json(folder / SETTINGS_FILE, "copy it again from the training's folder, or remove it")
-        return dataclasses.replace(
-            settings,
-            codec=settings.codec or trained.get("codec"),
-            raw_prompt=settings.raw_prompt or bool(trained.get("raw_prompt")),
-        )
+        env = os.environ if env is None else env
+        settings, kept = cls.from_env(env), {}
+        for name, value in trained_with(folder).items():
+            if not _is_set(env, name):
+                kept[name] = value
+            elif name in PROMPT_KNOBS and value != getattr(settings, name):
+                asked = f"{name.upper()}={env[name.upper()]}"
+                _warn_once(f"{folder}: trained with {name} {str(value).lower()}, used with {asked}: other prompts")
+        return dataclasses.replace(settings, **kept)
+
+    @property
+    def prompts(self) -> str:
+        """What becomes of the texts of rows and requests, in words."""
+        if self.raw_prompt:
+            return "raw prompts"
+        return "cleaned texts" if self.clean_text else "raw texts"
 
     def save(self, folder: Path) -> None:
         """Write them into `folder`, which must exist."""
@@ -173,6 +185,37 @@ class HiggsAudioSettings:
             codebooks=codebooks,
             sum_codebooks=self.audio_codebook_reduction == "sum",
         )
+
+
+PROMPT_KNOBS = ("raw_prompt", "clean_text")
+
+
+def trained_with(folder: Path) -> dict[str, Any]:
+    """`codec` and PROMPT_KNOBS of the training that saved `folder`; nothing for a base, which has no settings.
+
+    Raises UserError if they cannot be read.
+    """
+    file, remedy = folder / SETTINGS_FILE, "copy it again from the training's folder, or remove it"
+    if not file.is_file():
+        return {}
+    saved = read_json(file, remedy)
+    for name in PROMPT_KNOBS:
+        if not isinstance(saved.get(name, False), bool):
+            raise problem(str(file), name, saved[name], "is neither true nor false", remedy)
+    if "clean_text" not in saved:
+        _warn_once(
+            f"{folder}: trained before texts were cleaned (no clean_text in {SETTINGS_FILE}): used with raw ones"
+        )
+    return {"codec": saved.get("codec")} | {name: saved.get(name, False) for name in PROMPT_KNOBS}
+
+
+def _is_set(env: Mapping[str, str], name: str) -> bool:
+    return env.get(name.upper(), "") not in {"", "None"}
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 KNOBS = tuple(knob.name for knob in dataclasses.fields(HiggsAudioSettings))

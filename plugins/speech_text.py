@@ -1,6 +1,7 @@
 """Texts as the model was shown them, and long texts in pieces. L0: strings only.
 
-Source of the clean-up: boson-ai/higgs-audio, ``examples/generation.py``.
+Source of the clean-up: boson-ai/higgs-audio, ``examples/generation.py``; that of Unicode forms is ours. Who decides
+whether it is done: `clean_text` of `plugins.settings`. Where it is done: `plugins.rows`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,20 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+MAX_CHARS = 300  # of a piece, as `pieces` counts: about 20 s
 SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
+
+# Not to be heard: soft hyphen, zero-width space, word joiner, byte order mark, marks of direction.
+_INVISIBLE = dict.fromkeys(
+    map(ord, "\u00ad\u200b\u2060\ufeff\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+)
+_JOINERS = re.compile("[\u200c\u200d]+")
+# Scripts in which a joiner makes another word or syllable: Arabic and its kin, those of India, Tibetan, Burmese, Khmer,
+# Mongolian.
+_JOINING_LETTER = re.compile(
+    "[\u0600-\u08ff\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc]"
+)
+_VIRAMA_CLASS = 9  # Unicode's combining class of the signs that take a consonant's vowel away
 
 _PUNCTUATION = str.maketrans(
     dict(zip("。：；？！、—·【】《》“”「」『』‘’（）()", ".:;?!,-.[]<>" + '"' * 6 + "'" * 2 + " " * 4, strict=True))
@@ -29,7 +43,7 @@ _SOUNDS = {
     "cheering": "<SE>[Cheering]</SE>",
     "cough": "<SE>[Cough]</SE>",
 }
-_SOUND = re.compile(rf"\[({'|'.join(_SOUNDS)})\]")
+SOUND = re.compile(rf"\[({'|'.join(_SOUNDS)})\]")
 _ENDS = (".", "!", "?", ",", ";", '"', "'", "</SE>", "</SE_e>")
 _SENTENCE_END = re.compile(r"""[.!?。！？…]+["'”’»)\]]*(?=\s|$)|[。！？]+["'”’]*""")
 # A full stop after these, or after a single capital, ends no sentence.
@@ -39,13 +53,39 @@ _CLAUSE_END = re.compile(r"[,;:、，；：](?=\s)|[、，；：]|\s[-–—](?=
 
 def clean_transcript(text: str) -> str:
     """`text` as the model's own examples write it: half-width punctuation, sounds such as ``[laugh]`` as the model's
-    tags, units in words, one space between words, no empty line, and a full stop where no punctuation ends it."""
-    text = text.translate(_PUNCTUATION)
+    tags, units in words, one space between words, no empty line, and a full stop where no punctuation ends it; in one
+    Unicode form. Clean texts stay as they are."""
+    text = unified(text).translate(_PUNCTUATION)
     for unit, words in _UNITS.items():
         text = text.replace(unit, words)
-    text = _SOUND.sub(lambda match: _SOUNDS[match[1]], text)
     text = "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
+    # After the spaces: a sound's name has one between its words.
+    text = SOUND.sub(lambda match: _SOUNDS[match[1]], text)
+    # Again: new punctuation may combine with an accent after it.
+    text = unicodedata.normalize("NFC", text)
     return text if not text or text.endswith(_ENDS) else f"{text}."
+
+
+def unified(text: str) -> str:
+    """The same text in one Unicode form (NFC), so that it has the same tokens wherever it was typed, without invisible
+    characters. Joiners stay between letters of scripts that need them."""
+    visible = _JOINERS.sub(_kept_joiners, text.translate(_INVISIBLE))
+    return unicodedata.normalize("NFC", visible)
+
+
+def _kept_joiners(match: re.Match[str]) -> str:
+    # With all marks on both sides, whatever their order: NFC comes later and settles it.
+    text, first, last = match.string, match.start() - 1, match.end()
+    while first >= 0 and unicodedata.combining(text[first]):
+        first -= 1
+    while last < len(text) and unicodedata.combining(text[last]):
+        last += 1
+    if first < 0 or not _JOINING_LETTER.match(text[first]):
+        return ""
+    # At the end of a word only after a virama: so older Malayalam texts write consonants without a vowel.
+    has_virama = _VIRAMA_CLASS in map(unicodedata.combining, text[first : match.start()])
+    goes_on = _JOINING_LETTER.search(text[match.end() : last + 1])
+    return match[0] if has_virama or goes_on else ""
 
 
 def has_words(text: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 import swift
 import torch
-from swift.arguments import DeployArguments, InferArguments
+from swift.arguments import DeployArguments, InferArguments, SftArguments
 from swift.pipelines.base import SwiftPipeline
 from swift.template.template_inputs import StdTemplateInputs
 from swift.utils import get_logger
@@ -279,10 +279,10 @@ def _guard(engine: Any) -> None:
 
 
 def route_pipelines() -> None:
-    """Let `swift infer` and `swift deploy` tell our template what they were asked. Other models are left alone.
+    """Let MS-SWIFT's commands tell our template what they were asked. Other models are left alone.
 
-    MS-SWIFT 4.6 gives a template neither its arguments (where do results go?) nor a request's `stream` and `seed`, and
-    answers `stream` with status 200 before anything of the template runs. Idempotent.
+    4.6 gives a template neither its arguments (where do results go? which checkpoint is trained on?) nor a request's
+    `stream` and `seed`, and answers `stream` with status 200 before anything of the template runs. Idempotent.
     """
     if not swift.__version__.startswith("4.6."):
         logger.warning(f"swift infer and swift deploy cannot speak: untested ms-swift {swift.__version__} (need 4.6)")
@@ -292,9 +292,12 @@ def route_pipelines() -> None:
     original = SwiftPipeline.main
 
     def main(self: SwiftPipeline) -> Any:
-        template = vars(self).get("template")
-        if isinstance(template, SpeakingTemplate) and isinstance(self.args, InferArguments):
+        template, args = vars(self).get("template"), self.args
+        if isinstance(template, SpeakingTemplate) and isinstance(args, InferArguments):
             template.prepare(self)
+        elif isinstance(template, SpeakingTemplate) and isinstance(args, SftArguments):
+            folders = (args.resume_from_checkpoint, *(args.adapters or ()), template.model_info.model_dir)
+            template.go_on_from(Path(next(filter(None, folders))))
         return original(self)
 
     main._prepares_speech = True  # type: ignore[attr-defined]

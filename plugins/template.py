@@ -6,6 +6,7 @@ It keeps nothing of the base's text templates: prompt and labels come from `plug
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from plugins.loss import combine
 from plugins.prompt import AudioClip, Dialogue, EncodedSample, encode
 from plugins.row_clips import check_clips, stand_ins, with_clips
 from plugins.rows import ROW_SOURCE, canonical_row, dialogue_from_row
-from plugins.settings import HiggsAudioSettings
+from plugins.settings import PROMPT_KNOBS, HiggsAudioSettings
 from plugins.tokens import SpecialTokens
 
 TEMPLATE_TYPE = "higgs_audio_v2"
@@ -37,6 +38,7 @@ class HiggsAudioTemplate(Template):
     tokens: SpecialTokens
     settings: HiggsAudioSettings
     codec: Codec
+    origin: Path  # the checkpoint that training goes on from
     _unverified_codec = True
 
     def init_env_args(self) -> None:
@@ -46,7 +48,15 @@ class HiggsAudioTemplate(Template):
         self.codec = Codec(find_codec([self.model_info.model_dir], self.settings.codec))
         # On the instance: the base's list is shared by every template of the process.
         self.placeholder_tokens = [self.tokens.audio, self.tokens.audio_delay]
-        route_datasets(self.check_dialogue, is_training=lambda: self.is_training)
+        self.origin = Path(self.model_info.model_dir)
+        route_datasets(self.check_dialogue, is_training=lambda: self.is_training, settings=lambda: self.settings)
+
+    def go_on_from(self, checkpoint: Path) -> None:
+        """Train with the prompts that `checkpoint` was trained with, unless the environment says otherwise."""
+        self.origin = checkpoint
+        trained = HiggsAudioSettings.of_checkpoint(checkpoint)
+        kept = {name: getattr(trained, name) for name in PROMPT_KNOBS}
+        self.settings = replace(self.settings, **kept)
 
     def _preprocess_inputs(self, inputs: StdTemplateInputs) -> None:
         """The base would put <audio> tags into the first message: our clips are targets, not inputs."""

@@ -33,7 +33,8 @@ def tokens(llama_tokenizer: Any) -> SpecialTokens:
 
 def our_sample(name: str, tokenizer: Any, tokens: SpecialTokens) -> EncodedSample:
     golden = PROMPTS[name]
-    settings = HiggsAudioSettings()
+    # The original cleans texts before it writes the prompt, in its example; the golden rows are as they come.
+    settings = HiggsAudioSettings(clean_text=False)
     row = canonical_row(golden["row"], name, settings)
     dialogue = dialogue_from_row(row, settings, training=not golden["speaking"])
     return encode(dialogue, tokenizer, tokens, open_turn=golden["speaking"])

@@ -100,6 +100,7 @@ def _contest(options: Namespace, sampling: Sampling) -> _Contest:
             quantization=options.quantization,
         )
         held |= {system.name: system.depends_on for system in spoken}
+        held["prompts"] = settings.prompts  # of all systems: those that the tuned one was trained with
         held["sampling"] = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
         held |= {"seed": options.seed, "max_audio_s": options.max_audio_s, "batch_size": options.batch_size}
     items = read_items(options.dataset, settings, limit=options.limit)

@@ -100,6 +100,11 @@ def export(
         _settle(unfinished)
         check(unfinished)
         notes = remarks(processor.tokenizer)
+        if settings.prompts == "cleaned texts":
+            notes.append(
+                "trained with cleaned texts, and vLLM-Omni speaks them as they are sent: send what"
+                " plugins.speech_text.clean_transcript gives"
+            )
         card = model_card(
             output.name,
             base=name_on_the_hub(model, merged.config),

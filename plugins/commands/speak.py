@@ -66,7 +66,7 @@ def run(options: Namespace) -> int:
     if options.input is not None:
         return _speak_all(generator, options, sampling)
     wanted = {name: getattr(options, name) for name in _OPTIONS}
-    wanted |= {"sampling": sampling, "max_audio_s": options.max_audio_s, "clean_text": not options.raw_text}
+    wanted |= {"sampling": sampling, "max_audio_s": options.max_audio_s, "clean_text": _clean_text(options)}
     if options.stream is not None:
         stream = generator.stream(options.text, **wanted)
         _pipe(stream, options.stream)
@@ -77,6 +77,11 @@ def run(options: Namespace) -> int:
     # The samples may go to stdout.
     print(f"{name}: {_described(speech)}", file=sys.stdout if options.stream is None else sys.stderr)
     return 0 if speech.stopped else TRUNCATED
+
+
+def _clean_text(options: Namespace) -> bool | None:
+    """None: as the model was trained."""
+    return False if options.raw_text else None
 
 
 def _pipe(chunks: Iterable[np.ndarray], target: str) -> None:
@@ -133,7 +138,7 @@ def _spoken(
     scripts: list[tuple[Line, Script]] = []
     for line in batch:
         try:
-            scripts.append((line, generator.script(line.text, **line.options, clean_text=not options.raw_text)))
+            scripts.append((line, generator.script(line.text, **line.options, clean_text=_clean_text(options))))
         except UserError as error:
             yield line, error
     samplings = [replace(sampling, seed=line.seed) for line, _ in scripts]

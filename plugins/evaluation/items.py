@@ -16,7 +16,7 @@ from plugins.evaluation.text import words_to_say
 from plugins.prompt import AudioClip, Dialogue
 from plugins.row_clips import check_clips
 from plugins.row_sources import read_rows
-from plugins.rows import ROW_SOURCE, canonical_row, dialogue_from_row
+from plugins.rows import ROW_SOURCE, canonical_row, dialogue_from_row, text_to_say
 from plugins.settings import HiggsAudioSettings
 from plugins.speech_text import has_words
 
@@ -28,7 +28,7 @@ class Item:
     """One thing to say."""
 
     id: str  # plain enough to name a file, unique
-    text: str  # the words, without tags
+    text: str  # the words of the row, without tags; the prompt may write them otherwise (`clean_text`)
     dialogue: Dialogue  # ends with the turn to be answered
     truth: str | None = None  # the recording of it
     speaker: str | None = None  # as the row names the voice
@@ -55,14 +55,15 @@ def read_items(source: str, settings: HiggsAudioSettings, *, limit: int | None =
     """
     items: list[Item] = []
     taken: set[str] = set()
-    for dialogue, labels in _dialogues(source, settings)[:limit]:
-        items.append(_item(dialogue, labels, taken))
+    for row, labels in _rows(source, settings)[:limit]:
+        dialogue = dialogue_from_row(row, settings, training=False)
+        items.append(_item(dialogue, _asked(row, settings), labels, taken))
         taken.add(items[-1].id)
     return items
 
 
-def _dialogues(source: str, settings: HiggsAudioSettings) -> list[tuple[Dialogue, Mapping[str, Any]]]:
-    """Each with its row's own `id` and `speaker`, as far as it names them."""
+def _rows(source: str, settings: HiggsAudioSettings) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+    """Each canonical row, checked, with the `id` and `speaker` of the one it was, as far as that names them."""
     path = Path(source)
     if path.suffix == ".lst":
         listed, beside = formats.read_meta(path), path.resolve().parent
@@ -71,15 +72,21 @@ def _dialogues(source: str, settings: HiggsAudioSettings) -> list[tuple[Dialogue
     else:
         rows = read_rows(source, settings, check=lambda each: check_clips(each, settings), training=False)
         labels = _labels(path)
-        return [(dialogue_from_row(row, settings, training=False), labels.get(row[ROW_SOURCE], {})) for row in rows]
-    found: list[tuple[Dialogue, Mapping[str, Any]]] = []
-    for place, row in listed:
-        dialogue = dialogue_from_row(canonical_row(row, place, settings, beside=beside), settings, training=False)
-        check_clips(dialogue, settings)
-        found.append((dialogue, row))
+        return [(row, labels.get(row[ROW_SOURCE], {})) for row in rows]
+    found: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
+    for place, listed_row in listed:
+        row = canonical_row(listed_row, place, settings, beside=beside)
+        check_clips(dialogue_from_row(row, settings, training=False), settings)
+        found.append((row, listed_row))
     if not found:
         raise problem(source, "rows", 0, "there is no row", "name a list with lines")
     return found
+
+
+def _asked(row: Mapping[str, Any], settings: HiggsAudioSettings) -> str:
+    """The text to say as the row writes it, cleaned or not: what was heard is compared with it."""
+    users = [message["content"] for message in row["messages"] if message["role"] == "user"]
+    return text_to_say(users[-1], raw=row["raw_prompt"] or settings.raw_prompt, clean=False) if users else ""
 
 
 def _labels(path: Path) -> dict[str, Mapping[str, Any]]:
@@ -90,7 +97,7 @@ def _labels(path: Path) -> dict[str, Mapping[str, Any]]:
     return {f"{path}:{number}": json.loads(line) for number, line in lines if line.strip()}
 
 
-def _item(dialogue: Dialogue, labels: Mapping[str, Any], taken: set[str]) -> Item:
+def _item(dialogue: Dialogue, written: str, labels: Mapping[str, Any], taken: set[str]) -> Item:
     place, truth = dialogue.source, None
     last = dialogue.turns[-1]
     if last.role == "assistant":
@@ -99,7 +106,7 @@ def _item(dialogue: Dialogue, labels: Mapping[str, Any], taken: set[str]) -> Ite
         truth = last.parts[0].path
         dialogue = replace(dialogue, turns=dialogue.turns[:-1])
     asked = dialogue.turns[-1] if dialogue.turns else None
-    text = "" if asked is None or asked.role != "user" else "".join(str(part) for part in asked.parts)
+    text = "" if asked is None or asked.role != "user" else written
     if not has_words(words_to_say(text)):
         raise problem(
             place, "messages", text, "leaves nothing to say", "end it with the text, or the text and its clip"

@@ -116,6 +116,8 @@ def table(summary: Mapping[str, Any]) -> str:
     if has_difference:
         lines += ["`*`: the interval of the paired difference excludes 0.", ""]
     lines += [f"- **{name}**: {_MEANING[name]}" for name in names if name in _MEANING]
+    if prompts := summary["settings"].get("prompts"):
+        lines.append(f"- prompts: {prompts}, as the model was trained with them, for every system that speaks here")
     lines += [f"- missing: **{name}** ({reason})" for name, reason in summary["missing"].items()]
     lines += [
         "",

@@ -15,7 +15,7 @@ import unicodedata
 from functools import lru_cache
 from typing import Any
 
-from plugins.speech_text import SPEAKER_TAG
+from plugins.speech_text import SOUND, SPEAKER_TAG, unified
 
 # Whisper takes these, which put no spaces between words, letter by letter.
 _LETTER_BY_LETTER = {"zh", "yue", "ja", "th", "lo", "my"}
@@ -24,17 +24,19 @@ _SOUND_TAG = re.compile(r"<SE(?:_[se])?>.*?</SE(?:_[se])?>")
 
 def words_to_say(text: str) -> str:
     """`text` without what is not spoken as words: speaker tags, tags of sounds."""
-    return " ".join(SPEAKER_TAG.sub(" ", _SOUND_TAG.sub(" ", text)).split())
+    for tag in (_SOUND_TAG, SOUND, SPEAKER_TAG):
+        text = tag.sub(" ", text)
+    return " ".join(text.split())
 
 
 def whisper_style(text: str, language: str) -> str:
     """Needs the package whisper-normalizer."""
-    return " ".join(_whisper_normalizer(language)(text).split())
+    return " ".join(_whisper_normalizer(language)(unified(text)).split())
 
 
 def seed_style(text: str, language: str) -> str:
     """Units apart by single spaces: characters of Chinese, else words."""
-    kept = "".join(c for c in text if c == "'" or unicodedata.category(c)[0] not in "PS")
+    kept = "".join(c for c in unified(text) if c == "'" or unicodedata.category(c)[0] not in "PS")
     return " ".join("".join(kept.split())) if language == "zh" else " ".join(kept.lower().split())
 
 

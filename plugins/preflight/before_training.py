@@ -6,8 +6,9 @@ Every rank runs them, on the same rows, so that all of them stop together; rank 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from plugins.preflight.plan import TrainingPlan
 from plugins.preflight.probe import Row, offset_probe
 from plugins.preflight.report import Report, Status
 from plugins.prompt import Dialogue
-from plugins.rows import KEY_COLUMNS, dialogue_from_row
-from plugins.settings import HiggsAudioSettings
+from plugins.rows import KEY_COLUMNS, ROW_SOURCE, dialogue_from_row, text_to_say
+from plugins.settings import HiggsAudioSettings, trained_with
 from plugins.template import sample_of
 
 _NUM_ROWS = 4
@@ -52,6 +53,10 @@ def run(trainer: Any, say: Callable[[str], None]) -> Report:
                 check_offsets(report, native, rows, template.tokens, chance="warning")
                 if template.padding_free and len(rows) > 1:
                     _check_packs(report, native, trainer.data_collator(encoded), rows, template.tokens)
+    rows_of = table_of(trainer.train_dataset)
+    if ROW_SOURCE in (getattr(rows_of, "column_names", None) or []) and hasattr(rows_of, "__len__"):
+        columns = rows_of.select_columns(["messages", "raw_prompt", ROW_SOURCE])
+        check_texts(report, columns, template.settings, template.origin)
     _check_leaks(report, trainer)
     return report
 
@@ -133,6 +138,41 @@ def _check_leaks(report: Report, trainer: Any) -> None:
         return
     check_references(report, train)
     check_split(report, target_paths(train), target_paths(_dialogues(trainer.eval_dataset, settings) or []))
+
+
+def check_texts(report: Report, rows: Iterable[Mapping[str, Any]], settings: HiggsAudioSettings, origin: Path) -> None:
+    """Whether texts are cleaned, how many rows that concerns, and whether the checkpoint `origin` was trained so."""
+    num_rows, num_raw, changed, example = 0, 0, 0, ""
+    for row in rows:
+        num_rows += 1
+        num_raw += row["raw_prompt"]
+        change = None if row["raw_prompt"] else _change(row["messages"])
+        if change is not None:
+            changed += 1
+            written, cleaned = change
+            example = example or f"{row[ROW_SOURCE]}\nwritten: {written!r}\ncleaned: {cleaned!r}"
+    status: Status = "ok"
+    what = "changes" if settings.prompts == "cleaned texts" else "would change"
+    text = f"{settings.prompts}: clean_text {what} {changed} of {num_rows} rows"
+    if 0 < num_raw < num_rows:
+        status = "warning"
+        text += f"; {num_raw} of them are raw_prompt and trained as written, speaking knows one way for all"
+    trained = trained_with(origin)
+    if trained and trained["clean_text"] != settings.clean_text and not settings.raw_prompt:
+        status = "warning"
+        was = "cleaned" if trained["clean_text"] else "raw"
+        text += f"; {origin} was trained with {was} texts: go on with clean_text {str(trained['clean_text']).lower()}"
+    report.add("prompts", status, text, example)
+
+
+def _change(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """The first text to say that `clean_text` changes, without and with it."""
+    for message in messages:
+        if message["role"] == "user":
+            written, cleaned = (text_to_say(message["content"], raw=False, clean=clean) for clean in (False, True))
+            if written != cleaned:
+                return written, cleaned
+    return None
 
 
 def check_references(report: Report, dialogues: Iterable[Dialogue]) -> None:

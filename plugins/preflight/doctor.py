@@ -30,6 +30,7 @@ from plugins.preflight.before_training import (
     check_offsets,
     check_references,
     check_split,
+    check_texts,
     target_paths,
 )
 from plugins.preflight.environment import check_environment
@@ -41,6 +42,7 @@ from plugins.row_clips import check_clips, stand_ins, with_clips
 from plugins.row_sources import read_rows
 from plugins.rows import as_list, dialogue_from_row
 from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names, joined
+from plugins.speech_text import MAX_CHARS, pieces
 from plugins.tokens import SpecialTokens
 
 
@@ -51,6 +53,7 @@ class _Checkpoint:
     tokens: SpecialTokens
     codec: Codec
     settings: HiggsAudioSettings
+    origin: Path  # the folder that says how it was trained
 
 
 def run(options: argparse.Namespace) -> int:
@@ -122,7 +125,7 @@ def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoin
         "checkpoint", "ok", f"{size / 1e6:,.1f} M parameters, text head, {kind}; token ids agree with the config"
     )
     codec = Codec(find_codec([folder], options.codec or settings.codec), device=options.device)
-    return _Checkpoint(model, tokenizer, tokens, codec, settings)
+    return _Checkpoint(model, tokenizer, tokens, codec, settings, Path(adapters or folder))
 
 
 def _check_dataset(
@@ -141,6 +144,7 @@ def _check_dataset(
         _check_codec(report, checkpoint.codec, dialogues)
     with report.catching("audio_codes"):
         _check_given_codes(report, checkpoint.codec, dialogues)
+    check_texts(report, rows, checkpoint.settings, checkpoint.origin)
     _check_prompts(report, rows, checkpoint)
     if report.failed and report.failed[-1].check == "codec":
         return  # nothing can be encoded
@@ -240,12 +244,13 @@ def _check_given_codes(report: Report, codec: Codec, dialogues: Sequence[Dialogu
 
 def _check_prompts(report: Report, rows: Sequence[dict[str, Any]], checkpoint: _Checkpoint) -> None:
     """Whether speaking will use the prompts that are trained, for rows that one call of `generate` can ask for."""
-    drifted, num_asked, example = 0, 0, ""
+    drifted, num_asked, in_pieces, example = 0, 0, 0, ""
     for row in rows:
         request = _request(row, checkpoint.settings)
         if request is None:
             continue
         num_asked += 1
+        in_pieces += len(pieces("".join(map(str, request.turns[-1].parts)), MAX_CHARS)) > 1
         trained = _ids(dialogue_from_row(row, checkpoint.settings), checkpoint)
         trained = trained[: len(trained) - trained[::-1].index(checkpoint.tokens.audio_bos)]
         spoken = _ids(request, checkpoint, open_turn=True)
@@ -255,6 +260,10 @@ def _check_prompts(report: Report, rows: Sequence[dict[str, Any]], checkpoint: _
                 f"{name}: {checkpoint.tokenizer.decode(ids)!r}"
                 for name, ids in (("trained", trained), ("spoken ", spoken))
             )
+    if in_pieces:
+        reason = f"of {num_asked} rows have texts of more than {MAX_CHARS} characters"
+        remedy = "speaking cuts them into pieces, one prompt each, unless max_chars is raised"
+        report.add("prompts", "info", f"{in_pieces} {reason}: {remedy}")
     if not drifted:
         report.add("prompts", "ok", f"speaking uses the prompts that are trained ({num_asked} rows)")
         return

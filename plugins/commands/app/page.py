@@ -73,7 +73,7 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
         with gr.Column():
             recording = _recording("recording")
             transcript = _transcript("transcript")
-    controls = _Controls(max_audio_s)
+    controls = _Controls(generator, max_audio_s)
     compare = gr.Checkbox(
         label="Compare with the base: the same request and seed without the LoRA weights",
         visible=tuned is not None,
@@ -121,7 +121,7 @@ def _dialogue_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
                 recording = _recording(f"recording_{number}")
                 rows.append((name, recording, _transcript(f"transcript_{number}")))
     pause_s = gr.Slider(0, 2, value=0.2, step=0.1, label="Pause between lines, s", elem_id="pause")
-    controls = _Controls(max_audio_s)
+    controls = _Controls(generator, max_audio_s)
     button = gr.Button("Generate", variant="primary", elem_id="generate_dialogue")
     player, line = _player("Dialogue", "dialogue")
 
@@ -147,7 +147,8 @@ def _dialogue_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
 class _Controls:
     """How it is spoken."""
 
-    def __init__(self, max_audio_s: float) -> None:
+    def __init__(self, generator: HiggsAudioGenerator, max_audio_s: float) -> None:
+        self._generator = generator
         default = Sampling()
         with gr.Accordion("Sampling", open=False):
             with gr.Row():
@@ -170,15 +171,17 @@ class _Controls:
                     info="of one piece; long texts are spoken in several",
                 )  # fmt: skip
                 self._clean_text = gr.Checkbox(
-                    True,
+                    generator.settings.prompts == "cleaned texts",
                     label="Clean the text",
-                    info="punctuation, units and [laugh] as the model's own examples write them",
+                    info="punctuation, units and [laugh] as the model's own examples write them; set as it was trained",
                 )
         self.fields = (self._temperature, self._top_k, self._top_p, self._seed, self._max_audio_s, self._clean_text)
 
     def options(self, values: Values) -> dict[str, Any]:
         """For the generator."""
         temperature, top_k, top_p, seed, max_audio_s, clean_text = (values[field] for field in self.fields)
+        if complaint := self._generator.mismatch(clean_text):
+            gr.Warning(complaint)
         sampling = sampling_of(temperature, top_k, top_p, seed)
         return {"sampling": sampling, "max_audio_s": max_audio_s, "clean_text": clean_text}
 
