@@ -45,7 +45,7 @@ def test_row_of_the_seed_document_verbatim() -> None:
     )
     result = dialogue(seed)
     assert (result.instruction, result.scene) == (INSTRUCTION, "Indoor quiet")
-    assert result.turns[0].parts == ("Hello world",)
+    assert result.turns[0].parts == ("Hello world.",)
     assert clips(result) == [A]
     assert [turn.trained for turn in result.turns] == [False, True]
     assert [(ref.clip.path, ref.text) for ref in result.references] == [(B, None)]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from plugins.speech_text import SPEAKER_TAG, clean_transcript, has_words, pieces
+from plugins.speech_text import SPEAKER_TAG, clean_transcript, has_words, pieces, unified
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,38 @@ from plugins.speech_text import SPEAKER_TAG, clean_transcript, has_words, pieces
         ("[music start] la la [music end]", "<SE_s>[Music]</SE_s> la la <SE_e>[Music]</SE_e>"),
         ("[humming start] hm [humming end]", "<SE>[Humming]</SE> hm <SE_e>[Humming]</SE_e>"),
         ("[SPEAKER0] Hi [cough]", "[SPEAKER0] Hi <SE>[Cough]</SE>"),
+        ("[humming  start] hm", "<SE>[Humming]</SE> hm."),
         ("[unknown]", "[unknown]."),
+        ("Vie\u0302\u0323t Nam\u200b.", "Vi\u1ec7t Nam."),
+        ("\ufeffDonau\u00addampf\u2060", "Donaudampf."),
+        ("می\u200cخواهم", "می\u200cخواهم."),
+        ("\u0915\u094d\u200d\u0937 \u0d28\u0d4d\u200d", "\u0915\u094d\u200d\u0937 \u0d28\u0d4d\u200d."),
+        ("می\u200c \u200cra\u200dil", "می rail."),
+        ("\u0387", "."),
         ("", ""),
     ],
 )
 def test_texts_are_written_as_in_the_models_examples(text: str, clean: str) -> None:
     assert clean_transcript(text) == clean
     assert clean_transcript(clean) == clean
+
+
+def test_clean_texts_stay_as_they_are() -> None:
+    """Of all that can meet in a text: marks that a step makes must not be work for an earlier one."""
+    generator = random.Random(0)
+    alphabet = [
+        *"aA.,!?;'\"()[]<>0 \n\t°FC", *"“”‘’—…，。（）【】《》·", *"\u0387\u037e\u2329\u212b\u00a0\u2028\x85\x1c",
+        *"\u0338\u0301\u0323\u094d",
+        *"\u00ad\u200b\u200c\u200d\u2060\ufeff\u200e", "می", "\u0915", "\u0d28\u0d4d", "\u0958",
+        "e\u0302", "\u1100\u1161", "\U0001f468", "</SE>",
+        "[laugh]", "[laugh", "[humming  start]", "[music\u00a0end]",
+    ]  # fmt: skip
+    for _ in range(20_000):
+        text = "".join(generator.choices(alphabet, k=generator.randint(1, 12)))
+        clean = clean_transcript(text)
+        assert clean_transcript(clean) == clean, ascii(text)
+        assert unified(clean) == clean, ascii(text)
+        assert unified(unified(text)) == unified(text), ascii(text)
 
 
 def test_what_can_be_spoken() -> None:

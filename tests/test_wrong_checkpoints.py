@@ -117,9 +117,9 @@ def test_a_lora_folder_that_names_no_base_is_named(tmp_path: Path, content: str)
 
 def test_partial_settings_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     write(tmp_path / SETTINGS_FILE, '{"raw_prompt": true}')
-    assert HiggsAudioSettings.of_checkpoint(tmp_path, {}) == HiggsAudioSettings(raw_prompt=True)
+    assert HiggsAudioSettings.of_checkpoint(tmp_path, {}) == HiggsAudioSettings(raw_prompt=True, clean_text=False)
     write(tmp_path / SETTINGS_FILE, '{"codec": "mine"}')
-    assert HiggsAudioSettings.of_checkpoint(tmp_path, {}) == HiggsAudioSettings(codec="mine")
+    assert HiggsAudioSettings.of_checkpoint(tmp_path, {}) == HiggsAudioSettings(codec="mine", clean_text=False)
 
 
 @pytest.mark.parametrize("named", ['"audio_tokenizer"', "null", "[]", "{}"])

@@ -156,7 +156,7 @@ def check_texts(report: Report, rows: Iterable[Mapping[str, Any]], settings: Hig
     text = f"{settings.prompts}: clean_text {what} {changed} of {num_rows} rows"
     if 0 < num_raw < num_rows:
         status = "warning"
-        text += f"; {num_raw} of them are raw_prompt and trained as written, speaking knows one way for all"
+        text += f"; {num_raw} rows are raw_prompt and trained as written: speaking has one way for all"
     trained = trained_with(origin)
     if trained and trained["clean_text"] != settings.clean_text and not settings.raw_prompt:
         status = "warning"
