@@ -119,9 +119,7 @@ def speak(checkpoint: Path, truth: Path) -> dict[str, float]:
 
     expected = {text: torch.tensor(codes) for text, codes in json.loads(truth.read_text(encoding="utf-8")).items()}
     generator = HiggsAudioGenerator.from_pretrained(str(checkpoint))
-    speeches = generator.generate(
-        list(expected), sampling=Sampling(temperature=0), max_audio_s=MAX_AUDIO_S, clean_text=False
-    )
+    speeches = generator.generate(list(expected), sampling=Sampling(temperature=0), max_audio_s=MAX_AUDIO_S)
     right = total = 0
     for codes, speech in zip(expected.values(), speeches, strict=True):
         num_frames = min(codes.shape[1], speech.codes.shape[1])

@@ -100,8 +100,8 @@ class HiggsAudioGenerator:
         return tuple(self._adapted.peft_config) if self._adapted is not None else ()
 
     def use_adapter(self, name: str | None) -> None:
-        """Speak with these LoRA weights and their prompts from now on; with the base's own weights, and the prompts as
-        they were, for None. Nothing is loaded for it."""
+        """Speak with these LoRA weights and their prompts from now on; for None with the base's own
+        weights, and the prompts as they were. Nothing is loaded for it."""
         if name is not None and name not in self.adapters:
             raise problem("request", "adapter", name, "is not loaded", did_you_mean(name, self.adapters))
         if self._adapted is None:
@@ -114,7 +114,7 @@ class HiggsAudioGenerator:
             self.settings = self._settings_of.get(name, self.settings)
 
     def mismatch(self, clean_text: bool | None) -> str | None:
-        """What is wrong with speaking cleaned (True) or raw (False) texts, if this model was trained otherwise."""
+        """What is wrong with speaking cleaned (True) or raw (False) texts; None: it was trained so."""
         if clean_text is None:
             return None
         trained, asked = self.settings.prompts, replace(self.settings, clean_text=clean_text).prompts

@@ -8,9 +8,9 @@ A row goes two steps. `canonical_row` makes its types uniform and its paths abso
                   {"role": "assistant", "content": ""}],
      "audios": ["target.wav"], "reference_audio": "voice.wav"}
 
-With `clean_text`, texts to speak (all user turns) are written as the original's example writes them. What that takes
-as it stands, transcripts of references and the scene, is brought to one Unicode form only, and so are the texts of
-assistant turns, which nobody speaks.
+With `clean_text`, texts to speak (all user turns) are written as the original's example writes them.
+What that takes as it stands, transcripts of references and the scene, is brought to one Unicode form
+only, and so are the texts of assistant turns, which nobody speaks.
 """
 
 from __future__ import annotations

@@ -191,7 +191,8 @@ PROMPT_KNOBS = ("raw_prompt", "clean_text")
 
 
 def trained_with(folder: Path) -> dict[str, Any]:
-    """`codec` and PROMPT_KNOBS of the training that saved `folder`; nothing for a base, which has no settings.
+    """`codec` and PROMPT_KNOBS of the training that saved `folder`; of a base, which has no settings,
+    nothing.
 
     Raises UserError if they cannot be read.
     """

@@ -18,8 +18,8 @@ _INVISIBLE = dict.fromkeys(
     map(ord, "\u00ad\u200b\u2060\ufeff\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 )
 _JOINERS = re.compile("[\u200c\u200d]+")
-# Scripts in which a joiner makes another word or syllable: Arabic and its kin, those of India, Tibetan, Burmese, Khmer,
-# Mongolian.
+# Scripts in which a joiner makes another word or syllable: Arabic and its kin, those of India,
+# Tibetan, Burmese, Khmer, Mongolian.
 _JOINING_LETTER = re.compile(
     "[\u0600-\u08ff\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc]"
 )
@@ -67,8 +67,8 @@ def clean_transcript(text: str) -> str:
 
 
 def unified(text: str) -> str:
-    """The same text in one Unicode form (NFC), so that it has the same tokens wherever it was typed, without invisible
-    characters. Joiners stay between letters of scripts that need them."""
+    """The same text in one Unicode form (NFC), so that it has the same tokens wherever it was typed,
+    without invisible characters. Joiners stay between letters of scripts that need them."""
     visible = _JOINERS.sub(_kept_joiners, text.translate(_INVISIBLE))
     return unicodedata.normalize("NFC", visible)
 
@@ -82,7 +82,7 @@ def _kept_joiners(match: re.Match[str]) -> str:
         last += 1
     if first < 0 or not _JOINING_LETTER.match(text[first]):
         return ""
-    # At the end of a word only after a virama: so older Malayalam texts write consonants without a vowel.
+    # At the end of a word only after a virama: so older Malayalam texts write bare consonants.
     has_virama = _VIRAMA_CLASS in map(unicodedata.combining, text[first : match.start()])
     goes_on = _JOINING_LETTER.search(text[match.end() : last + 1])
     return match[0] if has_virama or goes_on else ""

@@ -28,7 +28,7 @@ class Item:
     """One thing to say."""
 
     id: str  # plain enough to name a file, unique
-    text: str  # the words of the row, without tags; the prompt may write them otherwise (`clean_text`)
+    text: str  # the words of the row, without tags; the prompt may clean them (`clean_text`)
     dialogue: Dialogue  # ends with the turn to be answered
     truth: str | None = None  # the recording of it
     speaker: str | None = None  # as the row names the voice
@@ -63,7 +63,7 @@ def read_items(source: str, settings: HiggsAudioSettings, *, limit: int | None =
 
 
 def _rows(source: str, settings: HiggsAudioSettings) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
-    """Each canonical row, checked, with the `id` and `speaker` of the one it was, as far as that names them."""
+    """Each canonical row, checked, with the row it was, for `id` and `speaker`."""
     path = Path(source)
     if path.suffix == ".lst":
         listed, beside = formats.read_meta(path), path.resolve().parent

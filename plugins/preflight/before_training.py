@@ -141,7 +141,8 @@ def _check_leaks(report: Report, trainer: Any) -> None:
 
 
 def check_texts(report: Report, rows: Iterable[Mapping[str, Any]], settings: HiggsAudioSettings, origin: Path) -> None:
-    """Whether texts are cleaned, how many rows that concerns, and whether the checkpoint `origin` was trained so."""
+    """Whether texts are cleaned, how many rows that concerns, and whether the checkpoint `origin`
+    was trained so."""
     num_rows, num_raw, changed, example = 0, 0, 0, ""
     for row in rows:
         num_rows += 1
