@@ -2,15 +2,17 @@
 
 A `.pth` file (setup.py) puts a finder into every interpreter of the environment that imports this module when MS-SWIFT
 loads its arguments, and not before. Our register.py then joins the `external_plugins` of runs with our model types, as
-if it had been given: `args.json` names it and workers load it. What a checkpoint's own `args.json` names is not taken
-over: MS-SWIFT would execute files that whoever made the checkpoint has chosen. Other models' runs stay as they are.
-HIGGS_AUDIO_AUTOLOAD=0 switches all of it off.
+if it had been given: `args.json` names it and workers load it.
+
+MS-SWIFT also takes arguments over from the `args.json` of an adapter or a checkpoint, plugins that it imports among
+them. Whatever such a file says, it may not choose code, files or a hub's repository: only the command line tells whose
+run it is, since a folder can call itself anything. Runs with `--model_type` of another model stay as they are, and so
+do those whose `args.json` names nothing of the kind. HIGGS_AUDIO_AUTOLOAD=0 switches all of it off.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -19,6 +21,12 @@ from typing import Any
 REGISTER_FILE = Path(__file__).resolve().parent / "plugins" / "register.py"
 _OURS = REGISTER_FILE.parts[-2:]
 MODEL_TYPES = "higgs-audio-"  # what they begin with
+
+_ATTENTION = (
+    "eager", "sdpa", "flex_attention", "flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4",
+)  # fmt: skip
+_BASE = "_higgs_audio_base"  # the base that only args.json names, until the plugins are imported
+_FIELDS_OF_TEXT = ("system", "new_special_tokens", "rope_scaling")  # MS-SWIFT opens the file that such a text names
 
 
 def find_spec(name: str, path: Any, target: Any) -> ModuleSpec | None:
@@ -47,26 +55,110 @@ def _patch_arguments(arguments: Any) -> None:
     if import_plugins is None or load_saved is None:
         return
 
-    def without_theirs(self: Any) -> Any:
-        saved = json.loads(Path(self.ckpt_dir, "args.json").read_text(encoding="utf-8"))
-        # `BaseArguments.from_pretrained` comes here with an object that has no attributes yet.
-        model_type = getattr(self, "model_type", None) or saved.get("model_type")
-        if not getattr(self, "external_plugins", None) and str(model_type).startswith(MODEL_TYPES):
-            self.external_plugins = [str(REGISTER_FILE)]
-            others = [each for each in saved.get("external_plugins") or [] if Path(each).parts[-2:] != _OURS]
-            if others:
-                left_out = f"{self.ckpt_dir}/args.json names plugins that are not loaded: {others}"
-                logging.getLogger("swift").warning(f"{left_out}; give those you trust with --external_plugins")
-        return load_saved(self)
+    def load_checked(self: Any) -> None:
+        # `BaseArguments.from_pretrained` comes here with an object that has no attributes yet; it imports nothing.
+        is_lookup = not hasattr(self, "external_plugins")
+        if is_lookup or (self.model_type is not None and not _is_ours(self.model_type)):
+            load_saved(self)
+            return
+        typed = dict(vars(self))
+        load_saved(self)
+        # What MS-SWIFT has taken, not what the file says: so no reading of it differs from MS-SWIFT's.
+        _check(self, {name: value for name, value in vars(self).items() if value != typed.get(name)})
 
     def with_ours(self: Any) -> Any:
         named = self.external_plugins or []
         named = [named] if isinstance(named, str) else list(named)
         # Whoever names a plugins/register.py wants that one: it may be of another checkout.
         is_named = any(Path(os.path.abspath(plugin)).parts[-2:] == _OURS for plugin in named)
-        if str(self.model_type).startswith(MODEL_TYPES) and not is_named:
+        if _is_ours(self.model_type) and not is_named:
             self.external_plugins = [str(REGISTER_FILE), *named]
-        return import_plugins(self)
+        result = import_plugins(self)
+        if (base := vars(self).pop(_BASE, None)) is not None:
+            _check_base(self, base)
+        return result
 
     arguments._import_external_plugins = with_ours
-    arguments.load_args_from_ckpt = without_theirs
+    arguments.load_args_from_ckpt = load_checked
+
+
+def _is_ours(model_type: Any) -> bool:
+    return str(model_type).startswith(MODEL_TYPES)
+
+
+def _refusal(arguments: Any, field: str, value: Any, reason: str, flag: str) -> ValueError:
+    """In the form of `plugins.errors.problem`, which cannot be imported here: the package may not be importable yet."""
+    shown = repr(value) if len(repr(value)) <= 120 else repr(value)[:115] + "..."
+    return ValueError(f"{arguments.ckpt_dir}/args.json: {field}: {shown} {reason}; if you trust it, give {flag}")
+
+
+def _check(arguments: Any, taken: dict[str, Any]) -> None:
+    """Raise ValueError for an argument of a checkpoint's args.json that chooses what is imported, fetched or opened."""
+    is_ours = _is_ours(arguments.model_type)
+
+    def refuse(field: str, value: Any, reason: str) -> None:
+        raise _refusal(arguments, field, value, reason, f"it with --{field}")
+
+    if plugins := taken.get("external_plugins"):
+        for plugin in plugins if isinstance(plugins, list) else [plugins]:
+            # Our own trainings name a register.py; that of this installation takes its place.
+            if not (is_ours and isinstance(plugin, str) and Path(plugin).parts[-2:] == _OURS):
+                refuse("external_plugins", plugin, "would be imported")
+        arguments.external_plugins = []
+    attention, method = taken.get("attn_impl"), taken.get("quant_method")
+    if attention is not None and attention not in _ATTENTION:
+        refuse("attn_impl", attention, "would be fetched from a hub and run")
+    if is_ours and method not in (None, "bnb"):
+        refuse("quant_method", method, "may fetch code from a hub")
+    for field in _FIELDS_OF_TEXT:
+        texts = taken.get(field)
+        for text in texts if isinstance(texts, list) else [texts]:
+            if isinstance(text, str) and (text.endswith(".txt") or os.path.exists(text)):
+                refuse(field, text, "is a file, which would be read")
+    if "model" in taken:
+        setattr(arguments, _BASE, str(taken["model"]))
+
+
+def _check_base(arguments: Any, base: str) -> None:
+    """Raise ValueError if `base`, which only args.json names, holds code that MS-SWIFT runs, or is to be fetched.
+
+    Under our model types no code of a model runs, but any id would be fetched; others run what their repository holds.
+    """
+    from swift.model import MODEL_MAPPING
+    from swift.utils import safe_snapshot_download
+
+    groups = [group for meta in MODEL_MAPPING.values() for group in meta.model_groups]
+    known = {name for group in groups for model in group.models for name in (model.ms_model_id, model.hf_model_id)}
+    is_ours = _is_ours(arguments.model_type)
+    folder = base
+    if not os.path.exists(base):
+        if base in known:
+            return
+        if is_ours:
+            raise _refusal(arguments, "model", base, "is no folder here and no published model", "it with --model")
+        # As MS-SWIFT does next: configs only.
+        where = {"revision": arguments.model_revision, "use_hf": arguments.use_hf, "hub_token": arguments.hub_token}
+        folder = safe_snapshot_download(base, download_model=False, **where)
+    if not is_ours and (code := _code_in(Path(folder))):
+        reason = f"holds code ({code}), which would be run"
+        raise _refusal(arguments, "model", base, reason, "it with --model, and its --model_type")
+
+
+def _code_in(folder: Path) -> str | None:
+    """The name of a file of the model in `folder` that is code or names code, for `trust_remote_code=True`."""
+    programs = sorted([*folder.glob("*.py"), *folder.glob("*/*.py")])
+    if programs:
+        return str(programs[0].relative_to(folder))
+    for file in sorted(folder.glob("*.json")):
+        if file.name in ("tokenizer.json", "vocab.json"):  # large, and nothing but words
+            continue
+        try:
+            waiting = [json.loads(file.read_text(encoding="utf-8"))]
+        except (OSError, ValueError, RecursionError):
+            continue  # transformers cannot read it either
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict) and value.get("auto_map"):
+                return file.name
+            waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return None

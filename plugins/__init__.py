@@ -13,6 +13,7 @@ L0  errors.py                one-line user errors
     loss.py                  labelled hidden rows -> sums and counts; combine -> scalar
     tokens.py                every special token id, once
     settings.py              our own knobs, one frozen dataclass
+    untrusted.py             entries of a checkpoint's files that are refused: they import, fetch or run something
     speech_text.py           texts as the model was shown them; long ones in pieces
 L1  audio.py                 probing, decoding and resampling of audio files
     hub.py                   folder or Hub id -> folder

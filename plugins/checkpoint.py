@@ -17,7 +17,8 @@ from plugins.errors import problem, read_json
 from plugins.hub import local_folder
 from plugins.model_config import HiggsAudioV2Config
 from plugins.modeling import HiggsAudioV2ForConditionalGeneration
-from plugins.original_format import ADAPTER_CONFIG, MODEL_TYPE, format_of, generation_config, load_config
+from plugins.original_format import MODEL_TYPE, format_of, generation_config, load_config
+from plugins.untrusted import ADAPTER_CONFIG, NamedByCheckpoint, check_adapter
 from plugins.weights import sources_of
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -32,7 +33,7 @@ def base_and_adapters(path: str, adapters: str | None = None) -> tuple[str, str 
         if not isinstance(base, str) or not base:
             remedy = "write the folder of the base model there"
             raise problem(str(file), "base_model_name_or_path", base, "names no model", remedy)
-        path, adapters = base, path
+        path, adapters = NamedByCheckpoint(base), path
     return local_folder(path), adapters
 
 
@@ -40,7 +41,8 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
     """`model` as a PeftModel with the LoRA weights of each folder of `adapters` (name -> folder), the first one active;
     without adapters as it is.
 
-    Raises UserError if weights are pickled, do not fit this model or are not all there.
+    Raises UserError if weights are pickled, do not fit this model or are not all there, and for an adapter of a kind
+    that `plugins.untrusted` refuses.
     """
     if not adapters:
         return model
@@ -51,6 +53,7 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
         for needed in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
             if not (Path(folder) / needed).is_file():
                 raise problem(folder, "adapters", needed, "not found", "give the folder of a LoRA checkpoint")
+        check_adapter(Path(folder))
         file, remedy = Path(folder) / _ADAPTER_WEIGHTS, "give the base that it was trained on, or copy it again"
         try:
             tuned = tuned or PeftModel.from_pretrained(model, folder, adapter_name=name)

@@ -22,6 +22,7 @@ from plugins import audio
 from plugins.errors import UserError, problem, read_json
 from plugins.hub import local_folder
 from plugins.settings import DEFAULT_CODEC
+from plugins.untrusted import NamedByCheckpoint, check_codec
 
 _IMPORTING_PID = os.getpid()
 _RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # of accelerate
@@ -95,7 +96,7 @@ def find_codec(model_dirs: list[str], chosen: str | None = None) -> str:
         if processor.is_file():
             named = read_json(processor, "download the file again").get("audio_tokenizer")
             if isinstance(named, dict) and named.get("audio_tokenizer_name_or_path"):
-                return str(named["audio_tokenizer_name_or_path"])
+                return NamedByCheckpoint(named["audio_tokenizer_name_or_path"])
     return DEFAULT_CODEC
 
 
@@ -141,6 +142,7 @@ def _load_codec(path: str) -> Any:
     if model_type not in (None, HiggsAudioV2TokenizerModel.config_class.model_type):
         reason = f"is the folder of {other_model(model_type, ())}, not of a codec"
         raise problem("settings", "codec", path, reason, again)
+    check_codec(folder)
     try:
         with _undivided():
             loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(

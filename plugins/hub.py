@@ -10,10 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from plugins.errors import problem
+from plugins.settings import DEFAULT_CODEC
+from plugins.untrusted import NamedByCheckpoint
+
+# The repository was renamed; both names resolve, on the Hub and on ModelScope.
+MODELS_3B = ("bosonai/higgs-audio-v2-generation-3B-base", "bosonai/higgs-tts-2-3b-base")
+_PUBLISHED = (*MODELS_3B, DEFAULT_CODEC)
 
 
 def local_folder(path: str, *, option: str = "model") -> str:
-    """`path` if it is a folder, else the local snapshot of that Hub id. Raises UserError if it is neither."""
+    """`path` if it is a folder, else the local snapshot of that Hub id, downloaded unless only a checkpoint names it.
+
+    Raises UserError if it is neither.
+    """
     if Path(path).is_dir():
         return path
     if os.path.lexists(path):
@@ -21,11 +30,17 @@ def local_folder(path: str, *, option: str = "model") -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    is_theirs = isinstance(path, NamedByCheckpoint) and path not in _PUBLISHED
     try:
-        return str(snapshot_download(path))
+        return str(snapshot_download(path, local_files_only=is_theirs))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = f"is neither a folder nor a Hub id that can be downloaded ({type(error).__name__})"
-        raise problem("options", option, path, reason, f"give the folder of a {option}") from error
+        if is_theirs:
+            reason = "is what the checkpoint names, but neither a folder here nor in the cache of the Hub"
+            remedy = f"if you trust it, give it yourself with --{option}"
+        else:
+            reason = f"is neither a folder nor a Hub id that can be downloaded ({type(error).__name__})"
+            remedy = f"give the folder of a {option}"
+        raise problem("options", option, path, reason, remedy) from error
 
 
 def check_new_folder(target: Path, source: Path) -> None:

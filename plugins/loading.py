@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer
 
 from plugins import checkpoint
 from plugins.errors import problem
+from plugins.original_format import load_tokenizer
 from plugins.settings import HiggsAudioSettings
 
 MODEL_TYPES = ("higgs-audio-v2-3b", "higgs-audio-v2-7b")
@@ -56,7 +56,7 @@ def load_model(
         name: HiggsAudioSettings.of_checkpoint(Path(each)) for name, each in (named or {"": folder}).items()
     }
     model = checkpoint.with_adapters(model, named)
-    return (model if quantization else model.to(device)), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return (model if quantization else model.to(device)), load_tokenizer(Path(folder))
 
 
 def _quantization(bits: Quantization, dtype: torch.dtype) -> Any:

@@ -16,24 +16,24 @@ from swift.model import (
     register_model,
     register_model_arch,
 )
+from swift.tuners import Swift
 from swift.utils import get_logger
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from plugins.checkpoint import OriginalConfig, load_config, load_model
 from plugins.codec import CODEC_FOLDER
+from plugins.hub import MODELS_3B
 from plugins.model_config import HiggsAudioV2Config
-from plugins.original_format import format_of
+from plugins.original_format import format_of, load_tokenizer
 from plugins.settings import SETTINGS_FILE
 from plugins.template import TEMPLATE_TYPE
+from plugins.untrusted import check_adapter, check_model
 
 logger = get_logger()
 
 MODEL_TYPES = ("higgs-audio-v2-3b", "higgs-audio-v2-7b")
 ARCHITECTURE = "HiggsAudioV2ForConditionalGeneration"
 _MODEL_ARCH = "higgs_audio_v2"
-
-# The repository was renamed; both names resolve, on the Hub and on ModelScope.
-_IDS_3B = ("bosonai/higgs-audio-v2-generation-3B-base", "bosonai/higgs-tts-2-3b-base")
 
 
 class HiggsAudioLoader(ModelLoader):
@@ -48,37 +48,45 @@ class HiggsAudioLoader(ModelLoader):
         return load_config(Path(model_dir))
 
     def get_processor(self, model_dir: str, config: Any) -> Any:
-        return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+        return load_tokenizer(Path(model_dir))
 
     def get_model(self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]) -> Any:
         return load_model(model_dir, config=config, **model_kwargs)
 
 
-def refuse_foreign_configs() -> None:
-    """Let a folder that is no Higgs-Audio V2 be refused under our model types before MS-SWIFT reads its config.json.
+def refuse_untrusted_files() -> None:
+    """Let MS-SWIFT look at the files of a model or an adapter as `plugins.untrusted` does, before it loads them.
 
-    4.6 reads it with trust_remote_code=True (`_get_model_info`), asked or not: with a model type that transformers does
-    not know, a stranger's `auto_map` runs a file of his. Other model types are left alone. Idempotent.
+    4.6 reads config.json with trust_remote_code=True (`_get_model_info`), asked or not: with a model type that
+    transformers does not know, a stranger's `auto_map` runs a file of his. Adapters of all kinds pass
+    `Swift.from_pretrained`. Other model types are left alone. Idempotent.
     """
     if not swift.__version__.startswith("4.6."):
         logger.warning(f"code of foreign checkpoints may be run: untested ms-swift {swift.__version__} (need 4.6)")
         return
-    original = model_meta._get_model_info
+    original, load_adapter = model_meta._get_model_info, Swift.from_pretrained
     if getattr(original, "_refuses", False):
         return
 
     def _get_model_info(model_dir: str, model_type: str | None, quantization_config: Any) -> Any:
         if model_type in MODEL_TYPES:
             format_of(Path(model_dir))
+            check_model(Path(model_dir))
         return original(model_dir, model_type, quantization_config)
+
+    def from_pretrained(model: Any, model_id: str, *args: Any, **kwargs: Any) -> Any:
+        if getattr(getattr(model, "model_meta", None), "model_type", None) in MODEL_TYPES:
+            check_adapter(Path(model_id))
+        return load_adapter(model, model_id, *args, **kwargs)
 
     _get_model_info._refuses = True  # type: ignore[attr-defined]
     model_meta._get_model_info = _get_model_info
+    Swift.from_pretrained = staticmethod(from_pretrained)
 
 
 def register() -> None:
     """Idempotent."""
-    refuse_foreign_configs()
+    refuse_untrusted_files()
     for config in (HiggsAudioV2Config, OriginalConfig):
         # MS-SWIFT reads config.json with trust_remote_code=True; a class that is registered comes before a file of the
         # checkpoint, so that no code of a checkpoint runs.
@@ -95,7 +103,7 @@ def register() -> None:
         is_3b = model_type == MODEL_TYPES[0]
         meta = ModelMeta(
             model_type,
-            [ModelGroup([Model(name, name) for name in _IDS_3B])] if is_3b else [],  # no 7B weights are public
+            [ModelGroup([Model(name, name) for name in MODELS_3B])] if is_3b else [],  # no 7B weights are public
             HiggsAudioLoader,
             template=TEMPLATE_TYPE,
             model_arch=_MODEL_ARCH,

@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoTokenizer, HiggsAudioV2TokenizerConfig
+from transformers import HiggsAudioV2TokenizerConfig, PreTrainedTokenizerFast
 
 from plugins.codec import CODEC_FOLDER
 from plugins.errors import UserError, problem, read_json
@@ -26,10 +26,10 @@ from plugins.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.original_codec import is_original as is_original_codec
 from plugins.original_codec import save_native, to_original
 from plugins.settings import SETTINGS_FILE
+from plugins.untrusted import ADAPTER_CONFIG, check_model
 from plugins.weights import Format, Source, original_key, sources_of
 
 MODEL_TYPE = "higgs_audio"
-ADAPTER_CONFIG = "adapter_config.json"
 
 # What a native model cannot do, and the values that it needs.
 _REQUIRED = {
@@ -94,8 +94,12 @@ class _Fields(dict[str, Any]):
 
 
 def load_config(folder: Path) -> HiggsAudioV2Config:
-    """The native config of a native or original folder. Raises UserError if it is of neither, or damaged."""
+    """The native config of a native or original folder.
+
+    Raises UserError if it is of neither, damaged, or holds an entry that `plugins.untrusted` refuses.
+    """
     is_original = format_of(folder) == "original"
+    check_model(folder)
     try:
         return native_config(folder) if is_original else HiggsAudioV2Config.from_pretrained(folder)
     except UserError:
@@ -115,7 +119,7 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
     original = _Fields(file, "", read_json(file, _DOWNLOAD))
     text = original.part("text_config")
     _check_variant(original, text, file)
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
 
     def token_id(name: str) -> int:
         found: Any = tokenizer.convert_tokens_to_ids(name)
@@ -159,12 +163,16 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
     return config
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """What tokenizer.json says. Raises UserError if there is none, or it is damaged.
+
+    `AutoTokenizer` would take whichever class of transformers tokenizer_config.json names.
+    """
     remedy = "put the tokenizer's files of the published checkpoint into this folder"
     if not any(folder.glob("tokenizer*")):
         raise problem(str(folder), "tokenizer", "tokenizer.json", "not found", remedy)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # a damaged file can raise anything inside the parser
         reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
         raise problem(str(folder), "tokenizer", "tokenizer*", reason, remedy) from error
@@ -254,7 +262,7 @@ def convert(source: Path, target: Path, *, to: Format, show_progress: bool = Tru
     if source_format == to:
         raise problem(str(source), "format", to, "is what it is already", "name the checkpoint of the other format")
     config = load_config(source)
-    tokenizer = _tokenizer(source)
+    tokenizer = load_tokenizer(source)
     sources = sources_of(source, config, source_format)
     with new_folder(target, source) as unfinished:
         for pattern in _COPIED:

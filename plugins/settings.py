@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from plugins.errors import did_you_mean, problem, read_json
 from plugins.loss import LossWeights
+from plugins.untrusted import NamedByCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,9 @@ def trained_with(folder: Path) -> dict[str, Any]:
         _warn_once(
             f"{folder}: trained before texts were cleaned (no clean_text in {SETTINGS_FILE}): used with raw ones"
         )
-    return {"codec": saved.get("codec")} | {name: saved.get(name, False) for name in PROMPT_KNOBS}
+    codec = saved.get("codec")
+    kept: dict[str, Any] = {"codec": NamedByCheckpoint(codec) if codec else None}
+    return kept | {name: saved.get(name, False) for name in PROMPT_KNOBS}
 
 
 def _is_set(env: Mapping[str, str], name: str) -> bool:

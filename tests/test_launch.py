@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, corpus_rows, write_jsonl
-from sft import BIN, flags, heard, log_of, run
+from sft import BIN, flags, log_of, run
 
 SCRIPT = "train_higgs_audio.sh"
 TIMEOUT_S = 300  # DeepSpeed compiles an operator on its first start
@@ -172,6 +172,14 @@ def test_plain_swift_sft_finds_the_plugin(installed: Path, tiny: Path, tmp_path:
     if "source" not in plugin:  # once is enough
         done = run(str(installed), str(BIN / "swift"), "sft", *command, cwd=tmp_path, HIGGS_AUDIO_AUTOLOAD="0")
         assert "model_type: 'higgs-audio-v2-3b' not in" in done.stderr
+        # A stranger's adapter: the README's own line refuses it (tests/test_security.py has the variants).
+        (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+        (tmp_path / "hostile.py").write_text("open('executed', 'w')", encoding="utf-8")
+        (tmp_path / "args.json").write_text('{"external_plugins": ["hostile.py"]}', encoding="utf-8")
+        adapter = ("export", "--adapters", str(tmp_path), "--merge_lora", "true")
+        done = run(str(installed), str(BIN / "swift"), *adapter, cwd=tmp_path)
+        assert f"{tmp_path}/args.json: external_plugins: 'hostile.py' would be imported" in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.slow
@@ -223,43 +231,6 @@ def test_which_runs_get_the_plugin(model_type: str | None, named: Any, expected:
 
     _patch_arguments(Arguments)
     assert Arguments()._import_external_plugins() == expected
-
-
-@pytest.mark.parametrize(
-    ("saved_type", "named", "expected"),
-    [
-        ("higgs-audio-v2-3b", [], [OURS]),
-        ("higgs-audio-v2-3b", ["mine.py"], [OURS, "mine.py"]),
-        ("qwen3", [], ["theirs.py", "/elsewhere/plugins/register.py"]),
-    ],
-)
-def test_plugins_that_a_checkpoint_names_are_not_loaded(
-    saved_type: str, named: list[str], expected: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """MS-SWIFT's own reading of args.json, which executes them."""
-    from swift.arguments.base_args.base_args import BaseArguments
-
-    from higgs_audio_swift_autoload import _patch_arguments
-
-    class Arguments(BaseArguments):
-        def __init__(self) -> None:
-            self.__dict__ |= {"model_type": None, "external_plugins": named, "ckpt_dir": str(tmp_path)}
-            self.__dict__ |= {"load_data_args": False, "tuner_type": "lora"}
-
-        load_args_from_ckpt = vars(BaseArguments)["load_args_from_ckpt"]
-
-        def _import_external_plugins(self) -> Any:
-            return self.external_plugins
-
-    saved = {"model_type": saved_type, "external_plugins": ["theirs.py", "/elsewhere/plugins/register.py"]}
-    (tmp_path / "args.json").write_text(json.dumps({**saved, "swift_version": "4.6.0"}), encoding="utf-8")
-    _patch_arguments(Arguments)
-    arguments = Arguments()
-    with heard(caplog):
-        arguments.load_args_from_ckpt()
-    assert arguments._import_external_plugins() == expected
-    is_told = "names plugins that are not loaded: ['theirs.py']" in caplog.text
-    assert is_told == (saved_type != "qwen3" and not named)
 
 
 def test_an_unknown_swift_and_missing_plugins_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ docs/security.md says what is promised; a promise without a test here is none.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import pickle
@@ -13,14 +14,14 @@ import shutil
 import socket
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import corpus_rows, write_jsonl
-from sft import REGISTER, run, sft
+from sft import REGISTER, sft
 from trees import clip
 
 from plugins.checkpoint import load_model, with_adapters
@@ -61,6 +62,25 @@ def plant(marker: Path) -> Callable[[Path], Path]:
         return file
 
     return write
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every connection that is tried and every name that is looked up from now on; all are refused."""
+    tried: list[Any] = []
+
+    def refuse(*address: Any, **_: Any) -> Any:
+        tried.append(address)
+        raise OSError("no network in this test")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.raises(OSError, match="no network"):
+        urllib.request.urlopen("http://203.0.113.1/a.wav")
+    assert tried, "the proof of concept is none"
+    tried.clear()
+    return tried
 
 
 # Rows.
@@ -160,22 +180,9 @@ def test_code_caches_are_read_below_the_root_or_beside_the_rows(column: str, roo
 
 @pytest.mark.parametrize("jailed", [False, True])
 def test_urls_are_never_fetched(
-    jailed: bool, tiny: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jailed: bool, tiny: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: list[Any]
 ) -> None:
     """MS-SWIFT's own loader follows URLs, with redirects, from `audios`, contents and tags alike."""
-    attempts: list[Any] = []
-
-    def refuse(*address: Any, **_: Any) -> Any:
-        attempts.append(address)
-        raise OSError("no network in this test")
-
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    with pytest.raises(OSError, match="no network"):
-        urllib.request.urlopen("http://203.0.113.1/a.wav")
-    assert attempts, "the proof of concept is none"
-    attempts.clear()
     url = "http://203.0.113.1/a.wav"
     hostile = [row(audios=[url]), row(audios=[str(root / "sub" / "a.wav")], reference_audio=url), row(audio=url)]
     hostile.append(row())
@@ -304,31 +311,299 @@ def test_code_that_a_tokenizer_names_is_not_run(tokenizer_class: str, tiny: Path
     assert not marker.exists()
 
 
-def test_plugins_that_an_adapter_names_are_not_imported(
-    tiny: Path, tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+# Arguments that a folder brings along.
+
+
+@pytest.fixture
+def unguarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """MS-SWIFT's class of arguments as it comes, though an installation's hook may have been there."""
+    from swift.arguments.base_args import base_args
+
+    spec = importlib.util.spec_from_file_location(f"{base_args.__name__}_as_it_comes", base_args.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("_import_external_plugins", "load_args_from_ckpt"):
+        monkeypatch.setattr(base_args.BaseArguments, name, vars(module.BaseArguments)[name])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield base_args.BaseArguments
+    for name in [name for name in sys.modules if name.startswith("_swift_external")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def guard(unguarded: Any) -> Callable[[], None]:
+    """What the start-up hook does."""
+    import higgs_audio_swift_autoload
+
+    return lambda: higgs_audio_swift_autoload._patch_arguments(unguarded)
+
+
+def stranger(folder: Path, *, base: dict[str, Any] | None = None, **arguments: Any) -> str:
+    """An adapter's folder with these `arguments` in its args.json, `hostile.py`, and a base with this config."""
+    adapter_folder(folder)
+    hostile_code(folder, folder / "executed")
+    if base is not None:
+        (folder / "base").mkdir()
+        hostile_code(folder / "base", folder / "executed")
+        rewrite(folder / "base" / "config.json", **base)
+        arguments["model"] = str(folder / "base")
+    rewrite(folder / "args.json", swift_version="4.6.0", tuner_type="lora", **arguments)
+    return str(folder)
+
+
+def test_nothing_in_a_folder_decides_whether_its_code_is_run(
+    tiny: Path, tmp_path: Path, guard: Callable[[], None], attempts: list[Any]
 ) -> None:
-    """MS-SWIFT takes `external_plugins` from the adapter's args.json; our start-up hook does not."""
+    """MS-SWIFT imports the plugins that an adapter's args.json names, and reads the base that it names with
+    trust_remote_code=True. Its model type is what the stranger has written there: none, another's, ours.
+    """
     from swift.arguments import InferArguments
-    from swift.arguments.base_args.base_args import BaseArguments
     from swift.utils import parse_args
 
-    import higgs_audio_swift_autoload as autoload
+    def plugin(name: str) -> str:
+        return str(tmp_path / name / "hostile.py")
 
-    folder = adapter_folder(tmp_path / "adapter")
-    hostile_code(folder, marker)
-    rewrite(folder / "args.json", external_plugins=[str(folder / "hostile.py")], model=str(tiny), model_type=TYPE,
-            swift_version="4.6.0", custom_register_path=[str(folder / "hostile.py")])  # fmt: skip
-    argv = ["--adapters", str(folder), "--use_hf", "true"]
-    plain = "import sys; from swift.arguments import InferArguments as Arguments; from swift.utils import parse_args"
-    run(sys.executable, "-c", f"{plain}; parse_args(Arguments, {argv!r})", HIGGS_AUDIO_AUTOLOAD="0")
-    assert marker.exists(), "MS-SWIFT imports them no more: mend docs/security.md"
-    marker.unlink()
-    for name in ("_import_external_plugins", "load_args_from_ckpt"):
-        monkeypatch.setattr(BaseArguments, name, getattr(BaseArguments, name))
-    autoload._patch_arguments(BaseArguments)
+    coded = {"model_type": "hostile", "auto_map": {"AutoConfig": "hostile.Config"}}
+    others = {
+        # The case file of this fault, `adapter_args.json`.
+        "none": stranger(tmp_path / "none", external_plugins=[plugin("none")], model_type=None),
+        "missing": stranger(tmp_path / "missing", external_plugins=[plugin("missing")]),
+        "another": stranger(tmp_path / "another", external_plugins=[plugin("another")], model_type="qwen3"),
+        "nonsense": stranger(tmp_path / "nonsense", external_plugins=[plugin("nonsense")], model_type=[1]),
+        "ours": stranger(tmp_path / "ours", external_plugins=[plugin("ours")], model_type=TYPE, model=str(tiny)),
+        "text": stranger(tmp_path / "text", external_plugins=plugin("text")),
+        "object": stranger(tmp_path / "object", external_plugins={plugin("object"): 1}),
+        "base": stranger(tmp_path / "base", base=coded),
+    }
+    for name, folder in others.items():
+        with contextlib.suppress(BaseException):
+            parse_args(InferArguments, ["--adapters", folder, "--use_hf", "true"])
+        assert Path(folder, "executed").exists(), f"the proof of concept is none: {name}"
+        Path(folder, "executed").unlink()
+    guard()
+    # Nothing to be shown in a test: what they name is on a hub, in a file that is read, or imports nothing.
+    register = tmp_path / "register" / "plugins" / "register.py"
+    others |= {
+        "register": stranger(tmp_path / "register", external_plugins=[str(register)], model_type="qwen3"),
+        "kernel": stranger(tmp_path / "kernel", attn_impl="evil/kernel", model=str(tiny)),
+        "our kernel": stranger(tmp_path / "our kernel", attn_impl="evil/kernel", model=str(tiny), model_type=TYPE),
+        "method": stranger(tmp_path / "method", quant_method="eetq", model=str(tiny), model_type=TYPE),
+        "system": stranger(tmp_path / "system", system="secret.txt", model=str(tiny), model_type=TYPE),
+        "tokens": stranger(tmp_path / "tokens", new_special_tokens=["secret.txt"], model=str(tiny)),
+        "rope": stranger(tmp_path / "rope", rope_scaling=str(tiny / "config.json"), model=str(tiny)),
+        "hub": stranger(tmp_path / "hub", model="evil/base", model_type=TYPE),
+        "elsewhere": stranger(tmp_path / "elsewhere", base={"auto_map": {"AutoConfig": "evil/repo--code.Config"}}),
+    }
+    (tmp_path / "elsewhere" / "base" / "hostile.py").unlink()
+    said = {
+        "base": r"model: '.*' holds code \(hostile\.py\), which would be run; if you trust it, give it with --model",
+        "kernel": "attn_impl: 'evil/kernel' would be fetched from a hub and run; .* give it with --attn_impl",
+        "our kernel": "attn_impl: 'evil/kernel' would be fetched from a hub and run; .* give it with --attn_impl",
+        "method": "quant_method: 'eetq' may fetch code from a hub",
+        "system": "system: 'secret.txt' is a file, which would be read",
+        "tokens": "new_special_tokens: 'secret.txt' is a file, which would be read",
+        "rope": r"rope_scaling: '.*config\.json' is a file, which would be read",
+        "hub": "model: 'evil/base' is no folder here and no published model; .* give it with --model",
+        "elsewhere": r"model: '.*' holds code \(config\.json\), which would be run",
+    }
+    for name, folder in others.items():
+        refused = said.get(name, "external_plugins: .* would be imported; if you trust it, give it with --external_plu")
+        with pytest.raises(ValueError, match=refused) as caught:
+            parse_args(InferArguments, ["--adapters", folder, "--use_hf", "true"])
+        assert str(caught.value).startswith(f"{folder}/args.json: ")
+        assert "\n" not in str(caught.value)
+        assert not Path(folder, "executed").exists(), name
+    assert attempts == []
+
+
+def test_every_command_that_takes_a_folder_is_guarded(tmp_path: Path, guard: Callable[[], None]) -> None:
+    import swift.arguments
+    from swift.utils import parse_args
+
+    folder = stranger(tmp_path / "adapter", external_plugins=[str(tmp_path / "adapter" / "hostile.py")])
+    (tmp_path / "data.jsonl").touch()
+    guard()
+    for command in ("App", "Deploy", "Eval", "Export", "Infer", "Rollout", "Sampling", "Sft", "RLHF"):
+        for flag in ("--adapters", "--model"):
+            arguments = [flag, folder, "--load_args", "true", "--dataset", str(tmp_path / "data.jsonl")]
+            with pytest.raises(ValueError, match=r"external_plugins: .* would be imported"):
+                parse_args(getattr(swift.arguments, f"{command}Arguments"), arguments)
+    assert not Path(folder, "executed").exists()
+
+
+def test_our_own_and_other_models_arguments_are_taken_over(
+    tiny: Path, tmp_path: Path, guard: Callable[[], None]
+) -> None:
+    """A training of ours names the register.py of its installation; ours takes the place of that file, whatever it
+    holds. Whoever types another model's type has MS-SWIFT's own behaviour."""
+    from swift.arguments import InferArguments
+    from swift.utils import parse_args
+
+    guard()
+    folder = tmp_path / "ours"
+    theirs = folder / "plugins" / "register.py"
+    argv = ["--adapters", stranger(folder, external_plugins=[str(theirs)], model=str(tiny), model_type=TYPE)]
+    theirs.parent.mkdir()
+    shutil.copy(folder / "hostile.py", theirs)
     parse_args(InferArguments, argv)
     parse_args(InferArguments, [*argv, "--external_plugins", REGISTER])
-    assert not marker.exists()
+    assert not (folder / "executed").exists()
+    other = stranger(tmp_path / "other", external_plugins=[str(tmp_path / "other" / "hostile.py")])
+    with pytest.raises(SystemExit):
+        parse_args(InferArguments, ["--adapters", other, "--model_type", "qwen3"])
+    assert (tmp_path / "other" / "executed").exists()
+
+
+# Entries of configs.
+
+KERNEL = "evil/kernel"
+
+
+@pytest.mark.parametrize(
+    ("entries", "field"),
+    [
+        ({"attn_implementation": KERNEL}, "attn_implementation"),
+        ({"_attn_implementation": KERNEL}, "_attn_implementation"),
+        ({"attn_implementation": {"": KERNEL}}, "attn_implementation"),
+        ({"attn_implementation": f"paged|{KERNEL}"}, "attn_implementation"),
+        ({"attribute_map": {"harmless": "_attn_implementation"}, "harmless": KERNEL}, "attribute_map"),
+        ({"configuration_files": ["config.4.0.0.json"]}, "configuration_files"),
+        ({"quantization_config": {"quant_method": "eetq"}}, "quantization_config"),
+        ({"transformers_weights": "pytorch_model.bin"}, "transformers_weights"),
+    ],
+)
+def test_entries_of_a_config_that_fetch_or_run_are_refused(
+    entries: dict[str, Any], field: str, tiny: Path, tmp_path: Path, attempts: list[Any]
+) -> None:
+    """transformers takes them from config.json: a kernel of a hub is code, whatever `trust_remote_code` says."""
+    from swift.model import get_model_processor
+    from transformers import HiggsAudioV2Config
+
+    from plugins.original_format import load_config
+    from plugins.register import register_higgs_audio_all
+
+    register_higgs_audio_all()
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    load_config(folder)
+    rewrite(
+        folder / "config.4.0.0.json", **json.loads((folder / "config.json").read_text()), attn_implementation=KERNEL
+    )
+    rewrite(folder / "config.json", **entries)
+    taken = HiggsAudioV2Config.from_pretrained(folder)
+    honoured = str(taken._attn_implementation).endswith(KERNEL) or getattr(taken, field, None) == entries[field]
+    assert honoured, "the proof of concept is none"
+    for read in (
+        lambda: load_config(folder),
+        lambda: load_model(str(folder)),
+        lambda: get_model_processor(str(folder), model_type=TYPE, torch_dtype=torch.float32),
+    ):
+        with pytest.raises(UserError, match=rf"config\.json: {field}: .*; remove the entry if you trust the rest"):
+            read()
+    assert attempts == []
+
+
+def test_attention_that_transformers_ships_may_be_named(tiny: Path, tmp_path: Path) -> None:
+    from plugins.original_format import load_config
+
+    shutil.copy(tiny / "config.json", tmp_path)
+    rewrite(tmp_path / "config.json", attn_implementation="eager", quantization_config=None)
+    assert load_config(tmp_path)._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("entries", "part", "name", "field"),
+    [
+        ({"attn_implementation": {"semantic_model_config": KERNEL}}, "semantic_model_config", "_attn_implementation",
+         "attn_implementation"),
+        ({"acoustic_model_config": {"model_type": "timm_backbone"}}, "acoustic_model_config", "model_type",
+         r"acoustic_model_config\.model_type"),
+    ],
+)  # fmt: skip
+def test_the_parts_of_a_codec_fetch_nothing(
+    entries: dict[str, Any], part: str, name: str, field: str, tiny: Path, tmp_path: Path
+) -> None:
+    """transformers builds whichever model they name; timm's downloads its weights (`use_pretrained_backbone`)."""
+    from transformers import HiggsAudioV2TokenizerConfig
+
+    folder = Path(shutil.copytree(tiny / "audio_tokenizer", tmp_path / "codec"))
+    rewrite(folder / "config.json", **entries)
+    taken = getattr(getattr(HiggsAudioV2TokenizerConfig.from_pretrained(folder), part), name)
+    assert taken in (KERNEL, "timm_backbone"), "the proof of concept is none"
+    with pytest.raises(UserError, match=rf"config\.json: {field}: '{taken}' is "):
+        _ = Codec(str(folder)).model
+
+
+@pytest.mark.parametrize(
+    ("entries", "field"),
+    [
+        ({"peft_type": "XLORA", "adapters": {"a": "evil/adapter"}}, "peft_type"),  # loads these
+        ({"peft_type": "PROMPT_TUNING", "tokenizer_name_or_path": "evil/tokenizer"}, "peft_type"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "megatron.core"}, "megatron_config"),
+        ({"swift_type": "REFT"}, "swift_type"),
+    ],
+)
+@pytest.mark.parametrize("below", [False, True], ids=["", "below"])
+def test_adapters_of_kinds_that_fetch_or_import_are_refused(
+    entries: dict[str, Any], field: str, below: bool, tiny: Path, tmp_path: Path, attempts: list[Any]
+) -> None:
+    """By us, and where MS-SWIFT loads any: `infer`, `deploy`, `export`, `sft --adapters`, and what lies in folders."""
+    from peft import PeftConfig
+    from swift.model import MODEL_MAPPING
+    from swift.tuners import Swift
+
+    from plugins.register import register_higgs_audio_all
+
+    register_higgs_audio_all()
+    folder = adapter_folder(tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").touch()
+    named = adapter_folder(folder / "second") if below else folder
+    rewrite(named / "adapter_config.json", **entries)
+    if "peft_type" in entries:
+        assert PeftConfig.from_pretrained(str(named)).peft_type == entries["peft_type"], "peft takes it no more"
+    model = load_model(str(tiny))
+    model.model_meta = MODEL_MAPPING[TYPE]
+    for load in (lambda: with_adapters(model, {"a": str(folder)}), lambda: Swift.from_pretrained(model, str(folder))):
+        with pytest.raises(UserError, match=rf"adapter_config\.json: {field}: "):
+            load()
+    assert attempts == []
+
+
+def test_what_only_a_folder_names_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base of an adapter, the codec of a processor or of our settings: in the cache, published, or typed."""
+    import huggingface_hub
+
+    from plugins.checkpoint import base_and_adapters
+    from plugins.codec import find_codec
+    from plugins.hub import MODELS_3B, local_folder
+    from plugins.settings import SETTINGS_FILE
+
+    asked: list[tuple[str, bool]] = []
+
+    def snapshot_download(name: str, local_files_only: bool = False) -> str:
+        asked.append((name, local_files_only))
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    folder = adapter_folder(tmp_path / "adapter")
+    rewrite(folder / "adapter_config.json", base_model_name_or_path="evil/base")
+    rewrite(folder / "processor_config.json", audio_tokenizer={"audio_tokenizer_name_or_path": "evil/codec"})
+    rewrite(folder / SETTINGS_FILE, codec="evil/other")
+    with pytest.raises(
+        UserError, match=r"model: 'evil/base' is what the checkpoint names.*give it yourself with --mod"
+    ):
+        base_and_adapters(str(folder))
+    for name in (find_codec([str(folder)]), find_codec([], HiggsAudioSettings.of_checkpoint(folder, {}).codec)):
+        with pytest.raises(UserError, match=r"codec: 'evil/\w+' is what the checkpoint names.*yourself with --codec"):
+            _ = Codec(name).model
+    assert asked == [("evil/base", True), ("evil/codec", True), ("evil/other", True)]
+    asked.clear()
+    rewrite(folder / "adapter_config.json", base_model_name_or_path=MODELS_3B[0])
+    for read in (lambda: base_and_adapters(str(folder)), lambda: local_folder("evil/base")):
+        with pytest.raises(UserError, match="is neither a folder nor a Hub id that can be downloaded"):
+            read()
+    assert asked == [(MODELS_3B[0], False), ("evil/base", False)]
 
 
 # Resuming.

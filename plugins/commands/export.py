@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, DacFeatureExtractor, HiggsAudioV2Processor
+from transformers import DacFeatureExtractor, HiggsAudioV2Processor
 
 from plugins.checkpoint import base_and_adapters, load_model, with_adapters
 from plugins.codec import CODEC_FOLDER, Codec, find_codec
@@ -25,7 +25,7 @@ from plugins.commands.vllm_omni import CODEC_FIELDS, check, launch_line, remarks
 from plugins.errors import problem, read_json
 from plugins.hub import new_folder
 from plugins.model_card import name_on_the_hub
-from plugins.original_format import format_of, load_config
+from plugins.original_format import format_of, load_config, load_tokenizer
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
 from plugins.weights import sources_of
 
@@ -128,7 +128,7 @@ def _check_finite(model: Any, dtype: torch.dtype) -> None:
 
 def _processor(base: Path, codec: Codec) -> HiggsAudioV2Processor:
     """What `AutoProcessor` will load: the base's tokenizer, a chat template and the codec, named relatively."""
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    tokenizer = load_tokenizer(base)
     # An original checkpoint may have the template of Llama-3's chat.
     template = tokenizer.chat_template if format_of(base) == "native" else None
     codec.model.name_or_path = CODEC_FOLDER

@@ -32,6 +32,7 @@ import numpy as np
 from plugins import audio
 from plugins.errors import problem
 from plugins.hub import local_folder
+from plugins.untrusted import check_model
 
 RATE_HZ = 16_000  # of every scorer
 VOICE_UNIT = 10_000
@@ -137,6 +138,7 @@ def _from_folder(name: str, path: str, option: str, load: Callable[[str], Hear])
     folder = local_folder(path, option=option)
     if not (Path(folder) / "config.json").is_file():
         raise problem("options", option, path, "holds no config.json", "give a model of transformers")
+    check_model(Path(folder))
     identity = f"{Path(path).name} {fingerprint(Path(folder))}, transformers {_version('transformers')}"
     return Scorer(name, identity, lambda: load(folder))
 
@@ -172,7 +174,7 @@ def _whisper_tiny() -> Hear:
 def _recogniser(folder: str, language: str, device: str) -> Hear:
     from transformers import pipeline
 
-    recognise: Any = pipeline("automatic-speech-recognition", model=folder, device=device)
+    recognise: Any = pipeline("automatic-speech-recognition", model=folder, device=device, trust_remote_code=False)
     is_whisper = recognise.type == "seq2seq_whisper"
     is_multilingual = is_whisper and getattr(recognise.model.generation_config, "is_multilingual", True)
 
@@ -198,8 +200,8 @@ def _speaker_model(folder: str, device: str) -> Hear:
     import torch
     from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
 
-    extract = AutoFeatureExtractor.from_pretrained(folder)
-    model = AutoModelForAudioXVector.from_pretrained(folder).to(device).eval()
+    extract = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForAudioXVector.from_pretrained(folder, trust_remote_code=False).to(device).eval()
 
     @torch.inference_mode()
     def hear(samples: np.ndarray) -> list[int]:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import AutoTokenizer
 
 from plugins import audio
 from plugins.checkpoint import bare, base_and_adapters, load_config, load_model, with_adapters
 from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec, find_codec
 from plugins.collator import collate
 from plugins.errors import problem
+from plugins.original_format import load_tokenizer
 from plugins.preflight.before_training import (
     check_labels,
     check_memory,
@@ -111,11 +111,7 @@ def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoin
     folder, adapters = base_and_adapters(options.model, options.adapters)
     settings = HiggsAudioSettings.of_checkpoint(Path(adapters or folder))
     model_config = load_config(Path(folder))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = f"cannot be loaded ({str(error).splitlines()[0]})"
-        raise problem(folder, "tokenizer", None, reason, "add the published tokenizer's files") from None
+    tokenizer = load_tokenizer(Path(folder))
     tokens = SpecialTokens.from_config(model_config, tokenizer)
     model = load_model(folder, dtype=torch.float32 if options.device == "cpu" else torch.bfloat16)
     model = bare(with_adapters(model, {"default": adapters} if adapters else {})).to(options.device)
