@@ -317,6 +317,7 @@ def test_code_that_a_tokenizer_names_is_not_run(tokenizer_class: str, tiny: Path
 @pytest.fixture
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """MS-SWIFT's class of arguments as it comes, though an installation's hook may have been there."""
+    import swift.utils.utils
     from swift.arguments.base_args import base_args
 
     spec = importlib.util.spec_from_file_location(f"{base_args.__name__}_as_it_comes", base_args.__file__)
@@ -326,6 +327,8 @@ def unguarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     spec.loader.exec_module(module)
     for name in ("_import_external_plugins", "load_args_from_ckpt"):
         monkeypatch.setattr(base_args.BaseArguments, name, vars(module.BaseArguments)[name])
+    # What was imported is imported again in data workers.
+    monkeypatch.setattr(swift.utils.utils, "_external_files", [])
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield base_args.BaseArguments
     for name in [name for name in sys.modules if name.startswith("_swift_external")]:
