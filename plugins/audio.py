@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,12 @@ import soxr
 from plugins.errors import UserError, problem
 
 SAMPLE_RATE_HZ = 24_000  # of the Higgs-Audio V2 codec
-_BLOCK_SAMPLES = 1 << 21  # read piecewise: a damaged header may promise terabytes
+# The most that is decoded, by the header: silence compresses well, and 105 kB of OGG can hold 12 s of 255 channels at
+# 192 kHz, which are 5.8 GB of floats.
+MAX_CHANNELS = 8  # 7.1 surround
+MAX_SAMPLE_RATE_HZ = 192_000
+MAX_SAMPLES = 60_000_000  # of all channels, and again at 24 kHz: 10 minutes of stereo at 48 kHz, 41 of mono at 24 kHz
+_BLOCK_SAMPLES = 1 << 21  # of all channels, decoded at a time
 _PCM16_SCALE = 1 << 15
 _UNKNOWN_SAMPLES = 1 << 62  # libsndfile reports a FLAC header without a length as 2**63 - 1 samples
 _STREAMED_BYTES = 0x7FFFF000  # encoders writing to a pipe put this or more as the WAV data size (sox, ffmpeg)
@@ -86,18 +91,36 @@ def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> 
         looked = ", ".join("." if str(folder) == "." else f"{folder}/" for folder in folders)
         raise AudioError(path, "not found" if absolute else f"not found (looked in {looked})", "mend the path")
     found = next(filter(os.path.isfile, existing), existing[0])
-    if root is not None and not Path(os.path.realpath(found)).is_relative_to(os.path.realpath(root)):
-        raise AudioError(path, f"leads out of the audio root (to {os.path.realpath(found)})", f"move it into {root}")
+    if root is not None:
+        require_inside(found, root, name=path)
     _require_regular(found)
     return found
 
 
+def require_inside(path: Path, *folders: Path, name: str | None = None) -> None:
+    """Refuse a `path` that leads out of all `folders`, through links too. name: what the error calls it.
+
+    Raises `AudioError`.
+    """
+    target = Path(os.path.realpath(path))
+    if not any(target.is_relative_to(os.path.realpath(folder)) for folder in folders):
+        reason = f"leads out of the audio root (to {target})"
+        raise AudioError(name or path, reason, f"move it into {folders[0]}")
+
+
 class Source:
-    """An audio file open for reading. Raises `AudioError` if there is no readable audio."""
+    """An audio file open for reading.
+
+    Raises `AudioError` if there is no readable audio, or more than `MAX_CHANNELS`, `MAX_SAMPLE_RATE_HZ`, `MAX_SAMPLES`.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self._path, self._file = path, _open(path)
         self.info = AudioInfo(self._file.frames, self._file.samplerate, self._file.channels)
+        excess = _excess(self.info)
+        if excess is not None:
+            self._file.close()
+            raise AudioError(path, *excess)
 
     def __enter__(self) -> Source:
         return self
@@ -106,20 +129,42 @@ class Source:
         self._file.close()
 
     def decode(self) -> np.ndarray:
-        """All samples at the file's rate, (N, channels), finite: int16 from 16 bit PCM, which is a third faster, else
-        float32.
+        """All samples at the file's rate, (N, channels), as `blocks` gives them. Raises what it raises."""
+        return _joined(self.blocks(), (self.info.num_samples, self.info.num_channels), self._dtype)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The samples at the file's rate, piece by piece, (n, channels), finite: int16 from 16 bit PCM, which is a
+        third faster, else float32.
 
         Raises `AudioError` for a file with NaN or infinite samples, or with fewer than its header promises. The last is
         found out for WAV, FLAC and MP3; an OGG page stream that stops early is a valid shorter file.
         """
-        samples = _decode(self._file, self._path)
-        if samples.dtype == np.float32 and not np.isfinite(samples).all():
-            raise AudioError(self._path, "holds NaN or infinite samples", "export the file again")
-        return samples
+        num_decoded, num_promised = 0, self.info.num_samples
+        while True:
+            # No more than the header promises, which is what was found acceptable.
+            num_wanted = min(_BLOCK_SAMPLES // self.info.num_channels, num_promised - num_decoded)
+            try:
+                block = self._file.read(num_wanted, dtype=self._dtype, always_2d=True)
+            except sf.SoundFileError:
+                reason, remedy = "does not decode to its end", "it is cut off or damaged, fetch it again"
+                raise AudioError(self._path, reason, remedy) from None
+            if not len(block):
+                break
+            if self._dtype == "float32" and not np.isfinite(block).all():
+                raise AudioError(self._path, "holds NaN or infinite samples", "export the file again")
+            num_decoded += len(block)
+            yield block
+        shortfall = _shortfall(self._file, self._path, num_decoded)
+        if shortfall:
+            raise AudioError(self._path, f"is truncated ({shortfall})", "fetch it again")
+
+    @property
+    def _dtype(self) -> str:
+        return "int16" if self._file.subtype == "PCM_16" else "float32"
 
 
 def probe(path: str | Path) -> AudioInfo:
-    """The header of `path`, without decoding. Raises `AudioError` if there is no readable audio."""
+    """The header of `path`, without decoding. Raises `AudioError` for what `Source` refuses."""
     with Source(path) as source:
         return source.info
 
@@ -127,12 +172,15 @@ def probe(path: str | Path) -> AudioInfo:
 def load(path: str | Path, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
     """The whole file as float32 (N,): channels averaged, then resampled (soxr HQ) to `sample_rate_hz`.
 
-    Raises `AudioError` for what `Source.decode` refuses, and for a file without samples.
+    Decoded in blocks, so that no more than the result is ever held. Raises `AudioError` for what `Source` and its
+    `blocks` refuse, and for a file without samples.
     """
     with Source(path) as source:
-        samples, native_rate_hz = mono(to_float(source.decode())), source.info.sample_rate_hz
-    if native_rate_hz != sample_rate_hz:
-        samples = soxr.resample(samples, native_rate_hz, sample_rate_hz, quality="HQ")
+        native_rate_hz = source.info.sample_rate_hz
+        blocks: Iterator[np.ndarray] = (mono(to_float(block)) for block in source.blocks())
+        if native_rate_hz != sample_rate_hz:
+            blocks = _resampled(blocks, native_rate_hz, sample_rate_hz)
+        samples = _joined(blocks, (source.info.num_samples_at(sample_rate_hz),), "float32")
     if samples.size == 0:
         raise AudioError(path, "holds no samples", "export the file again or leave it out")
     return samples
@@ -262,20 +310,35 @@ def _open(path: str | Path) -> sf.SoundFile:
     return file
 
 
-def _decode(file: sf.SoundFile, path: str | Path) -> np.ndarray:
-    """All samples of `file`, (N, channels) int16 or float32; raises `AudioError` if some are missing."""
-    dtype = "int16" if file.subtype == "PCM_16" else "float32"
-    blocks: list[np.ndarray] = []
-    try:
-        while not blocks or len(blocks[-1]):
-            blocks.append(file.read(_BLOCK_SAMPLES // file.channels, dtype=dtype, always_2d=True))
-    except sf.SoundFileError:
-        raise AudioError(path, "does not decode to its end", "it is cut off or damaged, fetch it again") from None
-    samples = blocks[0] if len(blocks) <= 2 else np.concatenate(blocks)  # the last one is empty
-    shortfall = _shortfall(file, path, num_decoded=len(samples))
-    if shortfall:
-        raise AudioError(path, f"is truncated ({shortfall})", "fetch it again")
-    return samples
+def _excess(info: AudioInfo) -> tuple[str, str] | None:
+    """Reason and remedy if there is more than may be decoded."""
+    if info.num_channels > MAX_CHANNELS:
+        return f"has too many channels ({info.num_channels}, more than {MAX_CHANNELS})", "mix it down to mono"
+    if info.sample_rate_hz > MAX_SAMPLE_RATE_HZ:
+        detail = f"{info.sample_rate_hz} Hz, more than {MAX_SAMPLE_RATE_HZ}"
+        return f"has too high a sample rate ({detail})", "resample it to 24 kHz"
+    num_samples = max(info.num_samples * info.num_channels, info.num_samples_at(SAMPLE_RATE_HZ))
+    if num_samples > MAX_SAMPLES:
+        detail = f"{info.duration_s:.0f} s at {info.sample_rate_hz} Hz, channels: {info.num_channels}"
+        return f"is too long to be decoded ({detail})", "cut it into clips"
+    return None
+
+
+def _joined(blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """`blocks` in one array of `shape`, cut where they end. To concatenate them would hold each twice."""
+    joined, length = np.empty(shape, dtype), 0  # what is not written takes no memory, whatever the header promised
+    for block in blocks:
+        joined[length : length + len(block)] = block
+        length += len(block)
+    return joined[:length]
+
+
+def _resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
+    """What `soxr.resample` makes of all `blocks` (n,) together, to the bit."""
+    stream = soxr.ResampleStream(from_hz, to_hz, num_channels=1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def _shortfall(file: sf.SoundFile, path: str | Path, num_decoded: int) -> str:

@@ -25,6 +25,7 @@ import soundfile as sf
 import torch
 from conftest import CORPUS, ROOT, corpus_rows, write_jsonl
 from sft import sft
+from trees import in_memory_mb, silence
 
 from plugins import audio
 from plugins.commands.app import run
@@ -352,6 +353,15 @@ def test_a_recording_without_a_voice_is_told_by_its_name(client: Client, name: s
     answer = client.call("generate", **SHORT, recording=client.recording(name, content))
     assert not answer["success"]
     assert answer["output"]["error"].replace("&#x27;", "'").startswith(f"request: reference_audio: '{name}' {error}")
+
+
+def test_an_upload_that_would_fill_the_memory_is_refused(client: Client, server: Server, tmp_path: Path) -> None:
+    """400 kB, within the limit of uploads: 420 MB of floats, and those held several times."""
+    bomb = silence(tmp_path / "bomb.flac", 20, sample_rate_hz=655_350, num_channels=8).read_bytes()
+    with in_memory_mb(150, server.process.pid):
+        answer = client.call("generate", **SHORT, recording=client.recording("bomb.flac", bomb))
+    assert not answer["success"]
+    assert "has too high a sample rate (655350 Hz, more than 192000)" in answer["output"]["error"]
 
 
 # --- in a browser ---

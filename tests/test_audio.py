@@ -1,5 +1,6 @@
 """Audio files: what is decoded is right to the sample, and what must not be decoded is refused in one line."""
 
+import json
 import os
 import pickle
 import threading
@@ -9,6 +10,8 @@ import librosa
 import numpy as np
 import pytest
 import soundfile as sf
+import soxr
+from trees import in_memory_mb, silence
 
 from plugins import audio
 from plugins.audio import (
@@ -24,7 +27,14 @@ from plugins.audio import (
     to_float,
     to_pcm16,
 )
+from plugins.corpora import Utterance
 from plugins.errors import UserError, problem
+from plugins.prepare.clips import Work
+from plugins.prepare.quality import Limits
+from plugins.row_clips import check_clips
+from plugins.row_sources import read_rows
+from plugins.settings import HiggsAudioSettings
+from plugins.voices import Voice, request
 
 
 def sine(duration_s: float = 1.0, sample_rate_hz: int = 24_000, frequency_hz: float = 440.0) -> np.ndarray:
@@ -298,6 +308,82 @@ def test_a_flac_without_a_length_is_refused_by_its_header(tmp_path):
     path.write_bytes(content)
     with pytest.raises(AudioError, match="states no length in its header"):
         probe(path)
+
+
+# --- what a small file may decode to ---
+
+
+@pytest.fixture(scope="module")
+def bombs(tmp_path_factory) -> dict[str, Path]:
+    """Name -> a small recording that promises too much. Decoded as it is stored, the first takes 210 MB."""
+    folder = tmp_path_factory.mktemp("bombs")
+    names = ("rate.flac", "channels.ogg", "length.flac", "slow.wav")
+    bombs = {Path(name).stem: folder / name for name in names}
+    silence(bombs["rate"], 20, sample_rate_hz=655_350, num_channels=8)
+    sf.write(bombs["channels"], np.zeros((4_800, 255), np.float32), 48_000)
+    silence(bombs["length"], 1, sample_rate_hz=48_000, num_channels=2)
+    content = bytearray(bombs["length"].read_bytes())
+    content[22:26] = (626 * 48_000).to_bytes(4, "big")  # STREAMINFO: the count of samples
+    bombs["length"].write_bytes(content)
+    sf.write(bombs["slow"], np.zeros(10_000, np.int16), 1)  # each sample becomes 24,000
+    return bombs
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("rate", "has too high a sample rate (655350 Hz, more than 192000)"),
+        ("channels", "has too many channels (255, more than 8)"),
+        ("length", "is too long to be decoded (626 s at 48000 Hz, channels: 2)"),
+        ("slow", "is too long to be decoded (10000 s at 1 Hz, channels: 1)"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused_by_its_header(bombs, tmp_path, name, reason):
+    """12 s of silence in 255 channels at 192 kHz were 105 kB of a request, 5.8 GB of memory and 35 s.
+
+    Through all that decodes: a voice, a row of a dataset (which `swift sft` checks so), a corpus. What a browser or a
+    client of `swift deploy` sends becomes a voice or a row (tests/test_app.py, tests/test_swift_deploy.py).
+    """
+    bomb, settings = bombs[name], HiggsAudioSettings()
+    if name == "rate":
+        with pytest.raises(AssertionError, match="MB"), in_memory_mb(100):
+            sf.read(bomb, dtype="int16")  # the proof of concept
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": ""}]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": turns, "audios": [str(bomb)]}))
+    uses = (
+        lambda: load(bomb),
+        lambda: probe(bomb),
+        lambda: request("Hi.", None, [Voice(bomb)], settings),
+        lambda: read_rows(str(rows), settings, check=lambda row: check_clips(row, settings)),
+    )
+    with in_memory_mb(100):
+        for use in uses:
+            with pytest.raises(UserError) as caught:
+                use()
+            assert reason in str(caught.value)
+            assert "\n" not in str(caught.value)
+        work = Work("full", Limits(max_silence_share=1), audio_dir=tmp_path / "processed")
+        assert work(Utterance("a", "a", "Hi.", bomb, None)).fault == (reason, str(bomb))
+
+
+def test_the_largest_that_is_taken_fits_into_little_memory(tmp_path):
+    """In blocks, made mono and resampled one by one: at once it would be 180 MB of floats, and those three times."""
+    path = silence(tmp_path / "a.flac", 30, sample_rate_hz=192_000, num_channels=8)
+    with in_memory_mb(100):
+        assert load(path).shape == (720_000,)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("native_rate_hz", [8_000, 44_100])
+def test_blocks_make_no_difference(tmp_path, monkeypatch, native_rate_hz, channels):
+    """To the bit what soxr makes of the whole: caches hold codes of it."""
+    samples = np.random.default_rng(0).uniform(-1, 1, (3 * native_rate_hz + 17, channels))
+    sf.write(tmp_path / "a.wav", samples, native_rate_hz, subtype="PCM_16")
+    whole = to_float(sf.read(tmp_path / "a.wav", dtype="int16", always_2d=True)[0]).mean(axis=1)
+    monkeypatch.setattr(audio, "_BLOCK_SAMPLES", 1_001)
+    expected = soxr.resample(whole, native_rate_hz, 24_000, quality="HQ")
+    np.testing.assert_array_equal(load(tmp_path / "a.wav"), expected)
 
 
 # --- save_wav, replace_when_done ---

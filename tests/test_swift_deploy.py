@@ -22,6 +22,7 @@ import pytest
 import soundfile
 from conftest import CORPUS, ROOT
 from sft import BIN, REGISTER
+from trees import in_memory_mb, silence
 
 from plugins.inference import HiggsAudioGenerator
 from plugins.sampling import Sampling
@@ -233,6 +234,23 @@ def test_no_file_of_the_server_is_read(server: str, tmp_path: Path) -> None:
     assert (status, "is no audio in base64; send data:audio/wav;base64" in answer["message"]) == (400, True)
     status, answer = post(server, with_voice({"type": "audio", "audio": "data:audio/wav;base64,AAAA"}))
     assert (status, "request: audio: " in answer["message"]) == (400, True)
+
+
+def test_an_upload_that_would_fill_the_memory_is_refused(server: str, tmp_path: Path) -> None:
+    """105 kB of OGG took 5.8 GB and 35 s, for the asking."""
+    fields = {"sample_rate_hz": 655_350, "num_channels": 8}
+    bomb = base64.b64encode(silence(tmp_path / "bomb.flac", 20, **fields).read_bytes()).decode()
+    with in_memory_mb(150, process_of(server)):
+        status, answer = post(server, with_voice({"type": "audio", "audio": f"data:audio/flac;base64,{bomb}"}))
+    assert status == 400
+    assert "has too high a sample rate (655350 Hz, more than 192000); resample it to 24 kHz" in answer["message"]
+
+
+def process_of(server: str) -> int:
+    """The process that serves: the last started of those with this port."""
+    port = server.rpartition(":")[2].encode()
+    commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return max(process for process, command in commands.items() if port in command.split(b"\0"))
 
 
 def test_the_server_goes_on_after_an_error(server: str, generator: HiggsAudioGenerator, tmp_path: Path) -> None:

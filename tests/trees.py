@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -60,6 +61,36 @@ def at_most(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def in_memory_mb(most: int, process: int | str = "self") -> Iterator[None]:
+    """Fail if what is done inside needs more memory than `most` beyond what the process had before.
+
+    Not `getrusage`, whose peak survives exec and would be that of pytest's whole life.
+    """
+
+    def kilobytes(field: str) -> int:
+        status = Path(f"/proc/{process}/status").read_text()
+        return int(status.partition(f"{field}:")[2].split()[0])
+
+    gc.collect()
+    Path(f"/proc/{process}/clear_refs").write_text("5")  # the peak is what is held now
+    before = kilobytes("VmRSS")
+    yield
+    grown_mb = (kilobytes("VmHWM") - before) / 1024
+    assert grown_mb < most, f"{grown_mb:.0f} MB"
+
+
+def silence(path: Path, duration_s: int, *, sample_rate_hz: int, num_channels: int) -> Path:
+    """A FLAC of nothing, a ten thousandth of what it decodes to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    second = np.zeros((sample_rate_hz, num_channels), np.int16)
+    options = {"format": "FLAC", "subtype": "PCM_16", "compression_level": 0}
+    with sf.SoundFile(path, "w", sample_rate_hz, num_channels, **options) as file:
+        for _ in range(duration_s):
+            file.write(second)
+    return path
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from plugins.audio import AudioInfo, mono, to_float, to_pcm16
+from plugins.audio import MAX_CHANNELS, MAX_SAMPLE_RATE_HZ, AudioInfo, mono, to_float, to_pcm16
 from plugins.errors import problem
 
 Fault = tuple[str, float | str]  # reason, offending value
@@ -70,8 +70,8 @@ class Limits:
     min_duration_s: float = knob(1.0, "shortest clip", "s", float)
     max_duration_s: float = knob(30.0, "longest clip", "s", float)
     min_sample_rate_hz: int = knob(16_000, "lowest sample rate", "Hz", int)
-    max_sample_rate_hz: int = knob(192_000, "highest sample rate; a header above it lies", "Hz", int)
-    max_channels: int = knob(2, "most channels; they are averaged", "channels", int)
+    max_sample_rate_hz: int = knob(MAX_SAMPLE_RATE_HZ, "highest sample rate", "Hz", int, bounds=(0, MAX_SAMPLE_RATE_HZ))
+    max_channels: int = knob(2, "most channels; they are averaged", "channels", int, bounds=(0, MAX_CHANNELS))
     max_file_bytes: int = knob(100_000_000, "largest audio file", "bytes", int, bounds=(0, 1e12))
     max_clipped_share: float = knob(
         0.001, "largest share of clipped samples (runs of 3 or more equal ones at full scale)", "", float, bounds=(0, 1)
