@@ -14,7 +14,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from plugins.corpora import Columns, Rejected, Utterance, read_folder, read_huggingface
+from plugins.corpora import (
+    Columns,
+    Rejected,
+    Utterance,
+    is_dataset,
+    read_folder,
+    read_huggingface,
+)
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.prompt import Dialogue
 from plugins.rows import COLUMNS, KEY_COLUMNS, METADATA_COLUMNS, ROW_SOURCE, canonical_row, dialogue_from_row
@@ -22,8 +29,6 @@ from plugins.settings import HiggsAudioSettings
 
 Row = dict[str, Any]
 _KNOWN = {*COLUMNS, *KEY_COLUMNS.values(), *METADATA_COLUMNS, ROW_SOURCE, "audio"}
-# What `save_to_disk` and the Hub's own conversion write.
-_TABLES = ("state.json", "dataset_dict.json", "*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow")
 
 
 def read_rows(
@@ -48,8 +53,8 @@ def read_rows(
     beside = Path(source).resolve().parent if Path(source).is_file() else None
     found = _rows(source, columns or {}, subset, is_jailed=bool(settings.audio_root))
     if settings.audio_root and not source.endswith(".jsonl"):
-        # Who names a folder trusts what lies in it. Of a Hugging Face dataset the reader has refused other paths.
-        settings = dataclasses.replace(settings, audio_root=source if _holds_recordings(Path(source)) else None)
+        # Who names a folder trusts what lies in it, and the readers have refused all else.
+        settings = dataclasses.replace(settings, audio_root=None)
     for place, read in tqdm(found, desc=source, unit=" rows", delay=2, disable=None):
         try:
             row = canonical_row(read(), place, settings, beside=beside)
@@ -81,15 +86,11 @@ def _rows(
             yield found.place, partial(_row_of, found)
 
 
-def _holds_recordings(path: Path) -> bool:
-    return path.is_dir() and not any(next(path.glob(pattern), None) for pattern in _TABLES)
-
-
 def _utterances(
     source: str, columns: Mapping[str, str], subset: str | None, *, root: Path | None
 ) -> Iterator[Utterance | Rejected]:
-    if _holds_recordings(Path(source)):
-        return read_folder(Path(source))
+    if Path(source).is_dir() and not is_dataset(Path(source), root):
+        return read_folder(Path(source), root=root)
     from datasets.config import HF_DATASETS_CACHE
 
     named = {target: name for name, target in columns.items() if target in Columns.__dataclass_fields__}

@@ -422,6 +422,60 @@ def test_audio_root_jails_every_list(tmp_path, kind):
         assert [each.kind for each in reader(root=corpus) if isinstance(each, Rejected)] == [reason]
 
 
+@pytest.mark.parametrize("kind", ["vctk", "libritts", "folder", "lab", "recording"])
+def test_audio_root_jails_every_transcript(tmp_path, kind):
+    """A link named like a transcript made a text of any file: `a.txt -> ../key`."""
+    secret, sound = said(tmp_path / "key", "secret"), clip(tmp_path / "sound.wav")
+    corpus = tmp_path / "corpus"
+    audio, text, reader = {
+        "vctk": ("wav48/p1/p1_1.wav", "txt/p1/p1_1.txt", read_vctk),
+        "libritts": ("1/2/1_2.wav", "1/2/1_2.normalized.txt", read_libritts),
+        "folder": ("a.wav", "a.txt", read_folder),
+        "lab": ("s/a.wav", "s/a.lab", read_folder),
+        "recording": ("a.wav", "a.txt", read_folder),
+    }[kind]
+    for path in (corpus / audio, corpus / text):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "recording":
+        said(corpus / text, "Hello")
+        (corpus / audio).symlink_to(sound)
+    else:
+        clip(corpus / audio)
+        (corpus / text).symlink_to(secret)
+    [(_, heard_text, _)] = heard(reader(corpus))
+    assert heard_text == ("Hello" if kind == "recording" else "secret"), "the proof of concept is none"
+    [rejected] = reader(corpus, root=corpus)
+    assert isinstance(rejected, Rejected)
+    assert rejected.kind.removeprefix("transcript ") == "leads out of the audio root"
+    assert heard(reader(corpus, root=tmp_path)) == heard(reader(corpus)), "a root above takes them in"
+
+
+def test_audio_root_jails_lists_and_folders(tmp_path):
+    """Also metadata.csv, and folders. A list that lies elsewhere as written is the user's own."""
+    corpus, outside = tmp_path / "corpus", tmp_path / "outside"
+    clip(corpus / "wavs" / "a.wav")
+    clip(outside / "b.wav")
+    said(outside / "b.txt", "secret")
+    listed = said(outside / "metadata.csv", "a|Hello")
+    (corpus / "metadata.csv").symlink_to(listed)
+    assert heard(read_ljspeech(corpus)) == [("a", "Hello", None)]
+    with pytest.raises(UserError, match=r"metadata\.csv: leads out of the audio root \(to .*\); move it into [^\n]*$"):
+        list(read_ljspeech(corpus, root=corpus))
+    table_file = said(corpus / "table.csv", "audio,text\nwavs/a.wav,Hello")
+    mine = table_file.rename(outside / "table.csv")
+    assert len(heard(read_custom(corpus, mine, Columns(), root=corpus))) == 1
+    (corpus / "link.csv").symlink_to(mine)
+    with pytest.raises(UserError, match=r"link\.csv: leads out of the audio root"):
+        list(read_custom(corpus, corpus / "link.csv", Columns(), root=corpus))
+    (corpus / "metadata.csv").unlink()
+    (corpus / "more").symlink_to(outside)
+    assert ("more/b.wav", "secret", "more") in [
+        (each.id, each.text, each.speaker) for each in read_folder(corpus) if isinstance(each, Utterance)
+    ]
+    with pytest.raises(UserError, match="more: leads out of the audio root"):
+        list(read_folder(corpus, root=corpus))
+
+
 def test_no_permission_is_named(tmp_path):
     """ "not found" or "not readable audio" would send the user looking for the wrong fault. Root reads everything, so
     the reading is done by another user where the tests run as root."""

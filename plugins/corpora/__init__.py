@@ -11,7 +11,7 @@ jsonl.py         our own rows
 huggingface.py   a Hugging Face dataset (imports `datasets` when called)
 """
 
-from plugins.corpora.huggingface import read_huggingface
+from plugins.corpora.huggingface import is_dataset, read_huggingface
 from plugins.corpora.jsonl import read_jsonl
 from plugins.corpora.tables import Columns, read_custom, read_gpt_sovits, read_ljspeech
 from plugins.corpora.trees import read_folder, read_libritts, read_vctk
@@ -21,6 +21,7 @@ __all__ = [
     "Columns",
     "Rejected",
     "Utterance",
+    "is_dataset",
     "read_custom",
     "read_folder",
     "read_gpt_sovits",

@@ -3,26 +3,53 @@
 In: a folder, or the id of a dataset on the Hub. Out: utterances whose recordings are files: what the dataset holds as
 bytes is written below a given folder, under the hash of its content. Decodes nothing, so torchcodec is not needed;
 imports `datasets` only when called.
+
+A folder is read by what lies in it. `datasets.load_dataset` and `load_from_disk` would follow what its README.md and
+its state.json name: URLs, and any file of this machine.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from plugins.audio import replace_when_done
+from plugins.audio import replace_when_done, resolve
 from plugins.corpora.tables import Columns
-from plugins.corpora.utterance import Rejected, Utterance, collapse, locate
-from plugins.errors import did_you_mean, problem
+from plugins.corpora.utterance import (
+    Rejected,
+    Utterance,
+    collapse,
+    folders_of,
+    keep_inside,
+    locate,
+)
+from plugins.errors import UserError, did_you_mean, problem, read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from datasets.data_files import DataFilesDict
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` writes for a Dataset, a DatasetDict
+# What `save_to_disk` writes for a Dataset and for a DatasetDict.
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
+_SAVE_AGAIN = "save the dataset again"
+_TABLE = ".parquet"
+# As `push_to_hub` writes them: [CONFIG|data]/SPLIT-00000-of-00002[-HASH].parquet
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-\w+)?")
+_UNNAMED_SHARDS = ("data", "part")
+# Else a word of the path tells the split, as for `load_dataset`.
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_DEFAULT = "default"  # the name that `datasets` gives to a configuration without name
 _MAGIC = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3", b"\xff": ".mp3"}
 
 
@@ -35,12 +62,14 @@ def read_huggingface(
     split: str | None = None,
     root: Path | None = None,
 ) -> Iterator[Utterance | Rejected]:
-    """The rows of `source`: a folder (``save_to_disk``, or files that ``load_dataset`` reads), else a Hub id.
+    """The rows of `source`: a folder (of ``save_to_disk``, or of Parquet files), or a Hub id, to be downloaded.
 
     audio_dir: where recordings go that the dataset holds as bytes. Paths in it are absolute or relative to `source`.
     config, split: which part; of several splits, `train` is meant if nothing is said.
+    Nothing but the Hub is connected to, and that for a Hub id only.
     """
-    dataset = _as_files(_load(source, config, split).with_format(None), source, columns)
+    folder = _folder(source, config)
+    dataset = _as_files(_load(folder, config, split, root).with_format(None), source, columns)
     for index, row in enumerate(dataset):
         place = f"{source}[{index}]"
         said = {name: _said(row[name], dataset.features[name]) for name in columns.wanted() if name != columns.audio}
@@ -54,7 +83,7 @@ def read_huggingface(
         yield locate(
             place,
             [path],
-            folder=Path(source) if content is None else audio_dir,
+            folder=folder if content is None else audio_dir,
             root=root if content is None else None,
             text=collapse(said[columns.text]),
             id_=id_ or ("" if content is None else Path(path).stem),
@@ -63,35 +92,178 @@ def read_huggingface(
         )
 
 
-def _load(source: str, config: str | None, split: str | None) -> Dataset:
-    """The one table that is meant."""
-    here = Path(source)
+def is_dataset(folder: Path, root: Path | None = None) -> bool:
+    """Whether `read_huggingface` is the reader of `folder`. Raises UserError for links that lead out, with a root."""
+    return _is_saved(folder) or bool(_tables(folder, root))
+
+
+def _folder(source: str, config: str | None) -> Path:
+    """`source`, or what was downloaded of it."""
     # A mistyped path or a URL must not go to the network.
-    if not here.is_dir() and (here.exists() or not _HUB_ID.fullmatch(source)):
+    if not Path(source).is_dir() and (Path(source).exists() or not _HUB_ID.fullmatch(source)):
         raise problem("huggingface", "dataset", source, "is neither a folder nor a Hub id", "name one of the two")
     try:
-        import datasets
+        import datasets  # noqa: F401
     except ImportError:
         raise problem("huggingface", "package", "datasets", "is not installed", "pip install datasets") from None
-    saved = any((here / name).is_file() for name in _SAVED)
+    return Path(source) if Path(source).is_dir() else _downloaded(source, config)
+
+
+def _downloaded(hub_id: str, config: str | None) -> Path:
+    """The folder in the Hub's cache that now holds all splits of `config`; without network, what it held before."""
+    from httpx import HTTPError, TransportError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    wanted = [f"*{_TABLE}"]
     try:
-        loaded = datasets.load_from_disk(source) if saved else datasets.load_dataset(source, config, split=split)
+        with suppress(TransportError, OfflineModeIsEnabled):
+            names = HfApi().list_repo_files(hub_id, repo_type="dataset")
+            tables = [name for name in names if name.endswith(_TABLE)]
+            splits = _splits(tables, config, hub_id)
+            wanted = [glob.escape(name) for split in splits.values() for name in split]
+        return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=wanted))
+    except (OSError, HTTPError) as error:
+        raise _unloadable(hub_id, error, "check its id, and the network") from None
+
+
+def _load(folder: Path, config: str | None, split: str | None, root: Path | None) -> Dataset:
+    """The one table of `folder` that is meant."""
+    import datasets
+
+    try:
+        if _is_saved(folder):
+            return _mapped(_saved_files(folder, split, root))
+        splits = _splits(_tables(folder, root), config, str(folder))
+        split = split or _one_of(splits, None)
+        files = {name: splits[_one_of(splits, name)] for name in _names(split)}
+        paths = {name: [_checked(folder, file, folder, root) for file in files[name]] for name in files}
+        return datasets.Dataset.from_parquet(_data_files(paths), split=split)
+    except UserError:
+        raise
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
-        # The cause of a failed build says more, such as that torchcodec is missing.
-        detail = str(error.__cause__ or error).partition("\n")[0]
-        reason, remedy = f"does not load ({detail})", "check its id, configuration and split"
-        raise problem("huggingface", "dataset", source, reason, remedy) from None
-    if isinstance(loaded, datasets.Dataset):
-        if saved and split is not None:
-            raise problem("huggingface", "split", split, "is none: the folder holds one table", "leave it out")
-        return loaded
-    if split is None and len(loaded) == 1:
-        return next(iter(loaded.values()))
-    if split is None and "train" not in loaded:
-        raise problem("huggingface", "split", split, "is not named", did_you_mean("", map(str, loaded)))
-    if (split or "train") not in loaded:
-        raise problem("huggingface", "split", split, "not found", did_you_mean(split or "", map(str, loaded)))
-    return loaded[split or "train"]
+        raise _unloadable(str(folder), error, "check its configuration and split") from None
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (_SAVED, _SAVED_SPLITS))
+
+
+def _saved_files(folder: Path, split: str | None, root: Path | None) -> list[Path]:
+    """The Arrow files that `save_to_disk` wrote, in order."""
+    top = folder
+    if (top / _SAVED_SPLITS).is_file():
+        splits = _beside(_checked(top, _SAVED_SPLITS, top, root), "splits")
+        folder = top / _one_of(splits, split)
+    elif split is not None:
+        raise problem("huggingface", "split", split, "is none: the folder holds one table", "leave it out")
+    names = _beside(_checked(folder, _SAVED, top, root), "_data_files")
+    return [_checked(folder, name, top, root) for name in names]
+
+
+def _beside(file: Path, key: str) -> list[str]:
+    """The names of files and folders beside `file` that it lists under `key`; another place is refused."""
+    entries = read_json(file, _SAVE_AGAIN).get(key)
+    if not isinstance(entries, list) or not entries:
+        raise problem(str(file), key, entries, "lists nothing", _SAVE_AGAIN)
+    names = []
+    for entry in entries:
+        name = entry.get("filename") if isinstance(entry, dict) else entry
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+            raise problem(str(file), key, name, "does not lie beside this file", _SAVE_AGAIN)
+        names.append(name)
+    return names
+
+
+def _mapped(files: Iterable[Path]) -> Dataset:
+    """Arrow files as one table, which stays on the disk."""
+    import datasets
+
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files])
+
+
+def _tables(folder: Path, root: Path | None) -> list[str]:
+    """The Parquet files below `folder`, relative to it."""
+    found = [
+        (below / name).relative_to(folder).as_posix()
+        for below, names in folders_of(folder, root)
+        for name in names
+        if name.endswith(_TABLE)
+    ]
+    return sorted(found)
+
+
+def _splits(tables: Iterable[str], config: str | None, source: str) -> dict[str, list[str]]:
+    """The Parquet files `tables` of a configuration, by split. `config` may be the folder of its files, too."""
+    parts = {table: _config_and_split(PurePosixPath(table)) for table in tables}
+    configs = sorted({name for name, _ in parts.values()})
+    if not configs:
+        remedy = "name a folder of save_to_disk or of Parquet files, or read its CSV or JSONL instead"
+        raise problem("huggingface", "dataset", source, f"holds no {_TABLE} file", remedy)
+    if config is None and len(configs) > 1 and _DEFAULT not in configs:
+        raise problem("huggingface", "config", config, "is not named", did_you_mean("", configs))
+    if config is None:
+        config = _DEFAULT if _DEFAULT in configs else configs[0]
+    splits: dict[str, list[str]] = {}
+    for table, (name, split) in parts.items():
+        if name == config or table.startswith(f"{config}/"):
+            splits.setdefault(split, []).append(table)
+    if not splits:
+        raise problem("huggingface", "config", config, "not found", did_you_mean(config, configs))
+    return splits
+
+
+def _config_and_split(table: PurePosixPath) -> tuple[str, str]:
+    """What the path of a Parquet file below its dataset tells."""
+    shard = _SHARD.fullmatch(table.stem)
+    if shard and shard[1] not in _UNNAMED_SHARDS:
+        folder = table.parts[0] if len(table.parts) > 1 else "data"
+        return _DEFAULT if folder == "data" else folder, shard[1]
+    words = re.findall("[a-z]+", str(table.with_suffix("")).lower())
+    told = [split for word in words for split, names in _SPLITS.items() if word in names]
+    return _DEFAULT, told[-1] if told else "train"
+
+
+def _names(split: str) -> list[str]:
+    """The splits in the language of `datasets`: ``train[:50%]+test`` -> train, test."""
+    return [re.sub(r"\[.*\]", "", part).strip() for part in split.split("+")]
+
+
+def _one_of(splits: Iterable[str], name: str | None) -> str:
+    """`name`; without one the only split there is, or `train`."""
+    known = list(splits)
+    if name is None and len(known) == 1:
+        return known[0]
+    if name is None and "train" not in known:
+        raise problem("huggingface", "split", name, "is not named", did_you_mean("", known))
+    name = name or "train"
+    if name not in known:
+        raise problem("huggingface", "split", name, "not found", did_you_mean(name, known))
+    return name
+
+
+def _checked(folder: Path, name: str, top: Path, root: Path | None) -> Path:
+    """The regular file `name` in `folder`, a part of the dataset in `top`."""
+    keep_inside(folder / name, top, root)
+    return resolve(name, folders=[folder])
+
+
+def _data_files(splits: Mapping[str, Sequence[Path]]) -> DataFilesDict:
+    """What `datasets` makes of file names. Names that it is given as strings are patterns for it, and may be URLs."""
+    from datasets.data_files import DataFilesDict, DataFilesList
+
+    lists = {}
+    for split, paths in splits.items():
+        files = [os.path.abspath(path) for path in paths]
+        dates = [(str(path.stat().st_mtime_ns),) for path in paths]  # a changed file is read again
+        lists[split] = DataFilesList(files, dates)
+    return DataFilesDict(lists)
+
+
+def _unloadable(source: str, error: Exception, remedy: str) -> UserError:
+    # The cause of a failed build says more.
+    detail = str(error.__cause__ or error).partition("\n")[0]
+    return problem("huggingface", "dataset", source, f"does not load ({detail})", remedy)
 
 
 def _as_files(dataset: Dataset, source: str, columns: Columns) -> Dataset:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plugins.audio import AudioError, resolve
-from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, path_id
+from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, keep_inside, path_id
 from plugins.errors import did_you_mean, problem
 
 # As in `plugins.rows` (tests/test_corpora_jsonl.py holds both together).
@@ -60,6 +60,7 @@ def read_jsonl(input_dir: Path, jsonl_file: Path, *, root: Path | None = None) -
     """Rows as training reads them; paths are absolute or relative to `input_dir`. Lines are judged one by one."""
     if not jsonl_file.is_file():
         raise problem("jsonl", "jsonl_file", str(jsonl_file), "not found", "name the file that holds the rows")
+    keep_inside(jsonl_file, input_dir, root)
     looked_for = _Place(input_dir, root)
     with jsonl_file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugins.corpora.utterance import AUDIO_SUFFIXES, Rejected, Utterance, collapse, locate
+from plugins.corpora.utterance import AUDIO_SUFFIXES, Rejected, Utterance, collapse, keep_inside, locate
 from plugins.errors import did_you_mean, problem
 
 _LANGUAGES = {"jp": "ja"}  # GPT-SoVITS's own name -> ISO 639
@@ -35,6 +35,7 @@ def read_ljspeech(input_dir: Path, *, root: Path | None = None) -> Iterator[Utte
     metadata = input_dir / "metadata.csv"
     if not metadata.is_file():
         raise problem("ljspeech", "input_dir", str(input_dir), "holds no metadata.csv", "name the folder that holds it")
+    keep_inside(metadata, input_dir, root)
     # A quote in LJSpeech is part of the text, even an unpaired one.
     for line, fields in _records(metadata, delimiter="|", quoting=csv.QUOTE_NONE):
         place = f"{metadata}:{line}"
@@ -53,6 +54,7 @@ def read_gpt_sovits(input_dir: Path, list_file: Path, *, root: Path | None = Non
     """
     if not list_file.is_file():
         raise problem("gpt_sovits", "list_file", str(list_file), "not found", "name the list with the transcripts")
+    keep_inside(list_file, input_dir, root)
     for line, fields in _records(list_file, delimiter="|", quoting=csv.QUOTE_NONE):
         place = f"{list_file}:{line}"
         if len(fields) < 4:
@@ -85,6 +87,7 @@ def read_custom(
     """
     if not csv_file.is_file():
         raise problem("custom", "csv_file", str(csv_file), "not found", "name the CSV with the transcripts")
+    keep_inside(csv_file, input_dir, root)
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     if delimiter is None:
         delimiter = _guess_delimiter(csv_file, columns.wanted(), quoting)

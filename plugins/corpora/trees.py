@@ -1,13 +1,25 @@
-"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS, a transcript beside each clip (L1)."""
+"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS, a transcript beside each clip (L1).
+
+With a root nothing outside of it is read, recordings and transcripts alike; links count by where they lead.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from plugins.corpora.utterance import AUDIO_SUFFIXES, Rejected, Utterance, collapse, locate
+from plugins.audio import AudioError
+from plugins.corpora.utterance import (
+    AUDIO_SUFFIXES,
+    Rejected,
+    Utterance,
+    collapse,
+    folders_of,
+    keep_inside,
+    locate,
+)
 from plugins.errors import problem
 
 _VCTK_TREES = ("wav48_silence_trimmed", "wav48")  # release 0.92, release 0.80
@@ -15,7 +27,15 @@ _LIBRITTS_TEXTS = (".normalized.txt", ".original.txt")
 _TRANSCRIPT_SUFFIXES = (".txt", ".lab")
 
 
-def read_vctk(input_dir: Path, *, mic: int = 1) -> Iterator[Utterance | Rejected]:
+@dataclass(frozen=True)
+class _Corpus:
+    """Where a corpus lies, and outside of which folder nothing of it is read."""
+
+    input_dir: Path
+    root: Path | None
+
+
+def read_vctk(input_dir: Path, *, mic: int = 1, root: Path | None = None) -> Iterator[Utterance | Rejected]:
     """``TREE/SPEAKER/ID[_mic1|_mic2].flac|wav`` with ``txt/SPEAKER/ID.txt``.
 
     mic: the microphone (1 or 2) to take; where it recorded nothing (p280 and p315 lack the second), the other.
@@ -32,6 +52,7 @@ def read_vctk(input_dir: Path, *, mic: int = 1) -> Iterator[Utterance | Rejected
     found = _two_levels_below(tree, (".flac", ".wav"))
     for path in sorted(found, key=lambda path: not path.stem.endswith(f"_mic{mic}")):
         recordings.setdefault(re.sub(r"_mic[12]$", "", path.stem), path)
+    corpus = _Corpus(input_dir, root)
     for id_ in sorted(texts.keys() | recordings.keys()):
         if id_ not in texts:  # speaker p315, whose transcripts were lost
             yield Rejected(str(recordings[id_]), id_, "no transcript", f"{id_}.txt")
@@ -39,15 +60,17 @@ def read_vctk(input_dir: Path, *, mic: int = 1) -> Iterator[Utterance | Rejected
             yield Rejected(str(texts[id_]), id_, "no recording", id_)
         else:
             recording = recordings[id_]
-            yield _paired(recording, [texts[id_]], recording.parent, id_=id_, speaker=recording.parent.name)
+            speaker = recording.parent.name
+            yield _paired(recording, [texts[id_]], corpus, id_=id_, speaker=speaker)
 
 
-def read_libritts(input_dir: Path) -> Iterator[Utterance | Rejected]:
+def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
     """``[SUBSET/]SPEAKER/CHAPTER/ID.wav|flac`` with ``ID.normalized.txt``, ``ID.original.txt``; normalized text wins.
 
     Takes one subset or a folder of several. The speaker is the number with which the id begins.
     """
-    for folder, names in _folders(input_dir):
+    corpus = _Corpus(input_dir, root)
+    for folder, names in folders_of(input_dir, root):
         present = set(names)
         audio = _by_stem(names, (".wav", ".flac"))
         texts = {name.removesuffix(end) for end in _LIBRITTS_TEXTS for name in names if name.endswith(end)}
@@ -58,16 +81,18 @@ def read_libritts(input_dir: Path) -> Iterator[Utterance | Rejected]:
             elif id_ not in audio:
                 yield Rejected(str(transcripts[0]), id_, "no recording", f"{id_}.wav")
             else:
-                yield _paired(folder / audio[id_][0], transcripts, folder, id_=id_, speaker=id_.partition("_")[0])
+                speaker = id_.partition("_")[0]
+                yield _paired(folder / audio[id_][0], transcripts, corpus, id_=id_, speaker=speaker)
 
 
-def read_folder(input_dir: Path) -> Iterator[Utterance | Rejected]:
+def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
     """Audio files at any depth, each with its transcript beside it: ``x.txt``, else ``x.lab`` for ``x.wav``.
 
     The speaker is the first folder below `input_dir`; clips that lie in `input_dir` itself have none. The id is the
     path below `input_dir`. A transcript without recording is told too, so a ``README.txt`` counts as one.
     """
-    for folder, names in _folders(input_dir):
+    corpus = _Corpus(input_dir, root)
+    for folder, names in folders_of(input_dir, root):
         speaker = next(iter(folder.relative_to(input_dir).parts), None)
         texts = _by_stem(names, _TRANSCRIPT_SUFFIXES)
         audio = _by_stem(names, AUDIO_SUFFIXES)
@@ -84,31 +109,51 @@ def read_folder(input_dir: Path) -> Iterator[Utterance | Rejected]:
                 id_ = (folder / first).relative_to(input_dir).as_posix()
                 yield Rejected(str(folder / first), id_, "no transcript", f"{stem}.txt")
             else:
-                yield _paired(folder / first, [folder / texts[stem][0]], input_dir, speaker=speaker)
+                yield _paired(folder / first, [folder / texts[stem][0]], corpus, speaker=speaker)
 
 
 def _paired(
-    recording: Path, text_files: Sequence[Path], folder: Path, *, id_: str = "", speaker: str | None = None
+    recording: Path,
+    text_files: Sequence[Path],
+    corpus: _Corpus,
+    *,
+    id_: str = "",
+    speaker: str | None = None,
 ) -> Utterance | Rejected:
-    """The utterance of `recording` below `folder`, with the first text of `text_files` that is not blank."""
-    name = recording.relative_to(folder).as_posix()
+    """The utterance of `recording`, with the first text of `text_files` that is not blank; its id is its path in the
+    corpus if there is no other."""
+    name = recording.relative_to(corpus.input_dir).as_posix()
     text = ""
     for path in text_files:
-        fault = ""
         try:
-            if path.is_file():  # reading a pipe would wait for its writer forever
-                text = collapse(path.read_text(encoding="utf-8-sig"))
-            else:
-                fault = "is not a regular file"
-        except UnicodeDecodeError:
-            fault = "is not UTF-8"
-        except OSError as error:
-            fault = f"may not be read ({error.strerror})"
-        if fault:
-            return Rejected(str(path), id_ or name, f"transcript {fault}", str(path))
+            text = _transcript(path, corpus)
+        except AudioError as error:
+            return Rejected(str(path), id_ or name, f"transcript {error.reason}", str(path))
         if text:
             break
-    return locate(str(recording), [name], folder=folder, text=text, id_=id_, speaker=speaker)
+    return locate(
+        str(recording),
+        [name],
+        folder=corpus.input_dir,
+        root=corpus.root,
+        text=text,
+        id_=id_,
+        speaker=speaker,
+    )
+
+
+def _transcript(path: Path, corpus: _Corpus) -> str:
+    """What `path` says. Raises `AudioError`."""
+    keep_inside(path, corpus.input_dir, corpus.root)
+    if not path.is_file():  # reading a pipe would wait for its writer forever
+        raise AudioError(path, "is not a regular file", "write a text file")
+    try:
+        return collapse(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise AudioError(path, "is not UTF-8", "save it as UTF-8") from None
+    except OSError as error:
+        reason = f"may not be read ({error.strerror})"
+        raise AudioError(path, reason, "grant read permission") from None
 
 
 def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
@@ -124,29 +169,3 @@ def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, list[
 def _two_levels_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The files ``root/*/*``, in order, without the hidden ``._*`` twins that macOS archives bring."""
     return sorted(path for path in root.glob("*/*") if path.suffix in suffixes and not path.name.startswith("."))
-
-
-def _folders(top: Path, seen: set[str] | None = None) -> Iterator[tuple[Path, list[str]]]:
-    """`top` and every folder below it, in order, each with the names of its files, in any; nothing hidden.
-
-    Links are followed, but a folder that two paths lead to is read once, under its own name where it has one beside
-    the link: a link to a folder above would never end.
-    """
-    seen = set() if seen is None else seen
-    real = os.path.realpath(top)
-    if real in seen:
-        return
-    seen.add(real)
-    names: list[str] = []
-    below: list[tuple[bool, str]] = []
-    with os.scandir(top) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                below.append((entry.is_symlink(), entry.name))
-            else:
-                names.append(entry.name)
-    yield top, names
-    for _, name in sorted(below):
-        yield from _folders(top / name, seen)

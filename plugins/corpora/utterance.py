@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from plugins.audio import AudioError, resolve
+from plugins.audio import AudioError, require_inside, resolve
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
@@ -89,6 +89,48 @@ def locate(
     # Of the tried names one may be there and unfit; that says more than the absence of the others.
     told = next((error for error in errors if not error.reason.startswith("not found")), errors[0])
     return Rejected(place, id_ or names[0], told.reason, str(told.path))
+
+
+def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:
+    """Refuse a file of the corpus in `input_dir` that leads out of it and of `root`. Raises `AudioError`.
+
+    Without root links may lead anywhere, and a list that lies elsewhere as written is the user's own.
+    """
+    if root is None:
+        return
+    folders = [Path(os.path.abspath(folder)) for folder in (input_dir, root)]
+    if any(Path(os.path.abspath(path)).is_relative_to(folder) for folder in folders):
+        require_inside(path, *folders)
+
+
+def folders_of(top: Path, root: Path | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """`top` and every folder below it, in order, each with the names of its files, sorted; nothing hidden.
+
+    Links are followed, but a folder that two paths lead to is read once, under its own name where it has one beside
+    the link: a link to a folder above would never end. Raises `AudioError` for one that leads out (`keep_inside`).
+    """
+    return _folders(top, top, root, set())
+
+
+def _folders(folder: Path, top: Path, root: Path | None, seen: set[str]) -> Iterator[tuple[Path, list[str]]]:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    names: list[str] = []
+    below: list[tuple[bool, str]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                names.append(entry.name)
+                continue
+            keep_inside(folder / entry.name, top, root)
+            below.append((entry.is_symlink(), entry.name))
+    yield folder, sorted(names)
+    for _, name in sorted(below):
+        yield from _folders(folder / name, top, root, seen)
 
 
 def path_id(audio: Path, input_dir: Path) -> str:

@@ -137,11 +137,11 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
     if kind == "ljspeech":
         return read_ljspeech(folder, root=root)
     if kind == "vctk":
-        return read_vctk(folder, mic=args.mic or 1)
+        return read_vctk(folder, mic=args.mic or 1, root=root)
     if kind == "libritts":
-        return read_libritts(folder)
+        return read_libritts(folder, root=root)
     if kind == "folder":
-        return read_folder(folder)
+        return read_folder(folder, root=root)
     if kind == "gpt_sovits":
         return read_gpt_sovits(folder, args.list_file, root=root)
     if kind == "jsonl":

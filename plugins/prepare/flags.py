@@ -46,7 +46,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     owners |= dict.fromkeys(COLUMN_FLAGS, _COLUMN_TYPES)
     owners |= {"delimiter": ("custom",), "no_quotes": ("custom",), "mic": ("vctk",)}
     owners |= {"hf_config": ("huggingface",), "hf_split": ("huggingface",)}
-    owners |= {"audio_root": ("ljspeech", "custom", "gpt_sovits", "jsonl", "huggingface")}  # whose lists name paths
     for flag, types in owners.items():
         if kind not in types and getattr(args, flag) is not None:
             parser.error(f"--{flag} belongs to --dataset_type {' or '.join(types)}")
@@ -72,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that check clips (default: %(default)s)")
     add("--executor", choices=("local", "ray"), default="local", help="ray: the workers of a Ray cluster")
     add("--seed", type=int, default=42, help="of split, pairs and noise; the same seed, the same rows (default: 42)")
-    add("--audio_root", type=Path, help="refuse paths of lists that lead out of this folder")
+    add("--audio_root", type=Path, help="refuse what leads out of this folder: paths of lists, links")
     add("--single_speaker", metavar="NAME", help="name every clip's speaker: they are all of one voice")
     _add_corpora(parser)
     checking = parser.add_argument_group("validation")
