@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -21,6 +22,7 @@ from trees import clip, heard, sorted_out
 from plugins.audio import probe
 from plugins.corpora import Columns, Rejected, Utterance, huggingface, read_huggingface
 from plugins.errors import UserError
+from plugins.prepare.cli import main as prepare
 from plugins.row_sources import read_rows
 from plugins.settings import HiggsAudioSettings
 
@@ -290,7 +292,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         "../private/*.csv",
     ],
 )
-def test_what_a_readme_names_is_not_read(tmp_path, attempts, path):
+def test_what_a_readme_names_is_not_read(tmp_path, attempts, capsys, path):
     """`configs: data_files` may be URLs and any file of the machine; `load_dataset` reads them, offline or not."""
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "rows.csv").write_text("text,audio\nsecret,a.wav\n")
@@ -310,6 +312,9 @@ def test_what_a_readme_names_is_not_read(tmp_path, attempts, path):
             list(read_huggingface(str(hostile), Columns(), audio_dir=tmp_path / "out", root=root))
     with pytest.raises(UserError, match="there is no row"):
         read_rows(str(hostile), settings, check=lambda dialogue: None)
+    flags = ["--dataset_type", "huggingface", "--input_dir", str(hostile)]
+    assert prepare([*flags, "--output_file", str(tmp_path / "train.jsonl")]) == 1
+    assert re.fullmatch(r"[^\n]*holds no \.parquet file[^\n]*\n", capsys.readouterr().err)
     # Beside a table of its own, whose recordings lie elsewhere.
     own = [{"bytes": None, "path": "http://127.0.0.1:1/a.wav"}, sound(tmp_path, "a.wav")]
     rows = table(own).cast_column("audio", Audio(decode=False))
@@ -376,7 +381,9 @@ def test_a_hub_id_is_asked_for_its_tables_only(tmp_path, monkeypatch, attempts):
     snapshot = tmp_path / "hub" / "datasets--owner--speech-1.0" / "snapshots" / ("0" * 40)
     for config in ("clean", "other"):
         (snapshot / config).mkdir(parents=True)
-        table([sound(tmp_path, "a.wav")], text=[config]).to_parquet(snapshot / config / "train-00000-of-00001.parquet")
+        blob = snapshot.parents[1] / config
+        table([sound(tmp_path, "a.wav")], text=[config]).to_parquet(blob)
+        (snapshot / config / "train-00000-of-00001.parquet").symlink_to(blob)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
     (snapshot / "README.md").write_text("---\nconfigs: [{config_name: clean, data_files: /etc/*.csv}]\n---\n")
@@ -391,7 +398,8 @@ def test_a_hub_id_is_asked_for_its_tables_only(tmp_path, monkeypatch, attempts):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", note)
 
     def texts() -> list[str]:
-        found = read_huggingface("owner/speech-1.0", Columns(), audio_dir=tmp_path / "out", config="clean")
+        here = {"audio_dir": tmp_path / "out", "root": Path("owner/speech-1.0")}
+        found = read_huggingface("owner/speech-1.0", Columns(), config="clean", **here)
         return [each.text for each in found if isinstance(each, Utterance)]
 
     assert texts() == ["clean"], "offline: from the cache"

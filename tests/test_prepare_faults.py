@@ -477,7 +477,8 @@ def test_eight_hours_of_silence_take_no_memory(hours, tmp_path, level):
     output = tmp_path / "train.jsonl"
     arguments = [*table(hours, ["long.flac", "ok.wav"]), "--output_file", output, "--validate", level, "--workers", "1"]
     assert peak_mb(*arguments) < 300
-    assert reasons(output) == [("long.flac", "duration above max_duration_s")]
+    reason = "is too long to be decoded (28800 s at 16000 Hz, channels: 1)"
+    assert reasons(output) == [("long.flac", reason)]
     assert [row["id"] for row in read(output)] == ["ok.wav"]
 
 
@@ -522,8 +523,8 @@ def lying(root: Path) -> dict[str, str]:
     (root / "folder.wav").mkdir()
     return {
         "huge.wav": "is truncated",
-        "rate.wav": "sample rate above max_sample_rate_hz",
-        "many.wav": "is not readable audio|channels above max_channels",
+        "rate.wav": "has too high a sample rate",
+        "many.wav": "is not readable audio|has too many channels",
         "cut.flac": "does not decode to its end|is truncated",
         "head.flac": "is not readable audio|does not decode to its end|is truncated",
         "long.flac": "does not decode to its end|is truncated",

@@ -193,6 +193,11 @@ def test_urls_are_never_fetched(
     with pytest.raises(UserError) as caught:
         sft(tiny, dataset, tmp_path / "out", external_plugins=REGISTER)
     assert str(caught.value).count(f"{url!r} is a URL; download it first") == len(hostile)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {url}\n---\n")
+    with pytest.raises(UserError, match=r"^[^\n]*there is no row[^\n]*$"):
+        sft(tiny, folder, tmp_path / "out", external_plugins=REGISTER)
     assert attempts == []
 
 

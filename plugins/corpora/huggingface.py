@@ -69,7 +69,10 @@ def read_huggingface(
     Nothing but the Hub is connected to, and that for a Hub id only.
     """
     folder = _folder(source, config)
-    dataset = _as_files(_load(folder, config, split, root).with_format(None), source, columns)
+    # The Hub's cache is all links; they are the work of its client, not of the dataset.
+    tables_root = root if Path(source).is_dir() else None
+    loaded = _load(folder, config, split, tables_root).with_format(None)
+    dataset = _as_files(loaded, source, columns)
     for index, row in enumerate(dataset):
         place = f"{source}[{index}]"
         said = {name: _said(row[name], dataset.features[name]) for name in columns.wanted() if name != columns.audio}
