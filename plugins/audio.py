@@ -24,11 +24,12 @@ import soxr
 from plugins.errors import UserError, problem
 
 SAMPLE_RATE_HZ = 24_000  # of the Higgs-Audio V2 codec
-# The most that is decoded, by the header: silence compresses well, and 105 kB of OGG can hold 12 s of 255 channels at
-# 192 kHz, which are 5.8 GB of floats.
+# The most that is decoded, by the header: silence compresses well. 105 kB of OGG can hold 12 s of
+# 255 channels at 192 kHz, which took 5.8 GB of memory.
 MAX_CHANNELS = 8  # 7.1 surround
 MAX_SAMPLE_RATE_HZ = 192_000
-MAX_SAMPLES = 60_000_000  # of all channels, and again at 24 kHz: 10 minutes of stereo at 48 kHz, 41 of mono at 24 kHz
+# Of all channels, and again at 24 kHz: 10 minutes of stereo at 48 kHz, 41 of mono at 24 kHz.
+MAX_SAMPLES = 60_000_000
 _BLOCK_SAMPLES = 1 << 21  # of all channels, decoded at a time
 _PCM16_SCALE = 1 << 15
 _UNKNOWN_SAMPLES = 1 << 62  # libsndfile reports a FLAC header without a length as 2**63 - 1 samples
@@ -98,9 +99,9 @@ def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> 
 
 
 def require_inside(path: Path, *folders: Path, name: str | None = None) -> None:
-    """Refuse a `path` that leads out of all `folders`, through links too. name: what the error calls it.
+    """Raise `AudioError` for a `path` that leads out of all `folders`, through links too.
 
-    Raises `AudioError`.
+    name: what the error calls it.
     """
     target = Path(os.path.realpath(path))
     if not any(target.is_relative_to(os.path.realpath(folder)) for folder in folders):
@@ -111,7 +112,8 @@ def require_inside(path: Path, *folders: Path, name: str | None = None) -> None:
 class Source:
     """An audio file open for reading.
 
-    Raises `AudioError` if there is no readable audio, or more than `MAX_CHANNELS`, `MAX_SAMPLE_RATE_HZ`, `MAX_SAMPLES`.
+    Raises `AudioError` if there is no readable audio, or more of it than `MAX_CHANNELS`,
+    `MAX_SAMPLE_RATE_HZ` and `MAX_SAMPLES` allow.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -129,15 +131,15 @@ class Source:
         self._file.close()
 
     def decode(self) -> np.ndarray:
-        """All samples at the file's rate, (N, channels), as `blocks` gives them. Raises what it raises."""
+        """All samples at the file's rate, (N, channels). Types and errors are those of `blocks`."""
         return _joined(self.blocks(), (self.info.num_samples, self.info.num_channels), self._dtype)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The samples at the file's rate, piece by piece, (n, channels), finite: int16 from 16 bit PCM, which is a
-        third faster, else float32.
+        """The samples at the file's rate, piece by piece, (n, channels), finite.
 
-        Raises `AudioError` for a file with NaN or infinite samples, or with fewer than its header promises. The last is
-        found out for WAV, FLAC and MP3; an OGG page stream that stops early is a valid shorter file.
+        int16 from 16 bit PCM, which is a third faster, else float32. Raises `AudioError` for a file
+        with NaN or infinite samples, or with fewer than its header promises. The last is found out
+        for WAV, FLAC and MP3; an OGG page stream that stops early is a valid shorter file.
         """
         num_decoded, num_promised = 0, self.info.num_samples
         while True:
@@ -146,12 +148,13 @@ class Source:
             try:
                 block = self._file.read(num_wanted, dtype=self._dtype, always_2d=True)
             except sf.SoundFileError:
-                reason, remedy = "does not decode to its end", "it is cut off or damaged, fetch it again"
-                raise AudioError(self._path, reason, remedy) from None
+                remedy = "it is cut off or damaged, fetch it again"
+                raise AudioError(self._path, "does not decode to its end", remedy) from None
             if not len(block):
                 break
             if self._dtype == "float32" and not np.isfinite(block).all():
-                raise AudioError(self._path, "holds NaN or infinite samples", "export the file again")
+                reason = "holds NaN or infinite samples"
+                raise AudioError(self._path, reason, "export the file again")
             num_decoded += len(block)
             yield block
         shortfall = _shortfall(self._file, self._path, num_decoded)
@@ -172,8 +175,8 @@ def probe(path: str | Path) -> AudioInfo:
 def load(path: str | Path, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
     """The whole file as float32 (N,): channels averaged, then resampled (soxr HQ) to `sample_rate_hz`.
 
-    Decoded in blocks, so that no more than the result is ever held. Raises `AudioError` for what `Source` and its
-    `blocks` refuse, and for a file without samples.
+    Decoded in blocks, so that no more than the result is ever held. Raises `AudioError` for what
+    `Source` and its `blocks` refuse, and for a file without samples.
     """
     with Source(path) as source:
         native_rate_hz = source.info.sample_rate_hz
@@ -313,20 +316,22 @@ def _open(path: str | Path) -> sf.SoundFile:
 def _excess(info: AudioInfo) -> tuple[str, str] | None:
     """Reason and remedy if there is more than may be decoded."""
     if info.num_channels > MAX_CHANNELS:
-        return f"has too many channels ({info.num_channels}, more than {MAX_CHANNELS})", "mix it down to mono"
+        detail = f"{info.num_channels}, more than {MAX_CHANNELS}"
+        return f"has too many channels ({detail})", "mix it down to mono"
     if info.sample_rate_hz > MAX_SAMPLE_RATE_HZ:
         detail = f"{info.sample_rate_hz} Hz, more than {MAX_SAMPLE_RATE_HZ}"
         return f"has too high a sample rate ({detail})", "resample it to 24 kHz"
     num_samples = max(info.num_samples * info.num_channels, info.num_samples_at(SAMPLE_RATE_HZ))
     if num_samples > MAX_SAMPLES:
-        detail = f"{info.duration_s:.0f} s at {info.sample_rate_hz} Hz, channels: {info.num_channels}"
-        return f"is too long to be decoded ({detail})", "cut it into clips"
+        format_ = f"{info.sample_rate_hz} Hz, channels: {info.num_channels}"
+        return f"is too long to be decoded ({info.duration_s:.0f} s at {format_})", "cut it into clips"
     return None
 
 
 def _joined(blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """`blocks` in one array of `shape`, cut where they end. To concatenate them would hold each twice."""
-    joined, length = np.empty(shape, dtype), 0  # what is not written takes no memory, whatever the header promised
+    """`blocks` in one array of `shape`, cut where they end. `np.concatenate` would hold each twice."""
+    joined = np.empty(shape, dtype)  # takes memory where it is written, whatever a header promised
+    length = 0
     for block in blocks:
         joined[length : length + len(block)] = block
         length += len(block)

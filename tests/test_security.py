@@ -162,6 +162,26 @@ def test_nothing_outside_of_the_root_is_read(
     assert opened == []
 
 
+def test_a_folder_of_recordings_is_its_own_root(root: Path, tmp_path: Path) -> None:
+    """`a.txt -> ../key` made a text of any file. What lies in the folder is trusted, wherever it is."""
+    (tmp_path / "key").write_text("secret", encoding="utf-8")
+    (root / "sub" / "a.txt").symlink_to(tmp_path / "key")
+    (root / "link.wav").unlink()
+    (root / "inner.wav").unlink()
+
+    def texts(audio_root: str | None) -> list[str]:
+        settings = HiggsAudioSettings(audio_root=audio_root)
+        rows = read_rows(str(root), settings, check=lambda dialogue: None)
+        return [row["messages"][0]["content"] for row in rows]
+
+    assert texts(None) == ["secret"], "the proof of concept is none"
+    with pytest.raises(UserError, match="transcript leads out of the audio root"):
+        texts(str(tmp_path))
+    (root / "sub" / "a.txt").unlink()
+    (root / "sub" / "a.txt").write_text("Hello.", encoding="utf-8")
+    assert texts(str(tmp_path / "elsewhere")) == ["Hello."]
+
+
 @pytest.mark.parametrize("column", ["audio_codes", "audio_code_keys", "reference_codes", "reference_code_keys"])
 def test_code_caches_are_read_below_the_root_or_beside_the_rows(column: str, root: Path, tmp_path: Path) -> None:
     """A cache is a folder of arrays: naming any folder of the machine would read it. Links count by where they lead."""

@@ -4,8 +4,8 @@ In: a folder, or the id of a dataset on the Hub. Out: utterances whose recording
 bytes is written below a given folder, under the hash of its content. Decodes nothing, so torchcodec is not needed;
 imports `datasets` only when called.
 
-A folder is read by what lies in it. `datasets.load_dataset` and `load_from_disk` would follow what its README.md and
-its state.json name: URLs, and any file of this machine.
+A folder is read by what lies in it. `datasets.load_dataset` and `load_from_disk` would follow what
+its README.md and its state.json name: URLs, and any file of this machine.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read_huggingface(
     split: str | None = None,
     root: Path | None = None,
 ) -> Iterator[Utterance | Rejected]:
-    """The rows of `source`: a folder (of ``save_to_disk``, or of Parquet files), or a Hub id, to be downloaded.
+    """The rows of `source`: a folder of ``save_to_disk`` or of Parquet files, or a Hub id.
 
     audio_dir: where recordings go that the dataset holds as bytes. Paths in it are absolute or relative to `source`.
     config, split: which part; of several splits, `train` is meant if nothing is said.
@@ -96,7 +96,10 @@ def read_huggingface(
 
 
 def is_dataset(folder: Path, root: Path | None = None) -> bool:
-    """Whether `read_huggingface` is the reader of `folder`. Raises UserError for links that lead out, with a root."""
+    """Whether `read_huggingface` is the reader of `folder`.
+
+    Raises UserError for a folder below it that leads out, if there is a root.
+    """
     return _is_saved(folder) or bool(_tables(folder, root))
 
 
@@ -113,7 +116,7 @@ def _folder(source: str, config: str | None) -> Path:
 
 
 def _downloaded(hub_id: str, config: str | None) -> Path:
-    """The folder in the Hub's cache that now holds all splits of `config`; without network, what it held before."""
+    """The folder in the Hub's cache that holds all splits of `config`; without network as it is."""
     from httpx import HTTPError, TransportError
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -139,9 +142,11 @@ def _load(folder: Path, config: str | None, split: str | None, root: Path | None
             return _mapped(_saved_files(folder, split, root))
         splits = _splits(_tables(folder, root), config, str(folder))
         split = split or _one_of(splits, None)
-        files = {name: splits[_one_of(splits, name)] for name in _names(split)}
-        paths = {name: [_checked(folder, file, folder, root) for file in files[name]] for name in files}
-        return datasets.Dataset.from_parquet(_data_files(paths), split=split)
+        files: dict[str, list[Path]] = {}
+        for name in _names(split):
+            tables = splits[_one_of(splits, name)]
+            files[name] = [_checked(folder, table, folder, root) for table in tables]
+        return datasets.Dataset.from_parquet(_data_files(files), split=split)
     except UserError:
         raise
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
@@ -159,13 +164,14 @@ def _saved_files(folder: Path, split: str | None, root: Path | None) -> list[Pat
         splits = _beside(_checked(top, _SAVED_SPLITS, top, root), "splits")
         folder = top / _one_of(splits, split)
     elif split is not None:
-        raise problem("huggingface", "split", split, "is none: the folder holds one table", "leave it out")
+        reason = "is none: the folder holds one table"
+        raise problem("huggingface", "split", split, reason, "leave it out")
     names = _beside(_checked(folder, _SAVED, top, root), "_data_files")
     return [_checked(folder, name, top, root) for name in names]
 
 
 def _beside(file: Path, key: str) -> list[str]:
-    """The names of files and folders beside `file` that it lists under `key`; another place is refused."""
+    """The names that `file` lists under `key`: of what lies beside it, all else is refused."""
     entries = read_json(file, _SAVE_AGAIN).get(key)
     if not isinstance(entries, list) or not entries:
         raise problem(str(file), key, entries, "lists nothing", _SAVE_AGAIN)
@@ -197,11 +203,11 @@ def _tables(folder: Path, root: Path | None) -> list[str]:
 
 
 def _splits(tables: Iterable[str], config: str | None, source: str) -> dict[str, list[str]]:
-    """The Parquet files `tables` of a configuration, by split. `config` may be the folder of its files, too."""
+    """The Parquet files of a configuration, by split. `config` may be the folder of its files too."""
     parts = {table: _config_and_split(PurePosixPath(table)) for table in tables}
     configs = sorted({name for name, _ in parts.values()})
     if not configs:
-        remedy = "name a folder of save_to_disk or of Parquet files, or read its CSV or JSONL instead"
+        remedy = "name a folder of save_to_disk or of Parquet files, or a reader of CSV or JSONL"
         raise problem("huggingface", "dataset", source, f"holds no {_TABLE} file", remedy)
     if config is None and len(configs) > 1 and _DEFAULT not in configs:
         raise problem("huggingface", "config", config, "is not named", did_you_mean("", configs))
@@ -252,7 +258,7 @@ def _checked(folder: Path, name: str, top: Path, root: Path | None) -> Path:
 
 
 def _data_files(splits: Mapping[str, Sequence[Path]]) -> DataFilesDict:
-    """What `datasets` makes of file names. Names that it is given as strings are patterns for it, and may be URLs."""
+    """What `datasets` itself makes of names: plain strings are patterns for it, and may be URLs."""
     from datasets.data_files import DataFilesDict, DataFilesList
 
     lists = {}

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugins.corpora.utterance import AUDIO_SUFFIXES, Rejected, Utterance, collapse, keep_inside, locate
+from plugins.corpora.utterance import (
+    AUDIO_SUFFIXES,
+    Rejected,
+    Utterance,
+    collapse,
+    keep_inside,
+    locate,
+)
 from plugins.errors import did_you_mean, problem
 
 _LANGUAGES = {"jp": "ja"}  # GPT-SoVITS's own name -> ISO 639

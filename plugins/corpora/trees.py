@@ -1,6 +1,6 @@
-"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS, a transcript beside each clip (L1).
+"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS, transcripts beside clips (L1).
 
-With a root nothing outside of it is read, recordings and transcripts alike; links count by where they lead.
+With a root no link that leads out of it is followed, to a recording, a transcript or a folder.
 """
 
 from __future__ import annotations
@@ -120,8 +120,10 @@ def _paired(
     id_: str = "",
     speaker: str | None = None,
 ) -> Utterance | Rejected:
-    """The utterance of `recording`, with the first text of `text_files` that is not blank; its id is its path in the
-    corpus if there is no other."""
+    """The utterance of `recording`, with the first text of `text_files` that is not blank.
+
+    Without another id it is the path in the corpus.
+    """
     name = recording.relative_to(corpus.input_dir).as_posix()
     text = ""
     for path in text_files:

@@ -92,9 +92,9 @@ def locate(
 
 
 def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:
-    """Refuse a file of the corpus in `input_dir` that leads out of it and of `root`. Raises `AudioError`.
+    """Raise `AudioError` for a file of the corpus in `input_dir` that leads out of it and of `root`.
 
-    Without root links may lead anywhere, and a list that lies elsewhere as written is the user's own.
+    Without root, links may lead anywhere. A list that lies elsewhere as written is the user's own.
     """
     if root is None:
         return
@@ -104,10 +104,11 @@ def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:
 
 
 def folders_of(top: Path, root: Path | None = None) -> Iterator[tuple[Path, list[str]]]:
-    """`top` and every folder below it, in order, each with the names of its files, sorted; nothing hidden.
+    """`top` and every folder below it, in order, each with the names of its files; nothing hidden.
 
-    Links are followed, but a folder that two paths lead to is read once, under its own name where it has one beside
-    the link: a link to a folder above would never end. Raises `AudioError` for one that leads out (`keep_inside`).
+    Links are followed, but a folder that two paths lead to is read once, under its own name where it
+    has one beside the link: a link to a folder above would never end. Raises `AudioError` for one
+    that leads out (`keep_inside`).
     """
     return _folders(top, top, root, set())
 

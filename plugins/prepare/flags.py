@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that check clips (default: %(default)s)")
     add("--executor", choices=("local", "ray"), default="local", help="ray: the workers of a Ray cluster")
     add("--seed", type=int, default=42, help="of split, pairs and noise; the same seed, the same rows (default: 42)")
-    add("--audio_root", type=Path, help="refuse what leads out of this folder: paths of lists, links")
+    add("--audio_root", type=Path, help="refuse paths of lists and links that lead out of here")
     add("--single_speaker", metavar="NAME", help="name every clip's speaker: they are all of one voice")
     _add_corpora(parser)
     checking = parser.add_argument_group("validation")
