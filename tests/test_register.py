@@ -139,16 +139,16 @@ def test_a_hugging_face_dataset_is_a_dataset(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_name_on_a_hub_is_not_asked_for_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
+    from plugins.corpora import huggingface
 
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append((*args, kwargs)) or 1 / 0)
+    monkeypatch.setattr(huggingface, "_downloaded", lambda *args: asked.append(args) or 1 / 0)
     with pytest.raises(UserError, match=r"dataset: 'owner/speech' not found; .*needs hf::ID or --use_hf true"):
         load("owner/speech")
     assert not asked
     with pytest.raises(ZeroDivisionError):
         load("hf::owner/speech:clean#5")
-    assert asked == [("owner/speech", "clean", {"split": None})]
+    assert asked == [("owner/speech", "clean")]
     with pytest.raises(UserError, match="names 2 subsets; name each in an entry of its own"):
         load("hf::owner/speech:clean/other")
 
