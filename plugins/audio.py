@@ -35,6 +35,7 @@ _PCM16_SCALE = 1 << 15
 _UNKNOWN_SAMPLES = 1 << 62  # libsndfile reports a FLAC header without a length as 2**63 - 1 samples
 _STREAMED_BYTES = 0x7FFFF000  # encoders writing to a pipe put this or more as the WAV data size (sox, ffmpeg)
 _NO_PERMISSION = ("may not be read", "grant read permission")
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)  # of `replace_when_done`
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -243,6 +244,22 @@ def replace_when_done(path: str | Path, *, synced: bool = True) -> Iterator[Path
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_strays(paths: Iterable[str | Path]) -> None:
+    """Remove what a killed `replace_when_done` left half written of `paths`, and nothing else.
+
+    Only for a caller who knows that nobody else is writing them.
+    """
+    names: dict[str, set[str]] = {}
+    for path in paths:
+        folder, name = os.path.split(os.path.realpath(path))
+        names.setdefault(folder, set()).add(name)
+    for folder, ours in names.items():
+        for entry in os.listdir(folder) if os.path.isdir(folder) else ():
+            match = _TEMPORARY.fullmatch(entry)
+            if match and match[1] in ours:
+                os.unlink(os.path.join(folder, entry))
 
 
 def sync(path: str | Path) -> None:

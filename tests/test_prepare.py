@@ -16,7 +16,8 @@ from plugins.corpora import Utterance
 from plugins.prepare import clips
 from plugins.prepare.cli import main
 from plugins.prepare.clips import Work
-from plugins.prepare.rows import Clip, rejected_path, split_path, write_files
+from plugins.prepare.outputs import rejected_path, split_path
+from plugins.prepare.rows import Clip, write_files
 from plugins.prepare.rows import split as split_sides
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -304,6 +304,83 @@ def test_workers_change_no_byte(tmp_path):
     assert len(found[0]) > 150
 
 
+# --- what the journal of an interrupted run claims ---
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """A run that ended when all clips were in its journal, two copies each. The same command again, which must give
+    the bytes of one that was never interrupted; what it has checked again."""
+    arguments = [*corpus(tmp_path / "corpus", 4), *processed(tmp_path), "--output_file", tmp_path / "out" / "x.jsonl"]
+    folders = [tmp_path / "out", tmp_path / "audio"]
+    assert prepare(*arguments) == 0
+    expected = contents(*folders)
+    for folder in folders:
+        shutil.rmtree(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "write_files", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(*arguments)
+    os.truncate(log, 0)
+
+    def again() -> list[str]:
+        assert prepare(*arguments) == 0
+        assert contents(*folders) == expected
+        return [line.removeprefix("checked ") for line in log.read_text().splitlines()]
+
+    return again
+
+
+def test_a_journal_that_is_true_is_believed(interrupted):
+    assert interrupted() == []
+
+
+def test_copies_that_are_gone_are_made_again(interrupted, tmp_path):
+    """It ended well, with rows that named files which were not there."""
+    shutil.rmtree(tmp_path / "audio")
+    assert len(interrupted()) == 4
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 1000), _flip], ids=["gone", "cut", "bit"])
+def test_a_copy_that_is_no_longer_what_was_written_is_made_again(harm, interrupted, tmp_path):
+    """The second copy of a clip, so that the first one's being there does not count for it."""
+    harm(next(path for path in sorted((tmp_path / "audio").glob("clip002*.flac")) if "snr20" in path.name))
+    assert interrupted() == ["clip002.wav"]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "zeros": lambda line: bytes(len(line)),
+    "half": lambda line: line[: len(line) // 2],
+    "another half before it": lambda line: line[: len(line) // 2] + line,
+    "a digit": lambda line: line.replace(b"1.2", b"9.2", 1),
+    "another type": lambda line: b"[1, 2]",
+    "a number": lambda line: b"7",
+    "deep": lambda line: b"[" * 100_000,
+    "not UTF-8": lambda line: b"\xff\xfe",
+    "empty": lambda line: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_line_of_the_journal_is_redone(damage, interrupted, tmp_path):
+    """A power cut leaves zeros where a line was; it was a traceback, and the corpus had to be done anew."""
+    journal = tmp_path / "out" / ".x.jsonl.journal"
+    lines = journal.read_bytes().splitlines()
+    lines[1] = DAMAGES[damage](lines[1])
+    journal.write_bytes(b"".join(line + b"\n" for line in lines))
+    assert interrupted() == ["clip001.wav"]
+
+
 # --- two at once ---
 
 
@@ -441,7 +518,7 @@ def test_disk_full_while_clips_are_written(tmp_path, workers):
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     assert not output.exists()
-    assert not [path for path in (tmp_path / "audio").iterdir() if sf.info(path).duration < 1.2]
+    assert not [path for path in (tmp_path / "audio").glob("*.flac") if sf.info(path).duration < 1.2]
     assert prepare_apart(*arguments).returncode == 0
     assert len(read(output)) == 12
 

@@ -317,7 +317,7 @@ def _store(content: bytes, audio_dir: Path) -> str:
     digest = hashlib.sha256(content).hexdigest()
     name = f"{digest[:2]}/{digest}{suffix}"
     path = audio_dir / name
-    if not path.is_file() or path.stat().st_size != len(content):
+    if not path.is_file() or path.read_bytes() != content:
         with replace_when_done(path) as temporary:
             temporary.write_bytes(content)
     return name

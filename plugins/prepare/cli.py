@@ -28,8 +28,16 @@ from plugins.corpora import (
 from plugins.errors import UserError, problem
 from plugins.prepare.clips import Level, Outcome, Work
 from plugins.prepare.flags import COLUMN_FLAGS, from_flags, parse
+from plugins.prepare.outputs import (
+    check_output,
+    claim_audio_folder,
+    rejected_path,
+    report_paths,
+    split_path,
+    written_by,
+)
 from plugins.prepare.pairing import add_references
-from plugins.prepare.processing import Processing, check_installed
+from plugins.prepare.processing import Processing, check_installed, variant_ids
 from plugins.prepare.quality import Limits
 from plugins.prepare.references import check_references, within_sides
 from plugins.prepare.report import Accepted, picture, summarise, table
@@ -37,11 +45,8 @@ from plugins.prepare.rows import (
     Clip,
     clips_of,
     drop_duplicates,
-    rejected_path,
     rejected_row,
-    report_path,
     split,
-    split_path,
     write_files,
 )
 from plugins.prepare.run import Executor, journal_of, run_all
@@ -70,6 +75,8 @@ def _prepare(args: argparse.Namespace) -> int:
         raise problem("--input_dir", "folder", args.input_dir, "not found", "name the folder of the corpus")
     work = _work(args)
     with journal_of(output) as journal, _audio_folder(work.audio_dir):
+        # With the journal there: of two runs that start at once, one sees the other.
+        _check_output(args, work)
         clips, rejected = _check_all(args, work, journal)
         files: dict[Path, bytes | list[dict[str, Any]]] = {rejected_path(output): [rejected_row(e) for e in rejected]}
         if not clips:
@@ -103,14 +110,22 @@ def _prepare(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _audio_folder(folder: Path | None) -> Iterator[None]:
-    """Hold the folder of processed clips, without what a killed run left half written."""
+    """Hold the folder of processed clips."""
     if folder is None:
         yield
         return
     with journal_of(folder, option="--audio_output"):
-        for stray in folder.rglob(".*.tmp"):
-            stray.unlink()
         yield
+
+
+def _check_output(args: argparse.Namespace, work: Work) -> None:
+    sides = ["train", *(["val"] if args.split else []), *(["test"] if args.split and args.test_ratio else [])]
+    check_output(
+        args.output_file,
+        written_by(args.output_file, sides=sides, reports=work.level != "none"),
+        inputs=filter(None, (args.csv_file, args.list_file, args.jsonl_file)),
+        corpus=Path(args.input_dir),
+    )
 
 
 def _work(args: argparse.Namespace) -> Work:
@@ -165,6 +180,14 @@ def _check_all(args: argparse.Namespace, work: Work, journal: Path) -> tuple[lis
         if each.text and ids.setdefault(each.id, each.place) != each.place:
             rejected.append(Rejected(each.place, each.id, f"duplicate id (as {ids[each.id]})", each.id))
     utterances = [each for each in utterances if not each.text or ids[each.id] == each.place]
+    if work.audio_dir is not None:
+        ids_of_copies = [id_ for each in utterances for id_ in (each.id, *variant_ids(each.id, work.processing))]
+        claim_audio_folder(
+            work.audio_dir,
+            [work.path_of(id_) for id_ in ids_of_copies],
+            originals=[each.audio for each in utterances],
+            output=args.output_file,
+        )
     outcomes = run_all(utterances, work, journal=journal, num_workers=args.workers, execute=_executor(args))
     fit: list[tuple[Utterance, Outcome]] = []
     unfit: set[str] = set()
@@ -215,12 +238,8 @@ def _encode(args: argparse.Namespace, clips: list[Clip]) -> None:
 def _report_files(output: Path, sides: dict[str, list[Clip]], rejected: list[Rejected]) -> dict[Path, Any]:
     accepted = [Accepted(clip.duration_s or 0.0, clip.speaker, name) for name, side in sides.items() for clip in side]
     report = summarise(accepted, [each.kind for each in rejected])
-    path = report_path(output)
-    return {
-        path: [report],
-        path.with_suffix(".png"): picture(report),
-        path.with_suffix(".txt"): (table(report) + "\n").encode(),
-    }
+    contents = [[report], picture(report), (table(report) + "\n").encode()]
+    return dict(zip(report_paths(output), contents, strict=True))
 
 
 def _nothing_left(args: argparse.Namespace, rejected: list[Rejected]) -> UserError:

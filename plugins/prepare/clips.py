@@ -19,7 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 import soundfile as sf
+import xxhash
 
+from plugins import __version__
 from plugins.audio import (
     SAMPLE_RATE_HZ,
     AudioError,
@@ -56,6 +58,20 @@ class File:
     speaker: str | None
     duration_s: float | None  # None: not measured
     content: str | None  # equal for equal recordings; None: not looked at
+    num_bytes: int | None = None  # of a written one, and their hash; None: the utterance's own
+    bytes_hash: str | None = None
+
+    def is_there(self) -> bool:
+        """Whether a written file still holds what was written. Of an original, `Work.key` knows."""
+        if self.bytes_hash is None:
+            return True
+        try:
+            if os.stat(self.audio).st_size != self.num_bytes:  # no need to read those that were cut off
+                return False
+            with open(self.audio, "rb") as file:
+                return _bytes_hash(file.read()) == self.bytes_hash
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -92,8 +108,15 @@ class Work:
     def key(self, utterance: Utterance) -> str:
         """Of everything that the outcome depends on: an outcome in the journal under this key is still true."""
         status = os.stat(utterance.audio)
-        parts = (utterance.id, utterance.text, str(utterance.audio), status.st_size, status.st_mtime_ns, self._repr)
-        return hashlib.sha256(json.dumps([*parts, utterance.speaker]).encode()).hexdigest()
+        said = (utterance.id, utterance.text, utterance.speaker)
+        recording = (str(utterance.audio), status.st_size, status.st_mtime_ns)
+        parts = [*said, *recording, self._repr, __version__]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def path_of(self, id_: str) -> Path:
+        """Where the processed recording of that id goes."""
+        assert self.audio_dir is not None
+        return self.audio_dir / f"{_file_name(id_)}.flac"  # half of WAV, and every sample the same
 
     @functools.cached_property
     def _repr(self) -> str:
@@ -161,17 +184,23 @@ class Work:
         return File(utterance.id, str(utterance.audio), utterance.speaker, duration_s, content)
 
     def _written(self, id_: str, samples: np.ndarray, speaker: str | None, content: str) -> File:
-        assert self.audio_dir is not None
-        path = self.audio_dir / f"{_file_name(id_)}.flac"  # half the size of WAV, and every sample the same
-        encoded = io.BytesIO()  # libsndfile writes to a file in many small pieces
-        sf.write(encoded, to_pcm16(samples), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+        path = self.path_of(id_)
+        buffer = io.BytesIO()  # libsndfile writes to a file in many small pieces
+        sf.write(buffer, to_pcm16(samples), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+        encoded = buffer.getbuffer()
         with replace_when_done(path, synced=False) as temporary:
             try:
-                temporary.write_bytes(encoded.getbuffer())
+                temporary.write_bytes(encoded)
             except OSError as error:
                 reason = f"cannot be written ({error.strerror})"
                 raise problem("--audio_output", "path", str(path), reason, "is the disk full? mend that") from None
-        return File(id_, str(path), speaker, round(len(samples) / SAMPLE_RATE_HZ, 6), content)
+        duration_s = round(len(samples) / SAMPLE_RATE_HZ, 6)
+        bytes_hash = _bytes_hash(encoded)
+        return File(id_, str(path), speaker, duration_s, content, len(encoded), bytes_hash)
+
+
+def _bytes_hash(content: bytes | memoryview) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
 
 
 def edge_hash(path: Path) -> str:

@@ -6,7 +6,6 @@ corpus layout.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugins.audio import replace_when_done
+from plugins.audio import remove_strays, replace_when_done
 from plugins.corpora import Rejected, Utterance
 from plugins.prepare.clips import File, Level, Outcome, is_same_recording
 
@@ -111,27 +110,9 @@ def _groups(clips: Sequence[Clip], *, by_speaker: bool) -> dict[Path, str]:
     return groups
 
 
-def split_path(output: Path, name: str) -> Path:
-    """Where the rows of a side go: ``x_train.jsonl`` -> ``x_val.jsonl``, ``x.jsonl`` -> ``x_val.jsonl``."""
-    if name == "train":
-        return output
-    before, found, after = output.stem.rpartition("train")
-    return output.with_stem(f"{before}{name}{after}" if found else f"{output.stem}_{name}")
-
-
-def rejected_path(output: Path) -> Path:
-    """Where the rejected utterances are listed: ``x.jsonl`` -> ``x.rejected.jsonl``."""
-    return output.with_stem(f"{output.stem}.rejected")
-
-
 def rejected_row(rejected: Rejected) -> dict[str, Any]:
     """The line of `rejected` in that list."""
     return {"file": rejected.place, "id": rejected.id, "reason": rejected.reason, "value": rejected.value}
-
-
-def report_path(output: Path) -> Path:
-    """``x_train.jsonl`` -> ``x_train.report.json``."""
-    return output.with_suffix(".report.json")
 
 
 def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
@@ -139,10 +120,9 @@ def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
 
     Only once every one of them is complete do they replace their predecessors.
     """
+    remove_strays(files)
     with ExitStack() as stack:
         for path, content in reversed(list(files.items())):  # an exit stack goes backwards
-            for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-                stray.unlink()
             temporary = stack.enter_context(replace_when_done(path))
             if isinstance(content, bytes):
                 temporary.write_bytes(content)

@@ -1,8 +1,9 @@
 """Utterances -> outcomes, in parallel and restartable (L4).
 
 Each outcome goes into a journal as soon as it is there and its files are on the disk. After `kill -9` the same command
-takes finished ones from it; everything that follows is computed from the outcomes in the order of the corpus, so that
-its results are byte-identical to those of an uninterrupted run. One run at a time per output: the journal is locked.
+takes finished ones from it, those whose line is whole and whose files still are what was written; everything that
+follows is computed from the outcomes in the order of the corpus, so that its results are byte-identical to those of an
+uninterrupted run. One run at a time per output: the journal is locked.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import xxhash
 from tqdm import tqdm
 
 from plugins.audio import sync
 from plugins.corpora import Utterance
 from plugins.errors import UserError, problem
 from plugins.prepare.clips import Outcome, Work
+from plugins.prepare.outputs import journal_path
 from plugins.prepare.processing import variant_ids
 
 CHUNK = 32  # utterances per task: enough that sending them costs little
@@ -35,17 +38,22 @@ Executor = Callable[[Work, Sequence[Utterance], int], Iterator[list[Outcome]]]
 
 @contextmanager
 def journal_of(output: Path, *, option: str = "--output_file") -> Iterator[Path]:
-    """The journal beside `output`, a file or a folder, locked; it is removed if the body succeeds.
+    """The journal beside `output`, a file or a folder, locked; it is removed if the body succeeds, or was refused.
 
     Raises UserError naming the `option` if a run holds it.
     """
-    path = output.with_name(f".{output.name}.journal")
+    path = journal_path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         if not _lock(file, path):
             reason = "is being written by another run"
             raise problem(option, "path", str(output), reason, "wait for it, or name another one")
-        yield path
+        try:
+            yield path
+        except UserError:
+            if not path.stat().st_size:
+                path.unlink()  # refused: nothing has been begun that it would keep for this output
+            raise
         path.unlink()  # the lock goes with the file
 
 
@@ -67,7 +75,7 @@ def _lock(file: BinaryIO, path: Path) -> bool:
 def run_all(
     utterances: Sequence[Utterance], work: Work, *, journal: Path, num_workers: int, execute: Executor | None = None
 ) -> list[Outcome]:
-    """The outcome of each utterance, in order; those in `journal` are not computed again.
+    """The outcome of each utterance, in order; those in `journal` are not computed again if their files are there.
 
     An utterance with the id of another's augmented copy is refused: rows and files would be mistaken for each other.
     execute: another way to map `work` over utterances, in order, as lists of outcomes (`plugins.prepare.ray_executor`).
@@ -79,7 +87,7 @@ def run_all(
     for key, utterance in zip(keys, utterances, strict=True):
         if original := copies.get(utterance.id):
             done[key] = Outcome((f"duplicate id (as the augmented copy of {original})", utterance.id))
-    waiting = [i for i, key in enumerate(keys) if key not in done]
+    waiting = [i for i, key in enumerate(keys) if key not in done or not _is_there(done[key])]
     with journal.open("ab") as file, tqdm(total=len(keys), desc="clips", unit="clip", disable=None) as bar:
         bar.update(len(keys) - len(waiting))
         bar.refresh()
@@ -89,23 +97,45 @@ def run_all(
             for outcome in outcomes:
                 key = keys[next(position)]
                 done[key] = outcome
-                file.write(json.dumps({"key": key, **outcome.to_json()}).encode() + b"\n")
+                file.write(_line(key, outcome))
             file.flush()
             bar.update(len(outcomes))
     return [done[key] for key in keys]
 
 
+def _is_there(outcome: Outcome) -> bool:
+    return all(file.is_there() for file in outcome.files)
+
+
+def _line(key: str, outcome: Outcome) -> bytes:
+    """A line of the journal: the hash of the rest, key and outcome as JSON."""
+    said = json.dumps([key, outcome.to_json()]).encode()
+    return b"%s %s\n" % (_hash(said), said)
+
+
+def _hash(content: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(content).encode()
+
+
 def _read(journal: Path) -> dict[str, Outcome]:
-    """Finished outcomes. A line that was being written when the run was killed is cut off."""
+    """Finished outcomes, without those of damaged lines: a power cut leaves zeros where a line was.
+
+    A line that was being written when the run was killed is cut off.
+    """
     done: dict[str, Outcome] = {}
     whole = 0
     with journal.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
-            values = json.loads(line)
-            done[values.pop("key")] = Outcome.from_json(values)
             whole += len(line)
+            told, _, said = line[:-1].partition(b" ")
+            if told != _hash(said):
+                continue
+            key, values = json.loads(said)
+            # Another release may have written other values; its keys are others too.
+            with suppress(LookupError, TypeError):
+                done[key] = Outcome.from_json(values)
     with journal.open("r+b") as file:
         file.truncate(whole)
     return done
