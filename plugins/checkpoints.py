@@ -5,18 +5,24 @@
 
 transformers writes a checkpoint file by file, so a run that is killed leaves one that looks like any other. The marker
 comes last and at once, and holds size and SHA-256 of every other file: without it, or with a file that differs, a
-checkpoint is not resumed from. This file knows no trainer; what is inside the files is `plugins.resume`.
+checkpoint is not resumed from. A note comes first and says which run is writing: what has none, or another run's, is
+never removed, whoever put it there. This file knows no trainer; what is inside the files is `plugins.resume`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,9 +31,64 @@ from plugins import audio
 from plugins.errors import UserError, problem, read_json
 
 MARKER = "higgs_audio_complete.json"
+NOTE = "higgs_audio_owner.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _VERSION = re.compile(r"v(\d+)-.*")  # what MS-SWIFT's --add_version appends to the output folder
+# A checkpoint that only we can see: not begun yet, or being removed.
+_HIDDEN = re.compile(r"\.checkpoint-\d+\.[0-9a-f]{32}\.(new|old)")
 _NUM_THREADS = 4  # hashing leaves the interpreter's lock alone
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who writes a checkpoint."""
+
+    run: str  # of one training and of those that resume it
+    trained: str  # hash of what is trained and how: the same command has the same
+
+
+def owner(fingerprint: dict[str, Any], resumed: Path | None) -> Owner:
+    """Of a run of that fingerprint, which goes on from the checkpoint `resumed`; None: it starts anew."""
+    forerunner = None if resumed is None else _note(resumed)
+    run = uuid.uuid4().hex if forerunner is None else forerunner.run
+    content = json.dumps(fingerprint, sort_keys=True)
+    return Owner(run, hashlib.sha256(content.encode()).hexdigest())
+
+
+def is_own(checkpoint: Path, owner: Owner) -> bool:
+    """Whether the run of `owner` wrote `checkpoint`.
+
+    One that was cut short is also its own if it is of the same command: that was killed before it had a whole one to
+    be resumed from.
+    """
+    note = None if checkpoint.is_symlink() else _note(checkpoint)
+    if note is None:
+        return False
+    is_cut_short = not (checkpoint / MARKER).exists()
+    return note.run == owner.run or (is_cut_short and note.trained == owner.trained)
+
+
+def reserve(checkpoint: Path, owner: Owner, warn: Callable[[str], None]) -> None:
+    """Make `checkpoint` a folder that holds the note of `owner` and nothing else.
+
+    What is there already goes if it is the owner's, else aside; `warn` is told.
+    """
+    if is_own(checkpoint, owner):
+        discard(checkpoint)
+    elif os.path.lexists(checkpoint):
+        moved = set_aside(checkpoint)
+        warn(f"{checkpoint} is not of this run: it is {moved} from now on")
+    new = _hidden(checkpoint, "new")
+    new.mkdir(parents=True)
+    (new / NOTE).write_text(json.dumps(asdict(owner)) + "\n", encoding="utf-8")
+    audio.sync(new / NOTE)
+    new.rename(checkpoint)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path`, a file or folder: ``log.jsonl`` -> ``log.1.jsonl``, or the next number that is free."""
+    numbered = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    return path.rename(next(name for name in numbered if not os.path.lexists(name)))
 
 
 def seal(checkpoint: Path, *, resumable: bool) -> None:
@@ -52,9 +113,11 @@ def seal(checkpoint: Path, *, resumable: bool) -> None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove it, marker first: killed in between, it is an incomplete one and not a damaged one."""
-    (checkpoint / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    """Remove it. It is out of sight at once, and the next `rotate` ends what a kill has interrupted."""
+    old = _hidden(checkpoint, "old")
+    with contextlib.suppress(OSError):
+        checkpoint.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -97,17 +160,26 @@ def newest(output_dir: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def rotate(saved: Path, *, limit: int | None, best: str | None) -> None:
-    """Keep `limit` whole checkpoints beside and with `saved`, which was just sealed, and the best one.
+def owned(folder: Path, owner: Owner) -> list[Path]:
+    """The owner's checkpoints in `folder`, the newest last."""
+    return [path for path in sorted(_checkpoints(folder), key=_age) if is_own(path, owner)]
 
-    Without a limit nothing is removed. `saved` is never removed; what an earlier removal has left is.
+
+def rotate(saved: Path, owner: Owner, *, limit: int | None, best: str | None) -> None:
+    """Of the owner's checkpoints keep `limit` whole ones with `saved`, which was just sealed, and the best one.
+
+    Without a limit none is removed. `saved` is never removed, nor what the owner did not write; what an earlier
+    removal has left is.
     """
+    for path in saved.parent.glob(".checkpoint-*"):
+        if _HIDDEN.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
     if not limit or limit <= 0:
         return
     protected = {saved} | ({Path(best)} if best else set())
     whole: list[Path] = []
     broken: list[Path] = []
-    for path in sorted(_checkpoints(saved.parent), key=_age):
+    for path in owned(saved.parent, owner):
         (broken if _marker(path) is None else whole).append(path)
     surplus = len(whole) - max(limit, len(protected))
     removable = [path for path in whole if path not in protected]
@@ -117,6 +189,18 @@ def rotate(saved: Path, *, limit: int | None, best: str | None) -> None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+
+
+def _hidden(checkpoint: Path, state: str) -> Path:
+    return checkpoint.with_name(f".{checkpoint.name}.{uuid.uuid4().hex}.{state}")
+
+
+def _note(checkpoint: Path) -> Owner | None:
+    try:
+        note = read_json(checkpoint / NOTE, "")
+        return Owner(str(note["run"]), str(note["trained"]))
+    except (UserError, LookupError):
+        return None
 
 
 def _version(folder: Path) -> int:

@@ -18,7 +18,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from swift.utils import get_logger
 
-from plugins.checkpoints import discard
+from plugins.checkpoints import discard, is_own
 from plugins.codec import CODEC_FOLDER
 from plugins.errors import UserError, problem
 from plugins.resume import LOG
@@ -82,7 +82,7 @@ def saving(trainer: Any) -> Iterator[None]:
             raise  # torch.save has no class of its own for a file that it cannot write
         checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
         file = getattr(error, "filename", None) or checkpoint  # torch and safetensors do not say
-        if trainer.args.should_save:
+        if trainer.args.should_save and is_own(checkpoint, trainer.owner):
             discard(checkpoint)  # of no use, and in the way of those who free space
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         remedy = "earlier checkpoints are as they were: mend it and use --resume_from_checkpoint"

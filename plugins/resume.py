@@ -1,7 +1,7 @@
 """Exact resume: what a trainer must remember between two processes, and whether both are the same run. L3.
 
 transformers restores weights, optimizer, schedule, step, random generators and the place in the data. This file adds,
-per checkpoint: the fingerprint of the run and the length of its log (RUN_FILE), and the loss sums since the last log
+per checkpoint: the fingerprint of the run, length and hash of its log (RUN_FILE), and the loss sums since the last log
 line of each rank (SUMS_FILE). With them a run that is killed and resumed equals one that is not, to the bit.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from swift.utils import get_logger
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from plugins.checkpoints import discard, require_whole, rotate, seal
+from plugins.checkpoints import require_whole, reserve, rotate, seal, set_aside
 from plugins.errors import UserError, problem, read_json
 from plugins.packs import table_of
 from plugins.rows import LENGTHS, ROW_SOURCE, SPEAKER
@@ -96,8 +95,7 @@ def begin(trainer: Any) -> None:
         return
     for path in (Path(trainer.args.output_dir) / LOG, Path(trainer.args.output_dir) / SAMPLES):
         if path.exists():
-            numbers = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
-            path.rename(next(free for free in numbers if not free.exists()))
+            set_aside(path)
 
 
 def prepare(trainer: Any, checkpoint: Path) -> bool:
@@ -123,7 +121,7 @@ def prepare(trainer: Any, checkpoint: Path) -> bool:
         trainer.state = state
         if trainer.args.should_save and _is_own(trainer, checkpoint):
             # The run may have been killed while it removed old ones.
-            rotate(checkpoint, limit=trainer.args.save_total_limit, best=state.best_model_checkpoint)
+            rotate(checkpoint, trainer.owner, limit=trainer.args.save_total_limit, best=state.best_model_checkpoint)
         return True
     logger.info(f"resuming from {checkpoint}")
     trainer.add_callback(_Restore(trainer, checkpoint))
@@ -140,12 +138,23 @@ def _examine(trainer: Any, checkpoint: Path) -> list[str]:
         error = problem("options", "resume_from_checkpoint", str(checkpoint), "is of another run", remedy)
         raise UserError("\n".join([f"{error}:", *(f"  {line}" for line in changed)]))
     log = Path(trainer.args.output_dir) / LOG
-    if not _is_own(trainer, checkpoint):
+    start = _log_start(log, run["log_bytes"])
+    # Of a run that was started anew in this folder since, the log is another one.
+    is_own = _is_own(trainer, checkpoint) and run.get("log_sha256") in (None, _sha256(start))
+    if not is_own:
         begin(trainer)
     elif log.is_file():
         # Steps after the checkpoint are taken again, and a line that was being written is half a line.
-        os.truncate(log, min(log.stat().st_size, run["log_bytes"]))
+        os.truncate(log, len(start))
     return changed
+
+
+def _log_start(log: Path, num_bytes: int | None = None) -> bytes:
+    return log.read_bytes()[:num_bytes] if log.is_file() else b""
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _is_own(trainer: Any, checkpoint: Path) -> bool:
@@ -173,20 +182,14 @@ class _Restore(TrainerCallback):
 
 @contextmanager
 def saving(trainer: Any) -> Iterator[None]:
-    """Around transformers' own saving of a checkpoint: what is missing in it, its marker, then the removal of old ones.
-
-    transformers would remove the last whole checkpoint before the new one is on the disk.
-    """
+    """Around transformers' own saving of a checkpoint, inside `keeping`: its note first; what is missing in it, its
+    marker, then the removal of old ones."""
     args, state = trainer.args, trainer.state
     checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
     if args.should_save:
-        discard(checkpoint)  # of a run that was killed here
+        reserve(checkpoint, trainer.owner, logger.warning)
     _wait()
-    limit, args.save_total_limit = args.save_total_limit, None
-    try:
-        yield
-    finally:
-        args.save_total_limit = limit
+    yield
     sums = {
         "loss": trainer._tr_loss.item(),
         "total_loss": trainer._total_loss_scalar,
@@ -195,13 +198,28 @@ def saving(trainer: Any) -> Iterator[None]:
     }
     _write(checkpoint / SUMS_FILE.format(rank=args.process_index), sums)
     if args.should_save:
-        log = Path(args.output_dir) / LOG
-        log_bytes = log.stat().st_size if log.is_file() else 0
-        _write(checkpoint / RUN_FILE, {"fingerprint": trainer.fingerprint, "log_bytes": log_bytes})
+        start = _log_start(Path(args.output_dir) / LOG)
+        written = {"log_bytes": len(start), "log_sha256": _sha256(start)}
+        _write(checkpoint / RUN_FILE, {"fingerprint": trainer.fingerprint, **written})
     _wait()
     if args.should_save:
         seal(checkpoint, resumable=not args.save_only_model)
-        rotate(checkpoint, limit=limit, best=state.best_model_checkpoint)
+        rotate(checkpoint, trainer.owner, limit=trainer.save_total_limit, best=state.best_model_checkpoint)
+
+
+@contextmanager
+def keeping(trainer: Any) -> Iterator[None]:
+    """Around a training: `rotate` alone removes checkpoints.
+
+    transformers would do so before the new one is on the disk, and with a limit of one it removes at the end every
+    folder that is called checkpoint-... but the best, whoever wrote it.
+    """
+    args = trainer.args
+    trainer.save_total_limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        yield
+    finally:
+        args.save_total_limit = trainer.save_total_limit
 
 
 def _write(path: Path, value: Any) -> None:

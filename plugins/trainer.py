@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from swift.utils import get_logger
 from torch import Tensor
 from transformers import Trainer
 
-from plugins import disk_guard, guards, packs, resume, samples, training_card
+from plugins import checkpoints, disk_guard, guards, packs, resume, samples, training_card
 from plugins.codec import CODEC_FOLDER
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
@@ -186,13 +185,16 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             dry_run.show(self, report)
             raise SystemExit(0)
         self.fingerprint = resume.fingerprint(self)
-        if resume_from_checkpoint is None or self.args.resume_only_model:
+        starts_anew = resume_from_checkpoint is None or self.args.resume_only_model
+        resumed = None if starts_anew else Path(str(resume_from_checkpoint))
+        self.owner = checkpoints.owner(self.fingerprint, resumed)
+        if resumed is None:
             resume.begin(self)
-        elif resume.prepare(self, Path(resume_from_checkpoint)):
+        elif resume.prepare(self, resumed):
             return None
         if self.args.save_strategy != "no":
             disk_guard.check_space(self)
-        with self.guard.watching():
+        with self.guard.watching(), resume.keeping(self):
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         training_card.write(self)
         return result
@@ -276,11 +278,13 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # MS-SWIFT copies it with a plain `copytree`, which a folder of an earlier run stops.
-        shutil.rmtree(Path(output_dir or self.args.output_dir) / CODEC_FOLDER, ignore_errors=True)
+        folder = Path(output_dir or self.args.output_dir)
+        if (folder / CODEC_FOLDER).exists():
+            # Never in a checkpoint, which is new. MS-SWIFT copies with a plain `copytree`, which it would stop.
+            checkpoints.set_aside(folder / CODEC_FOLDER)
         super()._save(output_dir, state_dict)
         # A checkpoint that moves must still know its codec and whether its prompts were raw.
-        self.template.settings.save(Path(output_dir or self.args.output_dir))
+        self.template.settings.save(folder)
 
     def _loss_of(self, text: LossSums, audio: LossSums) -> float:
         weights = self.template.settings.loss_weights(len(audio.count))

@@ -8,7 +8,7 @@ from typing import Any
 
 from swift.utils import get_logger
 
-from plugins import run_facts
+from plugins import checkpoints, run_facts
 from plugins.errors import UserError
 from plugins.model_card import CARD, METRICS, NO_METRICS, SAMPLES, TRAINING, card, complete, link_to, name_on_the_hub
 from plugins.resume import SAMPLES as SAMPLES_FOLDER
@@ -47,7 +47,7 @@ def _card(trainer: Any, folder: Path, sections: dict[str, str]) -> str:
     is_adapter = hasattr(trainer.model, "peft_config")
     base = _base(trainer)
     summary = f"A Higgs-Audio V2 text-to-speech model, fine-tuned from {link_to(base)}{' with LoRA' * is_adapter}."
-    saved = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    saved = checkpoints.owned(folder, trainer.owner)
     checkpoint = saved[-1].name if saved else "CHECKPOINT"
     return card(
         folder.resolve().name,

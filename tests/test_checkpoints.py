@@ -11,12 +11,29 @@ import pytest
 from commands import in_child
 
 from plugins import checkpoints
-from plugins.checkpoints import MARKER, damage, newest, require_whole, rotate, seal
+from plugins.checkpoints import (
+    MARKER,
+    NOTE,
+    Owner,
+    damage,
+    discard,
+    newest,
+    owner,
+    require_whole,
+    reserve,
+    rotate,
+    seal,
+)
 from plugins.errors import UserError
 from plugins.train import check_output_dir, resolve_resume
 
+RUN = Owner(run="a" * 32, trained="what is trained")
 
-def checkpoint(folder: Path, *, sealed: bool = True, resumable: bool = True) -> Path:
+
+def checkpoint(folder: Path, *, sealed: bool = True, resumable: bool = True, by: Owner | None = RUN) -> Path:
+    """by: the run that saves it; None: another program."""
+    if by is not None:
+        reserve(folder, by, pytest.fail)
     (folder / "audio_tokenizer").mkdir(parents=True)
     (folder / "model-1.safetensors").write_bytes(bytes(100))
     (folder / "trainer_state.json").write_text('{"global_step": 2}')
@@ -112,11 +129,11 @@ def test_nothing_to_resume_from(tmp_path: Path) -> None:
 
 def test_rotation_keeps_the_last_whole_ones_and_the_best(tmp_path: Path) -> None:
     paths = [checkpoint(tmp_path / f"checkpoint-{step}") for step in (8, 9, 10, 11)]
-    rotate(paths[-1], limit=2, best=str(paths[0]))
+    rotate(paths[-1], RUN, limit=2, best=str(paths[0]))
     assert {path for path in paths if path.exists()} == {paths[0], paths[-1]}
-    rotate(paths[-1], limit=None, best=None)
+    rotate(paths[-1], RUN, limit=None, best=None)
     assert paths[0].exists()
-    rotate(paths[-1], limit=1, best=None)
+    rotate(paths[-1], RUN, limit=1, best=None)
     assert {path for path in paths if path.exists()} == {paths[-1]}
 
 
@@ -125,15 +142,80 @@ def test_rotation_does_not_count_broken_ones(tmp_path: Path) -> None:
     first = checkpoint(tmp_path / "checkpoint-2")
     broken = [checkpoint(tmp_path / f"checkpoint-{step}", sealed=False) for step in (4, 6)]
     last = checkpoint(tmp_path / "checkpoint-8")
-    rotate(last, limit=2, best=None)
+    rotate(last, RUN, limit=2, best=None)
     assert [path.exists() for path in (first, *broken, last)] == [True, False, False, True]
 
 
-def test_rotation_keeps_what_was_just_saved_beside_an_older_longer_run(tmp_path: Path) -> None:
-    longer = checkpoint(tmp_path / "checkpoint-500")
+def test_rotation_keeps_what_was_just_saved_beside_a_later_step(tmp_path: Path) -> None:
+    """The run was resumed from an earlier checkpoint than its last one."""
+    later = checkpoint(tmp_path / "checkpoint-500")
     saved = checkpoint(tmp_path / "checkpoint-10")
-    rotate(saved, limit=1, best=None)
-    assert (saved.exists(), longer.exists()) == (True, False)
+    rotate(saved, RUN, limit=1, best=None)
+    assert (saved.exists(), later.exists()) == (True, False)
+
+
+def test_rotation_removes_nothing_that_the_run_did_not_write(tmp_path: Path) -> None:
+    """It took a folder without our marker for one of ours that was cut short, and an older run for a part of this."""
+    other = Owner("b" * 32, "something else")
+    same_command = Owner("c" * 32, RUN.trained)
+    kept = [
+        checkpoint(tmp_path / "checkpoint-100", sealed=False, by=None),  # of another program
+        checkpoint(tmp_path / "checkpoint-200", by=other),
+        checkpoint(tmp_path / "checkpoint-300", by=other, sealed=False),
+        checkpoint(tmp_path / "checkpoint-400", by=same_command),
+        checkpoint(tmp_path / "checkpoint-500", by=None),  # of an earlier release, without a note
+    ]
+    checkpoint(tmp_path / "elsewhere" / "checkpoint-600")
+    kept.append(tmp_path / "checkpoint-600")
+    kept[-1].symlink_to(tmp_path / "elsewhere" / "checkpoint-600")
+    half = [
+        checkpoint(tmp_path / "checkpoint-1", sealed=False),
+        # Killed before it had a checkpoint to be resumed from, and given again.
+        checkpoint(tmp_path / "checkpoint-2", sealed=False, by=same_command),
+    ]
+    first, last = checkpoint(tmp_path / "checkpoint-3"), checkpoint(tmp_path / "checkpoint-4")
+    rotate(last, RUN, limit=1, best=None)
+    assert [path for path in [*half, first] if path.exists()] == []
+    assert [path for path in [*kept, last] if not (path / "model-1.safetensors").exists()] == []
+
+
+def test_a_checkpoint_of_others_that_is_in_the_way_goes_aside(tmp_path: Path) -> None:
+    """transformers would write into it, and we used to remove it."""
+    path = checkpoint(tmp_path / "checkpoint-2", by=None)
+    (tmp_path / "checkpoint-2.1").mkdir()
+    told: list[str] = []
+    reserve(path, RUN, told.append)
+    assert told == [f"{path} is not of this run: it is {path}.2 from now on"]
+    assert damage(tmp_path / "checkpoint-2.2") is None
+    assert os.listdir(path) == [NOTE]
+    reserve(path, RUN, pytest.fail)  # one's own is saved anew
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-2.1", "checkpoint-2.2"]
+
+
+def test_who_resumes_a_run_is_that_run(tmp_path: Path) -> None:
+    saved = checkpoint(tmp_path / "checkpoint-2")
+    assert owner({"seed": 1}, saved).run == RUN.run
+    assert owner({"seed": 1}, None).run != owner({"seed": 1}, None).run
+    assert owner({"seed": 1}, None).trained == owner({"seed": 1}, saved).trained != owner({"seed": 2}, saved).trained
+    rewrite(saved / NOTE, "[]")
+    assert owner({"seed": 1}, saved).run != RUN.run
+
+
+def test_a_removal_that_was_cut_short_is_ended_and_nothing_else_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is out of sight at once: what a kill leaves cannot be taken for a damaged one."""
+    path, saved = checkpoint(tmp_path / "checkpoint-2"), checkpoint(tmp_path / "checkpoint-4")
+    others = [tmp_path / name for name in (".checkpoint-2.old", f".checkpoint-2.{'a' * 31}.old", ".checkpoint-2")]
+    for folder in others:
+        folder.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
+        discard(path)
+    assert not path.exists()
+    assert len(list(tmp_path.glob(".checkpoint-*"))) == 4
+    rotate(saved, RUN, limit=None, best=None)
+    assert sorted(tmp_path.iterdir()) == sorted([*others, saved])
 
 
 def test_files_are_on_disk_before_the_marker_that_vouches_for_them(
@@ -147,10 +229,10 @@ def test_files_are_on_disk_before_the_marker_that_vouches_for_them(
     monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(name_of(descriptor)))
     monkeypatch.setattr(os, "replace", lambda *names: (events.append("replace"), replace(*names)))
     seal(folder, resumable=True)
-    assert sorted(events[:3]) == ["config.json", "model-1.safetensors", "trainer_state.json"]
-    assert sorted(events[3:6]) == sorted(["audio_tokenizer", "checkpoint-2", tmp_path.name])
-    assert events[6].startswith(f".{MARKER}.")
-    assert events[7:] == ["replace", "checkpoint-2"]
+    assert sorted(events[:4]) == ["config.json", NOTE, "model-1.safetensors", "trainer_state.json"]
+    assert sorted(events[4:7]) == sorted(["audio_tokenizer", "checkpoint-2", tmp_path.name])
+    assert events[7].startswith(f".{MARKER}.")
+    assert events[8:] == ["replace", "checkpoint-2"]
 
 
 def test_a_whole_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
