@@ -39,6 +39,7 @@ CORPUS = ROOT / "tests" / "corpus"
 NOISE = 0.25  # share of codes that are replaced
 NUM_TAKES = {"train": 120, "few": 2, "validation": 1}  # of each of the 16 sentences
 MAX_AUDIO_S = 3.0  # of a sample
+TRUTH = "truth.json"  # of the folder of models and logs
 OPTIONS = {
     "model_type": "higgs-audio-v2-3b", "tuner_type": "full", "torch_dtype": "float32", "use_cpu": "true",
     "check_model": "false", "add_version": "false", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
@@ -80,7 +81,7 @@ def prepare(folder: Path) -> float:
         takes = [_row(text, noisy(codes, generator)) for text, codes in truth.items() for _ in range(num_takes)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(take) + "\n" for take in takes), encoding="utf-8")
     clean = {text: codes.tolist() for text, codes in truth.items()}
-    (folder / "truth.json").write_text(json.dumps(clean), encoding="utf-8")
+    (folder / TRUTH).write_text(json.dumps(clean), encoding="utf-8")
     return floor(list(truth.values()))
 
 
@@ -108,7 +109,7 @@ def train(name: str, folder: Path, **options: Any) -> None:
     }  # fmt: skip
     values.setdefault("audio_learning_rate", values["learning_rate"])
     sft([word for option, value in values.items() for word in (f"--{option}", str(value))])
-    write_json(output / "spoken.json", speak(output / f"checkpoint-{values['max_steps']}", folder / "truth.json"))
+    write_json(output / "spoken.json", speak(output / f"checkpoint-{values['max_steps']}", folder / TRUTH))
 
 
 def speak(checkpoint: Path, truth: Path) -> dict[str, float]:
@@ -195,7 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     import matplotlib  # noqa: F401  to miss it now, not after nine minutes
 
     work: Path = args.work.resolve()
-    shutil.rmtree(work, ignore_errors=True)
+    if work.is_dir() and any(work.iterdir()) and not (work / TRUTH).is_file():
+        parser.error(f"--work: {work} holds files of others, name a new folder")
+    for name in ("model", *RUNS):  # of an earlier call
+        shutil.rmtree(work / name, ignore_errors=True)
     header, lowest = machine(), prepare(work)
     found = dict(_runs(work))
     for name in found.keys() - {"healthy"}:

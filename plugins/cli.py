@@ -112,6 +112,11 @@ def _add_evaluate(commands: Any) -> None:
     command.add_argument("--dataset", required=True, help="JSONL, folder, Seed-TTS-eval .lst, or wav.scp and text")
     command.add_argument("--output", type=Path, required=True, help="folder; the same command goes on in it")
     command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write into a folder that holds other files: over those of the same names; none is removed",
+    )
+    command.add_argument(
         "--generated", type=Path, help="recordings to score: folder of ID.wav, wav.scp, or JSONL of id and audio"
     )
     command.add_argument("--limit", type=_positive, help="only the first rows")

@@ -142,5 +142,5 @@ def test_the_demo_clones(demo: dict[str, dict[str, Any]]) -> None:
 
 @pytest.mark.slow
 def test_the_demo_converses(demo: dict[str, dict[str, Any]]) -> None:
-    assert (ROOT / "demo" / "out" / "dialogue" / "dialogue.wav").stat().st_size > 2 * 3 * 24_000 * 2
+    assert (ROOT / "demo" / "out" / "spoken" / "dialogue.wav").stat().st_size > 2 * 3 * 24_000 * 2
     assert mean(demo["dialogue"], "generated", "wer") < 0.5

@@ -520,6 +520,55 @@ def test_bad_input_is_one_clear_line(tiny: Path, tmp_path: Path, capsys: Any) ->
     assert not list((tmp_path / "out").glob("*.json")), "nothing was begun"
 
 
+@pytest.mark.usefixtures("only_sound")
+def test_a_folder_of_others_is_written_to_only_if_that_is_said(tmp_path: Path, capsys: Any) -> None:
+    """Its `text` and `report.md` were overwritten. With --overwrite they are; the rest of it stays in any case."""
+    out, rows = tmp_path / "out", dataset(tmp_path, 1)
+    arguments = ["--generated", CORPUS / "wavs", "--dataset", rows, "--output", out]
+    mine = {"report.md": "my report", "text": "my text", "notes/a.wav": "my clip", "audio/x.wav": "my other clip"}
+    for name, content in mine.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(content)
+    before = contents(out)
+    assert run(*arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"error: options: output: '{out}' holds files, but no evaluation (audio, notes, report.md ...); name a new"
+        " folder, or write beside these files and over those of the same names with --overwrite"
+    )
+    assert contents(out) == before
+    assert run(*arguments, "--overwrite") == 0
+    assert (out / "report.md").read_text().startswith("# Evaluation")
+    assert {name: (out / name).read_text() for name in ("notes/a.wav", "audio/x.wav")} == {
+        name: mine[name] for name in ("notes/a.wav", "audio/x.wav")
+    }
+    assert run(*arguments) == 0, "it is an evaluation's folder now"
+
+
+@pytest.mark.usefixtures("only_sound")
+def test_what_is_read_is_not_written_over(tmp_path: Path, capsys: Any) -> None:
+    """A folder in Kaldi's form: of its sentences only the first few would be left in `text`."""
+    clips = {id_: CORPUS / "wavs" / f"{id_}.flac" for id_ in ("DEMO-0001", "DEMO-0002")}
+    formats.write_kaldi(tmp_path / formats.SCP, {id_: str(path) for id_, path in clips.items()})
+    formats.write_kaldi(tmp_path / formats.TEXT, dict.fromkeys(clips, "Some words."))
+    before = contents(tmp_path)
+    arguments = ["--dataset", tmp_path, "--limit", 1, "--generated", CORPUS / "wavs", "--output", tmp_path]
+    assert run(*arguments, "--overwrite") == 1
+    assert f"would be written over {tmp_path / 'text'}, which is read" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "content", ["half a line", '{"id": "a"}\n', '["a", 1]\n', '["settings", 1]\n', "[" * 50_000 + "\n"]
+)
+def test_a_journal_of_another_program_is_not_written_to(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"is damaged|does not begin with the settings of an evaluation"):
+        Journal(path, {})
+    assert path.read_text() == content
+
+
 def test_a_damaged_journal_is_told(tmp_path: Path) -> None:
     (tmp_path / "progress.jsonl").write_text('["a", 1]\nnonsense\n["b", 2]\n')
     with pytest.raises(UserError, match=r"progress\.jsonl:2: line: 'nonsense' is damaged; delete the line"):

@@ -430,12 +430,31 @@ def test_a_list_is_spoken_into_a_folder_and_goes_on(tiny: Path, tmp_path: Path, 
     lines[2]["text"] = "Mended."
     lines[0]["text"] = "Changed."
     (folder / "scene.wav").unlink()
-    with (folder / "results.jsonl").open("a") as file:
-        file.write('{"id": "killed wh')
+    with (folder / "results.jsonl").open("ab") as file:
+        file.write(bytes(20) + b'\n[1]\n{"id": [], "key"\n{"id": "killed wh')  # of a power cut, and of a kill
     code, out, err = run()
     assert (code, "failed:" in err) == (3, False)
     assert out.endswith("out: 3 spoken (3 truncated), 1 there already, 0 failed\n")
     assert run()[1].endswith("out: 0 spoken (0 truncated), 4 there already, 0 failed\n")
+
+    # A file that is no longer what was written is spoken again; one that is not listed is somebody else's.
+    cloned = (folder / "cloned.wav").read_bytes()
+    (folder / "cloned.wav").write_bytes(cloned[:1000])
+    assert run()[1].endswith("out: 1 spoken (1 truncated), 3 there already, 0 failed\n")
+    assert (folder / "cloned.wav").read_bytes() == cloned
+    (folder / "mine.wav").write_text("a recording")
+    lines.append({"id": "mine", "text": "Hello."})
+    code, _, err = run()
+    assert (code, err.splitlines()[-1]) == (
+        1,
+        f"error: {path}:5: id: 'mine' would be written over {folder / 'mine.wav'}, which results.jsonl there does not"
+        " list; name another --output_dir, or move the file",
+    )
+    assert (folder / "mine.wav").read_text() == "a recording"
+    for content in ("of another program", "of another program\n", '{"text": "x"}\n'):
+        (folder / "results.jsonl").write_text(content)
+        assert "holds a results.jsonl that is not from this command; name another folder" in run()[2]
+        assert (folder / "results.jsonl").read_text() == content
 
 
 def test_bad_lists_are_refused_before_anything_is_spoken(tiny: Path, tmp_path: Path, capsys: Any) -> None:

@@ -20,7 +20,7 @@ from plugins.errors import problem
 from plugins.evaluation import formats, report
 from plugins.evaluation.items import Item, read_items
 from plugins.evaluation.plots import PICTURE, picture
-from plugins.evaluation.run import PROGRESS, Clip, Journal, hear, round_trips, say
+from plugins.evaluation.run import PROGRESS, Clip, Journal, check_folder, hear, round_trips, say
 from plugins.evaluation.scorers import Missing, Scorer, fingerprint, load_scorers
 from plugins.evaluation.scores import score
 from plugins.evaluation.speaking import System, systems
@@ -52,6 +52,7 @@ def run(options: Namespace) -> int:
     if options.max_audio_s <= 0:  # the generator would refuse it item by item
         raise problem("options", "max_audio_s", options.max_audio_s, "is not positive", "give seconds")
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    _check_output(options)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     scorers, missing = load_scorers(
         asr=options.asr, speaker_model=options.speaker_model, language=options.language, device=options.device
@@ -76,6 +77,19 @@ def run(options: Namespace) -> int:
         if card is not None:
             print(f"{card}: completed with the table")
     return 0
+
+
+def _check_output(options: Namespace) -> None:
+    """Raise UserError if files of others would be overwritten: any without --overwrite, what is read in any case."""
+    folder: Path = options.output
+    check_folder(folder, overwrite=options.overwrite)
+    names = (PROGRESS, report.SUMMARY, report.ITEMS, report.REPORT, PICTURE, formats.META, formats.TEXT)
+    written = {(folder / name).resolve() for name in names}
+    read = [Path(options.dataset), Path(options.dataset) / formats.TEXT, options.generated]
+    for path in read:
+        if path is not None and path.resolve() in written:
+            reason = f"would be written over {path}, which is read"
+            raise problem("options", "output", str(folder), reason, "name another folder")
 
 
 def _contest(options: Namespace, sampling: Sampling) -> _Contest:

@@ -11,8 +11,10 @@ Only `text` is needed; the rest is the command's own flags, line by line. What h
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -32,6 +34,7 @@ from plugins.voices import Script
 
 TRUNCATED = 3
 RESULTS = "results.jsonl"
+_BEGINNING = b'{"id": "'  # of every line in it
 _OPTIONS = ("scene_description", "voice_description", "reference_audio", "reference_text")
 _FIELDS = ("id", "text", "seed", *_OPTIONS)
 
@@ -102,8 +105,13 @@ def _speak_all(generator: HiggsAudioGenerator, options: Namespace, sampling: Sam
     lines = list(_lines(options.input, options, sampling.seed))
     folder: Path = options.output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    done = _done(folder)
-    waiting = [line for line in lines if done.get(line.id) != line.key]
+    spoken_before = _spoken_before(folder)
+    waiting = [line for line in lines if not _is_done(line, folder, spoken_before.get(line.id))]
+    for line in waiting:
+        file = folder / f"{line.id}.wav"
+        if line.id not in spoken_before and os.path.lexists(file):
+            reason = f"would be written over {file}, which {RESULTS} there does not list"
+            raise problem(line.place, "id", line.id, reason, "name another --output_dir, or move the file")
     failures: list[str] = []
     truncated = 0
     with (
@@ -118,11 +126,14 @@ def _speak_all(generator: HiggsAudioGenerator, options: Namespace, sampling: Sam
                     failures.append(f"{line.place}: {outcome}")
                     continue
                 truncated += outcome.truncated
-                outcome.save(folder / f"{line.id}.wav")
                 written: dict[str, Any] = {"id": line.id, "file": f"{line.id}.wav", "text": outcome.text}
                 written |= {"duration_s": round(outcome.duration_s, 3), "stopped": outcome.stopped, "key": line.key}
-                results.write(json.dumps(written, ensure_ascii=False) + "\n")
-                results.flush()
+                with audio.replace_when_done(folder / written["file"]) as temporary:
+                    outcome.save(temporary)
+                    # Listed before it is there: a file that is not listed is somebody else's.
+                    written["sha256"] = audio.file_hash(temporary)
+                    results.write(json.dumps(written, ensure_ascii=False) + "\n")
+                    results.flush()
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     spoken = len(waiting) - len(failures)
@@ -190,14 +201,31 @@ def _lines(path: Path, options: Namespace, seed: int | None) -> Iterator[Line]:
         yield Line(place, id_, row["text"], wanted, row.get("seed", seed), key)
 
 
-def _done(folder: Path) -> dict[str, str]:
-    """id -> key of what has been spoken and is there. A line that was being written when the run ended is no line."""
+def _spoken_before(folder: Path) -> dict[str, dict[str, Any]]:
+    """id -> its last line in RESULTS. Damaged lines are none; one that was being written when the run ended goes.
+
+    Raises UserError if the file holds no line of ours: somebody else's is not written to.
+    """
     path = folder / RESULTS
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
+    rows: dict[str, dict[str, Any]] = {}
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
+            row = json.loads(line)
+            rows[str(row["id"])] = {"key": str(row["key"]), "sha256": row.get("sha256")}
+    begins_like_ours = content[: len(_BEGINNING)] == _BEGINNING[: len(content)]
+    if not rows and (whole or not begins_like_ours):
+        reason = f"holds a {RESULTS} that is not from this command"
+        raise problem("options", "output_dir", str(folder), reason, "name another folder")
     if whole != content:
-        path.write_bytes(whole)
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return {row["id"]: row["key"] for row in rows if (folder / row["file"]).is_file()}
+        os.truncate(path, len(whole))
+    return rows
+
+
+def _is_done(line: Line, folder: Path, row: dict[str, Any] | None) -> bool:
+    """Whether `line` has been spoken as it is asked for, and its file is what was written."""
+    if row is None or row["key"] != line.key:
+        return False
+    file = folder / f"{line.id}.wav"
+    return file.is_file() and audio.file_hash(file) == row["sha256"]

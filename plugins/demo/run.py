@@ -34,6 +34,7 @@ CORPUS = ROOT / "demo" / "corpus"
 CODEC = ROOT / "demo" / "codec"
 OUT = ROOT / "demo" / "out"
 DATA = OUT / "data"
+_WRITTEN = ("model", "data", "logs", "run", "learnt", "cloned", "spoken", "dialogue")
 # Five million parameters.
 _SIZE = {"hidden_size": 192, "intermediate_size": 384, "num_attention_heads": 6, "num_key_value_heads": 3}
 _MAX_AUDIO_S = 8.0  # the longest clip has 4.6 s
@@ -41,7 +42,8 @@ _MAX_AUDIO_S = 8.0  # the longest clip has 4.6 s
 
 def main() -> int:
     started_s = time.monotonic()
-    shutil.rmtree(OUT, ignore_errors=True)
+    for name in _WRITTEN:  # of an earlier run; what else lies there stays
+        shutil.rmtree(OUT / name, ignore_errors=True)
     build_model(OUT / "model")
     _run("prepare", sys.executable, "prepare_dataset.py", "--dataset_type", "custom", "--input_dir", "demo/corpus",
          "--csv_file", "demo/corpus/metadata.csv", "--speaker_column", "speaker", "--validate", "--encode_codes",
@@ -56,7 +58,7 @@ def main() -> int:
     _evaluate("learnt", *model)
     _evaluate("cloned", *model)
     stopped = _converse(checkpoint, rows.lines(clips))
-    _evaluate("dialogue", "--generated", "demo/out/dialogue")
+    _evaluate("dialogue", "--generated", "demo/out/spoken")
     _curves(OUT / "run" / "logging.jsonl")
     _summary(stopped)
     print(f"total {time.monotonic() - started_s:.0f} s")
@@ -81,7 +83,7 @@ def _converse(checkpoint: Path, lines: Sequence[dict[str, str]]) -> bool:
     """Speak the dialogue; whether each line ended by itself."""
     speech = HiggsAudioGenerator.from_pretrained(str(checkpoint)).synthesize_multi_speaker(
         lines,
-        output_path=OUT / "dialogue" / "dialogue.wav",
+        output_path=OUT / "spoken" / "dialogue.wav",
         sampling=Sampling(temperature=0),
         max_audio_s=_MAX_AUDIO_S,
     )
@@ -138,7 +140,7 @@ def _summary(stopped: bool) -> None:
     for reason in found["learnt"]["missing"].values():
         print(f"missing: {reason}")
     print("\nlisten    demo/out/learnt/audio/model/*.wav, demo/out/cloned/audio/model/*.wav, "
-          "demo/out/dialogue/dialogue.wav\n"
+          "demo/out/spoken/dialogue.wav\n"
           "beside    demo/out/learnt/audio/codec/*.wav: recordings through the codec; demo/corpus/wavs: themselves\n"
           "pictures  demo/out/{learnt,cloned}/report.png, demo/out/run/images/*.png\n"
           "curves    tensorboard --logdir demo/out/run/runs")  # fmt: skip

@@ -4,14 +4,16 @@
                                     one line each: key of everything that it depends on, and its outcome
     FOLDER/audio/SYSTEM/ID.wav      what was said
 
-A clip is on disk before its line is written, and a line that a kill cut off is none, so that nothing counts as done
-that is not. Batches are the same in every run: what is spoken again after a kill is what would have been spoken.
+The settings are on disk before the first clip: a folder with files but without them is not an evaluation's. A clip is
+on disk before its line is written, and a line that a kill cut off is none, so that nothing counts as done that is not.
+Batches are the same in every run: what is spoken again after a kill is what would have been spoken.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +33,7 @@ from plugins.sampling import Sampling
 
 PROGRESS, AUDIO = "progress.jsonl", "audio"
 _SETTINGS = "settings"
+_BEGINNING = f'["{_SETTINGS}", '.encode()  # of every journal
 Heard = Mapping[str, Any]  # name of a scorer -> what it heard
 
 
@@ -57,12 +60,18 @@ class Journal:
         self._done: dict[str, Any] = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                self._done.update([json.loads(line)])
-            except (ValueError, TypeError):
+                key, value = json.loads(line)
+                self._done[key] = value
+            except (ValueError, TypeError, RecursionError):
                 shown = line.decode(errors="replace")
                 raise problem(f"{path}:{number}", "line", shown, "is damaged", "delete the line") from None
+        held = self._done.get(_SETTINGS, {} if not whole else None)
+        is_ours = content[: len(_BEGINNING)] == _BEGINNING[: len(content)]
+        if not is_ours or not isinstance(held, Mapping):
+            reason = "does not begin with the settings of an evaluation"
+            raise problem(str(path), "file", path.name, reason, "give another --output")
         if self._done:
-            _compare(self._done.get(_SETTINGS, {}), settings, str(path))
+            _compare(held, settings, str(path))
         self._settings = settings
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
@@ -77,12 +86,40 @@ class Journal:
     def get(self, key: str) -> Any:
         return self._done.get(key)
 
-    def put(self, key: str, value: Any) -> None:
-        if not self._done and key != _SETTINGS:  # not at once: a model that does not load begins no evaluation
+    def begin(self) -> None:
+        """Write the settings, if they are not there. Not at once: a model that does not load begins no evaluation."""
+        if not self._done:
             self.put(_SETTINGS, self._settings)
+
+    def put(self, key: str, value: Any) -> None:
+        if key != _SETTINGS:
+            self.begin()
         self._file.write(json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         self._done[key] = value
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise UserError if `folder` is no folder, or holds files but no evaluation; overwrite: that it may."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise problem("options", "output", str(folder), "is no folder", "name a new one")
+    others = sorted(name for name in os.listdir(folder) if name != PROGRESS)
+    if others and not overwrite and not _is_begun(folder / PROGRESS):
+        shown = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+        reason = f"holds files, but no evaluation ({shown})"
+        remedy = "name a new folder, or write beside these files and over those of the same names with --overwrite"
+        raise problem("options", "output", str(folder), reason, remedy)
+
+
+def _is_begun(journal: Path) -> bool:
+    try:
+        with journal.open("rb") as file:
+            key, _ = json.loads(file.readline())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+    return bool(key == _SETTINGS)
 
 
 def _compare(held: Mapping[str, Any], asked: Mapping[str, Any], place: str) -> None:
@@ -112,7 +149,9 @@ def say(
     def speak(batch: Sequence[Item]) -> list[Clip]:
         samplings = [seeded(sampling, seed, item.id) for item in batch]
         clips = []
-        spoken = speak_batch(system.generator(), [item.dialogue for item in batch], samplings, max_audio_s)
+        generator = system.generator()
+        journal.begin()
+        spoken = speak_batch(generator, [item.dialogue for item in batch], samplings, max_audio_s)
         for item, outcome in zip(batch, spoken, strict=True):
             if isinstance(outcome, UserError):
                 clips.append(Clip(stopped=False, error=str(outcome)))
@@ -141,6 +180,7 @@ def round_trips(
         except audio.AudioError as error:
             return [Clip(error=str(error))]
         path = _wav(folder, name, item)
+        journal.begin()
         audio.save_wav(path, codec.decode(codec.encode(samples))[: len(samples)], rate)
         return [Clip(path)]
 
