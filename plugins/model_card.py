@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plugins.audio import replace_when_done
 from plugins.model_config import HiggsAudioV2Config
 
 CARD = "README.md"
@@ -101,7 +102,8 @@ def complete(folder: Path, sections: Mapping[str, str]) -> Path | None:
             continue
         for title, content in sections.items():
             text = _place(title).sub(_marked(title, content).replace("\\", r"\\"), text, count=1)
-        path.write_text(text, encoding="utf-8")
+        with replace_when_done(path) as temporary:  # what its reader wrote must not be lost by a kill
+            temporary.write_text(text, encoding="utf-8")
         return path
     return None
 
