@@ -45,6 +45,7 @@ L2  rows.py                  a row of any accepted shape -> Dialogue
     checkpoint.py            strict loading of both
     relaunch.py              the command line that resumes a run, or trains after its dry run
 L3  model_registration.py    loaders and ModelMeta for 3B and 7B
+    tuning.py                what MS-SWIFT's tuner options train, and whether loading finds it
     preflight/               what is about to be trained, proved before the first step; `higgs-audio doctor`
     checkpoints.py           which checkpoint folders are whole, which is the newest, which may go
     resume.py                a run that is killed and resumed equals one that is not

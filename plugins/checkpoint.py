@@ -22,6 +22,7 @@ from plugins.untrusted import ADAPTER_CONFIG, NamedByCheckpoint, check_adapter
 from plugins.weights import sources_of
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+RANDOM_BASE = "pissa_niter"  # begins the names of LoRA initialisations that change the base, each time otherwise
 _HEAD = "text_lm_head"
 
 
@@ -46,7 +47,7 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
     """
     if not adapters:
         return model
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     tuned = None
     for name, folder in adapters.items():
@@ -54,12 +55,18 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
             if not (Path(folder) / needed).is_file():
                 raise problem(folder, "adapters", needed, "not found", "give the folder of a LoRA checkpoint")
         check_adapter(Path(folder))
+        _refuse_random_base(Path(folder))
         file, remedy = Path(folder) / _ADAPTER_WEIGHTS, "give the base that it was trained on, or copy it again"
         try:
-            tuned = tuned or PeftModel.from_pretrained(model, folder, adapter_name=name)
+            if tuned is None:
+                # Not `PeftModel.from_pretrained`: it loads too, and AdaLoRA cuts its ranks at each loading.
+                config = PeftConfig.from_pretrained(folder)
+                config.inference_mode = True
+                tuned = PeftModel(model, config, adapter_name=name)
             # peft passes over a weight that finds no place, and tells only who loads by this call.
             report = tuned.load_adapter(folder, name)
-        except (RuntimeError, ValueError, SafetensorError) as error:  # a wrong shape, a file that breaks off
+        # A wrong shape, a file that breaks off, a module of `modules_to_save` that is not in it.
+        except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
             reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
             raise problem(str(file), "weights", file.name, reason, remedy) from error
         speaks_only = model.text_lm_head is None
@@ -69,6 +76,15 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
     assert tuned is not None
     tuned.set_adapter(next(iter(adapters)))
     return tuned
+
+
+def _refuse_random_base(folder: Path) -> None:
+    file = folder / ADAPTER_CONFIG
+    name = read_json(file, "copy it again from the training's folder").get("init_lora_weights")
+    if isinstance(name, str) and name.startswith(RANDOM_BASE):
+        reason = "changes the base at random: this adapter was trained on one that cannot be had again"
+        remedy = f"give {folder / 'converted' / 'default'}, which MS-SWIFT writes beside it"
+        raise problem(str(file), "init_lora_weights", name, reason, remedy)
 
 
 def bare(model: Any) -> Any:

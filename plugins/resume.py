@@ -62,6 +62,7 @@ def fingerprint(trainer: Any) -> dict[str, Any]:
         **_rows(trainer.train_dataset),
         **{name: options[name] for name in _OPTIONS if name in options},
         **{name: typed[name] for name in names if name in typed},
+        **({"modules_to_save": typed["modules_to_save"]} if typed.get("modules_to_save") else {}),
         **{name: value for name, value in settings.items() if name not in _NO_EFFECT},
     }
     return json.loads(json.dumps(found, default=str))

@@ -28,6 +28,7 @@ from swift.template.template_inputs import StdTemplateInputs
 from swift.utils import get_logger
 from torch import Tensor
 
+from plugins import tuning
 from plugins.codec import FRAMES_PER_S, Codec, find_codec
 from plugins.delay_pattern import num_delayed_frames
 from plugins.errors import did_you_mean, problem
@@ -279,10 +280,12 @@ def _guard(engine: Any) -> None:
 
 
 def route_pipelines() -> None:
-    """Let MS-SWIFT's commands tell our template what they were asked. Other models are left alone.
+    """Let MS-SWIFT's commands tell our template what they were asked, and `swift sft` what it is to tune. Other models
+    are left alone.
 
     4.6 gives a template neither its arguments (where do results go? which checkpoint is trained on?) nor a request's
-    `stream` and `seed`, and answers `stream` with status 200 before anything of the template runs. Idempotent.
+    `stream` and `seed`, and answers `stream` with status 200 before anything of the template runs; a trainer comes
+    after the tuner. Idempotent.
     """
     if not swift.__version__.startswith("4.6."):
         logger.warning(f"swift infer and swift deploy cannot speak: untested ms-swift {swift.__version__} (need 4.6)")
@@ -298,6 +301,7 @@ def route_pipelines() -> None:
         elif isinstance(template, SpeakingTemplate) and isinstance(args, SftArguments):
             folders = (args.resume_from_checkpoint, *(args.adapters or ()), template.model_info.model_dir)
             template.go_on_from(Path(next(filter(None, folders))))
+            tuning.settle(args, self.model)
         return original(self)
 
     main._prepares_speech = True  # type: ignore[attr-defined]

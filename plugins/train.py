@@ -88,9 +88,6 @@ def translate(arguments: Sequence[str]) -> list[str]:
                 raise problem("command line", flag, " ".join(values), "is not available", remedy)
             continue
         name = RENAMED.get(flag, flag)
-        if name in {"--target_modules", "--target_regex"}:
-            # The audio FFN is called `audio_mlp` in transformers' class.
-            values = [value.replace("audio_ffn", "audio_mlp") for value in values]
         result += [name, *values] if name else values
     return result
 

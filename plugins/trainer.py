@@ -19,7 +19,7 @@ from swift.utils import get_logger
 from torch import Tensor
 from transformers import Trainer
 
-from plugins import checkpoints, disk_guard, guards, packs, resume, samples, training_card
+from plugins import checkpoints, disk_guard, guards, packs, resume, samples, training_card, tuning
 from plugins.codec import CODEC_FOLDER
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
@@ -62,6 +62,9 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
             audio_learning_rate=settings.audio_learning_rate,
             weight_decay=self.args.weight_decay,
         )
+        if not groups:
+            remedy = "freeze less, or name trainable_parameters"
+            raise problem("options", "freeze_parameters", "all", "are frozen: nothing is left to train", remedy)
         for group in groups:
             kind = "audio" if group["audio"] else "base"
             size = sum(parameter.numel() for parameter in group["params"])
@@ -153,13 +156,16 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         return Seq2SeqTrainer(*args, template=template, **kwargs)
 
     def __init__(self, *, model: Any, args: Any, template: HiggsAudioTemplate, **kwargs: Any) -> None:
-        refuse_unsupported(model, args, template)
+        refuse_unsupported(args, template)
         packs.refuse_unsupported(args, kwargs.get("train_dataset"))
         guards.check_temporary_folder(args.dataloader_num_workers)
         args.optimizer = OPTIMIZER
         self.batches = BatchMeter()
         self.meters: dict[str, Any] = {"train": LossMeter(), "eval": LossMeter(), "batches": self.batches}
         super().__init__(model=model, args=args, template=template, **kwargs)
+        # What the preflight leaves to the first step and the first save.
+        self._check_gradients = False
+        self._adapter_keys: set[str] = set()
         self.guard = guards.Guard(self)
         self.add_callback(self.guard)
         for dataset in (self.train_dataset, self.eval_dataset):
@@ -180,6 +186,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                 raise problem(
                     "preflight", "training", "refused", f"because {summary}", "mend it, or set preflight: false"
                 )
+            self._adapter_keys = tuning.adapter_keys(self.model)
+            self._check_gradients = True
         samples.attach(self)
         if settings.dry_run:
             dry_run.show(self, report)
@@ -212,6 +220,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         return prepared
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        if self._check_gradients:
+            self._check_gradients = False
+            tuning.check_gradients(self)
         grad_norm = super()._get_grad_norm(*args, **kwargs)
         self.guard.settle(grad_norm)
         return grad_norm
@@ -283,6 +294,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             # Never in a checkpoint, which is new. MS-SWIFT copies with a plain `copytree`, which it would stop.
             checkpoints.set_aside(folder / CODEC_FOLDER)
         super()._save(output_dir, state_dict)
+        tuning.check_saved(folder, self._adapter_keys)
+        self._adapter_keys = set()
         # A checkpoint that moves must still know its codec and whether its prompts were raw.
         self.template.settings.save(folder)
 
@@ -291,7 +304,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         return float(combine(text, audio, num_text=text.count, num_frames=audio.count[0], weights=weights))
 
 
-def refuse_unsupported(model: Any, args: Any, template: HiggsAudioTemplate) -> None:
+def refuse_unsupported(args: Any, template: HiggsAudioTemplate) -> None:
     """Raise UserError for options under which the loss or the learning rate would silently be another one."""
     text_only = "recomputes a text loss on logits that are not text"
     deepspeed = args.deepspeed if isinstance(args.deepspeed, dict) else {}
@@ -312,12 +325,6 @@ def refuse_unsupported(model: Any, args: Any, template: HiggsAudioTemplate) -> N
     for option, value, supported, reason in checks:
         if not supported:
             raise problem("options", option, value, reason, "leave it at its default")
-    for adapter in getattr(model, "peft_config", {}).values():
-        targets = adapter.target_modules
-        for name in [targets] if isinstance(targets, str) else targets or []:
-            if "audio_ffn" in name:
-                remedy = f"write {name.replace('audio_ffn', 'audio_mlp')!r} (`higgs-audio sft` translates it)"
-                raise problem("options", "target_modules", name, "matches no module", remedy)
 
 
 def _say(text: str) -> None:

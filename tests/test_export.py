@@ -7,6 +7,7 @@ and its way to the codec are walked with transformers' classes.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
@@ -42,11 +43,13 @@ REQUESTS: list[dict[str, Any]] = [{}, {"reference_audio": VOICE, "reference_text
 
 @pytest.fixture(scope="module")
 def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA folder as MS-SWIFT writes it, trained hard enough to speak otherwise than its base."""
+    """A LoRA folder as MS-SWIFT writes it, with two modules whole, one of them named like the module around it; trained
+    hard enough to speak otherwise than its base."""
     folder = tmp_path_factory.mktemp("lora")
     sft(
         tiny, write_jsonl(folder / "train.jsonl", corpus_rows(2)), folder / "out", tuner_type="lora",
         learning_rate=3e-2, max_steps=3, per_device_train_batch_size=2, target_modules="all-linear",
+        modules_to_save=["audio_lm_head", "embed_audio_tokens"],
     )  # fmt: skip
     return folder / "out" / "checkpoint-3"
 
@@ -99,8 +102,10 @@ def test_every_tensor_is_that_of_swift_export(dtype: str, lora: Path, tiny: Path
         assert torch.equal(tensor, ours[name]), name
     before = {name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(tiny / "model.safetensors").items()}
     assert torch.equal(ours["text_lm_head.weight"], before["text_lm_head.weight"])
-    name = "model.layers.0.audio_mlp.up_proj.weight"
-    assert not torch.equal(ours[name], before[name])
+    for module in ("layers.0.audio_mlp.up_proj", "embed_audio_tokens.embed_audio_tokens"):
+        name = f"model.{module}.weight"
+        assert not torch.equal(ours[name], before[name]), name
+    assert not torch.equal(ours["audio_lm_head.weight"], before["audio_lm_head.weight"])
 
 
 def test_nothing_in_it_is_of_this_machine(exported: Path, lora: Path, tiny: Path) -> None:
@@ -233,9 +238,12 @@ def test_nothing_is_overwritten_or_left_half_written(tiny: Path, lora: Path, tmp
         save_file(weights, folder / "adapter_model.safetensors")
         return str(folder)
 
-    first = next(iter(load_file(lora / "adapter_model.safetensors")))
+    names = sorted(load_file(lora / "adapter_model.safetensors"))
+    first = next(name for name in names if "lora_A" in name)
+    whole = next(name for name in names if "embed_audio_tokens" in name)
     for change, message in (
         (lambda weights: weights.pop(first), r"does not belong to both \(1 such weights\)"),
+        (lambda weights: weights.pop(whole), f"cannot be loaded .*{re.escape(whole)}"),
         (lambda weights: rename(weights, first, first.replace("layers.", "layers.7")), r"to both \(2 such weights\)"),
         (lambda weights: weights[first].fill_(float("nan")), "is not finite in torch.float32: the adapters are broken"),
         (lambda weights: weights.update({first: torch.zeros(8, 3)}), "cannot be loaded .*size mismatch"),

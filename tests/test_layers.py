@@ -14,7 +14,7 @@ LAYERS = (
     " audio_tower original_codec",
     "rows row_clips row_sources voices dataset_registration packs template dual_ffn modeling decode_step decoding"
     " weights original_format checkpoint relaunch",
-    "model_registration preflight checkpoints resume disk_guard guards meters samples run_facts model_card"
+    "model_registration tuning preflight checkpoints resume disk_guard guards meters samples run_facts model_card"
     " training_card trainer loading inference swift_inference evaluation",
     "register train cli __main__ commands prepare demo",
 )

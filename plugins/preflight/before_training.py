@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
+from plugins import tuning
 from plugins.errors import UserError
 from plugins.packs import single_rows, table_of
 from plugins.preflight.labels import audit, render
@@ -32,8 +34,10 @@ _NUM_ROWS = 4
 
 
 def run(trainer: Any, say: Callable[[str], None]) -> Report:
-    """Label audit, offset probe and leaks, for the rows at the start of the training set; `say` takes each finding."""
+    """What is trainable, then label audit, offset probe and leaks for the rows at the start of the training set; `say`
+    takes each finding."""
     report = Report(say)
+    _check_adapter(report, trainer)
     template = trainer.template
     # Building the codec draws random weights: training must not depend on whether it was looked at before.
     with torch.random.fork_rng(devices=[]):
@@ -59,6 +63,19 @@ def run(trainer: Any, say: Callable[[str], None]) -> Report:
         check_texts(report, columns, template.settings, template.origin)
     _check_leaks(report, trainer)
     return report
+
+
+def _check_adapter(report: Report, trainer: Any) -> None:
+    if isinstance(trainer.model, PeftModel):
+        lost = tuning.lost(trainer.model)
+        if lost:
+            text = f"{lost[0]} would not be found again in a checkpoint ({len(lost)} such weights)"
+            report.add("adapter", "failed", text, "\n".join(lost[1:]))
+        else:
+            report.add("adapter", "ok", "whatever is trained would be loaded again")
+    if trainer.is_deepspeed_enabled:
+        text = "left out: DeepSpeed keeps them to itself; train one step without it if options are new"
+        report.add("gradients", "info", text)
 
 
 def _check_packs(report: Report, model: Any, pack: dict[str, Any], rows: list[Row], tokens: Any) -> None:
