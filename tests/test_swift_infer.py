@@ -170,7 +170,7 @@ def test_a_second_run_keeps_the_files_of_the_first(tiny: Path, tmp_path: Path) -
 def test_lora_checkpoint(tiny: Path, result: Path, tmp_path: Path) -> None:
     """`--adapters` alone: model and plugin are found from what the training wrote, and so is its codec."""
     dataset = write_jsonl(tmp_path / "rows.jsonl", rows()[:1])
-    lora = {"tuner_type": "lora", "target_modules": "all-linear", "learning_rate": 0.05, "max_steps": 3,
+    lora = {"tuner_type": "lora", "target_modules": "all-linear", "learning_rate": 0.01, "max_steps": 2,
             "modules_to_save": ["audio_lm_head", "embed_audio_tokens"]}  # fmt: skip
     sft(tiny, dataset, tmp_path / "run", **lora, model_kwargs='{"preflight": false}')
     [checkpoint] = (tmp_path / "run").glob("checkpoint-*")
