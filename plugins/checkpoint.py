@@ -22,7 +22,8 @@ from plugins.untrusted import ADAPTER_CONFIG, NamedByCheckpoint, check_adapter
 from plugins.weights import sources_of
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-RANDOM_BASE = "pissa_niter"  # begins the names of LoRA initialisations that change the base, each time otherwise
+# Begins the names of LoRA initialisations that change the base, each time otherwise.
+RANDOM_BASE = "pissa_niter"
 _HEAD = "text_lm_head"
 
 
@@ -59,7 +60,7 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
         file, remedy = Path(folder) / _ADAPTER_WEIGHTS, "give the base that it was trained on, or copy it again"
         try:
             if tuned is None:
-                # Not `PeftModel.from_pretrained`: it loads too, and AdaLoRA cuts its ranks at each loading.
+                # `PeftModel.from_pretrained` would load too: AdaLoRA cuts its ranks each time.
                 config = PeftConfig.from_pretrained(folder)
                 config.inference_mode = True
                 tuned = PeftModel(model, config, adapter_name=name)
@@ -82,7 +83,7 @@ def _refuse_random_base(folder: Path) -> None:
     file = folder / ADAPTER_CONFIG
     name = read_json(file, "copy it again from the training's folder").get("init_lora_weights")
     if isinstance(name, str) and name.startswith(RANDOM_BASE):
-        reason = "changes the base at random: this adapter was trained on one that cannot be had again"
+        reason = "changes the base at random: the one that it was trained on is lost"
         remedy = f"give {folder / 'converted' / 'default'}, which MS-SWIFT writes beside it"
         raise problem(str(file), "init_lora_weights", name, reason, remedy)
 

@@ -64,7 +64,8 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
         )
         if not groups:
             remedy = "freeze less, or name trainable_parameters"
-            raise problem("options", "freeze_parameters", "all", "are frozen: nothing is left to train", remedy)
+            reason = "are frozen: nothing is left to train"
+            raise problem("options", "freeze_parameters", "all", reason, remedy)
         for group in groups:
             kind = "audio" if group["audio"] else "base"
             size = sum(parameter.numel() for parameter in group["params"])

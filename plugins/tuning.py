@@ -1,12 +1,12 @@
-"""What MS-SWIFT's tuner options train: what was meant, trained in fact, and found again by whoever loads it. L3.
+"""What MS-SWIFT's tuner options train: what was meant, in fact, and found again by loading. L3.
 
-    tuner options --settle--> the same, with names of modules that are there         before anything wraps the model
-    model with adapter --lost--> trainable weights that loading would not bring back, in the preflight
+    tuner options --settle--> the same, with names of modules that are there
+    model with adapter --lost--> trainable weights that loading would not bring back
     first step --check_gradients--> trainable weights that nothing depends on
     first save --check_saved--> weights that are not in the file
 
-peft and MS-SWIFT pass over a name that matches nothing, and over a weight that nothing uses. The last three checks know
-no names: they hold for options that nobody has thought of.
+peft and MS-SWIFT pass over a name that matches nothing, and over a weight that nothing uses. The
+last three checks know no names: they hold for options that nobody has thought of.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ _NO_ADAPTER = "makes no adapter of this model that could be loaded to speak"
 _UNAVAILABLE = {
     "adalora": "cannot be resumed, and its orthogonality term is not part of our loss",
     "vera": "is not loaded to speak: peft makes its projections anew instead of reading them",
-    **dict.fromkeys(("adapter", "bone", "dummy", "ia3", "llamapro", "longlora", "lora_llm", "reft"), _NO_ADAPTER),
+    **dict.fromkeys(
+        ("adapter", "bone", "dummy", "ia3", "llamapro", "longlora", "lora_llm", "reft"),
+        _NO_ADAPTER,
+    ),
 }
 # Read by `--tuner_type full` only, with the value that says nothing.
 _OF_FULL: dict[str, Any] = {
@@ -41,17 +44,17 @@ _OF_FULL: dict[str, Any] = {
     "trainable_parameters": [],
     "trainable_parameters_regex": None,
 }
-# The module that holds the weight has the name of the one around it. Of a name that matches both, peft trains a copy
-# that is never run.
+# The module that holds the weight has the name of the one around it. Of a name that matches both,
+# peft trains a copy that is never run.
 _CODES = "embed_audio_tokens"
 _MOST_NAMES = 5
 
 
 def settle(args: Any, model: Any) -> None:
-    """Let the tuner options of `args`, MS-SWIFT's, name the modules of `model` that are meant; changes `args`.
+    """Let the tuner options of `args`, MS-SWIFT's, name the modules of `model`; changes `args`.
 
-    Raises UserError for a tuner or initialisation that cannot be spoken with, for a name that matches nothing, and for
-    an option that would be ignored.
+    model: before anything wraps it. Raises UserError for a tuner or initialisation that cannot be
+    spoken with, for a name that matches nothing, and for an option that would be ignored.
     """
     tuner = args.tuner_type
     if tuner in _UNAVAILABLE:
@@ -67,7 +70,8 @@ def settle(args: Any, model: Any) -> None:
         raise problem("options", "use_swift_lora", True, _NO_ADAPTER, "leave it out")
     if str(args.init_weights).startswith(RANDOM_BASE):
         reason = "changes the base at random, otherwise each time that it is loaded"
-        raise problem("options", "init_weights", args.init_weights, reason, "use pissa, which is exact")
+        remedy = "use pissa, which is exact"
+        raise problem("options", "init_weights", args.init_weights, reason, remedy)
     for option, nothing in _OF_FULL.items():
         if (value := getattr(args, option)) != nothing:
             reason = f"is ignored by tuner_type {tuner}"
@@ -79,7 +83,7 @@ def settle(args: Any, model: Any) -> None:
 def _settle_modules(args: Any, model: Any) -> None:
     """`target_modules` and `modules_to_save`, each matched as peft does it."""
     paths = [path for path, _ in model.named_modules()]
-    if isinstance(args.target_modules, str):  # a regular expression: peft raises if it matches nothing
+    if isinstance(args.target_modules, str):  # an expression: peft raises if it matches nothing
         args.target_modules = _meant(args.target_modules)
     else:
         args.target_modules = [_meant(name) for name in args.target_modules]
@@ -100,7 +104,7 @@ def _settle_modules(args: Any, model: Any) -> None:
 
 
 def _meant(name: str) -> str:
-    """The seed document's name of the audio FFN in transformers' words; of two modules of one name, the inner one."""
+    """The audio FFN as transformers calls it; of two modules of one name, the inner one."""
     meant = name.replace("audio_ffn", "audio_mlp")
     if meant in (_CODES, f"model.{_CODES}"):
         meant = f"{meant}.{_CODES}"
@@ -116,7 +120,7 @@ def _unknown(option: str, name: str, paths: list[str]) -> Exception:
 
 
 def _check_parameters(args: Any, model: Any) -> None:
-    """Raise UserError if an option of a full fine-tuning names parameters that are not there, or leaves none."""
+    """Raise UserError if an option of a full fine-tuning names parameters that are not there."""
     names = [name for name, _ in model.named_parameters()]
     tops = {".".join(name.split(".")[:2]).removesuffix(".weight") for name in names}
     arch = model.model_meta.model_arch
@@ -135,11 +139,15 @@ def _check_parameters(args: Any, model: Any) -> None:
             reason = f"is no regular expression ({error})"
             raise problem("options", option, pattern, reason, "mend it") from None
         if unmatched:
-            raise problem("options", option, pattern, "matches no parameter", did_you_mean(pattern, tops))
+            remedy = did_you_mean(pattern, tops)
+            raise problem("options", option, pattern, "matches no parameter", remedy)
 
 
 def adapter_keys(model: Any) -> set[str]:
-    """What a saved adapter of `model` is to hold; nothing if `model` has none. Before DeepSpeed or FSDP wraps it."""
+    """What a saved adapter of `model` is to hold; nothing if `model` has none.
+
+    To be called before DeepSpeed or FSDP wraps it: afterwards it would need all ranks.
+    """
     if not isinstance(model, PeftModel):
         return set()
     return set(get_peft_model_state_dict(model, save_embedding_layers=False))
@@ -160,17 +168,18 @@ def lost(model: Any) -> list[str]:
 
 
 def check_gradients(trainer: Any) -> None:
-    """After a backward pass of all ranks. Raise UserError, on each rank, for trainable weights without any gradient.
+    """After a backward pass: raise UserError, on each rank, for trainable weights without gradient.
 
     A gradient of zeros is one: LoRA's A has it at first, and the audio half in a batch of text.
     """
     if trainer.is_deepspeed_enabled:  # keeps gradients to itself
         return
     trainable = [item for item in trainer.model.named_parameters() if item[1].requires_grad]
-    reached = torch.tensor([weight.grad is not None for _, weight in trainable], device=trainer.args.device).int()
+    has_gradient = [int(weight.grad is not None) for _, weight in trainable]
+    reached = torch.tensor(has_gradient, device=trainer.args.device)
     if dist.is_initialized():
         dist.all_reduce(reached, dist.ReduceOp.MAX)
-    names = [name for (name, _), is_reached in zip(trainable, reached.tolist(), strict=True) if not is_reached]
+    names = [trainable[i][0] for i in (reached == 0).nonzero().flatten().tolist()]
     if names:
         reason = f"has no gradient after the first step: it is not what runs ({_listed(names)})"
         remedy = "leave it out of modules_to_save, target_modules or trainable_parameters"
@@ -178,7 +187,7 @@ def check_gradients(trainer: Any) -> None:
 
 
 def check_saved(folder: Path, keys: set[str]) -> None:
-    """Raise UserError for one of `keys` that the adapter in `folder`, which was just saved, does not hold."""
+    """Raise UserError if the adapter in `folder`, just saved, does not hold one of `keys`."""
     if not keys:
         return
     file = folder / SAFETENSORS_WEIGHTS_NAME
@@ -186,7 +195,8 @@ def check_saved(folder: Path, keys: set[str]) -> None:
         missing = sorted(keys.difference(weights.keys()))
     if missing:
         reason = f"was trained and is not in the file ({_listed(missing)})"
-        raise problem(str(file), "weights", missing[0], reason, "train without the option that names it")
+        remedy = "train without the option that names it"
+        raise problem(str(file), "weights", missing[0], reason, remedy)
 
 
 def _listed(names: list[str]) -> str:

@@ -34,8 +34,10 @@ _NUM_ROWS = 4
 
 
 def run(trainer: Any, say: Callable[[str], None]) -> Report:
-    """What is trainable, then label audit, offset probe and leaks for the rows at the start of the training set; `say`
-    takes each finding."""
+    """Adapter, label audit, offset probe and leaks, for the rows at the start of the training set.
+
+    `say` takes each finding.
+    """
     report = Report(say)
     _check_adapter(report, trainer)
     template = trainer.template
@@ -74,7 +76,7 @@ def _check_adapter(report: Report, trainer: Any) -> None:
         else:
             report.add("adapter", "ok", "whatever is trained would be loaded again")
     if trainer.is_deepspeed_enabled:
-        text = "left out: DeepSpeed keeps them to itself; train one step without it if options are new"
+        text = "left out: DeepSpeed keeps them to itself; try new options without it"
         report.add("gradients", "info", text)
 
 
