@@ -18,7 +18,7 @@ L0  errors.py                one-line user errors
 L1  audio.py                 probing, decoding and resampling of audio files
     hub.py                   folder or Hub id -> folder
     audio_tower.py           waveforms -> embeddings of a Whisper encoder, for checkpoints that have one
-    code_cache.py            codes of clips on disk, memory-mapped, encoded once
+    code_cache.py            codes of clips on disk (SQLite), encoded once
     codec.py                 waveform <-> codes, lazy and picklable
     stream_decoder.py        codes that arrive frame by frame -> samples as soon as they are final
     original_codec.py        boson-multimodal's codec <-> the native one

@@ -263,9 +263,12 @@ def remove_strays(paths: Iterable[str | Path]) -> None:
 
 
 def sync(path: str | Path) -> None:
-    """Return once `path` is on the disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Return once the file `path`, or the names in that folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _require_plain(path: str, root: Path) -> None:

@@ -1,35 +1,33 @@
 """Codes of clips on disk, so that training never touches the codec. L1.
 
-    hash of a clip's file --content_key--> key
-    key, codes --CacheWriter.add--> journal --commit--> shards, then the index
-    key --CodeCache--> codes (K, F), a view of the mapped shard
+    hash of a clip's file, codec --content_key--> key
+    key, codes (K, F) --CacheWriter.add--> incoming.sqlite --commit--> codes.sqlite
+    key --CodeCache--> codes (K, F)
 
-A folder holds, all little-endian and without pickle:
+A folder holds two SQLite files with the same tables (`_TABLES`). Codes lie there as (K, F) int16,
+little-endian: 16 bytes per frame, 400 per second.
 
-    codes-00000.bin  clip after clip, each (K, F) int16: 16 bytes per frame, 400 per second, and nothing else
-    index.bin        magic, crc32 of the rest; then 32 bytes per clip, sorted by key (`_ENTRY`)
-    journal.bin      only while a run is unfinished: its clips as they came, each with its key and checksum (`_RECORD`)
-    lock             empty; locked by the process that writes
+    codes.sqlite     the finished clips. A run that has more puts a longer file in its place
+    incoming.sqlite  clips of runs that have not ended, or were killed; the next run goes on there
 
-Shards never change; a later run adds new ones and replaces the index, which is the moment its clips become visible.
-What a run leaves is a function of the keys given to `commit`, in that order, and of what was there before: not of the
-order in which clips were finished, nor of how often the run was killed. Clips of another codec are other keys.
+Why two: readers open codes.sqlite as immutable, without locks, which shared folders often lack, and
+without a look at its journal. That is right for a file that never changes: this one gets its name
+when it is complete and on disk, and nobody writes to it afterwards. So it has no journal to miss,
+and whoever has opened it goes on reading it when a longer one takes its name. What is written in
+place, with SQLite's locks and journal, is incoming.sqlite alone, which no reader opens.
 This file knows no audio and never encodes.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
-import mmap
 import os
 import re
-import struct
+import sqlite3
+import time
 import zlib
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,49 +39,50 @@ from plugins import audio
 from plugins.codec import NUM_CODEBOOKS, NUM_CODES
 from plugins.errors import problem
 
-# What lies between the bytes of a file and its codes besides the codec: to be changed with `Codec.encode_file`.
+# What lies between a file and its codes besides the codec: to be changed with `Codec.encode_file`.
 METHOD = "channels averaged, soxr HQ to 24 kHz, zero-padded on the right to whole frames"
-FRAME_BYTES = 2 * NUM_CODEBOOKS
 
-_INDEX, _JOURNAL, _LOCK, _SHARD = "index.bin", "journal.bin", "lock", "codes-{:05d}.bin"
-_HEADER = struct.Struct("<8sI")  # magic, crc32 of the entries
-_MAGIC = b"HACODES1"
-_KEY_BYTES = 16
-_ENTRY = np.dtype(
-    [("key", "S16"), ("shard", "<u4"), ("first_frame", "<u4"), ("num_frames", "<u4"), ("crc32", "<u4")]
-)  # crc32 of the codes
-_RECORD = struct.Struct("<16sII")  # key, number of frames, crc32 of both and of the codes that follow
+_FINISHED, _INCOMING = "codes.sqlite", "incoming.sqlite"
+_FRAME_BYTES = 2 * NUM_CODEBOOKS
+_TABLES = """
+    CREATE TABLE IF NOT EXISTS meta (codec TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS clips
+        (key BLOB PRIMARY KEY, codes BLOB NOT NULL, crc32_of_codes INTEGER NOT NULL);
+"""
+_BATCH_S = 1.0  # clips of this time make one transaction, which waits for the disk
+_WAIT_S = 60  # for another writer: what takes it longest is to write codes.sqlite
 _REFERENCE = re.compile(r"(.+)#([0-9a-f]{32})", re.DOTALL)
-_AGAIN = "delete the folder and run prepare_dataset.py --encode_codes again"
-
-# (process, folder) of every writer: record locks do not keep a process from its own second writer.
-_writing: set[tuple[int, str]] = set()
+_AGAIN = "run the same prepare_dataset.py command again, with --encode_codes"
+_ANEW = f"delete the folder and {_AGAIN}"
 
 
-def content_key(file_hash: str, codec_fingerprint: str) -> str:
-    """The key of a clip, 32 hex digits. file_hash: `audio.file_hash` of the file that is encoded.
+def content_key(file_hash: str, codec: str) -> str:
+    """The key of a clip, 32 hex digits. codec: its `codec_fingerprint`.
 
-    Of the file and not of its samples: to know that a clip is done takes no decoding then, and the key does not depend
-    on the versions of decoder and resampler. The price: the same recording as WAV and as FLAC is encoded twice.
+    file_hash: `audio.file_hash` of the file, not of its samples: to know that a clip is done takes
+    no decoding. The price: the same recording as WAV and as FLAC is encoded twice.
     """
-    return hashlib.sha256(f"{file_hash}\n{codec_fingerprint}\n{METHOD}".encode()).hexdigest()[: 2 * _KEY_BYTES]
+    return hashlib.sha256(f"{file_hash}\n{codec}".encode()).hexdigest()[:32]
 
 
 def codec_fingerprint(folder: Path) -> str:
-    """SHA-256 over `config.json` and all weights of a codec in either format; 64 hex digits.
+    """What makes codes of a file: SHA-256 of the codec's config and weights, and `METHOD`.
 
-    Each file is read once per process, and again if its size or date changes. Raises UserError if there is no codec.
+    Each file is read once per process, and again if its size or date changes. Raises UserError if
+    there is no codec.
     """
-    weights = [path for path in folder.glob("*") if path.suffix in (".safetensors", ".pth", ".bin")]
+    suffixes = (".safetensors", ".pth", ".bin")
+    weights = [path for path in folder.glob("*") if path.suffix in suffixes]
     config = folder / "config.json"
     if not config.is_file() or not weights:
         missing = config.name if weights else "weights"
-        raise problem(str(folder), "codec", missing, "not found", "give a codec folder, or download it again")
+        remedy = "give a codec folder, or download it again"
+        raise problem(str(folder), "codec", missing, "not found", remedy)
     lines = []
     for path in sorted([config, *weights]):
         status = path.stat()
         lines.append(f"{path.name} {_file_hash(path, status.st_size, status.st_mtime_ns)}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return f"{hashlib.sha256(''.join(lines).encode()).hexdigest()}\n{METHOD}"
 
 
 @lru_cache(maxsize=64)
@@ -92,333 +91,204 @@ def _file_hash(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 def format_reference(folder: Path, key: str, *, beside: Path) -> str:
-    """How a row names codes: ``FOLDER#KEY``, the folder relative to `beside`, the folder of the row's own file."""
+    """How a row names codes: ``FOLDER#KEY``, relative to `beside`, the folder of the row's file."""
     return f"{os.path.relpath(folder.resolve(), beside.resolve())}#{key}"
 
 
 def parse_reference(reference: str, *, beside: Path, where: str, field: str) -> tuple[Path, str]:
-    """``FOLDER#KEY`` -> folder and key. Raises UserError naming the `field` at `where`; touches no disk."""
+    """``FOLDER#KEY`` -> folder and key. Raises UserError, `field` at `where`; touches no disk."""
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         reason = "is no FOLDER#KEY with a key of 32 hex digits"
-        raise problem(where, field, reference, reason, "write rows with prepare_dataset.py --encode_codes")
+        remedy = "write rows with prepare_dataset.py --encode_codes"
+        raise problem(where, field, reference, reason, remedy)
     return beside / match[1], match[2]
 
 
 class CodeCache:
-    """The finished clips of a folder. Safe beside a writer; pickles as its folder, so workers map it themselves.
+    """The finished clips of a folder. Safe beside a writer, in threads and in forked workers.
 
-    Opening reads the index once, to check it, and no codes. Raises UserError for an index or a shard that is missing,
-    of the wrong size or damaged.
+    It pickles as its folder. codec: the `codec_fingerprint` of the codes. written_ns: when the last
+    of them came. Raises UserError, when opened or read, if the file is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._index = _map(folder / _INDEX)
-        self.written_ns = os.stat(folder / _INDEX).st_mtime_ns
-        self.entries = _entries(self._index, folder / _INDEX)  # (clips,) of `_ENTRY`, a view
-        # Where the keys of each beginning of 12 bits begin: they are hashes, so few are left to search among.
-        beginnings = np.ndarray(len(self), ">u2", self._index, _HEADER.size, (_ENTRY.itemsize,))
-        starts = np.searchsorted(beginnings, np.arange(0, 1 << 16, 16, dtype=np.uint16))
-        self._starts = [*starts.tolist(), len(self)]
-        ends = self.entries["first_frame"].astype(np.int64) + self.entries["num_frames"]
-        num_frames = np.zeros(int(self.entries["shard"].max()) + 1 if len(self) else 0, np.int64)  # per shard
-        np.maximum.at(num_frames, self.entries["shard"], ends)
-        self._shards = [_map(folder / _SHARD.format(i)) for i in range(len(num_frames))]
-        for i, shard in enumerate(self._shards):
-            if len(shard) != num_frames[i] * FRAME_BYTES:
-                reason = f"has {len(shard)} bytes where the index has {num_frames[i] * FRAME_BYTES}"
-                raise problem(str(folder), "code cache", _SHARD.format(i), reason, _AGAIN)
+        self._process = -1  # which has opened the connection
+        if not (folder / _FINISHED).exists():
+            is_old = (folder / "index.bin").exists()
+            reason = "is of an older format" if is_old else f"holds no {_FINISHED}"
+            remedy = _ANEW if is_old else _AGAIN
+            raise problem(str(folder.parent), "code cache", folder.name, reason, remedy)
+        self.written_ns = os.stat(folder / _FINISHED).st_mtime_ns
+        self.codec = str(self._rows("SELECT max(codec) FROM meta")[0][0])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CodeCache, (self.folder,)
 
-    def __len__(self) -> int:
-        return len(self.entries)
-
     def __iter__(self) -> Iterator[str]:
-        return (self._key_at(i).hex() for i in range(len(self)))
-
-    def __contains__(self, key: str) -> bool:
-        return self._find(key) is not None
+        return (key.hex() for (key,) in self._rows("SELECT key FROM clips"))
 
     def __getitem__(self, key: str) -> np.ndarray:
-        """Codes (K, F) int16, a read-only view of the file. Raises UserError if they are missing or damaged."""
-        _, shard, first_frame, num_frames, crc32 = self._entry(key)
-        count, offset = num_frames * NUM_CODEBOOKS, first_frame * FRAME_BYTES
-        codes = np.frombuffer(self._shards[shard], "<i2", count, offset)
-        if zlib.crc32(codes.data) != crc32:
-            file = str(self.folder / _SHARD.format(shard))
-            raise problem(file, "codes", key, "are damaged (another checksum than in the index)", _AGAIN)
-        return codes.reshape(NUM_CODEBOOKS, num_frames)
+        """Codes (K, F) int16, read-only. Raises UserError if they are missing or damaged."""
+        query = "SELECT codes, crc32_of_codes FROM clips WHERE key = ?"
+        rows = self._rows(query, bytes.fromhex(key))
+        if not rows:
+            raise problem(str(self.folder), "key", key, "is not in the code cache", _AGAIN)
+        content, crc32 = rows[0]
+        is_whole = isinstance(content, bytes) and content and len(content) % _FRAME_BYTES == 0
+        if not is_whole or zlib.crc32(content) != crc32:
+            reason = f"are damaged (another checksum in {_FINISHED})"
+            raise problem(str(self.folder), "codes", key, reason, _ANEW)
+        return np.frombuffer(content, "<i2").reshape(NUM_CODEBOOKS, -1)
 
-    def num_frames(self, key: str) -> int:
-        """F, from the index alone. Raises UserError if `key` is missing."""
-        return self._entry(key)[3]
-
-    def _entry(self, key: str) -> Any:
-        i = self._find(key)
-        if i is None:
-            remedy = "run prepare_dataset.py --encode_codes again"
-            raise problem(str(self.folder), "key", key, "is not in the code cache", remedy)
-        return self.entries[i].item()
-
-    def _find(self, key: str) -> int | None:
-        wanted = bytes.fromhex(key)
-        beginning = wanted[0] << 4 | wanted[1] >> 4
-        start, end = self._starts[beginning], self._starts[beginning + 1]
-        i = bisect_left(range(end), wanted, start, end, key=self._key_at)
-        return i if i < end and self._key_at(i) == wanted else None
-
-    def _key_at(self, i: int) -> bytes:
-        start = _HEADER.size + i * _ENTRY.itemsize
-        return self._index[start : start + _KEY_BYTES]
+    def _rows(self, query: str, *values: bytes) -> list[Any]:
+        try:
+            # SQLite forbids to carry a connection across a fork: with a file position in common,
+            # workers would read each other's pages.
+            if self._process != os.getpid():
+                uri = _uri(self.folder / _FINISHED, "mode=ro&immutable=1")
+                self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+                self._process = os.getpid()
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            reason, remedy = f"cannot be read ({error})", f"mend that, or {_ANEW}"
+            raise problem(str(self.folder), "code cache", _FINISHED, reason, remedy) from None
 
 
 class CacheWriter:
-    """Adds clips to a folder, which is made if need be. One process writes: a second one is refused, not kept waiting.
+    """Adds clips of one codec to a folder, which is made if need be. Several may do so at once.
 
-        with CacheWriter(folder) as writer:
-            for key, codes in encode(key for key in keys if key not in writer):
-                writer.add(key, codes)
-            writer.commit(keys)
+        with CacheWriter(folder, codec=codec_fingerprint(codec_folder)) as writer:
+            for key in keys:
+                if key not in writer:
+                    writer.add(key, encode(key))
+            writer.commit()
 
-    A clip is safe from `kill -9` once `add` returns. An error leaves the finished clips in the journal, where the next
-    run finds them. Disk errors are UserErrors that name the file. While `commit` runs, the new clips take their space
-    twice.
+    A killed run loses the clips of its last second, a failed one none; the next run finds the rest.
+    Disk errors are UserErrors that name the file. During `commit` clips take their space twice.
     """
 
-    def __init__(self, folder: Path, *, max_shard_bytes: int = 1 << 28) -> None:
-        self.folder = folder
-        self._max_frames = max_shard_bytes // FRAME_BYTES
-        self._committed: CodeCache | None = None
-        self._staged: dict[str, tuple[int, int]] = {}  # key -> offset of its codes in the journal, number of frames
+    def __init__(self, folder: Path, *, codec: str) -> None:
+        self.folder, self.codec = folder, codec
+        self._finished, self._incoming = folder / _FINISHED, folder / _INCOMING
+        self._batch: list[tuple[bytes, bytes, int]] = []  # rows of `clips` that are not on disk yet
+        self._keys: set[str] = set()
 
     def __enter__(self) -> CacheWriter:
-        with ExitStack() as stack:
-            with _told(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(_locked(self.folder))
-            if (self.folder / _INDEX).exists():
-                self._committed = CodeCache(self.folder)
-            with _told(self.folder / _JOURNAL):
-                self._sweep()
-                self._journal = stack.enter_context(open(self.folder / _JOURNAL, "ab+", buffering=0))
-                self._staged, self._journal_bytes = _whole_records(self._journal.fileno())
-                self._journal.truncate(self._journal_bytes)
-            self._stack = stack.pop_all()
+        if self._finished.exists():
+            cache = CodeCache(self.folder)
+            self._require_codec(cache.codec)
+            self._keys.update(cache)
+        with _told(self._incoming):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            uri = _uri(self._incoming, "mode=rwc")
+            self._file = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_WAIT_S)
+            # With SQLite's journal, on disk before the file is touched: what a killed run leaves
+            # half done, the next one undoes. An emptied file shrinks, without being overwritten.
+            self._file.executescript(
+                "PRAGMA synchronous = FULL; PRAGMA auto_vacuum = FULL; PRAGMA secure_delete = OFF;"
+                f"BEGIN IMMEDIATE; {_TABLES} COMMIT"
+            )
+            first_writer = "INSERT INTO meta SELECT ? WHERE NOT EXISTS (SELECT * FROM meta)"
+            self._file.execute(first_writer, (self.codec,))
+            self._require_codec(self._file.execute("SELECT codec FROM meta").fetchone()[0])
+            self._keys.update(key.hex() for (key,) in self._file.execute("SELECT key FROM clips"))
+        self._written_s = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()
+        with closing(self._file):
+            self._write_batch()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._staged or self._is_committed(key)
+        return key in self._keys
 
     def add(self, key: str, codes: Tensor | np.ndarray) -> None:
         """Keep codes (K, F), integers in 0..1023; a key that is there already is left as it is.
 
-        Raises UserError for codes of another shape or range and if they cannot be written; then they are not there.
+        Raises UserError for codes of another shape or range, and if they cannot be written.
         """
-        if key in self:
-            return
-        content = self._checked(codes)
-        record = _record(bytes.fromhex(key), content)
-        with _told(self.folder / _JOURNAL):
-            self._journal.truncate(self._journal_bytes)  # an `add` that failed may have left half a record
-            _write(self._journal, record)
-        self._staged[key] = self._journal_bytes + _RECORD.size, len(content) // FRAME_BYTES
-        self._journal_bytes += len(record)
-
-    def commit(self, order: Iterable[str]) -> None:
-        """Make the clips of `order` visible to readers, all at once; the last thing to do with a writer.
-
-        Each must have been added, by this run or an earlier one. Staged clips that `order` does not name (another run
-        was interrupted and its clips are others) stay staged.
-        """
-        named = dict.fromkeys(order)
-        new = [key for key in named if not self._is_committed(key)]
-        missing = next((key for key in new if key not in self._staged), None)
-        assert missing is None, f"{missing} was never added"
-        if new or self._committed is None:
-            entries = self._write_shards(new)
-            with _told(self.folder / _INDEX):
-                self._write_index(entries)
-        rest = [key for key in self._staged if not self._is_committed(key)]
-        with _told(self.folder / _JOURNAL):
-            self._close_journal(rest)
-
-    def _is_committed(self, key: str) -> bool:
-        return self._committed is not None and key in self._committed
-
-    def _num_shards(self) -> int:
-        return 0 if self._committed is None else len(self._committed._shards)
-
-    def _sweep(self) -> None:
-        """Remove what a killed or failed run left besides its journal. The index does not name it: nobody reads it."""
-        named = {_SHARD.format(i) for i in range(self._num_shards())}
-        patterns = ("codes-[0-9]*.bin", ".codes-[0-9]*.tmp", f".{_INDEX}.*.tmp", f".{_JOURNAL}.*.tmp")
-        for path in [path for pattern in patterns for path in self.folder.glob(pattern)]:
-            if path.name not in named:
-                os.unlink(path)
-
-    def _checked(self, codes: Tensor | np.ndarray) -> bytes:
         codes_KxF = np.asarray(codes)
         assert codes_KxF.dtype.kind in "iu", codes_KxF.dtype
         remedy = "use the codec that the model was trained with"
         if codes_KxF.ndim != 2 or codes_KxF.shape[0] != NUM_CODEBOOKS or not codes_KxF.shape[1]:
-            raise problem(str(self.folder), "codes", codes_KxF.shape, f"is not ({NUM_CODEBOOKS}, F)", remedy)
+            reason = f"is not ({NUM_CODEBOOKS}, F)"
+            raise problem(str(self.folder), "codes", codes_KxF.shape, reason, remedy)
         for code in (codes_KxF.min(), codes_KxF.max()):
             if not 0 <= code < NUM_CODES:
-                raise problem(str(self.folder), "codes", int(code), f"is outside 0..{NUM_CODES - 1}", remedy)
-        return codes_KxF.astype("<i2").tobytes()
+                reason = f"is outside 0..{NUM_CODES - 1}"
+                raise problem(str(self.folder), "codes", int(code), reason, remedy)
+        content = codes_KxF.astype("<i2").tobytes()
+        self._batch.append((bytes.fromhex(key), content, zlib.crc32(content)))
+        self._keys.add(key)
+        if time.monotonic() - self._written_s >= _BATCH_S:
+            self._write_batch()
 
-    def _staged_codes(self, key: str) -> bytes:
-        offset, num_frames = self._staged[key]
-        return os.pread(self._journal.fileno(), num_frames * FRAME_BYTES, offset)
+    def commit(self) -> None:
+        """Make all clips that were added, by whichever run, visible to readers, at once."""
+        self._write_batch()
+        with self._alone() as incoming:
+            has_clips = incoming.execute("SELECT 1 FROM clips").fetchone() is not None
+            if not has_clips and self._finished.exists():
+                return
+            with _told(self._finished):
+                for left_by_kill in self.folder.glob(f".{_FINISHED}.*.tmp"):
+                    left_by_kill.unlink()
+                with audio.replace_when_done(self._finished) as longer:
+                    self._write_finished(longer)
+                # The new name has to be on disk before the clips leave the other file.
+                audio.sync(self.folder)
+            incoming.execute("DELETE FROM clips")
 
-    def _write_shards(self, keys: list[str]) -> list[tuple[bytes, int, int, int, int]]:
-        """The codes of `keys` in new shards, as few as `max_shard_bytes` allows; their `_ENTRY`s."""
-        entries = []
-        for number, shard in enumerate(self._divided(keys), start=self._num_shards()):
-            path, first_frame = self.folder / _SHARD.format(number), 0
-            with _told(path), _new_file(path) as file:
-                for key in shard:
-                    codes, num_frames = self._staged_codes(key), self._staged[key][1]
-                    _write(file, codes)
-                    entries.append((bytes.fromhex(key), number, first_frame, num_frames, zlib.crc32(codes)))
-                    first_frame += num_frames
-        return entries
+    def _write_finished(self, path: Path) -> None:
+        """The clips of both files. No journal: one that is not completed is thrown away."""
+        with closing(sqlite3.connect(path, uri=True, isolation_level=None)) as new:
+            # In pages of the usual 4 KiB, which hold one or two clips, a third would stay empty.
+            new.executescript(f"PRAGMA page_size = 65536; PRAGMA journal_mode = OFF; {_TABLES}")
+            new.execute("INSERT INTO meta VALUES (?)", (self.codec,))
+            for file in (self._finished, self._incoming):
+                if file.exists():
+                    with _told(file):
+                        new.execute("ATTACH ? AS old", (_uri(file, "mode=ro"),))
+                        new.execute("INSERT OR IGNORE INTO clips SELECT * FROM old.clips")
+                        new.execute("DETACH old")
 
-    def _divided(self, keys: list[str]) -> Iterator[list[str]]:
-        shard: list[str] = []
-        shard_frames = 0
-        for key in keys:
-            num_frames = self._staged[key][1]
-            if shard and shard_frames + num_frames > self._max_frames:
-                yield shard
-                shard, shard_frames = [], 0
-            shard.append(key)
-            shard_frames += num_frames
-        if shard:
-            yield shard
+    def _write_batch(self) -> None:
+        if self._batch:
+            with self._alone() as incoming:
+                incoming.executemany("INSERT OR IGNORE INTO clips VALUES (?, ?, ?)", self._batch)
+            self._batch.clear()
+        self._written_s = time.monotonic()
 
-    def _write_index(self, new: list[tuple[bytes, int, int, int, int]]) -> None:
-        entries = np.array(new, _ENTRY)
-        if self._committed is not None:
-            entries = np.concatenate([self._committed.entries, entries])
-        content = entries[np.argsort(entries["key"])].tobytes()
-        with _new_file(self.folder / _INDEX) as file:
-            _write(file, _HEADER.pack(_MAGIC, zlib.crc32(content)) + content)
-        self._committed = CodeCache(self.folder)
+    @contextmanager
+    def _alone(self) -> Iterator[sqlite3.Connection]:
+        """A transaction beside which no other run writes; undone if it fails."""
+        with _told(self._incoming):
+            self._file.execute("BEGIN IMMEDIATE")
+            with self._file:
+                yield self._file
 
-    def _close_journal(self, rest: list[str]) -> None:
-        """The journal of `rest`, none if that is empty."""
-        if rest:
-            with _new_file(self.folder / _JOURNAL) as file:
-                for key in rest:
-                    _write(file, _record(bytes.fromhex(key), self._staged_codes(key)))
-        else:
-            os.unlink(self.folder / _JOURNAL)
-        self._journal.close()
-
-
-# Files.
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise problem(str(path.parent), "code cache", path.name, reason, f"mend that, or {_AGAIN}") from None
+    def _require_codec(self, codec: str) -> None:
+        if codec != self.codec:
+            reason = "holds codes of another codec"
+            remedy = "give --codes_dir another folder, or delete this one"
+            raise problem(str(self.folder.parent), "code cache", self.folder.name, reason, remedy)
 
 
-def _entries(index: mmap.mmap, path: Path) -> np.ndarray:
-    content = memoryview(index)[_HEADER.size :]
-    whole = len(index) >= _HEADER.size and len(content) % _ENTRY.itemsize == 0
-    if not whole or _HEADER.unpack_from(index) != (_MAGIC, zlib.crc32(content)):
-        raise problem(str(path.parent), "code cache", path.name, "is damaged", _AGAIN)
-    return np.frombuffer(content, _ENTRY)
-
-
-def _record(key: bytes, codes: bytes) -> bytes:
-    num_frames = len(codes) // FRAME_BYTES
-    return _RECORD.pack(key, num_frames, _record_crc32(key, num_frames, codes)) + codes
-
-
-def _record_crc32(key: bytes, num_frames: int, codes: bytes) -> int:
-    return zlib.crc32(codes, zlib.crc32(key + num_frames.to_bytes(4, "little")))
-
-
-def _whole_records(journal: int) -> tuple[dict[str, tuple[int, int]], int]:
-    """key -> (offset of the codes, number of frames) in the file `journal`, up to the first record that is torn or
-    damaged; and where that begins."""
-    staged: dict[str, tuple[int, int]] = {}
-    num_bytes, end = os.fstat(journal).st_size, 0
-    while end + _RECORD.size <= num_bytes:
-        key, num_frames, crc32 = _RECORD.unpack(os.pread(journal, _RECORD.size, end))
-        start = end + _RECORD.size
-        # Before reading: a damaged number may ask for 64 GB.
-        if start + num_frames * FRAME_BYTES > num_bytes:
-            break
-        if _record_crc32(key, num_frames, os.pread(journal, num_frames * FRAME_BYTES, start)) != crc32:
-            break
-        staged[key.hex()] = start, num_frames
-        end = start + num_frames * FRAME_BYTES
-    return staged, end
-
-
-def _write(file: Any, content: bytes) -> None:
-    """All of `content`: an unbuffered file may take a part, on a disk that is full the last one."""
-    view = memoryview(content)
-    while view:
-        view = view[file.write(view) :]
+def _uri(file: Path, options: str) -> str:
+    """Percent-encoded: a folder may be called `50%`, `what?` or `#1`."""
+    return f"{file.resolve().as_uri()}?{options}"
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[Any]:
-    """An unbuffered file that appears as `path` when it is complete and on disk, its name too."""
-    with audio.replace_when_done(path) as temporary, open(temporary, "wb", buffering=0) as file:
-        yield file
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Disk full, no permission: as a UserError that names `path`."""
+def _told(file: Path) -> Iterator[None]:
+    """Disk full, no permission, damage, another writer: as a UserError that names `file`."""
     try:
         yield
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror})"
+    except (OSError, sqlite3.Error) as error:
+        reason = f"cannot be written ({getattr(error, 'strerror', None) or error})"
         remedy = "mend that and run the same command again: finished clips are kept"
-        raise problem(str(path.parent), "code cache", path.name, reason, remedy) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`. Raises UserError if another writer does.
-
-    A record lock, not `flock`: forked workers would inherit that one and hold it for as long as they outlive a run
-    that was killed.
-    """
-    holder = os.getpid(), str(folder.resolve())
-    reason, remedy = "is being written by another run", "wait until that has ended, or name another folder"
-    busy = problem(str(folder.parent), "code cache", folder.name, reason, remedy)
-    if holder in _writing:
-        raise busy
-    with open(folder / _LOCK, "ab") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise busy if error.errno in (errno.EACCES, errno.EAGAIN) else error from None
-        _writing.add(holder)
-        try:
-            yield
-        finally:
-            _writing.discard(holder)
+        if type(error) is sqlite3.DatabaseError:
+            remedy = "delete that file and run the same command again"
+        raise problem(str(file.parent), "code cache", file.name, reason, remedy) from error

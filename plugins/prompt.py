@@ -42,14 +42,15 @@ VOICE_IN_WORDS = re.compile(r"^\[?SPEAKER(\d+)\]?:.*$", re.MULTILINE)
 class AudioClip:
     """One clip: where it comes from and, once encoded, its codes (K, F) int64.
 
-    waveform (N,) float32 at 16 kHz: only for clips that an audio tower hears. key, encoded_ns: of codes that come from
-    the cache, and when that was written (ns since the epoch).
+    waveform (N,) float32 at 16 kHz: only for clips that an audio tower hears. Of codes that come from the cache: key;
+    codec, the fingerprint of the one that made them; encoded_ns, when the cache was written (ns since the epoch).
     """
 
     path: str | None = None
     codes: Tensor | None = None
     waveform: Tensor | None = None
     key: str | None = None
+    codec: str | None = None
     encoded_ns: int = 0
 
 

@@ -280,9 +280,18 @@ def _cached(reference: str, source: str, field: str) -> AudioClip:
     try:
         cache = _cache(folder)
         codes = torch.from_numpy(cache[key].astype("int64"))
-        return AudioClip(codes=codes, key=key, encoded_ns=cache.written_ns)
     except UserError as error:
         raise UserError(f"{source}: {field}: {error}") from None
+    _require_range(codes, source, field)
+    return AudioClip(codes=codes, key=key, codec=cache.codec, encoded_ns=cache.written_ns)
+
+
+def _require_range(codes: torch.Tensor, source: str, field: str) -> None:
+    """Whatever made them: the model has 1024 and 1025 too, which begin and end a stream."""
+    for code in (int(codes.min()), int(codes.max())):
+        if not 0 <= code < NUM_CODES:
+            remedy = "encode with the model's codec"
+            raise problem(source, field, code, f"is outside 0..{NUM_CODES - 1}", remedy)
 
 
 def _clips(row: Mapping[str, Any], path_field: str, codes_field: str, source: str) -> list[AudioClip]:
@@ -310,9 +319,7 @@ def _inline(codes: Any, source: str, field: str) -> AudioClip:
         raise problem(source, field, list(codes_FxK.shape), f"is not [F][{NUM_CODEBOOKS}]", remedy)
     if codes_FxK.is_floating_point():
         raise problem(source, field, float(codes_FxK[0, 0]), "is no integer", remedy)
-    if codes_FxK.min() < 0 or codes_FxK.max() >= NUM_CODES:
-        worst = int(codes_FxK.max() if codes_FxK.min() >= 0 else codes_FxK.min())
-        raise problem(source, field, worst, f"is outside 0..{NUM_CODES - 1}", "encode with the model's codec")
+    _require_range(codes_FxK, source, field)
     return AudioClip(codes=codes_FxK.long().T.contiguous())
 
 

@@ -39,13 +39,13 @@ class HiggsAudioTemplate(Template):
     settings: HiggsAudioSettings
     codec: Codec
     origin: Path  # the checkpoint that training goes on from
-    _unverified_codec = True
 
     def init_env_args(self) -> None:
         super().init_env_args()
         self.settings = HiggsAudioSettings.from_env()
         self.tokens = SpecialTokens.from_config(self.config, self.tokenizer)
         self.codec = Codec(find_codec([self.model_info.model_dir], self.settings.codec))
+        self._compared_codecs: set[str | None] = set()  # fingerprints that code caches name
         # On the instance: the base's list is shared by every template of the process.
         self.placeholder_tokens = [self.tokens.audio, self.tokens.audio_delay]
         self.origin = Path(self.model_info.model_dir)
@@ -87,21 +87,26 @@ class HiggsAudioTemplate(Template):
         for clip in dialogue.clips():
             if clip.key is None or clip.path is None:
                 continue
-            # One clip proves the codec; of the others only those that were touched later can have changed.
+            # Each codec is told once; of the clips only those that were touched later can have changed.
             status = os.stat(clip.path)
-            if self._unverified_codec or max(status.st_mtime_ns, status.st_ctime_ns) > clip.encoded_ns:
-                self._unverified_codec = False
+            is_touched = max(status.st_mtime_ns, status.st_ctime_ns) > clip.encoded_ns
+            if is_touched or clip.codec not in self._compared_codecs:
+                self._compared_codecs.add(clip.codec)
                 self._verify_codes(clip, dialogue.source)
         return len(self._encode_dialogue(stand_ins(dialogue, self.tokens)).input_ids)
 
     def _verify_codes(self, clip: AudioClip, source: str) -> None:
         """Raise UserError if cached codes are of another codec, or of a file that has changed since they were made."""
         assert clip.path is not None
-        key = content_key(file_hash(clip.path), codec_fingerprint(Path(local_folder(self.codec.path, option="codec"))))
-        if key != clip.key:
-            reason = f"have another key than this clip and the codec {self.codec.path} give"
-            remedy = "run prepare_dataset.py --encode_codes again, with --codec"
-            raise problem(source, "audio_codes", f"codes of {clip.path}", reason, remedy)
+        codec = codec_fingerprint(Path(local_folder(self.codec.path, option="codec")))
+        value = f"codes of {clip.path}"
+        if clip.codec != codec:
+            reason = f"were not made by the codec {self.codec.path}"
+            remedy = "run prepare_dataset.py --encode_codes again, with that --codec and another --codes_dir"
+            raise problem(source, "audio_codes", value, reason, remedy)
+        if content_key(file_hash(clip.path), codec) != clip.key:
+            remedy = "run prepare_dataset.py --encode_codes again"
+            raise problem(source, "audio_codes", value, "were made before the file changed", remedy)
 
     def _encode_dialogue(self, dialogue: Dialogue) -> EncodedSample:
         sample = encode(dialogue, self.tokenizer, self.tokens)

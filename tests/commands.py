@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +74,18 @@ def reasons(output: Path) -> list[tuple[str, str]]:
 
 
 def contents(*folders: Path) -> dict[str, bytes]:
-    """Every file below `folders`, hidden ones too."""
+    """Every file below `folders`, hidden ones too. Of a code cache the rows: its bytes tell their history."""
     return {
-        str(path.relative_to(folder.parent)): path.read_bytes()
+        str(path.relative_to(folder.parent)): _clips(path) if path.suffix == ".sqlite" else path.read_bytes()
         for folder in folders
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def _clips(path: Path) -> bytes:
+    with closing(sqlite3.connect(path)) as file:
+        return repr(file.execute("SELECT * FROM clips ORDER BY key").fetchall()).encode()
 
 
 def in_child(work: Callable[[], object]) -> int:

@@ -200,8 +200,10 @@ def test_a_killed_run_leaves_nothing_behind_once_it_is_run_again(tmp_path, log, 
 def test_killed_at_any_effect_while_encoding(tiny, tmp_path, log, capsys, monkeypatch):
     """References too; the codec is loaded once and inherited."""
     import plugins.codec
+    from plugins import code_cache
     from plugins.codec import Codec
 
+    monkeypatch.setattr(code_cache, "_BATCH_S", 0)  # otherwise a kill costs the clips of a second
     codec = str(tiny / "audio_tokenizer")
     loaded = plugins.codec._load_codec(codec)
     monkeypatch.setattr(plugins.codec, "_load_codec", lambda path: loaded)
@@ -441,7 +443,7 @@ def test_two_runs_into_two_files_of_one_folder(tmp_path):
 
 @pytest.mark.slow
 def test_two_runs_into_one_codes_folder(tiny, tmp_path):
-    """One may be refused in one line; started again it finishes, and the codes serve both."""
+    """Both finish, and the codes serve both."""
     from plugins.code_cache import CodeCache
 
     runs = {}
@@ -455,17 +457,8 @@ def test_two_runs_into_one_codes_folder(tiny, tmp_path):
         name: subprocess.Popen(command_line(*run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for name, run in runs.items()
     }
-    # Both have ended before one of them is started again.
     errors = {name: child.communicate(timeout=120)[1] for name, child in children.items()}
-    for name, child in children.items():
-        error = errors[name]
-        if child.returncode:
-            assert child.returncode == 1
-            told = [line for line in error.splitlines() if line.startswith("error: ")]
-            assert told == [f"error: {tmp_path}: code cache: 'codes' is being written by another run; wait until that"
-                            " has ended, or name another folder"]  # fmt: skip
-            assert "Traceback" not in error
-            assert prepare_apart(*runs[name]).returncode == 0
+    assert [child.returncode for child in children.values()] == [0, 0], errors
     cache = CodeCache(tmp_path / "codes")
     keys = [row["audio_codes"][0].split("#")[1] for name in runs for row in read(tmp_path / f"{name}.jsonl")]
     assert sorted(cache) == sorted(keys)

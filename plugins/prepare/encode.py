@@ -31,14 +31,14 @@ def encode_rows(rows: Iterable[dict[str, Any]], *, folder: Path, codec: str, dev
     columns = ("audios", "reference_audio")
     paths = dict.fromkeys(path for row in rows for column in columns for path in _paths(row, column))
     keys = {path: content_key(audio.file_hash(path), fingerprint) for path in paths}
-    with CacheWriter(folder) as writer:
+    with CacheWriter(folder, codec=fingerprint) as writer:
         for path, key in tqdm(keys.items(), desc="codes", unit="clip", disable=None):
             if key not in writer:
                 try:
                     writer.add(key, encoder.encode_file(path))
                 except audio.AudioError as error:
                     raise problem("--encode_codes", "audio", path, error.reason, error.remedy) from None
-        writer.commit(dict.fromkeys(keys.values()))
+        writer.commit()
     for row in rows:
         for column, codes in (("audios", "audio_codes"), ("reference_audio", "reference_codes")):
             if found := _paths(row, column):
