@@ -151,7 +151,7 @@ class CodeCache:
                 self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
                 self._process = os.getpid()
             return self._connection.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             reason, remedy = f"cannot be read ({error})", f"mend that, or {_ANEW}"
             raise problem(str(self.folder), "code cache", _FINISHED, reason, remedy) from None
 
@@ -286,9 +286,9 @@ def _told(file: Path) -> Iterator[None]:
     """Disk full, no permission, damage, another writer: as a UserError that names `file`."""
     try:
         yield
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
         reason = f"cannot be written ({getattr(error, 'strerror', None) or error})"
         remedy = "mend that and run the same command again: finished clips are kept"
-        if type(error) is sqlite3.DatabaseError:
+        if type(error) in (sqlite3.DatabaseError, UnicodeDecodeError):  # damage
             remedy = "delete that file and run the same command again"
         raise problem(str(file.parent), "code cache", file.name, reason, remedy) from error
