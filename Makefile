@@ -11,7 +11,6 @@ install: $(DONE)
 
 $(DONE): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch==2.14.1 torchaudio==2.11.0
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	# Without their other dependencies, which are not needed: the Llama-3 tokenizer with its real ids, for tests; the
 	# encoder of voices, for `higgs-audio evaluate`.

@@ -1,0 +1,53 @@
+"""Do the README's install lines give a torch and a torchaudio that load together, wherever nothing holds pip back?
+
+pip cannot know: no wheel of torchaudio says which torch, of which CUDA, it was built for. But the pair of this
+environment loads, below and in every test. So each line, resolved as on a machine without constraints, has to give the
+same minor releases. Downloads metadata, installs nothing.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torchaudio  # noqa: F401  ends here if it does not load beside this environment's torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PAIR = ("torch", "torchaudio")
+
+
+def install_lines() -> list[str]:
+    block = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Installation")[2].split("```")[1]
+    return [line.partition("#")[0].strip() for line in block.splitlines() if line.startswith("pip install ")]
+
+
+def resolve(line: str) -> dict[str, str]:
+    """The versions that an empty environment would get from `line`."""
+    arguments = shlex.split(line)[2:]
+    command = [sys.executable, "-m", "pip", "install", *arguments, "--quiet", "--dry-run", "--ignore-installed"]
+    # An empty value would leave a constraint of pip.conf in force; the rest of it, such as the index, stays.
+    env = {**os.environ, "PIP_CONSTRAINT": os.devnull}
+    done = subprocess.run([*command, "--report", "-"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    packages = [package["metadata"] for package in json.loads(done.stdout)["install"]]
+    return {package["name"]: package["version"] for package in packages}
+
+
+def minor(release: str) -> list[str]:
+    return release.split(".")[:2]
+
+
+lines = install_lines()
+if len(lines) != 2:
+    sys.exit(f"README.md: Installation has {len(lines)} lines of `pip install`, not 2")
+for line in lines:
+    resolved = resolve(line)
+    for name in PAIR:
+        if name not in resolved or minor(resolved[name]) != minor(version(name)):
+            sys.exit(
+                f"README.md: `{line}` gives {name} {resolved.get(name)} to whom nothing holds back; what loads and is "
+                f"tested is {' with '.join(f'{each} {version(each)}' for each in PAIR)}: cap it, or test the newer pair"
+            )
+    print(f"{line}: torch {resolved['torch']} with torchaudio {resolved['torchaudio']}")
