@@ -63,7 +63,7 @@ def _quantization(bits: Quantization, dtype: torch.dtype) -> Any:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        install = 'pip install "higgs-audio-swift[quantization]"'
+        install = 'pip install -e ".[quantization]"'
         raise problem("request", "quantization", bits, "needs bitsandbytes", install) from None
     from transformers import BitsAndBytesConfig
 

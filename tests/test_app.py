@@ -51,7 +51,7 @@ sys.addaudithook(hook)
 sys.exit(main(sys.argv[2:]))
 """
 needs_gradio = pytest.mark.skipif(
-    importlib.util.find_spec("gradio") is None, reason='needs gradio: pip install "higgs-audio-swift[app]"'
+    importlib.util.find_spec("gradio") is None, reason='needs gradio: pip install -e ".[app]"'
 )
 
 
@@ -109,7 +109,7 @@ def options(**changed: Any) -> Namespace:
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r'gradio.* is not installed; pip install "higgs-audio-swift\[app\]"'):
+    with pytest.raises(UserError, match=r'gradio.* is not installed; pip install -e "\.\[app\]"'):
         run(options())
 
 
@@ -179,7 +179,7 @@ def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tiny: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if importlib.util.find_spec("gradio") is None:
-        pytest.skip('needs gradio: pip install "higgs-audio-swift[app]"')
+        pytest.skip('needs gradio: pip install -e ".[app]"')
     server = Server(
         tmp_path_factory.mktemp("app"), "--model", str(tiny), "--adapters", str(lora),
         "--max_upload_mb", "1", "--max_audio_s", "2",

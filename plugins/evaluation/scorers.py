@@ -36,7 +36,7 @@ from plugins.untrusted import check_model
 
 RATE_HZ = 16_000  # of every scorer
 VOICE_UNIT = 10_000
-EXTRA = 'pip install "higgs-audio-swift[evaluate]"'
+EXTRA = 'pip install -e ".[evaluate]"'
 _RESEMBLYZER = f"{EXTRA} && pip install --no-deps resemblyzer==0.1.4"  # asks for packages that do not build any more
 _FRAME_S = 0.02
 _SILENT_BELOW_DB, _SILENT_DBFS = 40.0, -60.0  # below the loudest frame, and in any case

@@ -23,7 +23,7 @@ from plugins.errors import problem
 def run(options: Namespace) -> int:
     """The subcommand: serve until Ctrl+C or SIGTERM. Its exit code."""
     if importlib.util.find_spec("gradio") is None:
-        raise problem("options", "app", "gradio", "is not installed", 'pip install "higgs-audio-swift[app]"')
+        raise problem("options", "app", "gradio", "is not installed", 'pip install -e ".[app]"')
     if options.max_audio_s < 1:
         raise problem("options", "max_audio_s", options.max_audio_s, "is below 1", "give seconds of speech")
     port = _free_port(options.host, options.port)
