@@ -1,8 +1,9 @@
 """Makes plain `swift sft --model_type higgs-audio-v2-3b ...` find our plugin: the start-up hook of an installation.
 
 A `.pth` file (setup.py) puts a finder into every interpreter of the environment that imports this module when MS-SWIFT
-loads its arguments, and not before. Our register.py then joins the `external_plugins` of runs with our model types, as
-if it had been given: `args.json` names it and workers load it.
+is imported, and not before. When MS-SWIFT loads its arguments, our register.py joins the `external_plugins` of runs
+with our model types, as if it had been given: `args.json` names it and workers load it. Where MS-SWIFT itself cannot be
+imported, one line below the traceback says why.
 
 MS-SWIFT also takes arguments over from the `args.json` of an adapter or a checkpoint, plugins that it imports among
 them. Whatever such a file says, it may not choose code, files or a hub's repository: only the command line tells whose
@@ -14,8 +15,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from contextlib import suppress
+from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 REGISTER_FILE = Path(__file__).resolve().parent / "plugins" / "register.py"
@@ -30,7 +35,10 @@ _FIELDS_OF_TEXT = ("system", "new_special_tokens", "rope_scaling")  # MS-SWIFT o
 
 
 def find_spec(name: str, path: Any, target: Any) -> ModuleSpec | None:
-    """MS-SWIFT's own module of arguments, and our patch as soon as it has run."""
+    """MS-SWIFT's own module of arguments, and our patch as soon as it has run; nothing for MS-SWIFT itself."""
+    if name == "swift":
+        _explain_failed_import()
+        return None
     spec = PathFinder.find_spec(name, path, target)
     if spec is not None and REGISTER_FILE.is_file():
         loader: Any = spec.loader
@@ -43,6 +51,26 @@ def find_spec(name: str, path: Any, target: Any) -> ModuleSpec | None:
 
         loader.exec_module = exec_module
     return spec
+
+
+@cache
+def _explain_failed_import() -> None:
+    """Below the traceback of an import of MS-SWIFT that ends the process: what of the installation is at fault."""
+    show = sys.excepthook
+
+    def show_with_cause(kind: Any, error: Any, trace: Any) -> None:
+        show(kind, error, trace)
+        frames = [frame for frame, _ in walk_tb(trace)]
+        importing = {frame.f_globals.get("__name__") for frame in frames if frame.f_code.co_name == "<module>"}
+        if isinstance(error, Exception) and any(str(name).split(".")[0] == "swift" for name in importing):
+            with suppress(ImportError):  # what is left of an installation that was removed
+                from plugins.installation import failed_import
+
+                cause = failed_import()
+                if cause is not None:
+                    print(f"error: {cause}", file=sys.stderr)
+
+    sys.excepthook = show_with_cause
 
 
 def _patch_arguments(arguments: Any) -> None:

@@ -13,8 +13,9 @@ WAIT = """
 import os, sys
 class HiggsAudioSwiftAutoload:
     def find_spec(name, path=None, target=None):
-        if name == "swift.arguments.base_args.base_args":
-            sys.meta_path.remove(HiggsAudioSwiftAutoload)
+        if name in ("swift", "swift.arguments.base_args.base_args"):
+            if name != "swift":
+                sys.meta_path.remove(HiggsAudioSwiftAutoload)
             try:
                 import higgs_audio_swift_autoload
                 return higgs_audio_swift_autoload.find_spec(name, path, target)

@@ -9,6 +9,7 @@ Legend of dimensions, used in every file: B batch, S sequence positions, F codec
 K codebooks (8), C codebook size with its two specials (1026), V text vocabulary, H hidden, N samples.
 
 L0  errors.py                one-line user errors
+    installation.py          why torch, torchaudio, transformers or MS-SWIFT cannot be imported, and what mends it
     delay_pattern.py         codes <-> delayed frames and their labels
     loss.py                  labelled hidden rows -> sums and counts; combine -> scalar
     tokens.py                every special token id, once
@@ -87,5 +88,8 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Lazy exports: importing the package costs nothing, neither torch nor MS-SWIFT."""
     if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name]), name)
+        from plugins.installation import explained
+
+        with explained():
+            return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'plugins' has no attribute {name!r}")

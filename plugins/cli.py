@@ -15,18 +15,24 @@ from typing import Any
 
 from plugins import __version__
 from plugins.errors import UserError
+from plugins.installation import explained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["sft"] and not {"-h", "--help"} & set(arguments):
-        return _sft(arguments)  # its flags are MS-SWIFT's: argparse here knows none of them
-    options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        with explained():
+            return _run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["sft"] and not {"-h", "--help"} & set(arguments):
+        return _sft(arguments)  # its flags are MS-SWIFT's: argparse here knows none of them
+    options = _parser().parse_args(arguments)
+    return int(options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,9 +223,15 @@ def _app(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from plugins.preflight.environment import check_environment
+    from plugins.preflight.report import Report
+
+    report = Report(print)
+    if not check_environment(report):  # the next line would fail
+        return 1
     from plugins.preflight.doctor import run
 
-    return run(options)
+    return run(options, report)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from plugins import audio
-from plugins.errors import UserError, problem, read_json
+from plugins.errors import problem, read_json
 from plugins.hub import local_folder
+from plugins.installation import explained
 from plugins.settings import DEFAULT_CODEC
 from plugins.untrusted import NamedByCheckpoint, check_codec
 
@@ -119,16 +120,12 @@ def _undivided() -> Iterator[None]:
             os.environ[_RAM_EFFICIENT] = efficient
 
 
+@explained()
 def _load_codec(path: str) -> Any:
-    try:
-        from transformers import HiggsAudioV2TokenizerModel
+    from transformers import HiggsAudioV2TokenizerModel
 
-        from plugins.original_codec import is_original, other_model, to_native
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"codec: transformers cannot import its codec class ({error}); "
-            "install the torchaudio wheel that matches torch (README, Installation)"
-        ) from error
+    from plugins.original_codec import is_original, other_model, to_native
+
     folder = Path(local_folder(path, option="codec"))
     if is_original(folder):
         config, weights = to_native(folder)

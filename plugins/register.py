@@ -27,9 +27,15 @@ def _make_importable() -> None:
 
 
 def register_higgs_audio_all() -> None:
-    """Register model types, template, dataset columns, optimizer and trainer with MS-SWIFT. Idempotent."""
+    """Register model types, template, dataset columns, optimizer and trainer with MS-SWIFT. Idempotent.
+
+    Raises UserError if MS-SWIFT, or what it and we stand on, cannot be imported.
+    """
     _make_importable()
-    from plugins import dataset_registration, model_registration, swift_inference, template, trainer
+    from plugins.installation import explained
+
+    with explained():
+        from plugins import dataset_registration, model_registration, swift_inference, template, trainer
 
     dataset_registration.register_columns()
     template.register(swift_inference.SpeakingTemplate)

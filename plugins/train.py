@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import UserError, did_you_mean, problem
+from plugins.installation import explained
 from plugins.settings import KNOBS, HiggsAudioSettings, joined
 
 REGISTER_FILE = str(Path(__file__).resolve().parent / "register.py")
@@ -30,10 +31,12 @@ RENAMED = {
 BUILT_IN = {"--trainer_type": "higgs_audio", "--data_collator": "higgs_audio"}
 
 
+@explained()
 def main(argv: Sequence[str] | None = None) -> Any:
     """Train with MS-SWIFT flags, our settings as flags, or a YAML file first. Returns MS-SWIFT's result dictionary.
 
-    Raises UserError on unknown flags, settings of the wrong kind, faulty rows and checkpoints.
+    Raises UserError on unknown flags, settings of the wrong kind, faulty rows and checkpoints,
+    and if MS-SWIFT or what it and we stand on cannot be imported.
     """
     from swift.cli.main import parse_yaml_args
     from swift.pipelines import SwiftSft

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, corpus_rows, write_jsonl
 from sft import BIN, flags, log_of, run
+from test_installation import OSERROR, break_torchaudio
 
 SCRIPT = "train_higgs_audio.sh"
 TIMEOUT_S = 300  # DeepSpeed compiles an operator on its first start
@@ -180,6 +181,18 @@ def test_plain_swift_sft_finds_the_plugin(installed: Path, tiny: Path, tmp_path:
         done = run(str(installed), str(BIN / "swift"), *adapter, cwd=tmp_path)
         assert f"{tmp_path}/args.json: external_plugins: 'hostile.py' would be imported" in done.stderr.splitlines()[-1]
         assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.slow
+def test_plain_swift_sft_says_what_does_not_load(installed: Path, tmp_path: Path) -> None:
+    """Below its traceback, and only where the installation is at fault."""
+    line = break_torchaudio(tmp_path)
+    command = [str(installed), str(BIN / "swift"), "sft"]
+    model = ["--model_type", "higgs-audio-v2-3b", "--model", "none"]
+    assert run(*command, *model, PYTHONPATH=str(tmp_path)).stderr.endswith(f"\nerror: installation: package: {line}\n")
+    off = run(*command, *model, PYTHONPATH=str(tmp_path), HIGGS_AUDIO_AUTOLOAD="0")
+    assert off.stderr.endswith(f"OSError: {OSERROR}\n")
+    assert "No such file or directory: 'none.yaml'" in run(*command, "none.yaml").stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -33,7 +33,6 @@ from plugins.preflight.before_training import (
     check_texts,
     target_paths,
 )
-from plugins.preflight.environment import check_environment
 from plugins.preflight.labels import render
 from plugins.preflight.probe import Row, is_random_init, mean_loss
 from plugins.preflight.report import Report
@@ -56,10 +55,9 @@ class _Checkpoint:
     origin: Path  # the folder that says how it was trained
 
 
-def run(options: argparse.Namespace) -> int:
-    report = Report(print)
+def run(options: argparse.Namespace, report: Report) -> int:
+    """report: it goes on here, after the environment."""
     config = _run_config(options)
-    check_environment(report)
     checkpoint = None
     with report.catching("checkpoint"):
         checkpoint = _check_checkpoint(report, options)

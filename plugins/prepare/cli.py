@@ -26,6 +26,7 @@ from plugins.corpora import (
     read_vctk,
 )
 from plugins.errors import UserError, problem
+from plugins.installation import explained
 from plugins.prepare.clips import Level, Outcome, Work
 from plugins.prepare.flags import COLUMN_FLAGS, from_flags, parse
 from plugins.prepare.outputs import (
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own) and return its exit code."""
     args = parse(argv)
     try:
-        return _prepare(args)
+        with explained():
+            return _prepare(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

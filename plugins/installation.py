@@ -1,0 +1,93 @@
+"""What this kit stands on: whether it can be imported, and the line that mends it. L0.
+
+Imports none of it before it is asked to: this file must load where torch does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import shlex
+import textwrap
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from plugins.errors import UserError, problem
+
+PROJECT = "higgs-audio-swift"
+_PAIR = ("torch", "torchaudio")  # no wheel of torchaudio says which builds of torch it loads with
+
+# Package, module, and what of it we cannot do without; each needs those before it.
+_NEEDED = [
+    ("torch", "torch", "Tensor"),
+    ("torchaudio", "torchaudio", "functional"),
+    ("transformers", "transformers", "HiggsAudioV2ForConditionalGeneration"),
+    ("transformers", "transformers", "HiggsAudioV2TokenizerModel"),
+    ("ms-swift", "swift.pipelines", "SwiftSft"),
+]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Inside, an import that fails because of the installation raises the UserError of `failed_import`."""
+    try:
+        yield
+    except Exception as error:
+        cause = failed_import() if _is_of_an_import(error) else None
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def failed_import() -> UserError | None:
+    """Cause and remedy for the first needed package that cannot be imported; None if all can. Takes seconds."""
+    for package, module, name in _NEEDED:
+        try:
+            getattr(importlib.import_module(module), name)
+        except Exception as error:  # a library that does not load raises what it likes
+            return _failure(package, module, error)
+    return None
+
+
+def version_of(package: str) -> str | None:
+    """The installed version, None if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _is_of_an_import(error: BaseException) -> bool:
+    """An ImportError, or anything else that was raised while some module was being executed."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ImportError) or "<module>" in {frame.f_code.co_name for frame in frames}
+
+
+def _failure(package: str, module: str, error: BaseException) -> UserError:
+    if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+        return problem("installation", "package", package, "is not installed", f"run: {_install(package)}")
+    # transformers says which class it was about to load, and only its cause why that failed.
+    while error.__cause__ is not None:
+        error = error.__cause__
+    cause = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
+    remedy = _install(package)
+    reason = f"cannot be imported ({cause})"
+    if package in _PAIR:
+        # pip keeps what fits by its number, also the build of another CUDA.
+        remedy = f"pip uninstall -y {' '.join(_PAIR)} && {remedy}"
+        reason = f"cannot be imported beside torch {version_of('torch')} ({cause})"
+    return problem("installation", "package", f"{package} {version_of(package)}", reason, f"run: {remedy}")
+
+
+def _install(package: str) -> str:
+    """The shell's line that installs what pyproject.toml asks of `package`, of torch and torchaudio together."""
+    try:
+        requirements = importlib.metadata.requires(PROJECT) or []
+    except importlib.metadata.PackageNotFoundError:
+        return f"pip install -e {shlex.quote(str(Path(__file__).resolve().parents[1]))}"
+    names = _PAIR if package in _PAIR else (package,)
+    wanted = [line for line in requirements if re.split(r"[^\w.-]", line)[0] in names]
+    return f"pip install {shlex.join(wanted)}"
