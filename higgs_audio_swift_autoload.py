@@ -2,7 +2,8 @@
 
 A `.pth` file (setup.py) puts a finder into every interpreter of the environment that imports this module when MS-SWIFT
 is imported, and not before. When MS-SWIFT loads its arguments, our register.py joins the `external_plugins` of runs
-with our model types, as if it had been given: `args.json` names it and workers load it. Where MS-SWIFT itself cannot be
+with our model types, as if it had been given: `args.json` names it and workers load it. The `swift` command of such a
+run becomes the run's own process, so that signals reach it (plugins/launcher.py). Where MS-SWIFT itself cannot be
 imported, one line below the traceback says why.
 
 MS-SWIFT also takes arguments over from the `args.json` of an adapter or a checkpoint, plugins that it imports among
@@ -13,19 +14,23 @@ do those whose `args.json` names nothing of the kind. HIGGS_AUDIO_AUTOLOAD=0 swi
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from traceback import walk_tb
+from types import SimpleNamespace
 from typing import Any
 
 REGISTER_FILE = Path(__file__).resolve().parent / "plugins" / "register.py"
 _OURS = REGISTER_FILE.parts[-2:]
 MODEL_TYPES = "higgs-audio-"  # what they begin with
+_TRAINING = {"sft", "pt"}  # of MS-SWIFT's commands
 
 _ATTENTION = (
     "eager", "sdpa", "flex_attention", "flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4",
@@ -35,19 +40,25 @@ _FIELDS_OF_TEXT = ("system", "new_special_tokens", "rope_scaling")  # MS-SWIFT o
 
 
 def find_spec(name: str, path: Any, target: Any) -> ModuleSpec | None:
-    """MS-SWIFT's own module of arguments, and our patch as soon as it has run; nothing for MS-SWIFT itself."""
+    """One of MS-SWIFT's modules that the finder waits for, and our patch as soon as it has run."""
+    if not REGISTER_FILE.is_file():
+        return None
     if name == "swift":
         _explain_failed_import()
+        _end_cleanly(Path(*sys.argv[:1]), sys.argv[1:])
         return None
     spec = PathFinder.find_spec(name, path, target)
-    if spec is not None and REGISTER_FILE.is_file():
+    if spec is not None:
         loader: Any = spec.loader
         execute = loader.exec_module
 
         def exec_module(module: Any) -> None:
             del loader.exec_module  # which hides the class's own
             execute(module)
-            _patch_arguments(getattr(module, "BaseArguments", None))
+            if name == "swift.cli.main":
+                _patch_launcher(module)
+            else:
+                _patch_arguments(getattr(module, "BaseArguments", None))
 
         loader.exec_module = exec_module
     return spec
@@ -71,6 +82,50 @@ def _explain_failed_import() -> None:
                     print(f"error: {cause}", file=sys.stderr)
 
     sys.excepthook = show_with_cause
+
+
+def _end_cleanly(program: Path, words: list[str]) -> None:
+    """Before the imports that take most of a start: signals of a training of ours, in `swift` and in its trainer."""
+    is_trainer = program.parts[-3:-1] == ("swift", "cli") and program.stem in _TRAINING
+    is_launcher = program.name == "swift" and not _TRAINING.isdisjoint(words[:1])
+    if (is_trainer and _is_ours(words)) or (is_launcher and _is_ours(words[1:])):
+        from plugins import signals
+
+        signals.end_cleanly()
+
+
+def _is_ours(words: list[str]) -> bool:
+    """Whether the words after `swift COMMAND` name one of our model types, our plugin, or a checkpoint of ours."""
+    words = [part for word in words for part in word.split("=", 1)]
+    if words and words[0].endswith((".yaml", ".yml", ".json")) and Path(words[0]).is_file():
+        text = Path(words[0]).read_text(encoding="utf-8", errors="replace")
+        words[:1] = [part.strip("\"',") for part in text.replace(":", " ").split()]
+    for name, value in itertools.pairwise(words):
+        if name.lstrip("-") == "model_type":
+            return value.startswith(MODEL_TYPES)
+    return any(word.endswith(os.sep.join(_OURS)) or _is_saved_by_ours(word) for word in words)
+
+
+def _is_saved_by_ours(folder: str) -> bool:
+    file = os.path.join(folder, "args.json")
+    if not os.path.isfile(file):  # unlike pathlib's, never an error: most words name no folder
+        return False
+    return f'"model_type": "{MODEL_TYPES}' in Path(file).read_text(encoding="utf-8", errors="replace")
+
+
+def _patch_launcher(main: Any) -> None:
+    """MS-SWIFT 4.6 starts a run with `subprocess.run` in `cli_main`: that of our models instead becomes its process."""
+    if not hasattr(main, "cli_main") or getattr(main, "subprocess", None) is not subprocess:
+        return
+
+    def run(command: list[str], *args: Any, **kwargs: Any) -> Any:
+        if _is_ours(command[1:]):
+            from plugins import launcher
+
+            launcher.launch(command)
+        return subprocess.run(command, *args, **kwargs)
+
+    main.subprocess = SimpleNamespace(run=run)
 
 
 def _patch_arguments(arguments: Any) -> None:

@@ -12,10 +12,10 @@ from setuptools.command.build_py import build_py
 WAIT = """
 import os, sys
 class HiggsAudioSwiftAutoload:
+    waits_for = {"swift", "swift.cli.main", "swift.arguments.base_args.base_args"}
     def find_spec(name, path=None, target=None):
-        if name in ("swift", "swift.arguments.base_args.base_args"):
-            if name != "swift":
-                sys.meta_path.remove(HiggsAudioSwiftAutoload)
+        if name in HiggsAudioSwiftAutoload.waits_for:
+            HiggsAudioSwiftAutoload.waits_for.remove(name)
             try:
                 import higgs_audio_swift_autoload
                 return higgs_audio_swift_autoload.find_spec(name, path, target)

@@ -16,6 +16,8 @@ L0  errors.py                one-line user errors
     settings.py              our own knobs, one frozen dataclass
     untrusted.py             entries of a checkpoint's files that are refused: they import, fetch or run something
     speech_text.py           texts as the model was shown them; long ones in pieces
+    signals.py               what SIGINT, SIGTERM and SIGHUP do outside of a step
+    launcher.py              MS-SWIFT's command -> its process, with nobody between a signal and the training
 L1  audio.py                 probing, decoding and resampling of audio files
     hub.py                   folder or Hub id -> folder
     audio_tower.py           waveforms -> embeddings of a Whisper encoder, for checkpoints that have one

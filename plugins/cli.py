@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plugins import __version__
+from plugins import __version__, launcher, signals
 from plugins.errors import UserError
 from plugins.installation import explained
 
@@ -193,15 +193,18 @@ def _positive(text: str) -> int:
 
 
 def _sft(arguments: list[str]) -> int:
-    """MS-SWIFT's own launcher with our training file: YAML, NPROC_PER_NODE and the rest work as in `swift sft`."""
-    from swift.cli.main import cli_main
+    """As `swift sft`, with YAML files and NPROC_PER_NODE, but with our training file and our launcher."""
+    signals.end_cleanly()
+    from swift.cli.main import get_torchrun_args, parse_yaml_args
 
-    root = str(Path(__file__).resolve().parents[1])
-    # The launcher starts a subprocess; a checkout that is not installed must be importable there too.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    sys.argv = ["higgs-audio", *arguments]
-    cli_main({"sft": "plugins.train"})
-    return 0
+    root = Path(__file__).resolve().parents[1]
+    # A checkout that is not installed must be importable in the ranks too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    words = arguments[1:]
+    parse_yaml_args(words)  # first: its `ENV:` may say how many processes there are
+    torchrun = get_torchrun_args()
+    start = [] if torchrun is None else [*launcher.TORCHRUN, *torchrun]
+    launcher.launch([sys.executable, *start, str(root / "plugins" / "train.py"), *words])
 
 
 def _speak(options: argparse.Namespace) -> int:

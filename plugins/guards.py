@@ -1,7 +1,7 @@
 """What keeps a run from going wrong quietly: sick steps, signals, exhausted GPUs. L3.
 
     loss or gradient that is no number --settle-->   step named, not taken, counted; the third in a row ends the run
-    SIGTERM, SIGINT                    --on_save-->  step finished, checkpoint, resume command, exit code STOPPED
+    SIGINT, SIGTERM, SIGHUP            --on_save-->  step finished, checkpoint, resume command, exit code STOPPED
     torch.OutOfMemoryError             --watching--> one line with what can be lowered
     TMPDIR too long for data workers   --check_temporary_folder--> refused
 
@@ -36,6 +36,7 @@ from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import TrainerCallback
 
+from plugins import signals
 from plugins.errors import UserError, problem
 from plugins.packs import single_rows
 from plugins.relaunch import resume_command
@@ -43,10 +44,8 @@ from plugins.rows import ROW_SOURCE
 
 logger = get_logger()
 
-STOPPED = 75  # exit code after a signal: EX_TEMPFAIL of sysexits.h, "try again later"; 128 + n means not saved
 MOST_SKIPS_IN_A_ROW = 3
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_ONE_SIGNAL_S = 2.0  # Ctrl-C under a launcher arrives twice: from the terminal and from the launcher
+_ONE_SIGNAL_S = 2.0  # under a launcher of others Ctrl-C may arrive twice: from the terminal and from the launcher
 _COUNTS = "higgs_audio_guard"  # in trainer_state.json, so that a resumed run goes on counting
 _SHOWN_ROWS = 8
 _SOCKET = "/pymp-12345678/listener-12345678"  # where a data worker hands over a batch, below the temporary folder
@@ -62,7 +61,7 @@ class NamedRows:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if get_worker_info() is not None:
             # Ctrl-C and batch systems signal workers too, but the step that is being finished needs their batches.
-            for number in _SIGNALS:
+            for number in signals.SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
         return {**self.collate(rows), ROW_SOURCE: [row.get(ROW_SOURCE, "row") for row in single_rows(rows)]}
 
@@ -202,8 +201,9 @@ class Guard(TrainerCallback):
         atexit.unregister(_end_workers)
         atexit.register(_end_workers)
         checkpointing = args.gradient_checkpointing  # MS-SWIFT sets it to False while it trains
-        handled = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
-        before = {number: signal.signal(number, self._on_signal) for number in handled}
+        self._pid = os.getpid()
+        is_main = threading.current_thread() is threading.main_thread()
+        before = signals.handle(self._on_signal) if is_main else {}
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -224,12 +224,17 @@ class Guard(TrainerCallback):
                 loader._iterator = None
 
     def _on_signal(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._pid:
+            return  # a data worker that was forked just now
         now = time.monotonic()
         if self._signalled_s is None:
             self._signalled_s = now
+            signals.keep_output()
+            if self._trainer.is_world_process_zero():
+                name = signal.Signals(number).name
+                signals.tell(f"{name}: this step is finished and saved; a second one ends at once")
         elif now - self._signalled_s > _ONE_SIGNAL_S:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            signals.end(number)
 
     @property
     def stopping(self) -> bool:
@@ -245,6 +250,7 @@ class Guard(TrainerCallback):
         if not self.stopping:
             return
         trainer = self._trainer
+        signals.keep_output()
         trainer.callback_handler.on_train_end(args, state, control)  # TensorBoard writes its last events
         if trainer.is_world_process_zero():
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -254,7 +260,7 @@ class Guard(TrainerCallback):
             print(resume_command(sys.argv, checkpoint), flush=True)
         if dist.is_initialized():
             dist.barrier()  # the launcher ends all ranks as soon as one is gone
-        raise SystemExit(STOPPED)
+        raise SystemExit(signals.STOPPED)
 
     # --- memory ---
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from plugins import signals
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.installation import explained
 from plugins.settings import KNOBS, HiggsAudioSettings, joined
@@ -189,6 +190,7 @@ def check_model(arguments: Sequence[str]) -> None:
 if __name__ == "__main__":
     # Started by its path (MS-SWIFT's launcher, torchrun): the folder of this file must not be an import root.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    signals.end_cleanly()
     try:
         main()
     except UserError as error:

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, corpus_rows, write_jsonl
 
 REGISTER = str(ROOT / "plugins" / "register.py")
 BIN = Path(sys.executable).parent
+LORA = {"tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.1, "gradient_checkpointing": "false"}
+IN_ORDER = {"dataset_shuffle": "false", "train_dataloader_shuffle": "false"}
 
 
 def flags(model: Path, dataset: Path, output_dir: Path, **options: Any) -> list[str]:
@@ -43,6 +46,15 @@ def flags(model: Path, dataset: Path, output_dir: Path, **options: Any) -> list[
     ]  # fmt: skip
 
 
+def with_codes(tiny: Path, path: Path) -> Path:
+    """Eight rows of the embedded corpus that need no codec any more."""
+    from plugins.codec import Codec
+
+    codec = Codec(str(tiny / "audio_tokenizer"))
+    rows = [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(8)]
+    return write_jsonl(path, rows)
+
+
 def sft(model: Path, dataset: Path, output_dir: Path, **options: Any) -> list[dict[str, Any]]:
     """`sft_main` in this process; returns the logged records."""
     from swift.pipelines import sft_main
@@ -66,6 +78,24 @@ def log_of(output_dir: Path) -> list[dict[str, Any]]:
     """Training records of logging.jsonl (the last line is MS-SWIFT's summary)."""
     lines = (output_dir / "logging.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if "log_history" not in record]
+
+
+def optimizer_of(checkpoint: Path) -> dict[int, dict[str, Any]]:
+    return torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+
+
+def weights_of(checkpoint: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(next(checkpoint.glob("*model.safetensors")))
+
+
+def check_untouched(before: Path, after: Path) -> None:
+    first, second = weights_of(before), weights_of(after)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for index, state in optimizer_of(before).items():
+        for name, value in optimizer_of(after)[index].items():
+            assert torch.equal(value, state[name]), name
 
 
 @contextlib.contextmanager

@@ -221,7 +221,7 @@ def test_killed_from_outside_at_no_chosen_moment(tmp_path: Path) -> None:
         os.waitpid(child, 0)
         with CacheWriter(tmp_path, codec="codec") as writer:
             counts.append(sum(key in writer for key in clips))
-    assert 0 < counts[0]
+    assert counts[0] > 0
     assert counts == sorted(counts)
     command(tmp_path, clips)
     assert_holds(CodeCache(tmp_path), clips)

@@ -1,42 +1,18 @@
-"""Signals, ranks and workers that die, and sick steps on several ranks: real processes, on the CPU over gloo."""
+"""Ranks and workers that die, and sick steps on several ranks: real processes, on the CPU over gloo."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from conftest import ROOT
 from faults.runs import steps_of
-from sft import BIN, REGISTER, flags, sft
-from test_guards import IN_ORDER, LORA, check_untouched, with_codes
+from processes import SLOW, TIMEOUT_S, TRAIN, ended, rank, running, torchrun, training, until_logged, written
+from sft import IN_ORDER, with_codes
 from test_modalities import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
-
-TIMEOUT_S = 240
-SLOW = """
-import os, time
-from plugins.trainer import HiggsAudioTrainer
-original_step = HiggsAudioTrainer.training_step
-def training_step(self, *args, **kwargs):
-    if self.state.global_step >= int(os.environ.get("SLOW_FROM", "0")):
-        time.sleep(float(os.environ.get("SLOW_S", "0")))
-    return original_step(self, *args, **kwargs)
-if original_step.__module__ != __name__:  # MS-SWIFT may import this file twice
-    HiggsAudioTrainer.training_step = training_step
-"""
-OPTIONS = {**LORA, "max_steps": 12, "per_device_train_batch_size": 1, "save_strategy": "no", "learning_rate": 1e-3}
-TRAIN = str(ROOT / "plugins" / "train.py")
 
 
 @pytest.fixture(scope="module")
@@ -47,148 +23,6 @@ def dataset(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def slow_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("plugin") / "slow_steps.py", SLOW)
-
-
-def written(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-@contextlib.contextmanager
-def running(*command: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """A process group of its own, of which nothing is left afterwards."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}", **env}
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **pipes) as process:
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def until_logged(out: Path, num_lines: int, process: subprocess.Popen[str]) -> None:
-    log, end = out / "logging.jsonl", time.monotonic() + TIMEOUT_S
-    while not log.is_file() or log.read_text(encoding="utf-8").count("\n") < num_lines:
-        if process.poll() is not None or time.monotonic() > end:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"no {num_lines} steps were logged\n{process.communicate()[0][-3000:]}")
-        time.sleep(0.02)
-
-
-def ended(process: subprocess.Popen[str], timeout_s: float) -> str:
-    """The output of a process, and of its descendants, that end in time."""
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"still there after {timeout_s} s\n{process.communicate()[0][-3000:]}")
-    return output
-
-
-def training(model: Path, rows: Path, out: Path, *plugins: Path, **options: Any) -> list[str]:
-    return flags(model, rows, out, **{**OPTIONS, "external_plugins": [REGISTER, *plugins], **options})
-
-
-def torchrun(*arguments: str) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    return [*launcher, TRAIN, *arguments, "--ddp_backend", "gloo"]
-
-
-def rank(number: int, launcher: subprocess.Popen[str]) -> psutil.Process:
-    (found,) = (
-        child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == str(number)
-    )
-    return found
-
-
-def resumed(output: str) -> str:
-    """The printed line, after a shell has run it."""
-    command = output.split("resume with\n", 1)[1].splitlines()[0]
-    with running("bash", "-c", command) as process:
-        text = ended(process, TIMEOUT_S)
-    assert process.returncode == 0, text[-3000:]
-    return command
-
-
-def stopped_at(out: Path) -> int:
-    from plugins.checkpoints import damage
-
-    (checkpoint,) = out.glob("checkpoint-*")
-    assert damage(checkpoint) is None
-    return int(checkpoint.name.partition("-")[2])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
-def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
-    number: int,
-    tiny: Path,
-    dataset: Path,
-    slow_steps: Path,
-    tmp_path: Path,
-) -> None:
-    """To the bit: the resumed run ends where one ends that nobody has disturbed."""
-    out, saved = tmp_path / "out", {"save_strategy": "steps", "save_steps": 12}
-    with running(sys.executable, TRAIN, *training(tiny, dataset, out, slow_steps, **saved), SLOW_S="0.3") as process:
-        until_logged(out, 2, process)
-        process.send_signal(number)
-        output = ended(process, 60)
-    assert process.returncode == 75, output[-3000:]
-    assert "Traceback" not in output
-    assert 2 <= stopped_at(out) < 12
-    assert resumed(output).startswith("higgs-audio sft ")
-    sft(tiny, dataset, tmp_path / "whole", **{**OPTIONS, **saved})
-    check_untouched(tmp_path / "whole" / "checkpoint-12", out / "checkpoint-12")
-    assert steps_of(out / "logging.jsonl") == steps_of(tmp_path / "whole" / "logging.jsonl")
-
-
-@pytest.mark.slow
-def test_a_second_signal_ends_at_once(tiny: Path, dataset: Path, slow_steps: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    slow = {"SLOW_FROM": "1", "SLOW_S": "15"}
-    with running(sys.executable, TRAIN, *training(tiny, dataset, out, slow_steps), **slow) as process:
-        until_logged(out, 1, process)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(3)
-        assert process.poll() is None, "one step of 15 s"
-        process.send_signal(signal.SIGTERM)
-        ended(process, 8)
-    assert process.returncode == -signal.SIGTERM
-    assert not list(out.glob("checkpoint-*"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("who", ["launcher", "rank"])
-def test_a_signal_to_the_launcher_or_to_one_rank_stops_all_of_them_alike(
-    who: str,
-    tiny: Path,
-    dataset: Path,
-    slow_steps: Path,
-    tmp_path: Path,
-) -> None:
-    out = tmp_path / "out"
-    command = torchrun(*training(tiny, dataset, out, slow_steps, dataloader_num_workers=1))
-    with running(*command, SLOW_S="0.5") as process:
-        until_logged(out, 2, process)
-        if who == "launcher":
-            process.send_signal(signal.SIGTERM)
-        else:
-            rank(1, process).send_signal(signal.SIGTERM)
-        output = ended(process, 60)
-    assert process.returncode not in {0, None}
-    step = stopped_at(out)
-    assert 2 <= step < 12
-    assert output.count("resume with") == 1
-    if who == "rank":
-        assert "exitcode  : 75" in output, "what the launcher reports of its first rank that ended"
-    assert resumed(output).startswith("NPROC_PER_NODE=2 higgs-audio sft ")
-    assert [record["global_step/max_steps"] for record in steps_of(out / "logging.jsonl")] == [
-        f"{n}/12" for n in range(1, 13)
-    ]
 
 
 @pytest.mark.slow

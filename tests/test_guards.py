@@ -19,11 +19,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, corpus_rows, write_jsonl
-from sft import heard, log_of, sft
-
-LORA = {"tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.1, "gradient_checkpointing": "false"}
-IN_ORDER = {"dataset_shuffle": "false", "train_dataloader_shuffle": "false"}
+from conftest import ROOT
+from sft import IN_ORDER, LORA, check_untouched, heard, log_of, sft, weights_of, with_codes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,15 +28,6 @@ def _registered() -> None:
     from plugins.register import register_higgs_audio_all
 
     register_higgs_audio_all()
-
-
-def with_codes(tiny: Path, path: Path) -> Path:
-    """Eight rows of the embedded corpus that need no codec any more."""
-    from plugins.codec import Codec
-
-    codec = Codec(str(tiny / "audio_tokenizer"))
-    rows = [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(8)]
-    return write_jsonl(path, rows)
 
 
 @pytest.fixture(scope="module")
@@ -67,24 +55,6 @@ def sick(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(HiggsAudioTemplate, "compute_sft_loss", compute_sft_loss)
 
     return infect
-
-
-def optimizer_of(checkpoint: Path) -> dict[int, dict[str, Any]]:
-    return torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
-
-
-def weights_of(checkpoint: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    return load_file(next(checkpoint.glob("*model.safetensors")))
-
-
-def check_untouched(before: Path, after: Path) -> None:
-    first, second = weights_of(before), weights_of(after)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    for index, state in optimizer_of(before).items():
-        for name, value in optimizer_of(after)[index].items():
-            assert torch.equal(value, state[name]), name
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

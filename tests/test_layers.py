@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = (
-    "errors installation delay_pattern loss tokens settings prompt_text speech_text untrusted",
+    "errors installation delay_pattern loss tokens settings prompt_text speech_text untrusted signals launcher",
     "audio hub code_cache codec stream_decoder sampling cuda_graphs speech corpora prompt collator model_config"
     " audio_tower original_codec",
     "rows row_clips row_sources voices dataset_registration packs template dual_ffn modeling decode_step decoding"

@@ -15,7 +15,7 @@ from conftest import corpus_rows, write_jsonl
 from runs import Runs, adapter_of, options
 from sft import flags
 
-from plugins.guards import STOPPED
+from plugins.signals import STOPPED
 
 CYCLES = 200
 LAST = "checkpoint-30"

@@ -1,0 +1,73 @@
+"""Signals that stop a training, and what they do to a process that is not in a step. Standard library only. L0.
+
+imports, loading, launching  --end_cleanly-->  one line, exit code 128 + n; the second at once
+in training                  --guards.Guard->  step finished, checkpoint, resume command, exit code STOPPED
+in the parent of ranks       --launcher-->     handed to each rank
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPED = 75  # a training that is saved: EX_TEMPFAIL of sysexits.h, "try again later"; 128 + n is not saved
+_NEIGHBOURS_END_S = 0.1  # Ctrl-C also ends what reads our output, such as `tee`, and at about the same time
+
+
+def handle(handler: Callable[[int, Any], Any]) -> dict[signal.Signals, Any]:
+    """Give `handler` to each of SIGNALS; returns what handled them before. `nohup` stays in force."""
+    is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heeded = [number for number in SIGNALS if not (is_nohup and number == signal.SIGHUP)]
+    return {number: signal.signal(number, handler) for number in heeded}
+
+
+def end_cleanly() -> None:
+    """From here on a signal raises SystemExit(128 + n) after one line, where Python's own has a traceback."""
+    mine = os.getpid()
+
+    def handler(number: int, frame: Any) -> None:
+        handle(end)
+        # One line of all ranks and of the processes that they forked.
+        if os.environ.get("RANK", "0") == "0" and os.getpid() == mine:
+            tell(f"ended by {signal.Signals(number).name} outside of training; nothing was to be saved")
+        raise SystemExit(128 + number)
+
+    handle(handler)
+
+
+def end(number: int, frame: Any = None) -> NoReturn:
+    """End this process at once, by the signal itself, so that whoever waits for it sees which one."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # the first process of a container outlives signals that it does not handle
+
+
+def tell(line: str) -> None:
+    """Write to stderr from a signal handler: Python's own streams may be in the middle of a write."""
+    keep_output()
+    os.write(2, f"\n{line}\n".encode())
+
+
+def keep_output(wait_s: float = _NEIGHBOURS_END_S) -> None:
+    """Let stdout or stderr that nobody reads any more go where the other goes, or nowhere.
+
+    With the terminal (SIGHUP), or with a `tee` that Ctrl-C ended too, every write would raise an error, and the step
+    that is being finished would be lost.
+    """
+    time.sleep(wait_s)
+    lost = [descriptor for descriptor in (1, 2) if _is_lost(descriptor)]
+    for descriptor in lost:
+        other = 3 - descriptor
+        target = os.open(os.devnull, os.O_WRONLY) if other in lost else other
+        os.dup2(target, descriptor)
+
+
+def _is_lost(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)  # errors and hang-ups are always reported
+    return bool(poll.poll(0))
