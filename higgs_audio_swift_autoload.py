@@ -99,7 +99,7 @@ def _is_ours(words: list[str]) -> bool:
     words = [part for word in words for part in word.split("=", 1)]
     if words and words[0].endswith((".yaml", ".yml", ".json")) and Path(words[0]).is_file():
         text = Path(words[0]).read_text(encoding="utf-8", errors="replace")
-        words[:1] = [part.strip("\"',") for part in text.replace(":", " ").split()]
+        words[:1] = [part.strip("{\"',}") for part in text.replace(":", " ").split()]
     for name, value in itertools.pairwise(words):
         if name.lstrip("-") == "model_type":
             return value.startswith(MODEL_TYPES)

@@ -1,7 +1,7 @@
 """`higgs-audio`: one command, a subcommand per job. L4. Starts fast: nothing heavy is imported before it is needed.
 
 Exit codes: 0 done, 1 an error that the user can mend (one line on stderr), 2 wrong usage, 3 a speech was cut at
-`--max_audio_s`.
+`--max_audio_s`, 75 a training was stopped by a signal and is saved.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _torchrun(arguments: list[str]) -> int:
         received.append(number)
         ranks = psutil.Process().children()
         if not ranks:
-            signals.end(number)
+            signals.leave(number)
         for rank in ranks:  # in sessions of their own, so that a terminal does not reach them
             with contextlib.suppress(psutil.NoSuchProcess):
                 rank.send_signal(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,9 +45,9 @@ def _without(words: list[str], flags: set[str]) -> list[str]:
 def _command(argv: list[str], dropped: set[str], added: list[str]) -> str:
     program, arguments = Path(argv[0]), _with_yaml(argv[1:])
     if program.name == "sft.py" and program.parent.name == "cli":
-        command = ["swift", "sft"]
+        command = [_typed("swift"), "sft"]
     elif program == Path(__file__).resolve().parent / "train.py":
-        command = ["higgs-audio", "sft"]
+        command = [_typed("higgs-audio"), "sft"]
     else:
         command = [sys.executable, *argv[:1]]
     kept = _without(arguments, dropped | {"--local_rank", "--local-rank"})
@@ -64,6 +65,14 @@ def _command(argv: list[str], dropped: set[str], added: list[str]) -> str:
         env |= {"NNODES": here["GROUP_WORLD_SIZE"], "NODE_RANK": here["GROUP_RANK"]}
         env |= {name: here[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
     return shlex.join([*(f"{name}={value}" for name, value in env.items()), *command, *kept, *added])
+
+
+def _typed(name: str) -> str:
+    """A program of this environment, by its name if that is what a shell finds first, else by its path."""
+    ours = Path(sys.executable).with_name(name)
+    first = shutil.which(name)
+    is_other = ours.is_file() and (first is None or not ours.samefile(first))
+    return str(ours) if is_other else name
 
 
 def _with_yaml(arguments: list[str]) -> list[str]:

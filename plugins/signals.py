@@ -1,6 +1,6 @@
 """Signals that stop a training, and what they do to a process that is not in a step. Standard library only. L0.
 
-imports, loading, launching  --end_cleanly-->  one line, exit code 128 + n; the second at once
+imports, loading, launching  --end_cleanly-->  one line, exit code 128 + n
 in training                  --guards.Guard->  step finished, checkpoint, resume command, exit code STOPPED
 in the parent of ranks       --launcher-->     handed to each rank
 """
@@ -27,17 +27,22 @@ def handle(handler: Callable[[int, Any], Any]) -> dict[signal.Signals, Any]:
 
 
 def end_cleanly() -> None:
-    """From here on a signal raises SystemExit(128 + n) after one line, where Python's own has a traceback."""
+    """From here on a signal ends this process by `leave`, where Python's own has a traceback."""
     mine = os.getpid()
 
     def handler(number: int, frame: Any) -> None:
-        handle(end)
-        # One line of all ranks and of the processes that they forked.
-        if os.environ.get("RANK", "0") == "0" and os.getpid() == mine:
-            tell(f"ended by {signal.Signals(number).name} outside of training; nothing was to be saved")
-        raise SystemExit(128 + number)
+        # One line of all ranks, and of all processes that they forked.
+        leave(number, is_told=os.environ.get("RANK", "0") == "0" and os.getpid() == mine)
 
     handle(handler)
+
+
+def leave(number: int, *, is_told: bool = True) -> NoReturn:
+    """Raise SystemExit(128 + number) after one line; the next signal does not wait for what that cleans up."""
+    handle(end)
+    if is_told:
+        tell(f"ended by {signal.Signals(number).name} outside of training; nothing was to be saved")
+    raise SystemExit(128 + number)
 
 
 def end(number: int, frame: Any = None) -> NoReturn:

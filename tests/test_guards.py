@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from sft import IN_ORDER, LORA, check_untouched, heard, log_of, sft, weights_of, with_codes
+from sft import BIN, IN_ORDER, LORA, check_untouched, heard, log_of, sft, weights_of, with_codes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -285,11 +285,20 @@ def test_a_log_that_cannot_be_written_is_said_and_the_run_goes_on(
 
 # --- the line that goes on ---
 
+
+@pytest.fixture
+def _active(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of this interpreter, as a shell has it after `activate`."""
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+
+
 PYTHON_FILES = {"swift": "/site-packages/swift/cli/sft.py", "higgs-audio": str(ROOT / "plugins" / "train.py")}
 
 
+@pytest.mark.usefixtures("_active")
 @pytest.mark.parametrize("name", PYTHON_FILES)
-def test_the_resume_command_is_what_was_typed_but_for_the_folder(name: str) -> None:
+def test_the_resume_command_is_what_was_typed_but_for_the_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where a shell finds another program of that name, or none, it is the one of this environment."""
     from plugins.relaunch import resume_command
 
     typed = ["--model", "a b", "--output_dir", "out", "--add_version", "true", "--lora_rank", "8", "--val", "x", "y"]
@@ -298,8 +307,11 @@ def test_the_resume_command_is_what_was_typed_but_for_the_folder(name: str) -> N
         f"{name} sft --model 'a b' --lora_rank 8 --val x y"
         " --resume_from_checkpoint out/v0/checkpoint-7 --output_dir out/v0 --add_version false"
     )
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert resume_command([PYTHON_FILES[name]], Path("out/checkpoint-7")).startswith(f"{BIN / name} sft --resume")
 
 
+@pytest.mark.usefixtures("_active")
 def test_the_resume_command_names_the_yaml_file_processes_and_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +330,7 @@ def test_the_resume_command_names_the_yaml_file_processes_and_settings(
     assert words[:6] == ["AUDIO_LEARNING_RATE=0.1", "NPROC_PER_NODE=4", "swift", "sft", str(config), "--model_kwargs"]
 
 
+@pytest.mark.usefixtures("_active")
 def test_the_real_command_is_what_was_typed_but_for_the_dry_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -246,6 +247,57 @@ def test_which_runs_get_the_plugin(model_type: str | None, named: Any, expected:
     assert Arguments()._import_external_plugins() == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model_type", "higgs-audio-v2-3b", "--model", "x"], True),
+        (["--model", "x", "--model_type=higgs-audio-v2-7b"], True),
+        (["--model", "x", "--external_plugins", OURS], True),
+        (["ours.yaml", "--lora_rank", "8"], True),
+        (["ours.json"], True),
+        (["--adapters", "saved"], True),
+        (["--model_type", "qwen3", "--output_dir", "higgs-audio-compared", "--adapters", "saved"], False),
+        (["theirs.yaml"], False),
+        (["--model", "higgs-audio-v2-3b", "--model_kwargs", "x" * 5000], False),
+        ([], False),
+    ],
+)
+def test_which_runs_are_launched_by_us(
+    words: list[str], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from higgs_audio_swift_autoload import _is_ours
+
+    (tmp_path / "ours.yaml").write_text("# For all\nmodel_type: higgs-audio-v2-3b\n", encoding="utf-8")
+    (tmp_path / "ours.json").write_text('{"model_type": "higgs-audio-v2-3b"}', encoding="utf-8")
+    (tmp_path / "theirs.yaml").write_text("model_type: qwen3\noutput_dir: higgs-audio-compared\n", encoding="utf-8")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "args.json").write_text('{\n  "model_type": "higgs-audio-v2-3b"\n}', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert _is_ours(words) == expected
+
+
+def test_the_launcher_of_other_models_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MS-SWIFT's own `cli_main`, which starts the trainer as its child."""
+    from swift.cli import main
+
+    import higgs_audio_swift_autoload as autoload
+    from plugins import launcher
+
+    started: list[list[str]] = []
+
+    def start_child(command: list[str]) -> SimpleNamespace:
+        started.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", start_child)
+    monkeypatch.setattr(main, "subprocess", subprocess)
+    autoload._patch_launcher(main)
+    monkeypatch.setattr(launcher, "launch", lambda command: pytest.fail(f"ours: {command}"))
+    monkeypatch.setattr(sys, "argv", ["swift", "sft", "--model_type", "qwen3"])
+    main.cli_main()
+    assert [command[2:] for command in started] == [["--model_type", "qwen3"]]
+
+
 def test_an_unknown_swift_and_missing_plugins_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import swift.arguments.base_args as package
 
@@ -256,4 +308,4 @@ def test_an_unknown_swift_and_missing_plugins_are_left_alone(tmp_path: Path, mon
     autoload._patch_arguments(type("BaseArguments", (), {}))
     assert "exec_module" in vars(autoload.find_spec(name, package.__path__, None).loader)  # type: ignore[union-attr]
     monkeypatch.setattr(autoload, "REGISTER_FILE", tmp_path / "plugins" / "register.py")
-    assert "exec_module" not in vars(autoload.find_spec(name, package.__path__, None).loader)  # type: ignore[union-attr]
+    assert autoload.find_spec(name, package.__path__, None) is None, "for those who search after us"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 from conftest import CORPUS, ROOT
@@ -56,9 +57,11 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
             _wait(process, f"http://127.0.0.1:{port}/health", log)
             yield f"http://127.0.0.1:{port}"
         finally:
-            # The `swift` command starts the server as its child.
-            os.killpg(process.pid, 15)
+            # As `docker stop` does: the `swift` command alone is told. It has become the server.
+            left = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
             process.wait(timeout=30)
+            assert not any(child.is_running() for child in left)
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
