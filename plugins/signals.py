@@ -58,13 +58,13 @@ def tell(line: str) -> None:
     os.write(2, f"\n{line}\n".encode())
 
 
-def keep_output(wait_s: float = _NEIGHBOURS_END_S) -> None:
+def keep_output() -> None:
     """Let stdout or stderr that nobody reads any more go where the other goes, or nowhere.
 
     With the terminal (SIGHUP), or with a `tee` that Ctrl-C ended too, every write would raise an error, and the step
     that is being finished would be lost.
     """
-    time.sleep(wait_s)
+    time.sleep(_NEIGHBOURS_END_S)
     lost = [descriptor for descriptor in (1, 2) if _is_lost(descriptor)]
     for descriptor in lost:
         other = 3 - descriptor

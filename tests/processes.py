@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -48,15 +47,20 @@ def running(*command: str, **env: str) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill(process)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """What is left of its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def until_logged(out: Path, num_lines: int, process: subprocess.Popen[str]) -> None:
     log, end = out / "logging.jsonl", time.monotonic() + TIMEOUT_S
     while not log.is_file() or log.read_text(encoding="utf-8").count("\n") < num_lines:
         if process.poll() is not None or time.monotonic() > end:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill(process)
             pytest.fail(f"no {num_lines} steps were logged\n{process.communicate()[0][-3000:]}")
         time.sleep(0.02)
 
@@ -66,7 +70,7 @@ def ended(process: subprocess.Popen[str], timeout_s: float) -> str:
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
         pytest.fail(f"still there after {timeout_s} s\n{process.communicate()[0][-3000:]}")
     return output
 
@@ -75,14 +79,8 @@ def training(model: Path, rows: Path, out: Path, *plugins: Path, **options: Any)
     return flags(model, rows, out, **{**OPTIONS, "external_plugins": [REGISTER, *plugins], **options})
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 def torchrun(*arguments: str) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return [*launcher, TRAIN, *arguments, "--ddp_backend", "gloo"]
 
 
