@@ -24,14 +24,14 @@ $(VENV)/.deepspeed: $(DONE)
 	touch $@
 
 demo: install
-	$(BIN)/python -m plugins.demo
+	$(BIN)/python -m demo
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"
 
 # What equals the original, transformers and one step split in other ways: with index-once layers in `make test`, here
 # with transformers' own.
-PARITY := tests/test_modeling.py tests/test_audio_tower_model.py tests/test_decoding.py tests/test_training.py
+PARITY := tests/model/test_modeling.py tests/model/test_audio_tower_model.py tests/speaking/test_decoding.py tests/training/test_training.py
 
 test-slow: install $(VENV)/.deepspeed
 	# Two files of tests at a time: most of them wait for processes that import.

@@ -3,7 +3,7 @@
 A `.pth` file (setup.py) puts a finder into every interpreter of the environment that imports this module when MS-SWIFT
 is imported, and not before. When MS-SWIFT loads its arguments, our register.py joins the `external_plugins` of runs
 with our model types, as if it had been given: `args.json` names it and workers load it. The `swift` command of such a
-run becomes the run's own process, so that signals reach it (plugins/launcher.py). Where MS-SWIFT itself cannot be
+run becomes the run's own process, so that signals reach it (plugins/training/launcher.py). Where MS-SWIFT itself cannot be
 imported, one line below the traceback says why.
 
 MS-SWIFT also takes arguments over from the `args.json` of an adapter or a checkpoint, plugins that it imports among
@@ -75,7 +75,7 @@ def _explain_failed_import() -> None:
         importing = {frame.f_globals.get("__name__") for frame in frames if frame.f_code.co_name == "<module>"}
         if isinstance(error, Exception) and any(str(name).split(".")[0] == "swift" for name in importing):
             with suppress(ImportError):  # what is left of an installation that was removed
-                from plugins.installation import failed_import
+                from plugins.training.preflight.installation import failed_import
 
                 cause = failed_import()
                 if cause is not None:
@@ -89,7 +89,7 @@ def _end_cleanly(program: Path, words: list[str]) -> None:
     is_trainer = program.parts[-3:-1] == ("swift", "cli") and program.stem in _TRAINING
     is_launcher = program.name == "swift" and not _TRAINING.isdisjoint(words[:1])
     if (is_trainer and _is_ours(words)) or (is_launcher and _is_ours(words[1:])):
-        from plugins import signals
+        from plugins.training import signals
 
         signals.end_cleanly()
 
@@ -120,7 +120,7 @@ def _patch_launcher(main: Any) -> None:
 
     def run(command: list[str], *args: Any, **kwargs: Any) -> Any:
         if _is_ours(command[1:]):
-            from plugins import launcher
+            from plugins.training import launcher
 
             launcher.launch(command)
         return subprocess.run(command, *args, **kwargs)

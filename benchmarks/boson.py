@@ -1,6 +1,6 @@
 """boson-multimodal 0.1.1 in a venv of its own, because it needs transformers 4.46, and a process in it to talk to.
 
-Which packages it takes is said in benchmarks/parity/prompts.py.
+Which packages it takes is said in tests/golden/make/prompts.py.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ from torch import Tensor
 from benchmarks.boson import Peer, peer, python_of
 from benchmarks.measure import ROOT, Arm, Comparison, Rates, alternate, compare
 from plugins.collator import collate
+from plugins.data.prompt import EncodedSample
+from plugins.data.tokens import SpecialTokens
 from plugins.delay_pattern import IGNORE_INDEX, num_delayed_frames
-from plugins.prompt import EncodedSample
-from plugins.tokens import SpecialTokens
 
 BATCH = 8
 FRAMES = (75, 250, 750)

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from benchmarks.measure import ROOT, machine, write_json
 from benchmarks.planted import RUNS
-from plugins import audio
-from plugins.codec import CODEC_FOLDER, NUM_CODES, Codec
-from plugins.demo import tiny
+from demo import tiny
+from plugins.audio import waveforms as audio
+from plugins.audio.codec import CODEC_FOLDER, NUM_CODES, Codec
 
 CORPUS = ROOT / "tests" / "corpus"
 NOISE = 0.25  # share of codes that are replaced
@@ -95,8 +95,8 @@ def _row(text: str, codes: Tensor) -> dict[str, Any]:
 
 def train(name: str, folder: Path, **options: Any) -> None:
     """Train run `name` into `folder/name`, whose `spoken.json` says what the model then can."""
-    from plugins import samples
     from plugins.train import main as sft
+    from plugins.training import samples
 
     run, output = RUNS[name], folder / name
     if run.plant is not None:
@@ -116,7 +116,7 @@ def speak(checkpoint: Path, truth: Path) -> dict[str, float]:
     """The validation's sentences, greedily: the share that stops, and that of codes that are the truth's, each where
     it belongs."""
     from plugins.inference import HiggsAudioGenerator
-    from plugins.sampling import Sampling
+    from plugins.speaking.sampling import Sampling
 
     expected = {text: torch.tensor(codes) for text, codes in json.loads(truth.read_text(encoding="utf-8")).items()}
     generator = HiggsAudioGenerator.from_pretrained(str(checkpoint))

@@ -8,7 +8,7 @@ P9    one request after another, both
 P9    ours with the four in one batch, native one after another: what a batch gives to who could not have one
 P9-b  the four in one batch, both. Native goes on with all four rows until the longest has ended
 
-`limit` reads every matrix of the audio path once per step, for the rows that still speak, as `plugins.decode_step`
+`limit` reads every matrix of the audio path once per step, for the rows that still speak, as `plugins.speaking.step`
 does: no prompt, no attention, no norms, no choice of a code. The codes of all arms are asserted to be equal before
 anything is timed.
 """
@@ -29,17 +29,17 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from benchmarks.measure import ROOT, Arm, Comparison, Rates, alternate, compare, machine, table, write_json
+from demo.tiny import build_config, build_tokenizer
 from plugins.collator import collate
-from plugins.decode_step import linear
-from plugins.decoding import decode
-from plugins.demo.tiny import build_config, build_tokenizer
-from plugins.modeling import HiggsAudioV2ForConditionalGeneration
-from plugins.prompt import encode
-from plugins.prompt_text import INSTRUCTION
-from plugins.sampling import Sampling
+from plugins.data.prompt import encode
+from plugins.data.tokens import SpecialTokens
+from plugins.data.wording import INSTRUCTION
+from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.settings import HiggsAudioSettings
-from plugins.tokens import SpecialTokens
-from plugins.voices import request
+from plugins.speaking.decoding import decode
+from plugins.speaking.sampling import Sampling
+from plugins.speaking.step import linear
+from plugins.speaking.voices import request
 
 TEXTS = ("The harbour lights went out one by one.", "Hello.", "Two words.", "A sentence of middling length.")
 # name -> overrides of the tiny config, and the steps at which the four requests are made to end

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from plugins.audio import replace_when_done
+from plugins.audio.waveforms import replace_when_done
 
 Arm = Callable[[int], int]  # round -> items done in it
 Rates = dict[str, list[float]]  # arm -> items per second in each round

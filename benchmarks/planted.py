@@ -1,7 +1,7 @@
 """The failures of `benchmarks/curves.py`: what is wrong, and how it gets into a run.
 
 Data and options are wrong by themselves; wrong labels are planted into the collator of this process, where
-`plugins.preflight` would find them before the first step.
+`plugins.training.preflight` would find them before the first step.
 """
 
 from __future__ import annotations

@@ -40,14 +40,14 @@ import soundfile as sf
 import soxr
 
 from benchmarks.measure import ROOT, Arm, Comparison, Rates, alternate, compare, machine, table, write_json
-from plugins.audio import SAMPLE_RATE_HZ, load, to_float, to_pcm16
+from plugins.audio.waveforms import SAMPLE_RATE_HZ, load, to_float, to_pcm16
 from plugins.corpora import Utterance
 from plugins.prepare.clips import Outcome, Work
 from plugins.prepare.quality import samples_hash
 from plugins.prepare.run import CHUNK, journal_of, run_all, run_chunk
 
 if TYPE_CHECKING:
-    from plugins.prompt import EncodedSample
+    from plugins.data.prompt import EncodedSample
 
 WORKERS = 2
 NUM_CLIPS = 2000
@@ -267,8 +267,8 @@ def code_arms(durations_s: Sequence[float], folder: Path) -> tuple[dict[str, Arm
     """Random codes of clips of these lengths, in a cache and in JSON rows. Also what the cache takes on disk."""
     import torch
 
-    from plugins.code_cache import CacheWriter, CodeCache
-    from plugins.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES
+    from plugins.audio.code_cache import CacheWriter, CodeCache
+    from plugins.audio.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES
 
     generator = np.random.default_rng(0)
     lengths = [int(np.ceil(duration_s * FRAMES_PER_S)) for duration_s in durations_s]
@@ -324,14 +324,14 @@ def epoch_arms(utterances: Sequence[Utterance], codec_folder: Path, folder: Path
     """The way of a row from a loaded dataset to its sample, as `HiggsAudioTemplate` goes it."""
     import torch
 
-    from plugins.codec import NUM_CODEBOOKS, Codec
-    from plugins.demo.tiny import build_config, build_tokenizer
+    from demo.tiny import build_config, build_tokenizer
+    from plugins.audio.codec import NUM_CODEBOOKS, Codec
+    from plugins.data.clips import check_clips, with_clips
+    from plugins.data.prompt import encode
+    from plugins.data.rows import canonical_row, dialogue_from_row
+    from plugins.data.tokens import SpecialTokens
     from plugins.prepare.encode import encode_rows
-    from plugins.prompt import encode
-    from plugins.row_clips import check_clips, with_clips
-    from plugins.rows import canonical_row, dialogue_from_row
     from plugins.settings import HiggsAudioSettings
-    from plugins.tokens import SpecialTokens
 
     settings = HiggsAudioSettings()
     tokenizer = build_tokenizer(utterance.text for utterance in utterances)

@@ -32,12 +32,12 @@ from transformers.models.llama.modeling_llama import LlamaConfig, LlamaDecoderLa
 
 from benchmarks.measure import ROOT, Arm, Comparison, Rates, alternate, compare, machine, table, write_json
 from plugins.collator import collate
-from plugins.dual_ffn import Routes, use_index_once_layers
-from plugins.loss import LossWeights, combine
-from plugins.model_config import HiggsAudioV2Config
-from plugins.modeling import HiggsAudioV2ForConditionalGeneration
-from plugins.prompt import EncodedSample
-from plugins.tokens import SpecialTokens
+from plugins.data.prompt import EncodedSample
+from plugins.data.tokens import SpecialTokens
+from plugins.model.config import HiggsAudioV2Config
+from plugins.model.dual_ffn import Routes, use_index_once_layers
+from plugins.model.loss import LossWeights, combine
+from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
 NUM_FRAMES, NUM_TEXT = 250, 83  # of a clip of 10 s: 342 positions with the 9 of stream and delay
 PADDING = 0.3

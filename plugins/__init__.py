@@ -76,11 +76,11 @@ from typing import Any
 _EXPORTS = {
     "HiggsAudioGenerator": "plugins.inference",
     "HiggsAudioSettings": "plugins.settings",
-    "Sampling": "plugins.sampling",
-    "Speech": "plugins.speech",
+    "Sampling": "plugins.speaking.sampling",
+    "Speech": "plugins.speaking.speech",
     "UserError": "plugins.errors",
-    "Voice": "plugins.voices",
-    "load_model": "plugins.loading",
+    "Voice": "plugins.speaking.voices",
+    "load_model": "plugins.model.loading",
     "register_higgs_audio_all": "plugins.register",
 }
 __all__ = list(_EXPORTS)
@@ -90,7 +90,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Lazy exports: importing the package costs nothing, neither torch nor MS-SWIFT."""
     if name in _EXPORTS:
-        from plugins.installation import explained
+        from plugins.training.preflight.installation import explained
 
         with explained():
             return getattr(import_module(_EXPORTS[name]), name)

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plugins import __version__, launcher, signals
+from plugins import __version__
 from plugins.errors import UserError
-from plugins.installation import explained
+from plugins.training import launcher, signals
+from plugins.training.preflight.installation import explained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,19 +227,19 @@ def _app(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from plugins.preflight.environment import check_environment
-    from plugins.preflight.report import Report
+    from plugins.training.preflight.environment import check_environment
+    from plugins.training.preflight.report import Report
 
     report = Report(print)
     if not check_environment(report):  # the next line would fail
         return 1
-    from plugins.preflight.doctor import run
+    from plugins.commands.doctor import run
 
     return run(options, report)
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from plugins.original_format import convert
+    from plugins.model.original_format import convert
 
     convert(options.source, options.target, to=options.to)
     num_bytes = sum(file.stat().st_size for file in options.target.rglob("*") if file.is_file())

@@ -8,7 +8,7 @@ Names, shapes and dtypes are those of transformers' `HiggsAudioV2ForConditionalG
     audio_features (A, M, 3000)      audio_feature_attention_mask (A, 3000) bool     only with an audio tower
 
 T is the widest sum of delayed frames of a row, 0 for a batch without audio. Labels are made here and in `prompt`, and
-are not shifted (`plugins.loss` shifts).
+are not shifted (`plugins.model.loss` shifts).
 
 Packed, the rows stand one after the other in a single one (B = 1, nothing is padding), and in the place of
 `attention_mask`, whose absence lets transformers look for them, there is where each begins:
@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from plugins.audio_tower import log_mel_features, num_positions
+from plugins.data.prompt import EncodedSample
+from plugins.data.tokens import SpecialTokens, TowerInput
 from plugins.delay_pattern import IGNORE_INDEX, apply_delays, delay_labels_of, num_delayed_frames
-from plugins.prompt import EncodedSample
-from plugins.tokens import SpecialTokens, TowerInput
+from plugins.model.audio_tower import log_mel_features, num_positions
 
 
 def collate(

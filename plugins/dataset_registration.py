@@ -14,10 +14,10 @@ from swift.dataset.loader import DatasetLoader
 from swift.dataset.register import DatasetMeta
 from swift.utils import get_logger, safe_ddp_context
 
+from plugins.data.prompt import Dialogue
+from plugins.data.rows import COLUMNS, KEY_COLUMNS, LENGTHS, ROW_SOURCE, SPEAKER
+from plugins.data.sources import read_rows
 from plugins.errors import problem
-from plugins.prompt import Dialogue
-from plugins.row_sources import read_rows
-from plugins.rows import COLUMNS, KEY_COLUMNS, LENGTHS, ROW_SOURCE, SPEAKER
 from plugins.settings import HiggsAudioSettings
 
 logger = get_logger()

@@ -61,7 +61,7 @@ def undo_delay(frames: Tensor) -> Tensor:
 def delay_labels(codes: Tensor, *, eos_id: int) -> Tensor:
     """(K, F) codes -> (F+K+1, K) labels, aligned with `apply_delay`: F codes and one EOS per codebook, else -100.
 
-    Not shifted: row t is the label *of* delayed frame t. `plugins.loss` shifts.
+    Not shifted: row t is the label *of* delayed frame t. `plugins.model.loss` shifts.
     """
     return delay_labels_of([codes], [True], eos_id=eos_id)
 

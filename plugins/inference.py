@@ -19,23 +19,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plugins import loading
-from plugins.checkpoint import bare
-from plugins.codec import FRAMES_PER_S, Codec, find_codec
+from plugins.audio.codec import FRAMES_PER_S, Codec, find_codec
+from plugins.audio.stream_decoder import StreamDecoder
 from plugins.collator import collate
-from plugins.decoding import decode
+from plugins.data.clips import check_clips, num_frames, with_clips
+from plugins.data.prompt import AudioClip, Dialogue, EncodedSample, encode
+from plugins.data.rows import text_to_say
+from plugins.data.text import MAX_CHARS, has_words, pieces
+from plugins.data.tokens import SpecialTokens
 from plugins.delay_pattern import num_delayed_frames, undo_delay
 from plugins.errors import UserError, did_you_mean, problem
-from plugins.prompt import AudioClip, Dialogue, EncodedSample, encode
-from plugins.row_clips import check_clips, num_frames, with_clips
-from plugins.rows import text_to_say
-from plugins.sampling import Sampling
+from plugins.model import loading
+from plugins.model.load import bare
 from plugins.settings import HiggsAudioSettings
-from plugins.speech import Speech, SpeechStream, join
-from plugins.speech_text import MAX_CHARS, has_words, pieces
-from plugins.stream_decoder import StreamDecoder
-from plugins.tokens import SpecialTokens
-from plugins.voices import AnyPath, Script, Transcript, Voice, request, speakers_of, voices_of
+from plugins.speaking.decoding import decode
+from plugins.speaking.sampling import Sampling
+from plugins.speaking.speech import Speech, SpeechStream, join
+from plugins.speaking.voices import AnyPath, Script, Transcript, Voice, request, speakers_of, voices_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class HiggsAudioGenerator:
         cuda_graphs: bool = False,
         **options: Any,
     ) -> HiggsAudioGenerator:
-        """A checkpoint of any kind (`plugins.loading.load_model`, which takes the `options`), with its codec or
+        """A checkpoint of any kind (`plugins.model.loading.load_model`, which takes the `options`), with its codec or
         another."""
         model, tokenizer = loading.load_model(path, adapters=adapters, **options)
         device = str(bare(model).device)
@@ -148,7 +148,7 @@ class HiggsAudioGenerator:
         ``[SPEAKER0]`` tags in the text name them. voice_description: a voice in words instead ("warm, unhurried").
         max_audio_s: of one piece; what is cut there is marked `truncated`. max_chars: texts beyond it are spoken in
         pieces that end at sentences, each in the hearing of the pieces before it. clean_text: whether to write the
-        text as the model's own examples do (`plugins.speech_text`); None: as this model was trained.
+        text as the model's own examples do (`plugins.data.text`); None: as this model was trained.
 
         Raises UserError for a text without words and for references that cannot be heard.
         """

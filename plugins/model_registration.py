@@ -20,14 +20,14 @@ from swift.tuners import Swift
 from swift.utils import get_logger
 from transformers import AutoConfig
 
-from plugins.checkpoint import OriginalConfig, load_config, load_model
-from plugins.codec import CODEC_FOLDER
-from plugins.hub import MODELS_3B
-from plugins.model_config import HiggsAudioV2Config
-from plugins.original_format import format_of, load_tokenizer
+from plugins.audio.codec import CODEC_FOLDER
+from plugins.files import MODELS_3B
+from plugins.model.config import HiggsAudioV2Config
+from plugins.model.load import OriginalConfig, load_config, load_model
+from plugins.model.original_format import format_of, load_tokenizer
+from plugins.model.untrusted import check_adapter, check_model
+from plugins.ms_swift.template import TEMPLATE_TYPE
 from plugins.settings import SETTINGS_FILE
-from plugins.template import TEMPLATE_TYPE
-from plugins.untrusted import check_adapter, check_model
 
 logger = get_logger()
 
@@ -55,7 +55,7 @@ class HiggsAudioLoader(ModelLoader):
 
 
 def refuse_untrusted_files() -> None:
-    """Let MS-SWIFT look at the files of a model or an adapter as `plugins.untrusted` does, before it loads them.
+    """Let MS-SWIFT look at the files of a model or an adapter as `plugins.model.untrusted` does, before it loads them.
 
     4.6 reads config.json with trust_remote_code=True (`_get_model_info`), asked or not: with a model type that
     transformers does not know, a stranger's `auto_map` runs a file of his. Adapters of all kinds pass

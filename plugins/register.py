@@ -32,10 +32,12 @@ def register_higgs_audio_all() -> None:
     Raises UserError if MS-SWIFT, or what it and we stand on, cannot be imported.
     """
     _make_importable()
-    from plugins.installation import explained
+    from plugins.training.preflight.installation import explained
 
     with explained():
-        from plugins import dataset_registration, model_registration, swift_inference, template, trainer
+        from plugins import dataset_registration, model_registration, trainer
+        from plugins.ms_swift import speaking_template as swift_inference
+        from plugins.ms_swift import template
 
     dataset_registration.register_columns()
     template.register(swift_inference.SpeakingTemplate)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from plugins.errors import did_you_mean, problem, read_json
-from plugins.loss import LossWeights
-from plugins.untrusted import NamedByCheckpoint
+from plugins.model.loss import LossWeights
+from plugins.model.untrusted import NamedByCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _texts(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class HiggsAudioSettings:
-    """Every knob, its default and its meaning. Formulas: `plugins.loss`."""
+    """Every knob, its default and its meaning. Formulas: `plugins.model.loss`."""
 
     text_loss_weight: float = _knob(1.0, "weight of the text cross-entropy", float)
     audio_loss_weight: float = _knob(1.0, "weight of the audio cross-entropy", float)
@@ -169,7 +169,7 @@ class HiggsAudioSettings:
             )
 
     def loss_weights(self, num_codebooks: int) -> LossWeights:
-        """The weights of `plugins.loss.combine` for a model of `num_codebooks`."""
+        """The weights of `plugins.model.loss.combine` for a model of `num_codebooks`."""
         codebooks = self.audio_codebook_weights or (1.0,) * num_codebooks
         if len(codebooks) != num_codebooks:
             raise problem(

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plugins import signals
 from plugins.errors import UserError, did_you_mean, problem
-from plugins.installation import explained
 from plugins.settings import KNOBS, HiggsAudioSettings, joined
+from plugins.training import signals
+from plugins.training.preflight.installation import explained
 
 REGISTER_FILE = str(Path(__file__).resolve().parent / "register.py")
 
@@ -155,7 +155,7 @@ def resolve_resume(arguments: list[str]) -> list[str]:
     """
     from swift.utils import get_logger
 
-    from plugins.checkpoints import newest, require_whole
+    from plugins.training.saves import newest, require_whole
 
     given = {flag: values[0] for flag, values in _by_flag(arguments) if values}
     name, output_dir = given.get("--resume_from_checkpoint"), given.get("--output_dir")
@@ -180,7 +180,7 @@ def resolve_resume(arguments: list[str]) -> list[str]:
 
 def check_model(arguments: Sequence[str]) -> None:
     """Raise UserError if the folder after `--model` is no Higgs-Audio V2, before MS-SWIFT runs its code."""
-    from plugins.checkpoint import load_config
+    from plugins.model.load import load_config
 
     for flag, values in _by_flag(arguments):
         if flag == "--model" and values and Path(values[0]).is_dir():

@@ -19,18 +19,21 @@ from swift.utils import get_logger
 from torch import Tensor
 from transformers import Trainer
 
-from plugins import checkpoints, disk_guard, guards, packs, resume, samples, training_card, tuning
-from plugins.codec import CODEC_FOLDER
+from plugins.audio.codec import CODEC_FOLDER
+from plugins.data.rows import ROW_SOURCE
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
-from plugins.loss import LossSums, combine
-from plugins.meters import BatchMeter, Meter
-from plugins.modeling import DualLossOutput
-from plugins.preflight import before_training, dry_run
-from plugins.preflight.leaks import MEMORISED
-from plugins.rows import ROW_SOURCE
+from plugins.model.loss import LossSums, combine
+from plugins.model.modeling import DualLossOutput
+from plugins.ms_swift.template import TEMPLATE_TYPE, HiggsAudioTemplate
 from plugins.settings import HiggsAudioSettings, check_knob_names
-from plugins.template import TEMPLATE_TYPE, HiggsAudioTemplate
+from plugins.training import card as training_card
+from plugins.training import disk as disk_guard
+from plugins.training import guards, packs, resume, samples, tuning
+from plugins.training import saves as checkpoints
+from plugins.training.meters import BatchMeter, Meter
+from plugins.training.preflight import before_training, dry_run
+from plugins.training.preflight.leaks import MEMORISED
 
 logger = get_logger()
 

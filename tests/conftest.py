@@ -41,8 +41,8 @@ def _own_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny native checkpoint with text head, tokenizer and codec."""
-    from plugins import audio
-    from plugins.demo import tiny
+    from demo import tiny
+    from plugins.audio import waveforms as audio
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
     texts = [line.split("|")[1] for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()]
@@ -53,7 +53,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sampled(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A finished training of four steps that spoke at steps 0, 2 and 4 (`sampled.SampledRun`)."""
-    from sampled import run
+    from helpers.sampled import run
 
     return run(tiny, tmp_path_factory.mktemp("sampled") / "out")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import corpus_rows, write_jsonl
+from helpers.sft import BIN, flags, run, swift
 from safetensors.torch import load_file, save_file
-from sft import BIN, flags, run, swift
 
 from plugins.errors import UserError
 from plugins.train import main

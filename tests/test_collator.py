@@ -10,10 +10,10 @@ from conftest import GOLDEN
 from test_prompt import PublishedConfig
 
 from plugins.collator import collate
-from plugins.prompt import EncodedSample, encode
-from plugins.rows import canonical_row, dialogue_from_row
+from plugins.data.prompt import EncodedSample, encode
+from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.data.tokens import SpecialTokens
 from plugins.settings import HiggsAudioSettings
-from plugins.tokens import SpecialTokens
 
 META = json.loads((GOLDEN / "collator" / "meta.json").read_text(encoding="utf-8"))
 

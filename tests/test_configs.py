@@ -11,9 +11,9 @@ import yaml
 from conftest import ROOT, corpus_rows, write_jsonl
 from test_memory import CONFIG_3B, CONFIG_7B
 
-from plugins.preflight.memory import GIB, estimate, fits
-from plugins.preflight.plan import TrainingPlan
 from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names
+from plugins.training.preflight.memory import GIB, estimate, fits
+from plugins.training.preflight.plan import TrainingPlan
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 TRAINING = [path for path in CONFIGS if path.name != "demo.yaml"]

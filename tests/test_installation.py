@@ -18,7 +18,7 @@ import plugins
 from plugins.cli import main
 
 def codec():
-    from plugins.codec import Codec
+    from plugins.audio.codec import Codec
     Codec("demo/codec").model
 
 def train():

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, corpus_rows, write_jsonl
-from sft import BIN, flags, log_of, run
+from helpers.sft import BIN, flags, log_of, run
 from test_installation import OSERROR, break_torchaudio
 
 SCRIPT = "train_higgs_audio.sh"
@@ -281,7 +281,7 @@ def test_the_launcher_of_other_models_is_left_alone(monkeypatch: pytest.MonkeyPa
     from swift.cli import main
 
     import higgs_audio_swift_autoload as autoload
-    from plugins import launcher
+    from plugins.training import launcher
 
     started: list[list[str]] = []
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from conftest import CORPUS, ROOT
-from sft import run
+from helpers.sft import run
 
 pytestmark = pytest.mark.slow
 

@@ -21,14 +21,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import corpus_rows, write_jsonl
-from sft import REGISTER, sft
-from trees import clip
+from helpers.sft import REGISTER, sft
+from helpers.trees import clip
 
-from plugins.checkpoint import load_model, with_adapters
-from plugins.codec import Codec
+from plugins.audio.codec import Codec
+from plugins.data.rows import canonical_row
+from plugins.data.sources import read_rows
 from plugins.errors import UserError
-from plugins.row_sources import read_rows
-from plugins.rows import canonical_row
+from plugins.model.load import load_model, with_adapters
 from plugins.settings import HiggsAudioSettings
 
 TYPE = "higgs-audio-v2-3b"
@@ -323,7 +323,7 @@ def test_code_that_a_config_names_is_not_run(model_type: str | None, tiny: Path,
 
 @pytest.mark.parametrize("tokenizer_class", ["HostileTokenizer", "PreTrainedTokenizerFast"])
 def test_code_that_a_tokenizer_names_is_not_run(tokenizer_class: str, tiny: Path, tmp_path: Path, marker: Path) -> None:
-    from plugins.loading import load_model as load
+    from plugins.model.loading import load_model as load
 
     folder = tmp_path / "hostile"
     shutil.copytree(tiny, folder)
@@ -509,7 +509,7 @@ def test_entries_of_a_config_that_fetch_or_run_are_refused(
     from swift.model import get_model_processor
     from transformers import HiggsAudioV2Config
 
-    from plugins.original_format import load_config
+    from plugins.model.original_format import load_config
     from plugins.register import register_higgs_audio_all
 
     register_higgs_audio_all()
@@ -533,7 +533,7 @@ def test_entries_of_a_config_that_fetch_or_run_are_refused(
 
 
 def test_attention_that_transformers_ships_may_be_named(tiny: Path, tmp_path: Path) -> None:
-    from plugins.original_format import load_config
+    from plugins.model.original_format import load_config
 
     shutil.copy(tiny / "config.json", tmp_path)
     rewrite(tmp_path / "config.json", attn_implementation="eager", quantization_config=None)
@@ -602,9 +602,9 @@ def test_what_only_a_folder_names_is_not_fetched(tmp_path: Path, monkeypatch: py
     """The base of an adapter, the codec of a processor or of our settings: in the cache, published, or typed."""
     import huggingface_hub
 
-    from plugins.checkpoint import base_and_adapters
-    from plugins.codec import find_codec
-    from plugins.hub import MODELS_3B, local_folder
+    from plugins.audio.codec import find_codec
+    from plugins.files import MODELS_3B, local_folder
+    from plugins.model.load import base_and_adapters
     from plugins.settings import SETTINGS_FILE
 
     asked: list[tuple[str, bool]] = []
@@ -649,7 +649,7 @@ def resumable(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 @pytest.fixture
 def resume(resumable: tuple[Path, Path], tiny: Path, tmp_path: Path) -> tuple[Path, Callable[[], None]]:
     """A copy of that checkpoint, and a function that goes on from it: the stranger knows how to seal it."""
-    from plugins.checkpoints import MARKER, seal
+    from plugins.training.saves import MARKER, seal
 
     checkpoint = tmp_path / "out" / "checkpoint-1"
     shutil.copytree(resumable[0], checkpoint)

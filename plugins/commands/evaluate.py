@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from plugins import audio, checkpoint
-from plugins.codec import Codec, find_codec
+from plugins.audio import waveforms as audio
+from plugins.audio.codec import Codec, find_codec
 from plugins.errors import problem
 from plugins.evaluation import formats, report
 from plugins.evaluation.items import Item, read_items
@@ -24,10 +24,11 @@ from plugins.evaluation.run import PROGRESS, Clip, Journal, check_folder, hear, 
 from plugins.evaluation.scorers import Missing, Scorer, fingerprint, load_scorers
 from plugins.evaluation.scores import score
 from plugins.evaluation.speaking import System, systems
-from plugins.hub import local_folder
-from plugins.model_card import METRICS, complete
-from plugins.sampling import Sampling
+from plugins.files import local_folder
+from plugins.model import load as checkpoint
+from plugins.model.card import METRICS, complete
 from plugins.settings import HiggsAudioSettings
+from plugins.speaking.sampling import Sampling
 
 _CODEC, _GENERATED, _TRUTH = "codec", "generated", "truth"
 

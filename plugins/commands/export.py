@@ -18,20 +18,20 @@ from typing import Any
 import torch
 from transformers import DacFeatureExtractor, HiggsAudioV2Processor
 
-from plugins.checkpoint import base_and_adapters, load_model, with_adapters
-from plugins.codec import CODEC_FOLDER, Codec, find_codec
+from plugins.audio.codec import CODEC_FOLDER, Codec, find_codec
 from plugins.commands.model_card import model_card
 from plugins.commands.vllm_omni import CODEC_FIELDS, check, launch_line, remarks
 from plugins.errors import problem, read_json
-from plugins.hub import new_folder
-from plugins.model_card import name_on_the_hub
-from plugins.original_format import format_of, load_config, load_tokenizer
+from plugins.files import new_folder
+from plugins.model.card import name_on_the_hub
+from plugins.model.load import base_and_adapters, load_model, with_adapters
+from plugins.model.original_format import format_of, load_config, load_tokenizer
+from plugins.model.weights import sources_of
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
-from plugins.weights import sources_of
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-# `plugins.prompt` for the requests that a server takes, in the words of transformers' chat templates.
+# `plugins.data.prompt` for the requests that a server takes, in the words of transformers' chat templates.
 _CHAT_TEMPLATE = r"""
 {{- '<|begin_of_text|>' -}}
 {%- for message in messages -%}
@@ -103,7 +103,7 @@ def export(
         if settings.prompts == "cleaned texts":
             notes.append(
                 "trained with cleaned texts, and vLLM-Omni speaks them as they are sent: send what"
-                " plugins.speech_text.clean_transcript gives"
+                " plugins.data.text.clean_transcript gives"
             )
         card = model_card(
             output.name,

@@ -1,14 +1,14 @@
-"""The card of an exported folder (`plugins.model_card`). L4."""
+"""The card of an exported folder (`plugins.model.card`). L4."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from plugins import __version__
-from plugins.codec import CODEC_FOLDER
+from plugins.audio.codec import CODEC_FOLDER
 from plugins.commands.vllm_omni import launch_line
-from plugins.model_card import METRICS, NO_METRICS, card, link_to
-from plugins.prompt_text import INSTRUCTION
+from plugins.data.wording import INSTRUCTION
+from plugins.model.card import METRICS, NO_METRICS, card, link_to
 
 _SUMMARY = """\
 A Higgs-Audio V2 text-to-speech model, fine-tuned from {base}{how}.

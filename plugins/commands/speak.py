@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from plugins import audio
+from plugins.audio import waveforms as audio
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.inference import HiggsAudioGenerator
-from plugins.sampling import Sampling
-from plugins.speech import Speech
-from plugins.voices import Script
+from plugins.speaking.sampling import Sampling
+from plugins.speaking.speech import Speech
+from plugins.speaking.voices import Script
 
 TRUNCATED = 3
 RESULTS = "results.jsonl"

@@ -33,9 +33,9 @@ import torch
 from safetensors import safe_open
 from transformers import DacConfig, DacModel, HiggsAudioV2TokenizerConfig
 
-from plugins.codec import CODEC_FOLDER
+from plugins.audio.codec import CODEC_FOLDER
 from plugins.errors import problem, read_json
-from plugins.model_config import HiggsAudioV2Config
+from plugins.model.config import HiggsAudioV2Config
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from plugins.audio import replace_when_done, resolve
+from plugins.audio.waveforms import replace_when_done, resolve
 from plugins.corpora.tables import Columns
 from plugins.corpora.utterance import (
     Rejected,

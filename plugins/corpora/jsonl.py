@@ -2,7 +2,7 @@
 
 In: a JSONL of the seed document's shape. Out: one utterance per plain row (one text, one clip to speak it), with the
 row itself: flat messages, absolute paths, references and all else kept. Every other row is rejected by its reason.
-`plugins.rows` checks the same and more, down to prompt and codes, but needs torch; training asks it for every row.
+`plugins.data.rows` checks the same and more, down to prompt and codes, but needs torch; training asks it for every row.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugins.audio import AudioError, resolve
+from plugins.audio.waveforms import AudioError, resolve
 from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, keep_inside, path_id
 from plugins.errors import did_you_mean, problem
 
-# As in `plugins.rows` (tests/test_corpora_jsonl.py holds both together).
+# As in `plugins.data.rows` (tests/corpora/test_corpora_jsonl.py holds both together).
 COLUMNS = {
     *("messages", "audios", "audio", "reference_audio", "reference_text", "audio_codes", "reference_codes"),
     *("raw_prompt", "id", "speaker", "language", "duration_s", "dataset", "lengths", "row_source"),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plugins.audio import AudioError
+from plugins.audio.waveforms import AudioError
 from plugins.corpora.utterance import (
     AUDIO_SUFFIXES,
     Rejected,

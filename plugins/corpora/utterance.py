@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from plugins.audio import AudioError, require_inside, resolve
+from plugins.audio.waveforms import AudioError, require_inside, resolve
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
@@ -31,7 +31,7 @@ class Utterance:
     def to_row(self) -> dict[str, Any]:
         """The row that it came in, else one of the seed document's shape: an empty assistant turn is its audio's place.
 
-        Without system message: training writes the one that speaking writes (`plugins.rows`).
+        Without system message: training writes the one that speaking writes (`plugins.data.rows`).
         """
         if self.row is not None:
             return dict(self.row)
@@ -73,7 +73,7 @@ def locate(
 ) -> Utterance | Rejected:
     """The utterance recorded in the first of `names` that is found in `folder`; without an id, its path is the id.
 
-    root: refuse what lies outside of it (`plugins.audio.resolve`).
+    root: refuse what lies outside of it (`plugins.audio.waveforms.resolve`).
     """
     errors = []
     for name in names:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plugins import audio
+from plugins.audio import waveforms as audio
 from plugins.corpora.utterance import AUDIO_SUFFIXES, collapse
 from plugins.errors import problem
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from plugins.audio import file_hash
+from plugins.audio.waveforms import file_hash
+from plugins.data.clips import check_clips
+from plugins.data.prompt import AudioClip, Dialogue
+from plugins.data.rows import ROW_SOURCE, canonical_row, dialogue_from_row, text_to_say
+from plugins.data.sources import read_rows
+from plugins.data.text import has_words
 from plugins.errors import problem
 from plugins.evaluation import formats
 from plugins.evaluation.text import words_to_say
-from plugins.prompt import AudioClip, Dialogue
-from plugins.row_clips import check_clips
-from plugins.row_sources import read_rows
-from plugins.rows import ROW_SOURCE, canonical_row, dialogue_from_row, text_to_say
 from plugins.settings import HiggsAudioSettings
-from plugins.speech_text import has_words
 
 _MAX_NAME = 100  # characters of an id, which names files
 
@@ -47,7 +47,7 @@ class Item:
 
 
 def read_items(source: str, settings: HiggsAudioSettings, *, limit: int | None = None) -> list[Item]:
-    """The first `limit` items of a JSONL file, a folder of recordings, a Hugging Face dataset (`plugins.row_sources`),
+    """The first `limit` items of a JSONL file, a folder of recordings, a Hugging Face dataset (`plugins.data.sources`),
     a Seed-TTS-eval list (.lst), or a folder with wav.scp and text.
 
     Of a row the last turn is said, and a clip that it holds is the truth. Raises UserError naming the row that has

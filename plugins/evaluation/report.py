@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plugins.audio import replace_when_done
+from plugins.audio.waveforms import replace_when_done
 from plugins.evaluation import formats
 from plugins.evaluation.items import Item
 from plugins.evaluation.run import AUDIO

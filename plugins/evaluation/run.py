@@ -23,13 +23,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from plugins import audio
-from plugins.codec import Codec
+from plugins.audio import waveforms as audio
+from plugins.audio.codec import Codec
 from plugins.errors import UserError, problem
 from plugins.evaluation.items import Item
 from plugins.evaluation.scorers import RATE_HZ, Scorer
 from plugins.evaluation.speaking import System, seeded, speak_batch
-from plugins.sampling import Sampling
+from plugins.speaking.sampling import Sampling
 
 PROGRESS, AUDIO = "progress.jsonl", "audio"
 _SETTINGS = "settings"

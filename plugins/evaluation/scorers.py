@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from plugins import audio
+from plugins.audio import waveforms as audio
 from plugins.errors import problem
-from plugins.hub import local_folder
-from plugins.untrusted import check_model
+from plugins.files import local_folder
+from plugins.model.untrusted import check_model
 
 RATE_HZ = 16_000  # of every scorer
 VOICE_UNIT = 10_000

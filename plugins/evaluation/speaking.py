@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from plugins import checkpoint
-from plugins.codec import Codec
+from plugins.audio.codec import Codec
+from plugins.data.prompt import Dialogue
 from plugins.errors import UserError, problem
 from plugins.evaluation.scorers import fingerprint
 from plugins.inference import HiggsAudioGenerator
-from plugins.loading import Quantization, load_model
-from plugins.prompt import Dialogue
-from plugins.sampling import Sampling
-from plugins.speech import Speech
+from plugins.model import load as checkpoint
+from plugins.model.loading import Quantization, load_model
+from plugins.speaking.sampling import Sampling
+from plugins.speaking.speech import Speech
 
 BASE, TUNED, MODEL = "base", "tuned", "model"
 _ADAPTER = "default"  # as `load_model` names the only one

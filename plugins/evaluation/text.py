@@ -15,7 +15,7 @@ import unicodedata
 from functools import lru_cache
 from typing import Any
 
-from plugins.speech_text import SOUND, SPEAKER_TAG, unified
+from plugins.data.text import SOUND, SPEAKER_TAG, unified
 
 # Whisper takes these, which put no spaces between words, letter by letter.
 _LETTER_BY_LETTER = {"zh", "yue", "ja", "th", "lo", "my"}

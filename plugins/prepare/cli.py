@@ -26,7 +26,6 @@ from plugins.corpora import (
     read_vctk,
 )
 from plugins.errors import UserError, problem
-from plugins.installation import explained
 from plugins.prepare.clips import Level, Outcome, Work
 from plugins.prepare.flags import COLUMN_FLAGS, from_flags, parse
 from plugins.prepare.outputs import (
@@ -51,6 +50,7 @@ from plugins.prepare.rows import (
     write_files,
 )
 from plugins.prepare.run import Executor, journal_of, run_all
+from plugins.training.preflight.installation import explained
 
 _REJECTED = 3
 

@@ -22,7 +22,7 @@ import soundfile as sf
 import xxhash
 
 from plugins import __version__
-from plugins.audio import (
+from plugins.audio.waveforms import (
     SAMPLE_RATE_HZ,
     AudioError,
     AudioInfo,
@@ -96,7 +96,7 @@ class Work:
 
     level: `none` opens no audio, `header` reads headers, `full` decodes every sample. audio_dir: where processed
     recordings go; None: nothing is processed and the originals are used. Files are whole when a call returns, but on
-    the disk only after `plugins.audio.sync`.
+    the disk only after `plugins.audio.waveforms.sync`.
     """
 
     level: Level = "none"

@@ -1,6 +1,6 @@
 """Recordings -> codes in the cache, and the references by which rows name them (L4). Needs torch.
 
-Every clip is encoded alone: padding inside a batch changes the codes (`plugins.codec`).
+Every clip is encoded alone: padding inside a batch changes the codes (`plugins.audio.codec`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from plugins import audio
-from plugins.code_cache import CacheWriter, codec_fingerprint, content_key, format_reference
-from plugins.codec import Codec
+from plugins.audio import waveforms as audio
+from plugins.audio.code_cache import CacheWriter, codec_fingerprint, content_key, format_reference
+from plugins.audio.codec import Codec
 from plugins.errors import problem
-from plugins.hub import local_folder
+from plugins.files import local_folder
 
 
 def encode_rows(rows: Iterable[dict[str, Any]], *, folder: Path, codec: str, device: str, beside: Path) -> None:

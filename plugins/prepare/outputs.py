@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from plugins.audio import remove_strays, replace_when_done
+from plugins.audio.waveforms import remove_strays, replace_when_done
 from plugins.errors import problem, read_json
 
 _COPIES = ".higgs_audio_copies.json"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from plugins.audio import SAMPLE_RATE_HZ, mono
+from plugins.audio.waveforms import SAMPLE_RATE_HZ, mono
 from plugins.errors import problem
 from plugins.prepare.quality import check_bounds, frame_size, knob, speech_frames
 

@@ -2,7 +2,7 @@
 
 In, by rising cost: the size of the file, its header, its samples, its text. Out: `None`, or ``(reason, value)`` where
 `reason` is constant per kind of fault and names the limit to change. Also the hash that finds one recording twice.
-Whether a file is readable, whole and free of NaN is said by `plugins.audio`. Changes no audio.
+Whether a file is readable, whole and free of NaN is said by `plugins.audio.waveforms`. Changes no audio.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from plugins.audio import MAX_CHANNELS, MAX_SAMPLE_RATE_HZ, AudioInfo, mono, to_float, to_pcm16
+from plugins.audio.waveforms import MAX_CHANNELS, MAX_SAMPLE_RATE_HZ, AudioInfo, mono, to_float, to_pcm16
 from plugins.errors import problem
 
 Fault = tuple[str, float | str]  # reason, offending value

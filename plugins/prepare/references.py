@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from plugins.audio import AudioError, load, probe
+from plugins.audio.waveforms import AudioError, load, probe
 from plugins.corpora import Rejected, Utterance
 from plugins.prepare.clips import Level, Outcome
 from plugins.prepare.quality import Limits, check_file_size, check_header, check_samples

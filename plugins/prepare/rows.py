@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugins.audio import remove_strays, replace_when_done
+from plugins.audio.waveforms import remove_strays, replace_when_done
 from plugins.corpora import Rejected, Utterance
 from plugins.prepare.clips import File, Level, Outcome, is_same_recording
 

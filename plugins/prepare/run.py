@@ -25,7 +25,7 @@ from typing import BinaryIO
 import xxhash
 from tqdm import tqdm
 
-from plugins.audio import sync
+from plugins.audio.waveforms import sync
 from plugins.corpora import Utterance
 from plugins.errors import UserError, problem
 from plugins.prepare.clips import Outcome, Work

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from plugins.audio import load
+from plugins.audio.waveforms import load
 from plugins.errors import problem
 from plugins.prepare.rows import Clip
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import corpus_rows, write_jsonl
+from helpers.sft import flags
 from runs import Runs, adapter_of, options
-from sft import flags
 
-from plugins.signals import STOPPED
+from plugins.training.signals import STOPPED
 
 CYCLES = 200
 LAST = "checkpoint-30"
@@ -29,7 +29,7 @@ def test_two_hundred_starts_and_stops_leave_nothing(
     tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """SIGTERM at any moment, then the same command again; each training that gets to its end ends alike."""
-    from plugins.codec import Codec
+    from plugins.audio.codec import Codec
 
     codec = Codec(str(tiny / "audio_tokenizer"))
     rows = [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(5)]

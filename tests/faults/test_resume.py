@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, corpus_rows, write_jsonl
+from helpers.sft import BIN, flags, run
 from runs import Runs, adapter_of, options, steps_of, timeless
-from sft import BIN, flags, run
 
-from plugins.checkpoints import MARKER, newest
+from plugins.training.saves import MARKER, newest
 
 LAST = "checkpoint-6"
 Sft = Callable[..., int]
@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 @pytest.fixture(scope="module")
 def rows(tiny: Path) -> list[dict[str, Any]]:
     """With codes: no run has to load the codec."""
-    from plugins.codec import Codec
+    from plugins.audio.codec import Codec
 
     codec = Codec(str(tiny / "audio_tokenizer"))
     return [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(5)]

@@ -129,7 +129,9 @@ def test_rows_that_bring_their_lengths_are_not_encoded_for_them(
 
 
 @pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="URLs are followed inwards; workaround: plugins/audio.py:resolve"
+    strict=True,
+    raises=AssertionError,
+    reason="URLs are followed inwards; workaround: plugins/audio/waveforms.py:resolve",
 )
 def test_a_url_of_a_row_does_not_reach_inner_services(monkeypatch: pytest.MonkeyPatch) -> None:
     """A URL in the place of a file is fetched, redirects are followed to any host, and the answer has no size limit.
@@ -216,7 +218,9 @@ def test_the_loss_of_a_step_does_not_depend_on_its_split(model: Any) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="logits are cut, audio labels not; workaround: plugins/modeling.py:forward"
+    strict=True,
+    raises=ValueError,
+    reason="logits are cut, audio labels not; workaround: plugins/model/modeling.py:forward",
 )
 def test_the_trainer_does_not_cut_logits_that_have_labels(model: Any) -> None:
     """A model whose `forward` has `logits_to_keep` gets it, from the position of the first *text* label on.
@@ -334,7 +338,7 @@ def test_a_checkpoint_finds_its_plugins_from_another_folder(
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="templates share one list; workaround: plugins/template.py:init_env_args",
+    reason="templates share one list; workaround: plugins/ms_swift/template.py:init_env_args",
 )
 def test_templates_do_not_share_their_placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Placeholder ids are appended to a list of the class `Template` itself.

@@ -101,7 +101,7 @@ def test_each_codebook_is_trained_on_one_eos(processor: Any) -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="prompt and delay tokens are trained; workaround: plugins/prompt.py:encode",
+    reason="prompt and delay tokens are trained; workaround: plugins/data/prompt.py:encode",
 )
 def test_only_the_reply_is_trained(processor: Any) -> None:
     """`processor(output_labels=True)` labels the whole prompt and the delay tokens, but not <|audio_out_bos|>.
@@ -137,7 +137,7 @@ def test_a_reference_clip_is_not_trained(processor: Any) -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="audio loss is divided by text labels; workaround: plugins/loss.py:combine",
+    reason="audio loss is divided by text labels; workaround: plugins/model/loss.py:combine",
 )
 def test_num_items_in_batch_does_not_change_the_loss_of_a_single_batch(model: Any) -> None:
     """With `num_items_in_batch`, which Trainer always passes, every sum is divided by the number of *text* labels.
@@ -151,7 +151,9 @@ def test_num_items_in_batch_does_not_change_the_loss_of_a_single_batch(model: An
 
 
 @pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="NaN without audio labels; workaround: plugins/loss.py:audio_loss_sums"
+    strict=True,
+    raises=AssertionError,
+    reason="NaN without audio labels; workaround: plugins/model/loss.py:audio_loss_sums",
 )
 def test_a_batch_without_audio_labels_has_a_finite_loss(model: Any) -> None:
     """Clips that are only listened to leave no audio label in the batch, and a mean over nothing is NaN.
@@ -166,7 +168,7 @@ def test_a_batch_without_audio_labels_has_a_finite_loss(model: Any) -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="text-only batches skip audio weights; workaround: plugins/modeling.py:forward",
+    reason="text-only batches skip audio weights; workaround: plugins/model/modeling.py:forward",
 )
 def test_a_text_only_batch_reaches_every_parameter(model: Any) -> None:
     """Without frames the audio embedding and the audio head take no part: they get no gradient, not even zero.
@@ -181,7 +183,7 @@ def test_a_text_only_batch_reaches_every_parameter(model: Any) -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="heads run at every position; workaround: plugins/loss.py:shifted_rows",
+    reason="heads run at every position; workaround: plugins/model/loss.py:shifted_rows",
 )
 def test_heads_run_on_labelled_positions_only(model: Any) -> None:
     """Both heads are computed at every position, though a text-to-speech row has three text labels.
@@ -237,7 +239,7 @@ def test_frames_of_one_row_do_not_fill_the_placeholders_of_another(model: Any) -
 
 
 @pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="text head is lost; workaround: plugins/checkpoint.py:load_model"
+    strict=True, raises=AssertionError, reason="text head is lost; workaround: plugins/model/load.py:load_model"
 )
 def test_the_text_head_survives_loading_and_saving(tiny: Path, tmp_path: Path) -> None:
     """`from_pretrained` leaves the text head out unless asked by `use_text_head=True`, and says nothing about it.
@@ -251,7 +253,7 @@ def test_the_text_head_survives_loading_and_saving(tiny: Path, tmp_path: Path) -
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="original weights load with random heads; workaround: plugins/checkpoint.py:load_model",
+    reason="original weights load with random heads; workaround: plugins/model/load.py:load_model",
 )
 def test_original_weights_are_loaded_or_refused(tmp_path: Path) -> None:
     """Weights of boson-multimodal load, except embedding and heads of the audio, which have other names there.
@@ -272,7 +274,7 @@ def test_original_weights_are_loaded_or_refused(tmp_path: Path) -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="default codebook_size has no room for BOS and EOS; workaround: plugins/tokens.py:from_config",
+    reason="default codebook_size has no room for BOS and EOS; workaround: plugins/data/tokens.py:from_config",
 )
 def test_the_default_codebooks_hold_the_stream_tokens() -> None:
     """The class default is 1024 codes, but stream BOS and EOS are codes 1024 and 1025: published configs say 1026.
@@ -287,7 +289,7 @@ def test_the_default_codebooks_hold_the_stream_tokens() -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="padding changes codes; workaround: plugins/codec.py:encode"
+    strict=True, raises=AssertionError, reason="padding changes codes; workaround: plugins/audio/codec.py:encode"
 )
 def test_padding_in_a_batch_does_not_change_the_codes(codec: Any, processor: Any) -> None:
     """`encode` takes a batch but no mask, and a normalisation over time lets the padding into every frame.
@@ -306,7 +308,7 @@ def test_padding_in_a_batch_does_not_change_the_codes(codec: Any, processor: Any
 
 
 @pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="silence before the clip; workaround: plugins/codec.py:encode"
+    strict=True, raises=AssertionError, reason="silence before the clip; workaround: plugins/audio/codec.py:encode"
 )
 def test_a_clip_of_any_length_begins_at_its_beginning(processor: Any, codec: Any) -> None:
     """The processor pads no clip to whole frames, and `encode` pads such a clip by half a frame at both ends.
@@ -321,7 +323,7 @@ def test_a_clip_of_any_length_begins_at_its_beginning(processor: Any, codec: Any
     assert torch.equal(undo_delay(inputs["audio_input_ids"][0])[:, :10], padded)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="does not pickle; workaround: plugins/codec.py:Codec")
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="does not pickle; workaround: plugins/audio/codec.py:Codec")
 def test_the_codec_travels_into_spawned_workers(codec: Any) -> None:
     """HuBERT's weight norm is a parametrization, and torch refuses to pickle those; the processor holds the codec.
 
@@ -381,7 +383,7 @@ def test_a_row_that_stops_at_once_does_not_take_the_others_along(processor: Any,
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="greedy decoding draws at random; workaround: plugins/decoding.py:decode",
+    reason="greedy decoding draws at random; workaround: plugins/speaking/decoding.py:decode",
 )
 def test_greedy_decoding_is_the_same_twice(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries of the model's own generation config are added to the one given, custom ones too.
@@ -401,7 +403,7 @@ def test_greedy_decoding_is_the_same_twice(model: Any, monkeypatch: pytest.Monke
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="an audio turn before the prompt's end; workaround: plugins/decoding.py:decode",
+    reason="an audio turn before the prompt's end; workaround: plugins/speaking/decoding.py:decode",
 )
 def test_speech_may_follow_an_audio_turn_directly(model: Any) -> None:
     """The delay processor takes a delay token among the last eight for the end of what it is to generate.
@@ -419,7 +421,9 @@ def test_speech_may_follow_an_audio_turn_directly(model: Any) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="no frames is not no audio; workaround: plugins/decoding.py:decode"
+    strict=True,
+    raises=RuntimeError,
+    reason="no frames is not no audio; workaround: plugins/speaking/decoding.py:decode",
 )
 def test_a_prompt_with_zero_frames_is_a_prompt_without_audio(model: Any) -> None:
     """`audio_input_ids` of shape (B, 0, K), what a collator gives for a batch without clips, counts as fully decoded.
@@ -487,7 +491,7 @@ def test_eval_loss_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=RuntimeError,
-    reason="autocast sums in fp32; workaround: plugins/modeling.py:_in_dtype_of_weights",
+    reason="autocast sums in fp32; workaround: plugins/model/modeling.py:_in_dtype_of_weights",
 )
 def test_bf16_weights_run_under_the_autocast_of_cuda() -> None:
     """CUDA's autocast runs `sum` in fp32, so audio embeddings become fp32 and do not fit into bf16 text embeddings.

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from plugins.errors import problem
-from plugins.sampling import Sampling
-from plugins.speech import Speech
-from plugins.voices import Voice
+from plugins.speaking.sampling import Sampling
+from plugins.speaking.speech import Speech
+from plugins.speaking.voices import Voice
 
 MAX_SEED = 2**31 - 1  # a browser's numbers are exact up to 2**53; this one can be read out
 

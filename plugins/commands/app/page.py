@@ -15,13 +15,13 @@ from typing import Any
 
 import gradio as gr
 
-from plugins import audio
+from plugins.audio import waveforms as audio
 from plugins.commands.app.fields import MAX_SEED, lines_of, sampling_of, told, voice_of, voices_of
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
-from plugins.sampling import Sampling
-from plugins.speech import Speech
-from plugins.voices import MAX_REFERENCE_S, MIN_REFERENCE_S
+from plugins.speaking.sampling import Sampling
+from plugins.speaking.speech import Speech
+from plugins.speaking.voices import MAX_REFERENCE_S, MIN_REFERENCE_S
 
 _NUM_VOICES = 4
 _CLEANED_EVERY_S, _KEPT_S = 600, 3600  # uploads and speeches

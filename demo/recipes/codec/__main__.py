@@ -1,0 +1,31 @@
+"""`python -m demo.recipes.codec`: corpus, training, weights. Two cores, two hours; killed, it goes on where it was.
+
+Needs flite (apt-get install flite). Works in output_codec/, writes demo/codec/.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from demo.recipes.codec import corpus, network, sentences, training
+from demo.run import CODEC, ROOT
+from plugins.errors import UserError
+
+WORK = ROOT / "output_codec"
+
+
+def main() -> int:
+    recipe = training.Recipe()
+    texts = sentences.training(recipe.sentences * len(corpus.VOICES), seed=recipe.seed)
+    samples = WORK / "samples.npy"
+    corpus.synthesise(samples, {voice: texts[i :: len(corpus.VOICES)] for i, voice in enumerate(corpus.VOICES)})
+    network.save(training.train(recipe, samples, WORK), CODEC)
+    training.write_curves(WORK, CODEC / "loss.csv")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""Audio files, codes, delayed frames."""

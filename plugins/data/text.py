@@ -1,0 +1,151 @@
+"""Texts as the model was shown them, and long texts in pieces. L0: strings only.
+
+Source of the clean-up: boson-ai/higgs-audio, ``examples/generation.py``; that of Unicode forms is ours. Who decides
+whether it is done: `clean_text` of `plugins.settings`. Where it is done: `plugins.data.rows`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+
+MAX_CHARS = 300  # of a piece, as `pieces` counts: about 20 s
+SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
+
+# Not to be heard: soft hyphen, zero-width space, word joiner, byte order mark, marks of direction.
+_INVISIBLE = dict.fromkeys(
+    map(ord, "\u00ad\u200b\u2060\ufeff\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+)
+_JOINERS = re.compile("[\u200c\u200d]+")
+# Scripts in which a joiner makes another word or syllable: Arabic and its kin, those of India,
+# Tibetan, Burmese, Khmer, Mongolian.
+_JOINING_LETTER = re.compile(
+    "[\u0600-\u08ff\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc]"
+)
+_VIRAMA_CLASS = 9  # Unicode's combining class of the signs that take a consonant's vowel away
+
+_PUNCTUATION = str.maketrans(
+    dict(zip("。：；？！、—·【】《》“”「」『』‘’（）()", ".:;?!,-.[]<>" + '"' * 6 + "'" * 2 + " " * 4, strict=True))
+    | {"，": ", ", "…": "..."}
+)
+_UNITS = {"°F": " degrees Fahrenheit", "°C": " degrees Celsius"}
+_SOUNDS = {
+    "laugh": "<SE>[Laughter]</SE>",
+    "humming start": "<SE>[Humming]</SE>",
+    "humming end": "<SE_e>[Humming]</SE_e>",
+    "music start": "<SE_s>[Music]</SE_s>",
+    "music end": "<SE_e>[Music]</SE_e>",
+    "music": "<SE>[Music]</SE>",
+    "sing start": "<SE_s>[Singing]</SE_s>",
+    "sing end": "<SE_e>[Singing]</SE_e>",
+    "applause": "<SE>[Applause]</SE>",
+    "cheering": "<SE>[Cheering]</SE>",
+    "cough": "<SE>[Cough]</SE>",
+}
+SOUND = re.compile(rf"\[({'|'.join(_SOUNDS)})\]")
+_ENDS = (".", "!", "?", ",", ";", '"', "'", "</SE>", "</SE_e>")
+_SENTENCE_END = re.compile(r"""[.!?。！？…]+["'”’»)\]]*(?=\s|$)|[。！？]+["'”’]*""")
+# A full stop after these, or after a single capital, ends no sentence.
+_ABBREVIATION = re.compile(r"(?:^|[\s(\"'])(?:[A-Z]|Mrs?|Ms|Dr|Prof|St|Sr|Jr|vs|etc|No|e\.g|i\.e|z\.B|bzw|ca)\.$")
+_CLAUSE_END = re.compile(r"[,;:、，；：](?=\s)|[、，；：]|\s[-–—](?=\s)")
+
+
+def clean_transcript(text: str) -> str:
+    """`text` as the model's own examples write it: half-width punctuation, sounds such as ``[laugh]`` as the model's
+    tags, units in words, one space between words, no empty line, and a full stop where no punctuation ends it; in one
+    Unicode form. Clean texts stay as they are."""
+    text = unified(text).translate(_PUNCTUATION)
+    for unit, words in _UNITS.items():
+        text = text.replace(unit, words)
+    text = "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
+    # After the spaces: a sound's name has one between its words.
+    text = SOUND.sub(lambda match: _SOUNDS[match[1]], text)
+    # Again: new punctuation may combine with an accent after it.
+    text = unicodedata.normalize("NFC", text)
+    return text if not text or text.endswith(_ENDS) else f"{text}."
+
+
+def unified(text: str) -> str:
+    """The same text in one Unicode form (NFC), so that it has the same tokens wherever it was typed,
+    without invisible characters. Joiners stay between letters of scripts that need them."""
+    visible = _JOINERS.sub(_kept_joiners, text.translate(_INVISIBLE))
+    return unicodedata.normalize("NFC", visible)
+
+
+def _kept_joiners(match: re.Match[str]) -> str:
+    # With all marks on both sides, whatever their order: NFC comes later and settles it.
+    text, first, last = match.string, match.start() - 1, match.end()
+    while first >= 0 and unicodedata.combining(text[first]):
+        first -= 1
+    while last < len(text) and unicodedata.combining(text[last]):
+        last += 1
+    if first < 0 or not _JOINING_LETTER.match(text[first]):
+        return ""
+    # At the end of a word only after a virama: so older Malayalam texts write bare consonants.
+    has_virama = _VIRAMA_CLASS in map(unicodedata.combining, text[first : match.start()])
+    goes_on = _JOINING_LETTER.search(text[match.end() : last + 1])
+    return match[0] if has_virama or goes_on else ""
+
+
+def has_words(text: str) -> bool:
+    """Whether there is anything to speak besides speaker tags: a letter or digit of any script."""
+    return any(character.isalnum() for character in SPEAKER_TAG.sub("", text))
+
+
+def pieces(text: str, max_chars: int) -> list[str]:
+    """`text` in as few pieces of `max_chars` or less as sentence ends, else clauses, else words, allow.
+
+    A wide character counts three: it is about a syllable (Mandarin has 4.3 a second, English 15 letters). A piece
+    inside a speaker's turn repeats the speaker's tag.
+    """
+    packed: list[str] = []
+    for part in _parts(text, max_chars):
+        if packed and _width(packed[-1]) + _width(part) <= max_chars:
+            packed[-1] += part
+        else:
+            part = part.lstrip()
+            packed.append(part if SPEAKER_TAG.match(part) else _tag_before(packed) + part)
+    return [piece.strip() for piece in packed if piece.strip()]
+
+
+def _tag_before(packed: list[str]) -> str:
+    """The tag of the speaker who speaks at the end of `packed`."""
+    tags = [tag for piece in packed for tag in SPEAKER_TAG.findall(piece)]
+    return f"{tags[-1]} " if tags else ""
+
+
+def _parts(text: str, max_chars: int) -> Iterator[str]:
+    """`text` cut at sentence ends and speaker tags, and what is still too long ever finer; joined it is `text`."""
+    for turn in _cut(text, (match.start() for match in SPEAKER_TAG.finditer(text))):
+        for sentence in _cut(turn, _sentence_ends(turn)):
+            if _width(sentence) <= max_chars:
+                yield sentence
+                continue
+            for clause in _cut(sentence, (match.end() for match in _CLAUSE_END.finditer(sentence))):
+                if _width(clause) <= max_chars:
+                    yield clause
+                    continue
+                for word in _cut(clause, (match.end() for match in re.finditer(r"\s+", clause))):
+                    fits = _width(word) <= max_chars
+                    yield from (word,) if fits else _cut(word, range(max_chars // 3, len(word), max_chars // 3))
+
+
+def _sentence_ends(text: str) -> Iterator[int]:
+    for match in _SENTENCE_END.finditer(text):
+        if not _ABBREVIATION.search(text[: match.end()]):
+            yield match.end()
+
+
+def _cut(text: str, ends: Iterator[int] | range) -> Iterator[str]:
+    start = 0
+    for end in ends:
+        if end > start:
+            yield text[start:end]
+            start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def _width(text: str) -> int:
+    return sum(3 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

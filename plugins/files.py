@@ -1,0 +1,68 @@
+"""Folder or Hub id -> folder; and new folders, which appear only when they are complete. L1."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from plugins.errors import problem
+from plugins.model.untrusted import NamedByCheckpoint
+from plugins.settings import DEFAULT_CODEC
+
+# The repository was renamed; both names resolve, on the Hub and on ModelScope.
+MODELS_3B = ("bosonai/higgs-audio-v2-generation-3B-base", "bosonai/higgs-tts-2-3b-base")
+_PUBLISHED = (*MODELS_3B, DEFAULT_CODEC)
+
+
+def local_folder(path: str, *, option: str = "model") -> str:
+    """`path` if it is a folder, else the local snapshot of that Hub id, downloaded unless only a checkpoint names it.
+
+    Raises UserError if it is neither.
+    """
+    if Path(path).is_dir():
+        return path
+    if os.path.lexists(path):
+        raise problem("options", option, path, "is no folder", "give the folder that holds config.json")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    is_theirs = isinstance(path, NamedByCheckpoint) and path not in _PUBLISHED
+    try:
+        return str(snapshot_download(path, local_files_only=is_theirs))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if is_theirs:
+            reason = "is what the checkpoint names, but neither a folder here nor in the cache of the Hub"
+            remedy = f"if you trust it, give it yourself with --{option}"
+        else:
+            reason = f"is neither a folder nor a Hub id that can be downloaded ({type(error).__name__})"
+            remedy = f"give the folder of a {option}"
+        raise problem("options", option, path, reason, remedy) from error
+
+
+def check_new_folder(target: Path, source: Path) -> None:
+    """Raises UserError if `target` exists, if only as a dangling link, or lies in `source`."""
+    if os.path.lexists(target):
+        raise problem(str(target), "folder", target.name, "exists already", "name a new folder")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise problem(str(target), "folder", target.name, f"lies in the source, {source}", "name a folder outside it")
+
+
+@contextmanager
+def new_folder(target: Path, source: Path) -> Iterator[Path]:
+    """A hidden folder beside `target` to write into: it becomes `target` at the end, and is removed on any error."""
+    check_new_folder(target, source)
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        reason = f"cannot be created ({error.strerror})"
+        raise problem(str(target), "folder", target.name, reason, "name a folder that you may write to") from None
+    try:
+        yield unfinished
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # there is none any more if all went well

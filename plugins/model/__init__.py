@@ -1,0 +1,1 @@
+"""Folders of weights, the model, its loss."""

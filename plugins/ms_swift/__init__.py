@@ -1,0 +1,1 @@
+"""What knows MS-SWIFT's insides."""

@@ -1,0 +1,64 @@
+"""The command of MS-SWIFT's launcher -> its process, with nobody between a signal and the training. L0.
+
+    [python, FILE, ...]                                --exec-->     this process becomes it
+    [python, -m, torch.distributed.run, ..., FILE, ...] --torchrun-->  in this process, which hands signals to its ranks
+
+MS-SWIFT itself waits in a parent that kills its child on Ctrl-C, and leaves it behind on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any, NoReturn
+
+from plugins.training import signals
+
+TORCHRUN = ["-m", "torch.distributed.run"]
+
+
+def launch(command: list[str]) -> NoReturn:
+    """Run `command`, whose first word is a Python; does not return."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if command[1:3] == TORCHRUN:
+        sys.exit(_torchrun(command[3:]))
+    os.execv(command[0], command)
+
+
+def _torchrun(arguments: list[str]) -> int:
+    """The exit code: 0, STOPPED if the ranks saved after a signal, 128 + n if they ended by it unsaved.
+
+    torchrun's own handlers kill ranks that are still there after 30 s, whatever they save, and its exit code is 1.
+    Raises its ChildFailedError if a rank failed by itself.
+    """
+    import psutil
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    received: list[int] = []
+
+    def forward(number: int, frame: Any) -> None:
+        signals.keep_output()
+        received.append(number)
+        ranks = psutil.Process().children()
+        if not ranks:
+            signals.leave(number)
+        for rank in ranks:  # in sessions of their own, so that a terminal does not reach them
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.send_signal(number)
+
+    signals.handle(forward)
+    try:
+        # It must be given one to handle; none of ours.
+        run.main(["--signals_to_handle", "SIGQUIT", *arguments])
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        if signals.STOPPED in codes:
+            return signals.STOPPED
+        for number in received:
+            if codes & {-number, 128 + number}:
+                return 128 + number
+        raise
+    return 0

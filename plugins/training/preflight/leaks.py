@@ -1,0 +1,55 @@
+"""The same audio where it must not be: a target as its own reference, or in training and validation. L3.
+
+A leak makes the loss look perfect: the model learns to copy, and validation measures memory. Files are compared by
+content, cheaply: by size first, then by a hash of the files that share one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from plugins.audio.waveforms import file_hash
+from plugins.data.prompt import AudioClip, Dialogue
+from plugins.errors import UserError, problem
+
+# A cross-entropy per code that no speech has that the model has not seen (nats).
+MEMORISED = 1.0
+
+
+def own_references(dialogues: Iterable[Dialogue]) -> Iterator[UserError]:
+    """One error per row whose reference has the content of its target, in files of any name."""
+    for dialogue in dialogues:
+        for reference in dialogue.references:
+            for target in dialogue.targets():
+                if _is_same(reference.clip, target):
+                    reason = f"has the same content as the target {target.path or 'codes'}"
+                    remedy = "give another utterance of the same speaker"
+                    yield problem(dialogue.source, "reference_audio", reference.clip.path or "codes", reason, remedy)
+
+
+def shared_audio(train: Iterable[str], validation: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of a training and a validation file with the same content."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for path in set(train):
+        by_size[Path(path).stat().st_size].append(path)
+    by_content: dict[int, dict[str, str]] = {}
+    pairs = []
+    for path in sorted(set(validation)):
+        size = Path(path).stat().st_size
+        if size not in by_size:
+            continue
+        if size not in by_content:
+            by_content[size] = {file_hash(other): other for other in by_size[size]}
+        if twin := by_content[size].get(file_hash(path)):
+            pairs.append((twin, path))
+    return pairs
+
+
+def _is_same(a: AudioClip, b: AudioClip) -> bool:
+    if a.codes is not None and b.codes is not None:
+        return a.codes.equal(b.codes)
+    if a.path is None or b.path is None:
+        return False
+    return Path(a.path).stat().st_size == Path(b.path).stat().st_size and file_hash(a.path) == file_hash(b.path)

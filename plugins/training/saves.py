@@ -1,0 +1,246 @@
+"""Checkpoint folders on disk: which are whole, which is the newest, which may go. L3.
+
+    checkpoint-N as MS-SWIFT wrote it --seal--> the same, on the disk, with a marker
+    output folder --newest--> the checkpoint to resume from --damage--> None, or what is wrong with it
+
+transformers writes a checkpoint file by file, so a run that is killed leaves one that looks like any other. The marker
+comes last and at once, and holds size and SHA-256 of every other file: without it, or with a file that differs, a
+checkpoint is not resumed from. A note comes first and says which run is writing: what has none, or another run's, is
+never removed, whoever put it there. This file knows no trainer; what is inside the files is `plugins.training.resume`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from plugins.audio import waveforms as audio
+from plugins.errors import UserError, problem, read_json
+
+MARKER = "higgs_audio_complete.json"
+NOTE = "higgs_audio_owner.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_VERSION = re.compile(r"v(\d+)-.*")  # what MS-SWIFT's --add_version appends to the output folder
+# A checkpoint that only we can see: not begun yet, or being removed.
+_HIDDEN = re.compile(r"\.checkpoint-\d+\.[0-9a-f]{32}\.(new|old)")
+_NUM_THREADS = 4  # hashing leaves the interpreter's lock alone
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who writes a checkpoint."""
+
+    run: str  # of one training and of those that resume it
+    trained: str  # hash of what is trained and how: the same command has the same
+
+
+def owner(fingerprint: dict[str, Any], resumed: Path | None) -> Owner:
+    """Of a run of that fingerprint, which goes on from the checkpoint `resumed`; None: it starts anew."""
+    forerunner = None if resumed is None else _note(resumed)
+    run = uuid.uuid4().hex if forerunner is None else forerunner.run
+    content = json.dumps(fingerprint, sort_keys=True)
+    return Owner(run, hashlib.sha256(content.encode()).hexdigest())
+
+
+def is_own(checkpoint: Path, owner: Owner) -> bool:
+    """Whether the run of `owner` wrote `checkpoint`.
+
+    One that was cut short is also its own if it is of the same command: that was killed before it had a whole one to
+    be resumed from.
+    """
+    note = None if checkpoint.is_symlink() else _note(checkpoint)
+    if note is None:
+        return False
+    is_cut_short = not (checkpoint / MARKER).exists()
+    return note.run == owner.run or (is_cut_short and note.trained == owner.trained)
+
+
+def reserve(checkpoint: Path, owner: Owner, warn: Callable[[str], None]) -> None:
+    """Make `checkpoint` a folder that holds the note of `owner` and nothing else.
+
+    What is there already goes if it is the owner's, else aside; `warn` is told.
+    """
+    if is_own(checkpoint, owner):
+        discard(checkpoint)
+    elif os.path.lexists(checkpoint):
+        moved = set_aside(checkpoint)
+        warn(f"{checkpoint} is not of this run: it is {moved} from now on")
+    new = _hidden(checkpoint, "new")
+    new.mkdir(parents=True)
+    (new / NOTE).write_text(json.dumps(asdict(owner)) + "\n", encoding="utf-8")
+    audio.sync(new / NOTE)
+    new.rename(checkpoint)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path`, a file or folder: ``log.jsonl`` -> ``log.1.jsonl``, or the next number that is free."""
+    numbered = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    return path.rename(next(name for name in numbered if not os.path.lexists(name)))
+
+
+def seal(checkpoint: Path, *, resumable: bool) -> None:
+    """Return once every file of `checkpoint` is on the disk, and then its marker; resumable: the optimizer is in it."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        hashes = list(threads.map(_synced_hash, files))
+    names = [path.relative_to(checkpoint).as_posix() for path in files]
+    marker = {
+        "saved_at_s": time.time(),
+        "resumable": resumable,
+        "files": {
+            name: {"bytes": path.stat().st_size, "sha256": sha256}
+            for name, path, sha256 in zip(names, files, hashes, strict=True)
+        },
+    }
+    for folder in {path.parent for path in files} | {checkpoint, checkpoint.parent}:
+        _sync_folder(folder)
+    with audio.replace_when_done(checkpoint / MARKER) as temporary:
+        temporary.write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+    _sync_folder(checkpoint)
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove it. It is out of sight at once, and the next `rotate` ends what a kill has interrupted."""
+    old = _hidden(checkpoint, "old")
+    with contextlib.suppress(OSError):
+        checkpoint.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Why `checkpoint` cannot be resumed from; None if every file is as it was saved. Reads all of it."""
+    if not checkpoint.is_dir():
+        return "is no folder"
+    marker = _marker(checkpoint)
+    if marker is None:
+        return f"is incomplete (no valid {MARKER}: its saving was cut short, or something else saved it)"
+    for name, saved in marker["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"is damaged ({name} is missing)"
+        status = path.stat()
+        if status.st_size != saved["bytes"]:
+            return f"is damaged ({name} has {status.st_size} bytes instead of {saved['bytes']})"
+        if _hash_once(str(path), status.st_size, status.st_mtime_ns) != saved["sha256"]:
+            return f"is damaged ({name} has changed since it was saved)"
+    if not marker["resumable"]:
+        return "holds no optimizer (it was saved with save_only_model)"
+    return None
+
+
+def require_whole(checkpoint: Path) -> None:
+    """Raise UserError if `checkpoint` cannot be resumed from."""
+    if reason := damage(checkpoint):
+        remedy = "name another checkpoint, or `auto` for the newest whole one"
+        raise problem("options", "resume_from_checkpoint", str(checkpoint), reason, remedy)
+
+
+def newest(output_dir: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint of `output_dir` and of the version folders in it; `warn` is told of newer others."""
+    folders = [output_dir, *(path for path in output_dir.glob("v*-*") if _VERSION.fullmatch(path.name))]
+    found = [(_version(folder), *_age(path), path) for folder in folders for path in _checkpoints(folder)]
+    for *_, path in sorted(found, reverse=True):
+        reason = damage(path)
+        if reason is None:
+            return path
+        warn(f"{path} {reason}: not resumed from, left as it is")
+    return None
+
+
+def owned(folder: Path, owner: Owner) -> list[Path]:
+    """The owner's checkpoints in `folder`, the newest last."""
+    return [path for path in sorted(_checkpoints(folder), key=_age) if is_own(path, owner)]
+
+
+def rotate(saved: Path, owner: Owner, *, limit: int | None, best: str | None) -> None:
+    """Of the owner's checkpoints keep `limit` whole ones with `saved`, which was just sealed, and the best one.
+
+    Without a limit none is removed. `saved` is never removed, nor what the owner did not write; what an earlier
+    removal has left is.
+    """
+    for path in saved.parent.glob(".checkpoint-*"):
+        if _HIDDEN.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    if not limit or limit <= 0:
+        return
+    protected = {saved} | ({Path(best)} if best else set())
+    whole: list[Path] = []
+    broken: list[Path] = []
+    for path in owned(saved.parent, owner):
+        (broken if _marker(path) is None else whole).append(path)
+    surplus = len(whole) - max(limit, len(protected))
+    removable = [path for path in whole if path not in protected]
+    for path in broken + removable[: max(surplus, 0)]:
+        discard(path)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+
+
+def _hidden(checkpoint: Path, state: str) -> Path:
+    return checkpoint.with_name(f".{checkpoint.name}.{uuid.uuid4().hex}.{state}")
+
+
+def _note(checkpoint: Path) -> Owner | None:
+    try:
+        note = read_json(checkpoint / NOTE, "")
+        return Owner(str(note["run"]), str(note["trained"]))
+    except (UserError, LookupError):
+        return None
+
+
+def _version(folder: Path) -> int:
+    match = _VERSION.fullmatch(folder.name)
+    return int(match[1]) if match else -1
+
+
+def _age(checkpoint: Path) -> tuple[float, int]:
+    """Sorts checkpoints of one folder from old to new. Not by step: a run may have been started anew in the folder."""
+    marker = _marker(checkpoint)
+    return (marker["saved_at_s"] if marker else float("inf")), int(checkpoint.name.partition("-")[2])
+
+
+def _marker(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        marker = read_json(checkpoint / MARKER, "")
+        # Touched once, so that a damaged one is told from a valid one here and nowhere else.
+        for name, saved in marker["files"].items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                return None
+            int(saved["bytes"]), str(saved["sha256"])
+        return {**marker, "saved_at_s": float(marker["saved_at_s"]), "resumable": bool(marker["resumable"])}
+    except (UserError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _synced_hash(path: Path) -> str:
+    audio.sync(path)
+    return audio.file_hash(path)
+
+
+@lru_cache(maxsize=4096)
+def _hash_once(path: str, num_bytes: int, mtime_ns: int) -> str:
+    """Our entry looks before MS-SWIFT loads anything, the trainer looks again: gigabytes are read once."""
+    return audio.file_hash(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,439 @@
+"""Hugging Face datasets -> utterances, from folders and from the Hub; without torchcodec and without network."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pyarrow.parquet as parquet
+import pytest
+from datasets import Audio, ClassLabel, Dataset, DatasetDict
+from helpers.trees import clip, heard, sorted_out
+
+from plugins.audio.waveforms import probe
+from plugins.corpora import Columns, Rejected, Utterance, huggingface, read_huggingface
+from plugins.data.sources import read_rows
+from plugins.errors import UserError
+from plugins.prepare.cli import main as prepare
+from plugins.settings import HiggsAudioSettings
+
+WITH_SPEAKER = Columns(speaker="speaker")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No progress bars; the cache of `load_dataset` beside the test; whoever opens a socket fails."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: pytest.fail("opened a connection"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: pytest.fail("asked for a host"))
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def sound(folder: Path, name: str, frequency_hz: float = 220.0) -> dict[str, Any]:
+    """A recording as a dataset holds it: its bytes, and the name that it had."""
+    return {"bytes": clip(folder / "made" / name, frequency_hz=frequency_hz).read_bytes(), "path": name}
+
+
+def table(audio: list[Any], **columns: list[Any]) -> Dataset:
+    columns.setdefault("text", [f"Text {number}" for number in range(len(audio))])
+    return Dataset.from_dict({"audio": audio, **columns})
+
+
+def saved(folder: Path, dataset: Dataset | DatasetDict) -> str:
+    dataset.save_to_disk(folder / "saved")
+    return str(folder / "saved")
+
+
+def test_bytes_become_files_named_by_their_content(tmp_path):
+    """WAV, FLAC, MP3 and OGG keep their kind, whatever the dataset calls them; the id survives every reordering."""
+    names = ["a.wav", "b.flac", "c.mp3", "d.ogg"]
+    sounds = [sound(tmp_path, name) for name in names]
+    for number, each in enumerate(sounds):
+        each["path"] = f"audio{number}" if number else None
+    source = saved(tmp_path, table(sounds, speaker=["x", "", None, "y"]).cast_column("audio", Audio()))
+    found = list(read_huggingface(source, WITH_SPEAKER, audio_dir=tmp_path / "out"))
+    digests = [hashlib.sha256(each["bytes"]).hexdigest() for each in sounds]
+    speakers = ["x", None, None, "y"]
+    expected = [
+        Utterance(f"{source}[{i}]", digest, f"Text {i}", tmp_path / f"out/{digest[:2]}/{digest}{name[1:]}", speakers[i])
+        for i, (digest, name) in enumerate(zip(digests, names, strict=True))
+    ]
+    assert found == expected
+    for each, original in zip(expected, sounds, strict=True):
+        assert each.audio.read_bytes() == original["bytes"]
+        assert probe(each.audio).sample_rate_hz == 24_000
+    assert len([path for path in (tmp_path / "out").rglob("*") if path.is_file()]) == 4
+    assert not any(name in sys.modules for name in ("torchcodec",))
+
+
+def test_a_second_run_and_a_run_after_a_crash_write_the_same(tmp_path):
+    """Whole files stay untouched, a damaged one is mended, and no temporary file remains."""
+    sounds = [sound(tmp_path, f"{number}.wav", 200 + 10 * number) for number in range(5)]
+    source = saved(tmp_path, table(sounds))
+    first = list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))
+    stamps = {each.audio: each.audio.stat().st_mtime_ns for each in first if isinstance(each, Utterance)}
+    assert len(stamps) == 5
+    damaged, gone, *others = stamps
+    damaged.write_bytes(b"RIFF")
+    gone.unlink()
+    assert list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out")) == first
+    assert [path.read_bytes() for path in stamps] == [each["bytes"] for each in sounds]
+    assert [path.stat().st_mtime_ns for path in others] == [stamps[path] for path in others]
+    assert {path for path in (tmp_path / "out").rglob("*") if path.is_file()} == set(stamps)
+
+
+def test_a_failed_write_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+    """A full disk in the middle of a file."""
+    source = saved(tmp_path, table([sound(tmp_path, "a.wav")]))
+
+    def fill(self, content):
+        with self.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(OSError, match="No space left"):
+        list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_paths_stay_where_they_are(tmp_path):
+    """A column of texts is a column of paths; nothing is copied. Relative ones lie beside the dataset's files."""
+    here = clip(tmp_path / "here.wav")
+    source = saved(tmp_path, table([str(here), "beside.wav", "gone.wav", "https://x.org/a.wav", None]))
+    clip(Path(source) / "beside.wav")
+    found = list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))
+    assert [(each.id, each.audio) for each in found if isinstance(each, Utterance)] == [
+        (str(here), here),
+        ("beside.wav", Path(source) / "beside.wav"),
+    ]
+    assert [each for each in found if isinstance(each, Rejected)] == [
+        Rejected(f"{source}[2]", "gone.wav", f"not found (looked in {source}/)", "gone.wav"),
+        Rejected(f"{source}[3]", "https://x.org/a.wav", "is a URL", "https://x.org/a.wav"),
+        Rejected(f"{source}[4]", "", "names no file", ""),
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_root_jails_paths_but_not_what_we_wrote_ourselves(tmp_path):
+    """A dataset from elsewhere may name any file of the machine."""
+    outside = clip(tmp_path / "outside.wav")
+    inside = {"bytes": sound(tmp_path, "a.wav")["bytes"], "path": "../../a.wav"}
+    structs = [inside, {"bytes": None, "path": str(outside)}, {"bytes": None, "path": "../outside.wav"}]
+    source = saved(tmp_path, table(structs))
+    assert len(heard(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))) == 3
+    read, rejected = sorted_out(read_huggingface(source, Columns(), audio_dir=tmp_path / "out", root=Path(source)))
+    assert read == [hashlib.sha256(inside["bytes"]).hexdigest()]
+    assert [each[1] for each in rejected] == [
+        "is absolute, which the audio root forbids",
+        'holds "..", which the audio root forbids',
+    ]
+
+
+def test_odd_bytes_are_told(tmp_path):
+    """Empty ones at once; what is no audio gets a name that claims none, and fails when it is probed."""
+    source = saved(tmp_path, table([{"bytes": b"", "path": "a.wav"}, {"bytes": b"hello", "path": "../../b.wav"}]))
+    empty, text = read_huggingface(source, Columns(), audio_dir=tmp_path / "out")
+    assert empty == Rejected(f"{source}[0]", "a.wav", "is empty (0 bytes)", "a.wav")
+    assert isinstance(text, Utterance)
+    assert text.audio == tmp_path / "out" / text.id[:2] / f"{text.id}.bin"
+
+
+def test_columns(tmp_path):
+    """Other names, labels of classes by their names (-1: none), numbers as speakers, no text, other columns unread."""
+    dataset = Dataset.from_dict(
+        {
+            "clip": [sound(tmp_path, f"{number}.wav") for number in range(3)],
+            "sentence": ["  One\n", None, "Three"],
+            "voice": [1, -1, 0],
+            "uid": [10, 11, 12],
+            "locale": ["en", None, "de"],
+            "noise": [sound(tmp_path, "noise.wav")] * 3,
+        }
+    )
+    dataset = dataset.cast_column("voice", ClassLabel(names=["anna", "bert"]))
+    dataset = dataset.cast_column("noise", Audio())  # to read it would need torchcodec
+    source = saved(tmp_path, dataset.with_format("numpy"))
+    columns = Columns(text="sentence", audio="clip", speaker="voice", id="uid", language="locale")
+    found = list(read_huggingface(source, columns, audio_dir=tmp_path / "out"))
+    assert heard(found) == [("10", "One", "bert"), ("11", "", None), ("12", "Three", "anna")]
+    assert [each.language for each in found if isinstance(each, Utterance)] == ["en", None, "de"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (Columns(audio="sound"), "column: 'sound' not found; use one of array, audio, number, text, words"),
+        (Columns(text="txt"), "column: 'txt' not found; did you mean 'text'"),
+        (Columns(audio="number"), "column: 'number' holds no audio files; cast it to datasets.Audio"),
+        (Columns(audio="array"), "column: 'array' holds no audio files; cast it to datasets.Audio"),
+        (Columns(text="words"), "column: 'words' holds no text; name another column"),
+    ],
+)
+def test_wrong_column(tmp_path, columns, message):
+    """Decoded samples would need an encoder; lists of words a rule to join them."""
+    samples = {"array": [0.0, 0.5], "sampling_rate": 24_000}
+    source = saved(tmp_path, table([sound(tmp_path, "a.wav")], number=[1], array=[samples], words=[["a", "b"]]))
+    with pytest.raises(UserError) as caught:
+        list(read_huggingface(source, columns, audio_dir=tmp_path / "out"))
+    assert str(caught.value) == f"{source}: {message}" + ("?" if "mean" in message else "")
+
+
+def test_splits(tmp_path):
+    """The only one is meant without being named, and of several `train`."""
+    train, test = table([sound(tmp_path, "a.wav")], text=["A"]), table([sound(tmp_path, "b.wav")], text=["B"])
+    both = saved(tmp_path / "both", DatasetDict(train=train, test=test))
+    others = saved(tmp_path / "others", DatasetDict(dev=train, test=test))
+    single = saved(tmp_path / "single", DatasetDict(train=train))
+    alone = saved(tmp_path / "alone", train)
+
+    def texts(source: str, split: str | None = None) -> list[str]:
+        return [text for _, text, _ in heard(read_huggingface(source, Columns(), audio_dir=tmp_path, split=split))]
+
+    assert (texts(both), texts(both, "test"), texts(single), texts(alone)) == (["A"], ["B"], ["A"], ["A"])
+    assert texts(both, "train") == ["A"]
+    for source, split, message in (
+        (others, None, "huggingface: split: None is not named; use one of dev, test"),
+        (both, "tran", "huggingface: split: 'tran' not found; did you mean 'train'?"),
+        (alone, "train", "huggingface: split: 'train' is none: the folder holds one table; leave it out"),
+    ):
+        with pytest.raises(UserError) as caught:
+            texts(source, split)
+        assert str(caught.value) == message
+
+
+def test_a_folder_of_parquet_files(tmp_path):
+    """A clone of a dataset repository, which `load_dataset` reads; slices of splits are its own syntax."""
+    sounds = [sound(tmp_path, f"{number}.wav", 200 + number) for number in range(4)]
+    (tmp_path / "clone").mkdir()
+    table(sounds).cast_column("audio", Audio()).to_parquet(tmp_path / "clone" / "train.parquet")
+    source = str(tmp_path / "clone")
+
+    def texts(split: str | None) -> list[str]:
+        return [text for _, text, _ in heard(read_huggingface(source, Columns(), audio_dir=tmp_path, split=split))]
+
+    assert texts(None) == ["Text 0", "Text 1", "Text 2", "Text 3"]
+    assert texts("train[:50%]") == ["Text 0", "Text 1"]
+    with pytest.raises(UserError, match="split: 'nope' not found; use one of train"):
+        texts("nope")
+
+
+def test_configurations_and_splits_are_found_by_name(tmp_path):
+    """As `push_to_hub`, the Hub's conversion and people name them; README.md is not asked."""
+    clone = tmp_path / "clone"
+    for name in (
+        "clean/train.100-00000-of-00002.parquet",
+        "clean/train.100-00001-of-00002-0a1b.parquet",
+        "clean/dev.clean-00000-of-00001.parquet",
+        "other/test/0000.parquet",
+        "other/my_val.parquet",
+        "other/rest.parquet",
+    ):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        table([sound(tmp_path, "a.wav")], text=[name]).to_parquet(clone / name)
+
+    def texts(config: str | None, split: str | None) -> list[str]:
+        found = read_huggingface(str(clone), Columns(), audio_dir=tmp_path, config=config, split=split)
+        return [text.partition("-0")[0] for _, text, _ in heard(found)]
+
+    assert texts("clean", "train.100") == ["clean/train.100", "clean/train.100"]
+    assert texts("clean", "dev.clean+train.100[:1]") == ["clean/dev.clean", "clean/train.100"]
+    assert texts("other", "test") == ["other/test/0000.parquet"]
+    assert texts("other", "validation") == ["other/my_val.parquet"]
+    assert texts("other", None) == ["other/rest.parquet"]
+    with pytest.raises(UserError, match="config: 'clear' not found; did you mean 'clean'"):
+        texts("clear", None)
+    shutil.rmtree(clone / "other")
+    shutil.copytree(clone / "clean", clone / "dirty")
+    with pytest.raises(UserError, match="config: None is not named; use one of clean, dirty"):
+        texts(None, "train.100")
+
+
+def test_a_folder_without_tables_is_told(tmp_path):
+    clip(tmp_path / "folder" / "train" / "a.wav")
+    (tmp_path / "folder" / "train" / "metadata.csv").write_text("file_name,text\na.wav,Hello\n")
+    with pytest.raises(UserError, match=r"holds no \.parquet file; name a folder of save_to_disk or of Parquet files"):
+        list(read_huggingface(str(tmp_path / "folder"), Columns(), audio_dir=tmp_path / "out"))
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The addresses that were connected to, or asked for."""
+    made: list[Any] = []
+
+    def refuse(*address: Any, **_: Any) -> Any:
+        made.append(address)
+        raise OSError("no network in this test")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return made
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://127.0.0.1:1/rows.jsonl",
+        "zip://rows.csv::http://127.0.0.1:1/rows.zip",
+        "hf://datasets/nobody/nothing/rows.csv",
+        "{folder}/private/rows.csv",
+        "../private/*.csv",
+    ],
+)
+def test_what_a_readme_names_is_not_read(tmp_path, attempts, capsys, path):
+    """`configs: data_files` may be URLs and any file of the machine; `load_dataset` reads them, offline or not."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "rows.csv").write_text("text,audio\nsecret,a.wav\n")
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    named = path.format(folder=tmp_path)
+    (hostile / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {named!r}\n---\n")
+    try:
+        read = datasets.load_dataset(str(hostile), split="train")["text"][:]
+    except Exception:
+        read = []
+    assert read == ["secret"] or attempts or "hf:" in path, "the proof of concept is none"
+    attempts.clear()
+    settings = HiggsAudioSettings(audio_root=str(tmp_path))
+    for root in (None, hostile):
+        with pytest.raises(UserError, match=r"holds no \.parquet file"):
+            list(read_huggingface(str(hostile), Columns(), audio_dir=tmp_path / "out", root=root))
+    with pytest.raises(UserError, match="there is no row"):
+        read_rows(str(hostile), settings, check=lambda dialogue: None)
+    flags = ["--dataset_type", "huggingface", "--input_dir", str(hostile)]
+    assert prepare([*flags, "--output_file", str(tmp_path / "train.jsonl")]) == 1
+    assert re.fullmatch(r"[^\n]*holds no \.parquet file[^\n]*\n", capsys.readouterr().err)
+    # Beside a table of its own, whose recordings lie elsewhere.
+    own = [{"bytes": None, "path": "http://127.0.0.1:1/a.wav"}, sound(tmp_path, "a.wav")]
+    rows = table(own).cast_column("audio", Audio(decode=False))
+    # `to_parquet` itself would ask the URL for its size.
+    parquet.write_table(rows.data.table.cast(rows.features.arrow_schema), hostile / "rows.parquet")
+    read, rejected = sorted_out(read_huggingface(str(hostile), Columns(), audio_dir=tmp_path / "out"))
+    assert (len(read), [reason for _, reason, _ in rejected]) == (1, ["is a URL"])
+    assert attempts == []
+
+
+def test_saved_datasets_name_files_beside_them_only(tmp_path):
+    """`load_from_disk` joins whatever state.json and dataset_dict.json say to the folder."""
+    private = Path(saved(tmp_path / "private", table([sound(tmp_path, "a.wav")], text=["secret"])))
+    arrow = next(private.glob("*.arrow"))
+    both = DatasetDict(train=table([sound(tmp_path, "b.wav")]), test=table([sound(tmp_path, "c.wav")]))
+    for file, key, value in (
+        ("train/state.json", "_data_files", [{"filename": f"../../../private/saved/{arrow.name}"}]),
+        ("train/state.json", "_data_files", [{"filename": str(arrow)}]),
+        ("train/state.json", "_data_files", []),
+        ("train/state.json", "_data_files", [7]),
+        ("dataset_dict.json", "splits", ["../../private/saved"]),
+        ("dataset_dict.json", "splits", "train"),
+    ):
+        shutil.rmtree(tmp_path / "hostile", ignore_errors=True)
+        source = saved(tmp_path / "hostile", both)
+        target = Path(source) / file
+        target.write_text(json.dumps({**json.loads(target.read_text()), key: value}))
+        if isinstance(value, list) and "private" in str(value):
+            loaded = datasets.load_from_disk(source)
+            assert "secret" in str([each["text"][:] for each in loaded.values()]), "the proof of concept is none"
+        with pytest.raises(UserError, match=f"{file}: {key}: .*(does not lie beside this file|lists nothing)"):
+            list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", ["saved", "parquet", "folder"])
+def test_root_refuses_tables_that_lead_out(tmp_path, kind):
+    """Without it a link may lead anywhere, as in the Hub's own cache."""
+    rows = table([sound(tmp_path, "a.wav")], text=["secret"])
+    source = Path(saved(tmp_path / "corpus", rows))
+    outside = tmp_path / "outside" / "rows.parquet"
+    if kind == "saved":
+        arrow = next(source.glob("*.arrow"))
+        outside.parent.mkdir()
+        arrow.rename(outside)
+        arrow.symlink_to(outside)
+    else:
+        shutil.rmtree(source)
+        rows.to_parquet(outside)
+        source.mkdir()
+        link = source / ("rows.parquet" if kind == "parquet" else "rows")
+        link.symlink_to(outside if kind == "parquet" else outside.parent)
+
+    def read(root: Path | None) -> list[str]:
+        found = read_huggingface(str(source), Columns(), audio_dir=tmp_path / "out", root=root)
+        return [text for _, text, _ in heard(found)]
+
+    assert read(None) == read(tmp_path) == ["secret"]
+    with pytest.raises(UserError, match=r"leads out of the audio root \(to .*/outside.*\); move it into [^\n]*$"):
+        read(source)
+
+
+def test_a_hub_id_is_asked_for_its_tables_only(tmp_path, monkeypatch, attempts):
+    """Those of the configuration. What its README.md names elsewhere is not, and of this machine it reads nothing."""
+    snapshot = tmp_path / "hub" / "datasets--owner--speech-1.0" / "snapshots" / ("0" * 40)
+    for config in ("clean", "other"):
+        (snapshot / config).mkdir(parents=True)
+        blob = snapshot.parents[1] / config
+        table([sound(tmp_path, "a.wav")], text=[config]).to_parquet(blob)
+        (snapshot / config / "train-00000-of-00001.parquet").symlink_to(blob)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    (snapshot / "README.md").write_text("---\nconfigs: [{config_name: clean, data_files: /etc/*.csv}]\n---\n")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    download = partial(huggingface_hub.snapshot_download, cache_dir=tmp_path / "hub")
+    asked = []
+
+    def note(*args: Any, **kwargs: Any) -> str:
+        asked.append((args, kwargs))
+        return download(*args, **kwargs)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", note)
+
+    def texts() -> list[str]:
+        here = {"audio_dir": tmp_path / "out", "root": Path("owner/speech-1.0")}
+        found = read_huggingface("owner/speech-1.0", Columns(), config="clean", **here)
+        return [each.text for each in found if isinstance(each, Utterance)]
+
+    assert texts() == ["clean"], "offline: from the cache"
+    names = ["README.md", *(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.parquet"))]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, *args, **kwargs: names)
+    assert texts() == ["clean"]
+    tables = [["*.parquet"], ["clean/train-00000-of-00001.parquet"]]
+    expected = [(("owner/speech-1.0",), {"repo_type": "dataset", "allow_patterns": wanted}) for wanted in tables]
+    assert asked == expected
+    assert attempts == []
+
+
+def test_offline_is_said_in_one_line(tmp_path):
+    """The cluster's nodes have no network; the message of the Hub's client has a second line."""
+    with pytest.raises(UserError) as error:
+        list(read_huggingface("nobody/nothing", Columns(), audio_dir=tmp_path))
+    assert str(error.value).startswith("huggingface: dataset: 'nobody/nothing' does not load (Cannot")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["/nowhere/set", "../set", "~/set", "https://x.org/set", "a/b/c", "file.parquet"])
+def test_what_is_neither_folder_nor_id_stays_off_the_network(tmp_path, monkeypatch, source):
+    """A mistyped path must not be asked for on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.parquet").touch()
+    monkeypatch.setattr(huggingface, "_downloaded", lambda *args: pytest.fail("asked"))
+    with pytest.raises(UserError, match="is neither a folder nor a Hub id; name one of the two"):
+        list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))
+
+
+def test_names_of_stored_files_cannot_be_chosen_by_the_dataset(tmp_path):
+    """A path inside a dataset is somebody else's text."""
+    names = [
+        huggingface._store(content, tmp_path) for content in (b"RIFF1", b"fLaC1", b"OggS1", b"ID31", b"\xff\xfb", b"?")
+    ]
+    assert [os.path.splitext(name)[1] for name in names] == [".wav", ".flac", ".ogg", ".mp3", ".mp3", ".bin"]
+    assert all((tmp_path / name).is_file() for name in names)

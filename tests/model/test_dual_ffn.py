@@ -1,0 +1,287 @@
+"""Index-once layers against transformers' own: numbers, gradients, hosts, and what makes a GPU wait for the CPU."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
+from transformers import HiggsAudioV2ForConditionalGeneration as Native
+from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2 as native_module
+
+from plugins.model.config import HiggsAudioV2Config
+from plugins.model.dual_ffn import Routes, use_index_once_layers
+from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
+
+AUDIO, DELAY, PAD, K = 304, 302, 1, 8
+BATCHES = {  # t text, a audio, d delay, . padding
+    "mixed": ["tttaaaddtt", "taaaaaaaad", "atatatatat"],
+    "text": ["tttttt", "tttttt"],
+    "audio": ["aaaaad", "aaaaaa"],
+    "right": ["tttaaadt..", "tta.......", "ttttaaaaad"],
+    "left": ["..tttaaadt", ".......tta", "ttttaaaaad"],
+    "text, padded": ["ttt...", "tttttt"],
+}
+
+
+def make_config(num_layers: int = 2, **overrides: Any) -> HiggsAudioV2Config:
+    return HiggsAudioV2Config(
+        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=num_layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, codebook_size=34, num_codebooks=K, pad_token_id=PAD, audio_token_id=AUDIO,
+        audio_bos_token_id=301, audio_delay_token_id=DELAY, audio_stream_bos_id=32, audio_stream_eos_id=33, **overrides,
+    )  # fmt: skip
+
+
+def pair(config: HiggsAudioV2Config, **options: Any) -> tuple[Any, Any]:
+    """transformers' model, and the same with index-once layers. Weights are large: FFNs must matter."""
+    torch.manual_seed(0)
+    native = Native(config, use_text_head=True, **options).train()
+    with torch.no_grad():
+        for parameter in native.parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.15 if parameter.dim() > 1 else 1))
+    ours = copy.deepcopy(native)
+    use_index_once_layers(ours)
+    return native, ours
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return pair(make_config(attn_implementation=request.param))
+
+
+def make_inputs(rows: list[str]) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    kinds = [list(row) for row in rows]
+    ids = torch.tensor([[{"a": AUDIO, "d": DELAY, ".": PAD}.get(kind, 5) for kind in row] for row in kinds])
+    ids = torch.where(ids == 5, torch.randint(5, 300, ids.shape), ids)
+    num_frames = [sum(kind in "ad" for kind in row) for row in kinds]
+    inputs = {"input_ids": ids, "attention_mask": torch.tensor([[int(k != ".") for k in row] for row in kinds])}
+    if max(num_frames):
+        inputs["audio_input_ids"] = torch.randint(0, 34, (len(rows), max(num_frames), K))
+        inputs["audio_input_ids_mask"] = torch.arange(max(num_frames)) < torch.tensor(num_frames)[:, None]
+    return inputs
+
+
+def hidden_and_gradients(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hidden states that are no padding, and gradients of a loss of them."""
+    real = inputs["attention_mask"].bool()
+    body = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
+    hidden = body(**inputs, use_cache=False).last_hidden_state[real]
+    model.zero_grad()
+    torch.manual_seed(2)
+    (hidden.float() * torch.randn(hidden.shape)).mean().backward()
+    gradients = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+    return hidden.detach(), gradients
+
+
+def assert_same(models: tuple[Any, Any], inputs: dict[str, Tensor], **bounds: float) -> None:
+    atol = {"hidden": 1e-6, "gradients": 1e-5, **bounds}
+    (expected, expected_gradients), (hidden, gradients) = (hidden_and_gradients(each, inputs) for each in models)
+    largest = expected.abs().max().item()
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=atol["hidden"] * largest)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            gradient, expected_gradients[name], rtol=1e-5, atol=atol["gradients"], msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
+def test_hidden_states_and_gradients_are_the_native_ones(models: tuple[Any, Any], rows: list[str]) -> None:
+    assert_same(models, make_inputs(rows))
+
+
+@pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
+def test_every_parameter_of_the_layers_gets_a_gradient(models: tuple[Any, Any], rows: list[str]) -> None:
+    """Also those of an FFN without rows: a rank without a gradient, or without a call, leaves the others waiting."""
+    ours, called = models[1], Counter[str]()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: called.update([name]))
+        for name, module in ours.model.layers.named_modules()
+    ]
+    _, gradients = hidden_and_gradients(ours, make_inputs(rows))
+    for hook in hooks:
+        hook.remove()
+    assert {name for name, _ in ours.model.layers.named_parameters()} <= {
+        name.removeprefix("model.layers.") for name in gradients
+    }
+    names = {name for name, module in ours.model.layers.named_modules() if any(True for _ in module.parameters(False))}
+    assert all(called[name] == 1 for name in names)
+
+
+def test_padding_reaches_nothing(models: tuple[Any, Any]) -> None:
+    """Whatever ids stand there."""
+    inputs = make_inputs(BATCHES["left"])
+    other = {**inputs, "input_ids": inputs["input_ids"].where(inputs["attention_mask"].bool(), 77)}
+    (hidden, gradients), (again, gradients_again) = (hidden_and_gradients(models[1], each) for each in (inputs, other))
+    assert torch.equal(hidden, again)
+    assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
+    padded = models[1].model(**inputs, use_cache=False).last_hidden_state[inputs["attention_mask"] == 0]
+    assert padded.abs().max() == 0
+
+
+def test_names_of_weights_stay(models: tuple[Any, Any]) -> None:
+    native, ours = models
+    assert list(native.state_dict()) == list(ours.state_dict())
+    assert [type(each).__name__ for each in native.modules()] == [type(each).__name__ for each in ours.modules()]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing(use_reentrant: bool) -> None:
+    models = pair(make_config())
+    for model in models:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+        model.enable_input_require_grads()
+    for rows in BATCHES.values():
+        assert_same(models, make_inputs(rows))
+
+
+def test_lora() -> None:
+    targets = ["q_proj", "o_proj", "mlp.up_proj", "mlp.down_proj", "audio_mlp.gate_proj", "audio_mlp.down_proj"]
+    models = tuple(
+        get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+        for model in pair(make_config())
+    )
+    models[1].load_state_dict(models[0].state_dict())
+    for rows in BATCHES.values():
+        assert_same(models, make_inputs(rows))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_autocast(weights: torch.dtype) -> None:
+    """Rounded alike, where as many rows are multiplied at a time: without padding to the bit."""
+    models = tuple(model.to(weights) for model in pair(make_config()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(models, make_inputs(BATCHES["mixed"]), hidden=0, gradients=1e-5)  # type: ignore[arg-type]
+        hidden, _ = hidden_and_gradients(models[1], make_inputs(BATCHES["right"]))
+        expected, _ = hidden_and_gradients(models[0], make_inputs(BATCHES["right"]))
+    assert hidden.dtype == expected.dtype
+    torch.testing.assert_close(hidden, expected, rtol=0.05, atol=0.05)
+
+
+def test_cache_after_a_padded_prompt(models: tuple[Any, Any]) -> None:
+    """Prompt, a step of audio alone (no ids: the native path), a step of text ids on a longer mask."""
+    inputs, seen = make_inputs(BATCHES["left"]), []
+    frames = torch.randint(0, 34, (3, 1, K))
+    for model in models:
+        cache, mask, steps = DynamicCache(config=model.config), inputs["attention_mask"], []
+        for given in (inputs, {"audio_input_ids": frames}, {"input_ids": torch.full((3, 1), 9)}):
+            mask = mask if given is inputs else torch.cat([mask, mask.new_ones(3, 1)], dim=1)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -1:] if given is not inputs else None
+            given = {**given, "attention_mask": mask, "position_ids": positions}
+            with torch.no_grad():
+                steps.append(model.model(**given, past_key_values=cache, use_cache=True).last_hidden_state)
+        seen.append([steps[0][inputs["attention_mask"].bool()], *steps[1:]])
+    for ours, expected in zip(seen[1], seen[0], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_generate_of_transformers(models: tuple[Any, Any]) -> None:
+    """Greedy frames for prompts of different lengths, with a clip in each."""
+    inputs = make_inputs(["..tttaadt", "ttttaaadt"])
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 3, "pad_token_id": PAD}
+    spoken = [model.eval().generate(**inputs, **options) for model in models]
+    for model in models:
+        model.train()
+    assert torch.equal(spoken[0], spoken[1])
+    assert spoken[0].shape[1] > 8
+
+
+def test_rows_are_sorted_by_kind() -> None:
+    is_audio = torch.tensor([[False, True, True, False], [True, False, False, True]])
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
+    routes = Routes.of(is_audio, mask)
+    assert routes.rows.tolist() == [0, 5, 6, 1, 2, 7]
+    assert routes[1:] == (3, 3, (2, 4))
+    batch = torch.randn(2, 4, 3)
+    assert torch.equal(routes.put(routes.take(batch)), batch * mask.unsqueeze(-1))
+    # Masks of another shape, (B, past + S) or (B, 1, S, S), say nothing about these positions.
+    for other in (None, torch.zeros(2, 9), torch.zeros(2, 1, 4, 4)):
+        assert Routes.of(is_audio, other)[1:3] == (4, 4)
+
+
+class Waits(TorchDispatchMode):
+    """Counts operators for which a GPU and the CPU wait for each other, because the result's size depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in {"index", "index_put", "index_put_", "_index_put_impl_"}:
+            if any(isinstance(each, Tensor) and each.dtype == torch.bool for each in args[1]):
+                self.seen["boolean mask"] += 1
+        elif name in {"nonzero", "masked_select", "_local_scalar_dense", "masked_scatter", "masked_scatter_backward"}:
+            self.seen[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def waits(model: Any, inputs: dict[str, Tensor]) -> Counter[str]:
+    with Waits() as counting:
+        hidden_and_gradients(model, inputs)
+    return counting.seen
+
+
+def test_layers_do_not_make_the_device_wait() -> None:
+    """However many layers: what a step waits for stands outside them."""
+    few, many = pair(make_config(1)), pair(make_config(4))
+    inputs = make_inputs(BATCHES["right"])
+    assert waits(many[1], inputs) == waits(few[1], inputs)
+    per_layer = (waits(many[0], inputs) - waits(few[0], inputs)).total() / 3
+    assert per_layer >= 10, "transformers no longer looks up rows in each layer: our layers may be needless"
+    # The counts of one look-up: `tolist` of two numbers reads them one by one on a CPU.
+    extra = waits(many[1], inputs) - waits(few[0], inputs)
+    assert set(extra) <= {"_local_scalar_dense"}
+    assert extra.total() <= 2
+
+
+def test_heads_see_only_rows_with_labels() -> None:
+    model = HiggsAudioV2ForConditionalGeneration(make_config(), use_text_head=True)
+    inputs, seen = make_inputs(BATCHES["right"]), {}
+    for name in ("text_lm_head", "audio_lm_head"):
+        head = getattr(model, name)
+        head.register_forward_hook(lambda _, args, out, name=name: seen.update({name: out.shape[0]}))
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, 1] = labels[2, 9] = 7
+    frames = inputs["audio_input_ids"]
+    audio_labels = torch.full_like(frames, -100)
+    audio_labels[0, 1, :2] = audio_labels[2, 3, 4] = 5
+    model(**inputs, labels=labels, audio_labels=audio_labels)
+    assert seen == {"text_lm_head": 2, "audio_lm_head": 2}
+
+
+def is_ours(model: Any) -> bool:
+    return all(type(layer) is not native_module.HiggsAudioV2DecoderLayer for layer in model.model.layers)
+
+
+def test_our_model_has_them_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NATIVE_LAYERS", raising=False)
+    assert is_ours(HiggsAudioV2ForConditionalGeneration(make_config()))
+    monkeypatch.setenv("NATIVE_LAYERS", "true")
+    assert not is_ours(HiggsAudioV2ForConditionalGeneration(make_config()))
+
+
+def test_twice_is_once_and_another_transformers_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model: Any = Native(make_config())
+    monkeypatch.setattr(transformers, "__version__", "5.20.1")
+    with caplog.at_level(logging.WARNING, "plugins.model.dual_ffn"):
+        use_index_once_layers(model)
+    assert "untested with 5.20.1" in caplog.text
+    assert not is_ours(model)
+    monkeypatch.undo()
+    use_index_once_layers(model)
+    use_index_once_layers(model)
+    assert is_ours(model)
+    assert len(model.model._forward_pre_hooks) == 1
