@@ -1,16 +1,18 @@
-"""Makes plain `swift sft --model_type higgs-audio-v2-3b ...` find our plugin: the start-up hook of an installation.
+"""Makes plain `swift sft --model_type higgs-audio-v2-3b ...` find our plugin: the start-up hook of
+an installation.
 
-A `.pth` file (setup.py) puts a finder into every interpreter of the environment that imports this module when MS-SWIFT
-is imported, and not before. When MS-SWIFT loads its arguments, our register.py joins the `external_plugins` of runs
-with our model types, as if it had been given: `args.json` names it and workers load it. The `swift` command of such a
-run becomes the run's own process, so that signals reach it (plugins/training/launcher.py). Where MS-SWIFT itself cannot be
-imported, one line below the traceback says why.
+A `.pth` file (setup.py) puts a finder into every interpreter of the environment that imports this
+module when MS-SWIFT is imported, and not before. When MS-SWIFT loads its arguments, our register.py
+joins the `external_plugins` of runs with our model types, as if it had been given: `args.json`
+names it and workers load it. The `swift` command of such a run becomes the run's own process, so
+that signals reach it (plugins/training/launcher.py). Where MS-SWIFT itself cannot be imported, one
+line below the traceback says why.
 
-MS-SWIFT also takes arguments over from the `args.json` of an adapter or a checkpoint, plugins that it imports among
-them. Whatever such a file says, it may not choose code, files or a hub's repository: only the command line tells whose
-run it is, since a folder can call itself anything. Runs with `--model_type` of another model stay as they are, and so
-do those whose `args.json` names nothing of the kind. HIGGS_AUDIO_AUTOLOAD=0 switches all of it off.
-"""
+MS-SWIFT also takes arguments over from the `args.json` of an adapter or a checkpoint, plugins that
+it imports among them. Whatever such a file says, it may not choose code, files or a hub's
+repository: only the command line tells whose run it is, since a folder can call itself anything.
+Runs with `--model_type` of another model stay as they are, and so do those whose `args.json` names
+nothing of the kind. HIGGS_AUDIO_AUTOLOAD=0 switches all of it off."""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ _ATTENTION = (
     "eager", "sdpa", "flex_attention", "flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4",
 )  # fmt: skip
 _BASE = "_higgs_audio_base"  # the base that only args.json names, until the plugins are imported
-_FIELDS_OF_TEXT = ("system", "new_special_tokens", "rope_scaling")  # MS-SWIFT opens the file that such a text names
+_FIELDS_OF_TEXT = (
+    "system",
+    "new_special_tokens",
+    "rope_scaling",
+)  # MS-SWIFT opens the file that such a text names
 
 
 def find_spec(name: str, path: Any, target: Any) -> ModuleSpec | None:
@@ -66,16 +72,23 @@ def find_spec(name: str, path: Any, target: Any) -> ModuleSpec | None:
 
 @cache
 def _explain_failed_import() -> None:
-    """Below the traceback of an import of MS-SWIFT that ends the process: what of the installation is at fault."""
+    """Below the traceback of an import of MS-SWIFT that ends the process: what of the installation
+    is at fault."""
     show = sys.excepthook
 
     def show_with_cause(kind: Any, error: Any, trace: Any) -> None:
         show(kind, error, trace)
         frames = [frame for frame, _ in walk_tb(trace)]
-        importing = {frame.f_globals.get("__name__") for frame in frames if frame.f_code.co_name == "<module>"}
-        if isinstance(error, Exception) and any(str(name).split(".")[0] == "swift" for name in importing):
+        importing = {
+            frame.f_globals.get("__name__")
+            for frame in frames
+            if frame.f_code.co_name == "<module>"
+        }
+        if isinstance(error, Exception) and any(
+            str(name).split(".")[0] == "swift" for name in importing
+        ):
             with suppress(ImportError):  # what is left of an installation that was removed
-                from plugins.training.preflight.installation import failed_import
+                from plugins.files.installation import failed_import
 
                 cause = failed_import()
                 if cause is not None:
@@ -85,7 +98,8 @@ def _explain_failed_import() -> None:
 
 
 def _end_cleanly(program: Path, words: list[str]) -> None:
-    """Before the imports that take most of a start: signals of a training of ours, in `swift` and in its trainer."""
+    """Before the imports that take most of a start: signals of a training of ours, in `swift` and
+    in its trainer."""
     is_trainer = program.parts[-3:-1] == ("swift", "cli") and program.stem in _TRAINING
     is_launcher = program.name == "swift" and not _TRAINING.isdisjoint(words[:1])
     if (is_trainer and _is_ours(words)) or (is_launcher and _is_ours(words[1:])):
@@ -95,7 +109,8 @@ def _end_cleanly(program: Path, words: list[str]) -> None:
 
 
 def _is_ours(words: list[str]) -> bool:
-    """Whether the words after `swift COMMAND` name one of our model types, our plugin, or a checkpoint of ours."""
+    """Whether the words after `swift COMMAND` name one of our model types, our plugin, or a
+    checkpoint of ours."""
     words = [part for word in words for part in word.split("=", 1)]
     if words and words[0].endswith((".yaml", ".yml", ".json")) and Path(words[0]).is_file():
         text = Path(words[0]).read_text(encoding="utf-8", errors="replace")
@@ -110,11 +125,14 @@ def _is_saved_by_ours(folder: str) -> bool:
     file = os.path.join(folder, "args.json")
     if not os.path.isfile(file):  # unlike pathlib's, never an error: most words name no folder
         return False
-    return f'"model_type": "{MODEL_TYPES}' in Path(file).read_text(encoding="utf-8", errors="replace")
+    return f'"model_type": "{MODEL_TYPES}' in Path(file).read_text(
+        encoding="utf-8", errors="replace"
+    )
 
 
 def _patch_launcher(main: Any) -> None:
-    """MS-SWIFT 4.6 starts a run with `subprocess.run` in `cli_main`: that of our models instead becomes its process."""
+    """MS-SWIFT 4.6 starts a run with `subprocess.run` in `cli_main`: that of our models instead
+    becomes its process."""
     if not hasattr(main, "cli_main") or getattr(main, "subprocess", None) is not subprocess:
         return
 
@@ -129,7 +147,8 @@ def _patch_launcher(main: Any) -> None:
 
 
 def _patch_arguments(arguments: Any) -> None:
-    """Wrap the two methods of MS-SWIFT 4.6 that fill and read `external_plugins`, as it has no entry points.
+    """Wrap the two methods of MS-SWIFT 4.6 that fill and read `external_plugins`, as it has no
+    entry points.
 
     A version without these methods is left alone.
     """
@@ -139,15 +158,19 @@ def _patch_arguments(arguments: Any) -> None:
         return
 
     def load_checked(self: Any) -> None:
-        # `BaseArguments.from_pretrained` comes here with an object that has no attributes yet; it imports nothing.
+        # `BaseArguments.from_pretrained` comes here with an object that has no attributes yet; it
+        # imports nothing.
         is_lookup = not hasattr(self, "external_plugins")
         if is_lookup or (self.model_type is not None and not _is_ours(self.model_type)):
             load_saved(self)
             return
         typed = dict(vars(self))
         load_saved(self)
-        # What MS-SWIFT has taken, not what the file says: so no reading of it differs from MS-SWIFT's.
-        _check(self, {name: value for name, value in vars(self).items() if value != typed.get(name)})
+        # What MS-SWIFT has taken, not what the file says: so no reading of it differs from
+        # MS-SWIFT's.
+        _check(
+            self, {name: value for name, value in vars(self).items() if value != typed.get(name)}
+        )
 
     def with_ours(self: Any) -> Any:
         named = self.external_plugins or []
@@ -170,13 +193,17 @@ def _is_ours(model_type: Any) -> bool:
 
 
 def _refusal(arguments: Any, field: str, value: Any, reason: str, flag: str) -> ValueError:
-    """In the form of `plugins.errors.problem`, which cannot be imported here: the package may not be importable yet."""
+    """In the form of `plugins.errors.problem`, which cannot be imported here: the package may not
+    be importable yet."""
     shown = repr(value) if len(repr(value)) <= 120 else repr(value)[:115] + "..."
-    return ValueError(f"{arguments.ckpt_dir}/args.json: {field}: {shown} {reason}; if you trust it, give {flag}")
+    return ValueError(
+        f"{arguments.ckpt_dir}/args.json: {field}: {shown} {reason}; if you trust it, give {flag}"
+    )
 
 
 def _check(arguments: Any, taken: dict[str, Any]) -> None:
-    """Raise ValueError for an argument of a checkpoint's args.json that chooses what is imported, fetched or opened."""
+    """Raise ValueError for an argument of a checkpoint's args.json that chooses what is imported,
+    fetched or opened."""
     is_ours = _is_ours(arguments.model_type)
 
     def refuse(field: str, value: Any, reason: str) -> None:
@@ -203,24 +230,40 @@ def _check(arguments: Any, taken: dict[str, Any]) -> None:
 
 
 def _check_base(arguments: Any, base: str) -> None:
-    """Raise ValueError if `base`, which only args.json names, holds code that MS-SWIFT runs, or is to be fetched.
+    """Raise ValueError if `base`, which only args.json names, holds code that MS-SWIFT runs, or is
+    to be fetched.
 
-    Under our model types no code of a model runs, but any id would be fetched; others run what their repository holds.
-    """
+    Under our model types no code of a model runs, but any id would be fetched; others run what
+    their repository holds."""
     from swift.model import MODEL_MAPPING
     from swift.utils import safe_snapshot_download
 
     groups = [group for meta in MODEL_MAPPING.values() for group in meta.model_groups]
-    known = {name for group in groups for model in group.models for name in (model.ms_model_id, model.hf_model_id)}
+    known = {
+        name
+        for group in groups
+        for model in group.models
+        for name in (model.ms_model_id, model.hf_model_id)
+    }
     is_ours = _is_ours(arguments.model_type)
     folder = base
     if not os.path.exists(base):
         if base in known:
             return
         if is_ours:
-            raise _refusal(arguments, "model", base, "is no folder here and no published model", "it with --model")
+            raise _refusal(
+                arguments,
+                "model",
+                base,
+                "is no folder here and no published model",
+                "it with --model",
+            )
         # As MS-SWIFT does next: configs only.
-        where = {"revision": arguments.model_revision, "use_hf": arguments.use_hf, "hub_token": arguments.hub_token}
+        where = {
+            "revision": arguments.model_revision,
+            "use_hf": arguments.use_hf,
+            "hub_token": arguments.hub_token,
+        }
         folder = safe_snapshot_download(base, download_model=False, **where)
     if not is_ours and (code := _code_in(Path(folder))):
         reason = f"holds code ({code}), which would be run"
@@ -228,7 +271,8 @@ def _check_base(arguments: Any, base: str) -> None:
 
 
 def _code_in(folder: Path) -> str | None:
-    """The name of a file of the model in `folder` that is code or names code, for `trust_remote_code=True`."""
+    """The name of a file of the model in `folder` that is code or names code, for
+    `trust_remote_code=True`."""
     programs = sorted([*folder.glob("*.py"), *folder.glob("*/*.py")])
     if programs:
         return str(programs[0].relative_to(folder))
@@ -243,5 +287,11 @@ def _code_in(folder: Path) -> str | None:
             value = waiting.pop()
             if isinstance(value, dict) and value.get("auto_map"):
                 return file.name
-            waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+            waiting += (
+                value.values()
+                if isinstance(value, dict)
+                else value
+                if isinstance(value, list)
+                else []
+            )
     return None

@@ -1,8 +1,9 @@
-"""What pyproject.toml cannot say: a `.pth` file beside the installed modules, in wheels and in editable installs.
+"""What pyproject.toml cannot say: a `.pth` file beside the installed modules, in wheels and in
+editable installs.
 
-Every start of Python in that environment runs it, so it reads no file: the finder that waits for MS-SWIFT stands in it,
-what happens then in higgs_audio_swift_autoload.py. What is left of an installation that was removed is no error.
-"""
+Every start of Python in that environment runs it, so it reads no file: the finder that waits for
+MS-SWIFT stands in it, what happens then in higgs_audio_swift_autoload.py. What is left of an
+installation that was removed is no error."""
 
 from pathlib import Path
 
@@ -30,8 +31,13 @@ if os.environ.get("HIGGS_AUDIO_AUTOLOAD") != "0" and not is_there:  # `site` run
 class BuildWithPth(build_py):
     def run(self) -> None:
         super().run()
-        # An editable wheel takes nothing from build_lib, but all that lies where `install` puts modules.
-        folder = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
+        # An editable wheel takes nothing from build_lib, but all that lies where `install` puts
+        # modules.
+        folder = (
+            self.get_finalized_command("install").install_lib
+            if self.editable_mode
+            else self.build_lib
+        )
         # `site` runs those lines that begin with "import".
         start = f"import sys; exec({WAIT!r}, {{}})\n"
         Path(folder, "higgs_audio_swift_autoload.pth").write_text(start, encoding="utf-8")

@@ -20,17 +20,42 @@ PAIR = ("torch", "torchaudio")
 
 
 def install_lines() -> list[str]:
-    block = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Installation")[2].split("```")[1]
-    return [line.partition("#")[0].strip() for line in block.splitlines() if line.startswith("pip install ")]
+    block = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## Installation")[2]
+        .split("```")[1]
+    )
+    return [
+        line.partition("#")[0].strip()
+        for line in block.splitlines()
+        if line.startswith("pip install ")
+    ]
 
 
 def resolve(line: str) -> dict[str, str]:
     """The versions that an empty environment would get from `line`."""
     arguments = shlex.split(line)[2:]
-    command = [sys.executable, "-m", "pip", "install", *arguments, "--quiet", "--dry-run", "--ignore-installed"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *arguments,
+        "--quiet",
+        "--dry-run",
+        "--ignore-installed",
+    ]
     # An empty value would leave a constraint of pip.conf in force; the rest of it, such as the index, stays.
     env = {**os.environ, "PIP_CONSTRAINT": os.devnull}
-    done = subprocess.run([*command, "--report", "-"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [*command, "--report", "-"],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     packages = [package["metadata"] for package in json.loads(done.stdout)["install"]]
     return {package["name"]: package["version"] for package in packages}
 

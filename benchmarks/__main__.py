@@ -1,13 +1,14 @@
-"""All that is claimed to be fast, in one run: `python -m benchmarks` prints a table and writes JSON.
+"""All that is claimed to be fast, in one run: `python -m benchmarks` prints a table and writes
+JSON.
 
 P-a, P-b, P-c, P6, P10   preparing a corpus, and reading its codes        benchmarks/prepare.py
 P1, P5                   rows -> batches                                  benchmarks/collate.py
 P2a, P2b, P3, P4         the step                                         benchmarks/step.py
 P9, P9-b                 speaking                                         benchmarks/decode.py
 
-Each asserts that ours gives what its peer gives before it times the two, by turns, in the same run. `limit` is what the
-arithmetic, the bytes or the libraries below allow. Each part also runs alone, where it has a command.
-"""
+Each asserts that ours gives what its peer gives before it times the two, by turns, in the same run.
+`limit` is what the arithmetic, the bytes or the libraries below allow. Each part also runs alone,
+where it has a command."""
 
 from __future__ import annotations
 
@@ -34,10 +35,18 @@ IDS = [each for ids in PARTS.values() for each in ids]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--ids", nargs="+", choices=IDS, default=IDS, metavar="ID", help=f"of {', '.join(IDS)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--ids", nargs="+", choices=IDS, default=IDS, metavar="ID", help=f"of {', '.join(IDS)}"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="of all arms (default: %(default)s)")
-    parser.add_argument("--boson_python", type=Path, help="an interpreter with boson-multimodal, instead of a new venv")
+    parser.add_argument(
+        "--boson_python",
+        type=Path,
+        help="an interpreter with boson-multimodal, instead of a new venv",
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "all.json")
     args = parser.parse_args(argv)
     header = machine()
@@ -47,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not chosen:
             continue
         if find_spec(f"benchmarks.{part}") is None:
-            print(f"benchmarks/{part}.py is not there: {', '.join(chosen)} left out", file=sys.stderr)
+            print(
+                f"benchmarks/{part}.py is not there: {', '.join(chosen)} left out", file=sys.stderr
+            )
             continue
         started_s = time.monotonic()
         found = run_part(part, chosen, num_rounds=args.rounds, boson_python=args.boson_python)
@@ -61,13 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_part(part: str, ids: Sequence[str], *, num_rounds: int, boson_python: Path | None) -> dict[str, Any]:
+def run_part(
+    part: str, ids: Sequence[str], *, num_rounds: int, boson_python: Path | None
+) -> dict[str, Any]:
     """Its report, with the records of `measure.compare` in `comparisons`, those of `ids`."""
-    options: dict[str, Any] = {"prepare": {"ids": ids}, "collate": {"ids": ids, "boson_python": boson_python}}.get(
-        part, {}
-    )
+    options: dict[str, Any] = {
+        "prepare": {"ids": ids},
+        "collate": {"ids": ids, "boson_python": boson_python},
+    }.get(part, {})
     with tempfile.TemporaryDirectory() as folder:
-        found = import_module(f"benchmarks.{part}").run(Path(folder), num_rounds=num_rounds, **options)
+        found = import_module(f"benchmarks.{part}").run(
+            Path(folder), num_rounds=num_rounds, **options
+        )
     return {**found, "comparisons": [each for each in found["comparisons"] if each["id"] in ids]}
 
 

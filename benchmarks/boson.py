@@ -1,4 +1,5 @@
-"""boson-multimodal 0.1.1 in a venv of its own, because it needs transformers 4.46, and a process in it to talk to.
+"""boson-multimodal 0.1.1 in a venv of its own, because it needs transformers 4.46, and a process in
+it to talk to.
 
 Which packages it takes is said in tests/golden/make/prompts.py.
 """
@@ -16,14 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_NEEDS = (
-    "transformers==4.46.3 pandas dacite loguru librosa omegaconf einops langid vector_quantize_pytorch jieba soundfile"
-)
+_NEEDS = "transformers==4.46.3 pandas dacite loguru librosa omegaconf einops langid vector_quantize_pytorch jieba soundfile"
 _WITHOUT_NEEDS = "boson-multimodal==0.1.1"  # asks for versions that cannot be had together
 
 
 def python_of(folder: Path) -> Path:
-    """The interpreter of the venv in `folder`, which is made first if it is not there: some minutes, gigabytes."""
+    """The interpreter of the venv in `folder`, which is made first if it is not there: some
+    minutes, gigabytes."""
     python, done = folder / "bin" / "python", folder / "installed"
     if not done.is_file():
         print(f"installing boson-multimodal in {folder}", file=sys.stderr)
@@ -57,5 +57,7 @@ def peer(python: Path, script: Path) -> Iterator[Peer]:
     """Its warnings go to our stderr; it ends when its stdin does."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     command = [str(python), str(script)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
+    ) as process:
         yield Peer(process)

@@ -1,4 +1,5 @@
-"""P1: our collator against boson-multimodal's. P5: what part of the positions that are computed is padding.
+"""P1: our collator against boson-multimodal's. P5: what part of the positions that are computed is
+padding.
 
 P1  rows collated per second, 8 rows of F frames each; both on one thread, as a worker of a data loader has. `limit`:
     the finished batch copied once.
@@ -58,9 +59,14 @@ PADDING = [
 
 
 def run(
-    folder: Path, *, num_rounds: int, ids: Sequence[str] = ("P1", "P5"), boson_python: Path | None = None
+    folder: Path,
+    *,
+    num_rounds: int,
+    ids: Sequence[str] = ("P1", "P5"),
+    boson_python: Path | None = None,
 ) -> dict[str, Any]:
-    """ids: which of the two. boson_python: an interpreter that has boson-multimodal; without, a venv is made for it."""
+    """ids: which of the two. boson_python: an interpreter that has boson-multimodal; without, a
+    venv is made for it."""
     rates: Rates = {}
     report: dict[str, Any] = {}
     if "P1" in ids:
@@ -130,13 +136,19 @@ def samples_of(num_frames: int, *, seed: int) -> list[EncodedSample]:
         audio = [TOKENS.audio] * (num_frames + 2) + [TOKENS.audio_delay] * 7
         ending = [TOKENS.audio_eos, TOKENS.end_of_turn]
         ids = [TOKENS.begin_of_text, *text, TOKENS.audio_bos, *audio, *ending]
-        labels = [IGNORE_INDEX] * (len(text) + 1) + [TOKENS.audio_bos] + [IGNORE_INDEX] * len(audio) + ending
+        labels = (
+            [IGNORE_INDEX] * (len(text) + 1)
+            + [TOKENS.audio_bos]
+            + [IGNORE_INDEX] * len(audio)
+            + ending
+        )
         samples.append(EncodedSample(ids, labels, [codes], [True]))
     return samples
 
 
 def write_rows(samples: Sequence[EncodedSample], file: Path) -> None:
-    """As the original has them: one placeholder per clip, which its model expands. Trained ones have a label there."""
+    """As the original has them: one placeholder per clip, which its model expands. Trained ones
+    have a label there."""
     arrays: dict[str, np.ndarray] = {}
     for i, sample in enumerate(samples):
         ids, labels = torch.tensor(sample.input_ids), torch.tensor(sample.labels)
@@ -157,7 +169,8 @@ def _collapsed(ids: Tensor) -> Tensor:
 
 
 def assert_equal(ours: dict[str, Tensor], theirs: dict[str, np.ndarray]) -> None:
-    """Frames and their labels as they are, ids and labels of texts with one placeholder per clip."""
+    """Frames and their labels as they are, ids and labels of texts with one placeholder per
+    clip."""
     mask = ours["audio_input_ids_mask"]
     np.testing.assert_array_equal(ours["audio_input_ids"][mask].T, theirs["audio_out_ids"])
     np.testing.assert_array_equal(ours["audio_labels"][mask].T, theirs["label_audio_ids"])
@@ -165,15 +178,17 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, np.ndarray]) -> None
         real, there = ours["attention_mask"][row].bool(), theirs["attention_mask"][row].astype(bool)
         kept = _collapsed(ids[real])
         np.testing.assert_array_equal(ids[real][kept], theirs["input_ids"][row][there])
-        np.testing.assert_array_equal(ours["labels"][row][real][kept], theirs["label_ids"][row][there])
+        np.testing.assert_array_equal(
+            ours["labels"][row][real][kept], theirs["label_ids"][row][there]
+        )
 
 
 # P5.
 
 
 def useful_shares(num_rounds: int, num_rows: int = NUM_ROWS) -> Rates:
-    """Arm -> per seed the part of all positions in an epoch that belongs to a row. Not a rate: it does not vary with
-    the machine, only with the order of the rows."""
+    """Arm -> per seed the part of all positions in an epoch that belongs to a row. Not a rate: it
+    does not vary with the machine, only with the order of the rows."""
     shares: Rates = {}
     for corpus in CORPORA:
         for seed in range(num_rounds):
@@ -191,16 +206,19 @@ def useful_shares(num_rounds: int, num_rows: int = NUM_ROWS) -> Rates:
 def durations_like(corpus: str, num_rows: int, *, seed: int) -> np.ndarray:
     """Seconds per clip (num_rows,).
 
-    LJSpeech: mean 6.57 s between 1.11 and 10.10 s, as its own statistics say, with a standard deviation of 2.2 s. VCTK:
-    mean 3.6 s (44 hours of 44 thousand clips), log-normal with a standard deviation of 1.2 s, at least 1.2 s. Both
-    standard deviations are assumed.
-    """
+    LJSpeech: mean 6.57 s between 1.11 and 10.10 s, as its own statistics say, with a standard
+    deviation of 2.2 s. VCTK: mean 3.6 s (44 hours of 44 thousand clips), log-normal with a standard
+    deviation of 1.2 s, at least 1.2 s. Both standard deviations are assumed."""
     generator = np.random.default_rng(seed)
     if corpus == "LJSpeech":
         low, high, mean, deviation = 1.11, 10.10, 6.57, 2.2
         centre = (mean - low) / (high - low)
-        concentration = centre * (1 - centre) * ((high - low) / deviation) ** 2 - 1  # of a beta distribution
-        return low + (high - low) * generator.beta(centre * concentration, (1 - centre) * concentration, num_rows)
+        concentration = (
+            centre * (1 - centre) * ((high - low) / deviation) ** 2 - 1
+        )  # of a beta distribution
+        return low + (high - low) * generator.beta(
+            centre * concentration, (1 - centre) * concentration, num_rows
+        )
     mean, deviation = 3.6, 1.2
     sigma = np.sqrt(np.log1p((deviation / mean) ** 2))
     return generator.lognormal(np.log(mean) - sigma**2 / 2, sigma, num_rows).clip(1.2, None)
@@ -217,8 +235,12 @@ def _positions(lengths: list[int], *, seed: int, grouped: bool) -> int:
     """Of all padded batches of an epoch."""
     from swift.dataloader import BatchSamplerShard
 
-    options = {"group_by_length": True, "lengths": [[length] for length in lengths]} if grouped else {}
-    sampler = BatchSamplerShard(len(lengths), BATCH, shuffle=True, drop_last=False, data_seed=seed, **options)
+    options = (
+        {"group_by_length": True, "lengths": [[length] for length in lengths]} if grouped else {}
+    )
+    sampler = BatchSamplerShard(
+        len(lengths), BATCH, shuffle=True, drop_last=False, data_seed=seed, **options
+    )
     return sum(len(batch) * max(lengths[i] for i in batch) for batch in sampler)
 
 

@@ -1,16 +1,17 @@
-"""What curves look like when all is well and in each known failure: pictures for docs/recipe.md, and their numbers.
+"""What curves look like when all is well and in each known failure: pictures for docs/recipe.md,
+and their numbers.
 
     python -m benchmarks.curves          # nine minutes on one quiet core; needs matplotlib
 
-Half of each clip of tests/corpus, in many takes --rows with codes--> the real trainer, in a process of its
-own per run, with a failure planted --logging.jsonl--> curves --> docs/curves/NAME.png beside the healthy run,
-curves.json, a table.
+Half of each clip of tests/corpus, in many takes --rows with codes--> the real trainer, in a process
+of its own per run, with a failure planted --logging.jsonl--> curves --> docs/curves/NAME.png beside
+the healthy run, curves.json, a table.
 
-The model is the tests' tiny one, trained from random weights; from 16 sentences it cannot learn to read others, so
-it is evaluated on takes that it has not seen. In a take a quarter of all codes is replaced by others, drawn evenly, for
-nobody says a sentence twice in the same codes: no honest loss falls below the entropy of that (`floor`), and only a
-model that learns its takes by heart, or is shown the answer, goes below.
-"""
+The model is the tests' tiny one, trained from random weights; from 16 sentences it cannot learn to
+read others, so it is evaluated on takes that it has not seen. In a take a quarter of all codes is
+replaced by others, drawn evenly, for nobody says a sentence twice in the same codes: no honest loss
+falls below the entropy of that (`floor`), and only a model that learns its takes by heart, or is
+shown the answer, goes below."""
 
 from __future__ import annotations
 
@@ -47,7 +48,14 @@ OPTIONS = {
     "logging_steps": 10, "eval_steps": 30, "save_steps": 240, "report_to": "none", "dataloader_num_workers": 0,
     "samples": "true", "preflight": "false",  # the preflight refuses the labels that are planted here
 }  # fmt: skip
-CURVES = ("loss_text", "loss_audio", "eval_loss_audio", "acc_audio_cb0", "sample_stop_rate", "sample_seconds")
+CURVES = (
+    "loss_text",
+    "loss_audio",
+    "eval_loss_audio",
+    "acc_audio_cb0",
+    "sample_stop_rate",
+    "sample_seconds",
+)
 Curves = dict[str, list[tuple[int, float]]]  # name -> (step, value)
 
 
@@ -60,17 +68,26 @@ def noisy(codes: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def floor(clean: Sequence[Tensor]) -> float:
-    """Nats per trained prediction that remain for who knows everything but the noise; the end of stream has none."""
+    """Nats per trained prediction that remain for who knows everything but the noise; the end of
+    stream has none."""
     other = NOISE / NUM_CODES
     right = 1 - NOISE + other
     entropy = -right * math.log(right) - (NUM_CODES - 1) * other * math.log(other)
-    return entropy * sum(codes.shape[1] for codes in clean) / sum(codes.shape[1] + 1 for codes in clean)
+    return (
+        entropy
+        * sum(codes.shape[1] for codes in clean)
+        / sum(codes.shape[1] + 1 for codes in clean)
+    )
 
 
 def prepare(folder: Path) -> float:
-    """Model, takes for each kind of NUM_TAKES, and `truth.json`: the codes without noise. Returns the floor."""
+    """Model, takes for each kind of NUM_TAKES, and `truth.json`: the codes without noise. Returns
+    the floor."""
     lines = (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    clips = {text: CORPUS / "wavs" / f"{clip}.flac" for clip, text, _ in (line.split("|") for line in lines)}
+    clips = {
+        text: CORPUS / "wavs" / f"{clip}.flac"
+        for clip, text, _ in (line.split("|") for line in lines)
+    }
     tiny.build(folder / "model", clips, [audio.load(path) for path in clips.values()])
     codec, truth = Codec(str(folder / "model" / CODEC_FOLDER)), {}
     for text, path in clips.items():
@@ -78,8 +95,14 @@ def prepare(folder: Path) -> float:
         truth[text] = codes[:, : codes.shape[1] // 2]
     generator = torch.Generator().manual_seed(0)
     for name, num_takes in NUM_TAKES.items():
-        takes = [_row(text, noisy(codes, generator)) for text, codes in truth.items() for _ in range(num_takes)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(take) + "\n" for take in takes), encoding="utf-8")
+        takes = [
+            _row(text, noisy(codes, generator))
+            for text, codes in truth.items()
+            for _ in range(num_takes)
+        ]
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(take) + "\n" for take in takes), encoding="utf-8"
+        )
     clean = {text: codes.tolist() for text, codes in truth.items()}
     (folder / TRUTH).write_text(json.dumps(clean), encoding="utf-8")
     return floor(list(truth.values()))
@@ -109,24 +132,34 @@ def train(name: str, folder: Path, **options: Any) -> None:
     }  # fmt: skip
     values.setdefault("audio_learning_rate", values["learning_rate"])
     sft([word for option, value in values.items() for word in (f"--{option}", str(value))])
-    write_json(output / "spoken.json", speak(output / f"checkpoint-{values['max_steps']}", folder / TRUTH))
+    write_json(
+        output / "spoken.json", speak(output / f"checkpoint-{values['max_steps']}", folder / TRUTH)
+    )
 
 
 def speak(checkpoint: Path, truth: Path) -> dict[str, float]:
-    """The validation's sentences, greedily: the share that stops, and that of codes that are the truth's, each where
-    it belongs."""
+    """The validation's sentences, greedily: the share that stops, and that of codes that are the
+    truth's, each where it belongs."""
     from plugins.inference import HiggsAudioGenerator
     from plugins.speaking.sampling import Sampling
 
-    expected = {text: torch.tensor(codes) for text, codes in json.loads(truth.read_text(encoding="utf-8")).items()}
+    expected = {
+        text: torch.tensor(codes)
+        for text, codes in json.loads(truth.read_text(encoding="utf-8")).items()
+    }
     generator = HiggsAudioGenerator.from_pretrained(str(checkpoint))
-    speeches = generator.generate(list(expected), sampling=Sampling(temperature=0), max_audio_s=MAX_AUDIO_S)
+    speeches = generator.generate(
+        list(expected), sampling=Sampling(temperature=0), max_audio_s=MAX_AUDIO_S
+    )
     right = total = 0
     for codes, speech in zip(expected.values(), speeches, strict=True):
         num_frames = min(codes.shape[1], speech.codes.shape[1])
         right += int((codes[:, :num_frames] == speech.codes[:, :num_frames]).sum())
         total += codes.numel()
-    return {"stop_rate": sum(each.stopped for each in speeches) / len(speeches), "codes_right": right / total}
+    return {
+        "stop_rate": sum(each.stopped for each in speeches) / len(speeches),
+        "codes_right": right / total,
+    }
 
 
 # --- curves ---
@@ -157,11 +190,19 @@ def draw(path: Path, title: str, curves: Curves, healthy: Curves, lowest: float)
     }
     with style.context("default"):  # the user's matplotlibrc must not change the picture
         figure = Figure(figsize=(10, 2.4), dpi=80, layout="constrained")
-        for axes, (heading, names) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for axes, (heading, names) in zip(
+            figure.subplots(1, len(panels)), panels.items(), strict=True
+        ):
             for label, run, color in (("healthy", healthy, "0.6"), (title, curves, "tab:red")):
                 for name, line in zip(names, ("-", "--"), strict=False):
                     points = run.get(name, [])
-                    axes.plot([x for x, _ in points], [y for _, y in points], line, color=color, label=label)
+                    axes.plot(
+                        [x for x, _ in points],
+                        [y for _, y in points],
+                        line,
+                        color=color,
+                        label=label,
+                    )
             axes.set_title(heading, fontsize=8)
             axes.tick_params(labelsize=7)
         for value in (lowest, math.log(NUM_CODES + 2)):
@@ -176,7 +217,10 @@ def draw(path: Path, title: str, curves: Curves, healthy: Curves, lowest: float)
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """One Markdown row per run: the curves' last values, and what was spoken greedily."""
     heads = ("loss_text", "loss_audio", "eval_loss_audio", "acc_audio_cb0")
-    lines = [f"| run | {' | '.join(heads)} | stops | codes right |", "|---|" + "---:|" * (len(heads) + 2)]
+    lines = [
+        f"| run | {' | '.join(heads)} | stops | codes right |",
+        "|---|" + "---:|" * (len(heads) + 2),
+    ]
     for name, each in found.items():
         last = " | ".join(f"{each['curves'][head][-1][1]:.2f}" for head in heads)
         spoken = f"{each['spoken']['stop_rate']:.0%} | {each['spoken']['codes_right']:.0%}"
@@ -185,9 +229,15 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=ROOT / "demo" / "out" / "curves", help="models and logs")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "curves", help="pictures and numbers")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.curves", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "demo" / "out" / "curves", help="models and logs"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "docs" / "curves", help="pictures and numbers"
+    )
     parser.add_argument("--plant", choices=RUNS, help=argparse.SUPPRESS)  # one run, in this process
     args = parser.parse_args(argv)
     if args.plant:
@@ -203,8 +253,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     header, lowest = machine(), prepare(work)
     found = dict(_runs(work))
     for name in found.keys() - {"healthy"}:
-        draw(args.output / f"{name}.png", RUNS[name].title, found[name]["curves"], found["healthy"]["curves"], lowest)
-    numbers = json.dumps({**header, "floor": lowest, "runs": found})  # on one line: there are a thousand
+        draw(
+            args.output / f"{name}.png",
+            RUNS[name].title,
+            found[name]["curves"],
+            found["healthy"]["curves"],
+            lowest,
+        )
+    numbers = json.dumps(
+        {**header, "floor": lowest, "runs": found}
+    )  # on one line: there are a thousand
     (args.output / "curves.json").write_text(numbers + "\n", encoding="utf-8")
     print(f"\n{table(found)}\n\nlowest honest loss_audio: {lowest:.2f}")
     return 0
@@ -214,13 +272,30 @@ def _runs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     for name, run in RUNS.items():
         started_s = time.monotonic()
-        command = [sys.executable, "-m", "benchmarks.curves", "--plant", name, "--work", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.curves",
+            "--plant",
+            name,
+            "--work",
+            str(folder),
+        ]
         with (folder / f"{name}.txt").open("w", encoding="utf-8") as log:
-            subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, check=True)
+            subprocess.run(
+                command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, check=True
+            )
         took_s = round(time.monotonic() - started_s)
         print(f"{run.title}: {took_s} s", file=sys.stderr)
         spoken = json.loads((folder / name / "spoken.json").read_text(encoding="utf-8"))
-        yield name, {"curves": read_curves(folder / name / "logging.jsonl"), "spoken": spoken, "took_s": took_s}
+        yield (
+            name,
+            {
+                "curves": read_curves(folder / name / "logging.jsonl"),
+                "spoken": spoken,
+                "took_s": took_s,
+            },
+        )
 
 
 if __name__ == "__main__":

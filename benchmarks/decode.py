@@ -1,17 +1,17 @@
 """Speaking codes, against transformers' own `generate`: `python -m benchmarks.decode`.
 
-Four requests of different lengths that end by themselves, greedy, with a tiny model and with one of 0.3 billion weights
-(float32, random, a small vocabulary, so that the layers are what is read). An item is one frame of speech, up to each
-request's end; a round is all frames of all four, prompts included.
+Four requests of different lengths that end by themselves, greedy, with a tiny model and with one of
+0.3 billion weights (float32, random, a small vocabulary, so that the layers are what is read). An
+item is one frame of speech, up to each request's end; a round is all frames of all four, prompts
+included.
 
 P9    one request after another, both
 P9    ours with the four in one batch, native one after another: what a batch gives to who could not have one
 P9-b  the four in one batch, both. Native goes on with all four rows until the longest has ended
 
-`limit` reads every matrix of the audio path once per step, for the rows that still speak, as `plugins.speaking.step`
-does: no prompt, no attention, no norms, no choice of a code. The codes of all arms are asserted to be equal before
-anything is timed.
-"""
+`limit` reads every matrix of the audio path once per step, for the rows that still speak, as
+`plugins.speaking.step` does: no prompt, no attention, no norms, no choice of a code. The codes of
+all arms are asserted to be equal before anything is timed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,17 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from benchmarks.measure import ROOT, Arm, Comparison, Rates, alternate, compare, machine, table, write_json
+from benchmarks.measure import (
+    ROOT,
+    Arm,
+    Comparison,
+    Rates,
+    alternate,
+    compare,
+    machine,
+    table,
+    write_json,
+)
 from demo.tiny import build_config, build_tokenizer
 from plugins.collator import collate
 from plugins.data.prompt import encode
@@ -41,7 +51,12 @@ from plugins.speaking.sampling import Sampling
 from plugins.speaking.step import linear
 from plugins.speaking.voices import request
 
-TEXTS = ("The harbour lights went out one by one.", "Hello.", "Two words.", "A sentence of middling length.")
+TEXTS = (
+    "The harbour lights went out one by one.",
+    "Hello.",
+    "Two words.",
+    "A sentence of middling length.",
+)
 # name -> overrides of the tiny config, and the steps at which the four requests are made to end
 MODELS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
     "tiny": ({}, (200, 50, 80, 140)),
@@ -63,14 +78,20 @@ def comparisons(name: str) -> list[Comparison]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decode", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--rounds", type=int, default=9, help="of all arms (default: %(default)s)")
     parser.add_argument("--only", choices=MODELS, help="one of the models")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "decode.json")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks" / "results" / "decode.json"
+    )
     args = parser.parse_args(argv)
     started_s, header = time.monotonic(), machine()
     with tempfile.TemporaryDirectory() as folder:
-        report = run(Path(folder), num_rounds=args.rounds, models=[args.only] if args.only else list(MODELS))
+        report = run(
+            Path(folder), num_rounds=args.rounds, models=[args.only] if args.only else list(MODELS)
+        )
     report = {**header, "rounds": args.rounds, **report}
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     print(f"{args.rounds} rounds, {torch.get_num_threads()} threads, frames of speech per second")
@@ -99,24 +120,32 @@ class Speaker:
     def __init__(self, overrides: dict[str, int], ends: Sequence[int]) -> None:
         tokenizer = build_tokenizer([*TEXTS, INSTRUCTION])
         torch.manual_seed(0)
-        self.model: Any = HiggsAudioV2ForConditionalGeneration(build_config(tokenizer, **overrides)).eval()
+        self.model: Any = HiggsAudioV2ForConditionalGeneration(
+            build_config(tokenizer, **overrides)
+        ).eval()
         self.tokens = SpecialTokens.from_config(self.model.config, tokenizer)
         settings = HiggsAudioSettings()
-        samples = [encode(request(text, None, [], settings), tokenizer, self.tokens, open_turn=True) for text in TEXTS]
+        samples = [
+            encode(request(text, None, [], settings), tokenizer, self.tokens, open_turn=True)
+            for text in TEXTS
+        ]
         self.together = collate(samples, self.tokens, training=False)
         self.alone = [collate([sample], self.tokens, training=False) for sample in samples]
         self.max_steps = max(ends) + 2 * (self.tokens.num_codebooks + 1)
         self._end(ends)
         said = [self._ours(batch)[0] for batch in self.alone]
         self.lengths = [len(each) for each in said]
-        assert max(self.lengths) < self.max_steps, f"some request does not end by itself: {self.lengths}"
+        assert max(self.lengths) < self.max_steps, (
+            f"some request does not end by itself: {self.lengths}"
+        )
         assert len(set(self.lengths)) == len(TEXTS), f"all end at different steps: {self.lengths}"
         self._check(said)
 
     @torch.no_grad()
     def _end(self, ends: Sequence[int]) -> None:
-        """In some codebooks the stream EOS outdoes one code: the ones by which the requests end nearest to `ends`, in
-        any order. A large random model says the same few codes again and again, so they have to be looked for."""
+        """In some codebooks the stream EOS outdoes one code: the ones by which the requests end
+        nearest to `ends`, in any order. A large random model says the same few codes again and
+        again, so they have to be looked for."""
         num_codebooks, eos = self.tokens.num_codebooks, self.tokens.stream_eos
         head = self.model.audio_lm_head.weight.view(num_codebooks, self.tokens.codebook_size, -1)
         head[:, eos] = 0  # an untrained model stops by chance otherwise
@@ -145,9 +174,13 @@ class Speaker:
         natively_together = self._native(self.together)
         for i, (frames, ours) in enumerate(zip(said, self._ours(self.together), strict=True)):
             assert torch.equal(ours, frames), f"request {i} differs in a batch"
-            assert torch.equal(self._native(self.alone[i])[0], frames), f"request {i} differs from native"
+            assert torch.equal(self._native(self.alone[i])[0], frames), (
+                f"request {i} differs from native"
+            )
             # What native writes behind the end of a row is filling.
-            assert torch.equal(natively_together[i, : len(frames)], frames), f"request {i} differs from native's batch"
+            assert torch.equal(natively_together[i, : len(frames)], frames), (
+                f"request {i} differs from native's batch"
+            )
 
     def _ours(self, batch: dict[str, Tensor]) -> list[Tensor]:
         num_rows = len(batch["input_ids"])
@@ -166,23 +199,33 @@ class Speaker:
             pad_token_id=self.tokens.pad,
         )
         self.model.generation_config = config
-        prompt = {name: batch[name] for name in ("input_ids", "attention_mask")}  # no clips in these
+        prompt = {
+            name: batch[name] for name in ("input_ids", "attention_mask")
+        }  # no clips in these
         return self.model.generate(**prompt, generation_config=config)
 
     def arms(self, name: str) -> dict[str, Arm]:
         num_frames = sum(self.lengths)
-        num_rows = [sum(length > step for length in self.lengths) for step in range(1, max(self.lengths))]
+        num_rows = [
+            sum(length > step for length in self.lengths) for step in range(1, max(self.lengths))
+        ]
 
         def done(work: Any) -> int:
             return num_frames
 
         return {
-            f"{name}: native, one by one": lambda i: done([self._native(batch) for batch in self.alone]),
-            f"{name}: ours, one by one": lambda i: done([self._ours(batch) for batch in self.alone]),
+            f"{name}: native, one by one": lambda i: done(
+                [self._native(batch) for batch in self.alone]
+            ),
+            f"{name}: ours, one by one": lambda i: done(
+                [self._ours(batch) for batch in self.alone]
+            ),
             f"{name}: native, batch of 4": lambda i: done(self._native(self.together)),
             f"{name}: ours, batch of 4": lambda i: done(self._ours(self.together)),
             # The first frame of a request is known.
-            f"{name}: matrices, 1 row": lambda i: done(self._read_matrices([1] * (num_frames - len(TEXTS)))),
+            f"{name}: matrices, 1 row": lambda i: done(
+                self._read_matrices([1] * (num_frames - len(TEXTS)))
+            ),
             f"{name}: matrices, 4 rows": lambda i: done(self._read_matrices(num_rows)),
         }
 
@@ -192,7 +235,9 @@ class Speaker:
         names = ("q_proj", "k_proj", "v_proj", "o_proj", "audio_mlp.gate_proj", "audio_mlp.up_proj",
                  "audio_mlp.down_proj", "audio_lm_head")  # fmt: skip
         matrices = [module for name, module in self.model.named_modules() if name.endswith(names)]
-        inputs = {module.in_features: torch.ones(len(TEXTS), module.in_features) for module in matrices}
+        inputs = {
+            module.in_features: torch.ones(len(TEXTS), module.in_features) for module in matrices
+        }
         for rows in num_rows:
             for module in matrices:
                 linear(module, inputs[module.in_features][:rows])

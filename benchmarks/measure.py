@@ -1,8 +1,8 @@
 """Arms of one run -> how many times faster one is than another, as a table and as JSON.
 
-In: functions that do one round of work and return how many items that was. Out: items per second of each arm and round,
-ratios with their uncertainty, and what the machine was. Knows nothing of what is measured.
-"""
+In: functions that do one round of work and return how many items that was. Out: items per second of
+each arm and round, ratios with their uncertainty, and what the machine was. Knows nothing of what
+is measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from plugins.audio.waveforms import replace_when_done
+from plugins.files.disk import replace_when_done
 
 Arm = Callable[[int], int]  # round -> items done in it
 Rates = dict[str, list[float]]  # arm -> items per second in each round
@@ -53,7 +53,8 @@ class Ratio:
 
 
 def alternate(arms: Mapping[str, Arm], num_rounds: int) -> Rates:
-    """Every arm once per round, in turn forwards and backwards: what the machine does meanwhile hits all of them."""
+    """Every arm once per round, in turn forwards and backwards: what the machine does meanwhile
+    hits all of them."""
     rates: Rates = {name: [] for name in arms}
     for i in range(num_rounds):
         print(f"round {i + 1} of {num_rounds}: {'; '.join(arms)}", file=sys.stderr)
@@ -78,7 +79,9 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     return {
         "cpu": f"{_cpu()}, {os.cpu_count()} cores",
-        "load": round(os.getloadavg()[0], 2),  # above 0 before the start: the machine has other work
+        "load": round(
+            os.getloadavg()[0], 2
+        ),  # above 0 before the start: the machine has other work
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in _PACKAGES},
         "commit": _commit(),
@@ -86,7 +89,8 @@ def machine() -> dict[str, Any]:
 
 
 def compare(comparisons: Sequence[Comparison], rates: Rates) -> list[dict[str, Any]]:
-    """One record per comparison: its fields, median rates, ratio with interval, ratio at the limit, verdict."""
+    """One record per comparison: its fields, median rates, ratio with interval, ratio at the limit,
+    verdict."""
     records = []
     for each in comparisons:
         found = ratio(rates[each.ours], rates[each.peer])
@@ -94,8 +98,13 @@ def compare(comparisons: Sequence[Comparison], rates: Rates) -> list[dict[str, A
         verdict = "met" if found.value >= each.target else "missed"
         if verdict == "missed" and at_limit is not None and at_limit < each.target:
             verdict = "beyond limit"
-        medians = {"ours_per_s": float(np.median(rates[each.ours])), "peer_per_s": float(np.median(rates[each.peer]))}
-        records.append({**asdict(each), **medians, **asdict(found), "at_limit": at_limit, "verdict": verdict})
+        medians = {
+            "ours_per_s": float(np.median(rates[each.ours])),
+            "peer_per_s": float(np.median(rates[each.peer])),
+        }
+        records.append(
+            {**asdict(each), **medians, **asdict(found), "at_limit": at_limit, "verdict": verdict}
+        )
     return records
 
 
@@ -110,7 +119,9 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         measured = "{value:.2f} x [{low:.2f}, {high:.2f}]".format(**record)
         rates = " | ".join(_figure(record[name]) for name in ("ours_per_s", "peer_per_s"))
         names = f"{record['id']} | {record['ours']} | {record['peer']}"
-        lines.append(f"| {names} | {rates} | {measured} | {record['target']:g} x | {at_limit} | {record['verdict']} |")
+        lines.append(
+            f"| {names} | {rates} | {measured} | {record['target']:g} x | {at_limit} | {record['verdict']} |"
+        )
     return "\n".join(lines)
 
 
@@ -135,9 +146,13 @@ def _commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        return git("rev-parse", "--short", "HEAD") + (
+            "+changes" if git("status", "--porcelain") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "none"

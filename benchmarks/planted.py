@@ -1,8 +1,7 @@
 """The failures of `benchmarks/curves.py`: what is wrong, and how it gets into a run.
 
-Data and options are wrong by themselves; wrong labels are planted into the collator of this process, where
-`plugins.training.preflight` would find them before the first step.
-"""
+Data and options are wrong by themselves; wrong labels are planted into the collator of this
+process, where `plugins.training.preflight` would find them before the first step."""
 
 from __future__ import annotations
 
@@ -20,7 +19,8 @@ from plugins.delay_pattern import IGNORE_INDEX, apply_delay, delay_labels
 
 @dataclass(frozen=True)
 class Run:
-    """title: what is wrong. plant: puts the defect into this process. takes: which rows of `curves.prepare`."""
+    """title: what is wrong. plant: puts the defect into this process. takes: which rows of
+    `curves.prepare`."""
 
     title: str
     plant: Callable[[], None] | None = None
@@ -29,7 +29,8 @@ class Run:
 
 
 def _plant(apply_delay: Any = apply_delay, delay_labels: Any = delay_labels) -> None:
-    """Let the collator delay and label each clip with these functions, of the signatures of `plugins.delay_pattern`."""
+    """Let the collator delay and label each clip with these functions, of the signatures of
+    `plugins.delay_pattern`."""
 
     def apply_delays(clips: Sequence[Tensor], **ids: int) -> Tensor:
         return torch.cat([apply_delay(codes, **ids) for codes in clips])

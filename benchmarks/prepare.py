@@ -1,4 +1,5 @@
-"""Preparing a corpus, and reading its codes, against the plain way of doing it: `python -m benchmarks.prepare`.
+"""Preparing a corpus, and reading its codes, against the plain way of doing it: `python -m
+benchmarks.prepare`.
 
 P-a  headers of all clips                              librosa.load(f, sr=24000), clip by clip, in one process
 P-b  every sample decoded and checked                  the same loop
@@ -6,15 +7,14 @@ P-c  checked, resampled, written as FLAC               the same loop, each clip 
 P10  codes out of the cache, of 13,100 rows            json.loads of rows with the codes in them
 P6   row -> EncodedSample with codes from the cache    the same with the codec, of the published size, random weights
 
-The clips are generated into a temporary folder and lie in the page cache when they are read. Of R rounds, each decodes
-another R-th of the clips, with workers all of them, whose start a real corpus does not notice; headers are read of all
-clips in each round.
-Arms with workers are what a user runs: all that prepare_dataset.py does for a clip, in its two worker processes, from
-their start to their end. The others show how much of that is the second process.
-`limit` is the same job reduced to what any implementation does: soundfile's decoder, soxr, soundfile's encoder.
-What is compared is first asserted to be equal. What needs torch imports it, after the rounds of audio: the command
-forks its workers from a process without.
-"""
+The clips are generated into a temporary folder and lie in the page cache when they are read. Of R
+rounds, each decodes another R-th of the clips, with workers all of them, whose start a real corpus
+does not notice; headers are read of all clips in each round. Arms with workers are what a user
+runs: all that prepare_dataset.py does for a clip, in its two worker processes, from their start to
+their end. The others show how much of that is the second process. `limit` is the same job reduced
+to what any implementation does: soundfile's decoder, soxr, soundfile's encoder. What is compared is
+first asserted to be equal. What needs torch imports it, after the rounds of audio: the command
+forks its workers from a process without."""
 
 from __future__ import annotations
 
@@ -39,7 +39,17 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from benchmarks.measure import ROOT, Arm, Comparison, Rates, alternate, compare, machine, table, write_json
+from benchmarks.measure import (
+    ROOT,
+    Arm,
+    Comparison,
+    Rates,
+    alternate,
+    compare,
+    machine,
+    table,
+    write_json,
+)
 from plugins.audio.waveforms import SAMPLE_RATE_HZ, load, to_float, to_pcm16
 from plugins.corpora import Utterance
 from plugins.prepare.clips import Outcome, Work
@@ -63,7 +73,13 @@ AUDIO = [
     Comparison("P-b", "decode, check", "librosa", 3, limit="decode"),
     Comparison("P-b", "decode, check, 2 workers", "librosa", 3, limit="decode, 2 workers"),
     Comparison("P-c", "process, write", "librosa, write", 1.5, limit="resample, write"),
-    Comparison("P-c", "process, write, 2 workers", "librosa, write", 1.5, limit="resample, write, 2 workers"),
+    Comparison(
+        "P-c",
+        "process, write, 2 workers",
+        "librosa, write",
+        1.5,
+        limit="resample, write, 2 workers",
+    ),
 ]
 CODES = [
     Comparison("P10", "cached codes", "JSON lists", 10),
@@ -75,25 +91,45 @@ IDS = tuple(dict.fromkeys(each.id for each in (*AUDIO, *CODES, *EPOCH)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="generated clips (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=NUM_ROWS, help="with codes, for P10 (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.prepare", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--clips", type=int, default=NUM_CLIPS, help="generated clips (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=NUM_ROWS, help="with codes, for P10 (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="of all arms (default: %(default)s)")
-    parser.add_argument("--no_codec", action="store_true", help="leave out P6, which builds a codec of 0.8 GB")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "prepare.json")
+    parser.add_argument(
+        "--no_codec", action="store_true", help="leave out P6, which builds a codec of 0.8 GB"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks" / "results" / "prepare.json"
+    )
     args = parser.parse_args(argv)
     started_s, header = time.monotonic(), machine()
     with tempfile.TemporaryDirectory() as folder:
         ids = [each for each in IDS if each != "P6" or not args.no_codec]
-        report = run(Path(folder), num_rounds=args.rounds, ids=ids, num_clips=args.clips, num_rows=args.rows)
+        report = run(
+            Path(folder), num_rounds=args.rounds, ids=ids, num_clips=args.clips, num_rows=args.rows
+        )
     report = {**header, "clips": args.clips, "rows": args.rows, "rounds": args.rounds, **report}
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     share = -(-args.clips // args.rounds)
-    print(f"{args.clips} clips, {args.rounds} rounds; per round {share} clips in one process, all of them with workers")
-    print(f"and for headers; codes of {args.rows} rows; limit: the decoder, resampler and encoder alone")
+    print(
+        f"{args.clips} clips, {args.rounds} rounds; per round {share} clips in one process, all of them with workers"
+    )
+    print(
+        f"and for headers; codes of {args.rows} rows; limit: the decoder, resampler and encoder alone"
+    )
     print(f"\n{table(report['comparisons'])}\n")
     print("cache: {bytes_per_s:.1f} bytes per second of audio".format(**report["cache"]))
-    print("P6 left out (--no_codec)" if args.no_codec else f"P6: {_NUM_SHORT} clips below {_SHORT_S} s a round")
+    print(
+        "P6 left out (--no_codec)"
+        if args.no_codec
+        else f"P6: {_NUM_SHORT} clips below {_SHORT_S} s a round"
+    )
     print(f"took {time.monotonic() - started_s:.0f} s")
     write_json(args.output, report)
     return 0
@@ -112,7 +148,9 @@ def run(
     rates: Rates = {}
     report: dict[str, Any] = {}
     with_audio = any(each in AUDIO for each in chosen)
-    utterances = make_clips(folder / "clips", num_clips if with_audio else min(num_clips, _FEW_CLIPS))
+    utterances = make_clips(
+        folder / "clips", num_clips if with_audio else min(num_clips, _FEW_CLIPS)
+    )
     if with_audio:
         rates |= alternate(audio_arms(utterances, folder, num_rounds), num_rounds)
     if "P10" in ids:
@@ -130,13 +168,16 @@ def run(
 
 
 def make_clips(folder: Path, num_clips: int) -> list[Utterance]:
-    """Clips of 2 to 8 s, each a piece of one of four generated recordings, at a level of its own."""
+    """Clips of 2 to 8 s, each a piece of one of four generated recordings, at a level of its
+    own."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     recordings = [_speech_like(pitch_hz, generator) for pitch_hz in (95, 125, 180, 220)]
     utterances = []
     for i in range(num_clips):
-        sample_rate_hz, suffix = _FORMATS[generator.integers(len(_FORMATS))]  # not in turn: shares are taken in steps
+        sample_rate_hz, suffix = _FORMATS[
+            generator.integers(len(_FORMATS))
+        ]  # not in turn: shares are taken in steps
         recording = recordings[generator.integers(len(recordings))]
         num_samples = int(generator.uniform(2, 8) * sample_rate_hz)
         start = generator.integers(len(recording) - num_samples)
@@ -149,11 +190,14 @@ def make_clips(folder: Path, num_clips: int) -> list[Utterance]:
 
 
 def _speech_like(pitch_hz: float, generator: np.random.Generator) -> np.ndarray:
-    """12 s at 48 kHz with peak 1: a wandering pitch, falling harmonics, four syllables a second, a quiet room."""
+    """12 s at 48 kHz with peak 1: a wandering pitch, falling harmonics, four syllables a second, a
+    quiet room."""
     time_s = np.arange(12 * 48_000) / 48_000
     phase = 2 * np.pi * pitch_hz * (time_s + 0.05 * np.sin(2 * np.pi * 0.4 * time_s))
     voice = sum(np.sin(k * phase + generator.uniform(0, 6)) / k**1.2 for k in range(1, 31))
-    syllables = np.clip(0.6 + np.sin(2 * np.pi * 4 * time_s) + 0.5 * np.sin(2 * np.pi * 0.7 * time_s), 0.02, None)
+    syllables = np.clip(
+        0.6 + np.sin(2 * np.pi * 4 * time_s) + 0.5 * np.sin(2 * np.pi * 0.7 * time_s), 0.02, None
+    )
     sound = voice * syllables
     sound = sound / np.abs(sound).max() + 0.001 * generator.standard_normal(len(time_s))
     return sound / np.abs(sound).max()
@@ -194,16 +238,24 @@ def audio_arms(utterances: Sequence[Utterance], folder: Path, num_rounds: int) -
         "decode, check, 2 workers": lambda i: in_command(full, utterances, target("full", i)),
         "librosa, write": lambda i: here(partial(_librosa_write, target("librosa", i)), share(i)),
         "resample, write": lambda i: here(partial(_resample_write, target("limit", i)), share(i)),
-        "resample, write, 2 workers": lambda i: in_pool(partial(_resample_write, target("limit2", i)), utterances),
+        "resample, write, 2 workers": lambda i: in_pool(
+            partial(_resample_write, target("limit2", i)), utterances
+        ),
         "process, write": lambda i: len(run_chunk(processing("ours", i), share(i))),
-        "process, write, 2 workers": lambda i: in_command(processing("ours2", i), utterances, target("journal", i)),
+        "process, write, 2 workers": lambda i: in_command(
+            processing("ours2", i), utterances, target("journal", i)
+        ),
     }
 
 
 def in_command(work: Work, utterances: Sequence[Utterance], folder: Path) -> int:
     """As prepare_dataset.py does it: worker processes, keys, journal."""
     # Not a terminal: no progress bar among the results.
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), journal_of(folder / "rows.jsonl") as journal:
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stderr(nowhere),
+        journal_of(folder / "rows.jsonl") as journal,
+    ):
         return len(run_all(utterances, work, journal=journal, num_workers=WORKERS))
 
 
@@ -263,8 +315,11 @@ def _resample_write(folder: Path, utterance: Utterance) -> None:
 # P10.
 
 
-def code_arms(durations_s: Sequence[float], folder: Path) -> tuple[dict[str, Arm], dict[str, float]]:
-    """Random codes of clips of these lengths, in a cache and in JSON rows. Also what the cache takes on disk."""
+def code_arms(
+    durations_s: Sequence[float], folder: Path
+) -> tuple[dict[str, Arm], dict[str, float]]:
+    """Random codes of clips of these lengths, in a cache and in JSON rows. Also what the cache
+    takes on disk."""
     import torch
 
     from plugins.audio.code_cache import CacheWriter, CodeCache
@@ -279,7 +334,9 @@ def code_arms(durations_s: Sequence[float], folder: Path) -> tuple[dict[str, Arm
         for key, codes_KxF in zip(keys, codes, strict=True):
             writer.add(key, codes_KxF)
         writer.commit()
-    inline.write_text("".join(json.dumps({"audio_codes": codes_KxF.T.tolist()}) + "\n" for codes_KxF in codes))
+    inline.write_text(
+        "".join(json.dumps({"audio_codes": codes_KxF.T.tolist()}) + "\n" for codes_KxF in codes)
+    )
 
     def cached() -> Iterable[np.ndarray]:
         opened = CodeCache(cache)
@@ -295,8 +352,12 @@ def code_arms(durations_s: Sequence[float], folder: Path) -> tuple[dict[str, Arm
     arms: dict[str, Arm] = {
         "cached codes": lambda i: sum(1 for _ in cached()),
         "JSON lists": lambda i: sum(1 for _ in lists()),
-        "cached codes, tensors": lambda i: sum(torch.from_numpy(each.astype("int64")).dim() == 2 for each in cached()),
-        "JSON lists, tensors": lambda i: sum(torch.tensor(each).T.contiguous().dim() == 2 for each in lists()),
+        "cached codes, tensors": lambda i: sum(
+            torch.from_numpy(each.astype("int64")).dim() == 2 for each in cached()
+        ),
+        "JSON lists, tensors": lambda i: sum(
+            torch.tensor(each).T.contiguous().dim() == 2 for each in lists()
+        ),
     }
     num_bytes = sum(path.stat().st_size for path in cache.iterdir())
     return arms, {"bytes_per_s": num_bytes / sum(durations_s)}
@@ -306,13 +367,16 @@ def code_arms(durations_s: Sequence[float], folder: Path) -> tuple[dict[str, Arm
 
 
 def build_codec(folder: Path) -> None:
-    """A codec of the published shape. Its codebooks are random too: as they start, all zero, every code would be 0."""
+    """A codec of the published shape. Its codebooks are random too: as they start, all zero, every
+    code would be 0."""
     import torch
     from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
 
     ratios = [8, 5, 4, 2, 3]
     acoustic = {"downsampling_ratios": ratios, "upsampling_ratios": ratios}
-    config = HiggsAudioV2TokenizerConfig(target_bandwidths=[0.5, 1, 1.5, 2], acoustic_model_config=acoustic)
+    config = HiggsAudioV2TokenizerConfig(
+        target_bandwidths=[0.5, 1, 1.5, 2], acoustic_model_config=acoustic
+    )
     torch.manual_seed(0)
     model: Any = HiggsAudioV2TokenizerModel(config)
     for quantizer in model.quantizer.quantizers:
@@ -339,10 +403,14 @@ def epoch_arms(utterances: Sequence[Utterance], codec_folder: Path, folder: Path
     codec = Codec(str(codec_folder))
     plain = [_row(utterance) for utterance in utterances]
     coded = [_row(utterance) for utterance in utterances]
-    encode_rows(coded, folder=folder / "epoch_codes", codec=str(codec_folder), device="cpu", beside=folder)
+    encode_rows(
+        coded, folder=folder / "epoch_codes", codec=str(codec_folder), device="cpu", beside=folder
+    )
 
     def canonical(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [canonical_row(row, f"row {i}", settings, beside=folder) for i, row in enumerate(rows)]
+        return [
+            canonical_row(row, f"row {i}", settings, beside=folder) for i, row in enumerate(rows)
+        ]
 
     def sample(row: dict[str, Any]) -> EncodedSample:
         dialogue = dialogue_from_row(row, settings)
@@ -354,7 +422,9 @@ def epoch_arms(utterances: Sequence[Utterance], codec_folder: Path, folder: Path
         assert ours.input_ids == expected.input_ids
         assert ours.labels == expected.labels
         assert torch.equal(ours.clips[0], expected.clips[0])
-        assert ours.clips[0].unique().numel() > NUM_CODEBOOKS, "the codec says the same all the time"
+        assert ours.clips[0].unique().numel() > NUM_CODEBOOKS, (
+            "the codec says the same all the time"
+        )
     return {
         "codec in the epoch": lambda i: sum(1 for _ in map(sample, plain)),
         "cached epoch": lambda i: sum(1 for _ in map(sample, coded * _PASSES)),

@@ -7,10 +7,10 @@ P3   peak memory of P2a                   1026 positions; a process per arm, abo
 P4   index-once layer, no padding         the DualFFN layer; half the 3B model's width, S = 1024, text : audio 1 : 3
      and 30 %                             the same; and a dense Llama layer of this width: one FFN for all rows
 
-Everything is fp32 on torch's default number of threads. `limit` is the body without heads in P2, and in P4 the dense
-layer, over rows without padding: at 0 % no DualFFN layer can be faster than that. In P3 it is weights and gradients.
-What is compared is first asserted to be equal: losses and gradients, hidden states and gradients.
-"""
+Everything is fp32 on torch's default number of threads. `limit` is the body without heads in P2,
+and in P4 the dense layer, over rows without padding: at 0 % no DualFFN layer can be faster than
+that. In P3 it is weights and gradients. What is compared is first asserted to be equal: losses and
+gradients, hidden states and gradients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,17 @@ from transformers import HiggsAudioV2ForConditionalGeneration as Native
 from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2 as native
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaDecoderLayer
 
-from benchmarks.measure import ROOT, Arm, Comparison, Rates, alternate, compare, machine, table, write_json
+from benchmarks.measure import (
+    ROOT,
+    Arm,
+    Comparison,
+    Rates,
+    alternate,
+    compare,
+    machine,
+    table,
+    write_json,
+)
 from plugins.collator import collate
 from plugins.data.prompt import EncodedSample
 from plugins.data.tokens import SpecialTokens
@@ -45,24 +55,40 @@ MEMORY_ROUNDS = 2  # processes per arm: bytes do not vary as seconds do
 
 STEP = [
     Comparison("P2a", "ours, large head", "transformers, large head", 5, limit="body, large head"),
-    Comparison("P2b", "ours, 3B proportion", "transformers, 3B proportion", 1.10, limit="body, 3B proportion"),
+    Comparison(
+        "P2b",
+        "ours, 3B proportion",
+        "transformers, 3B proportion",
+        1.10,
+        limit="body, 3B proportion",
+    ),
 ]
 MEMORY = [
     Comparison(
-        "P3", "ours, positions per GiB", "transformers, positions per GiB", 4, limit="weights, positions per GiB"
+        "P3",
+        "ours, positions per GiB",
+        "transformers, positions per GiB",
+        4,
+        limit="weights, positions per GiB",
     )
 ]
 LAYER = [
     Comparison("P4", "ours, 0 %", "transformers, 0 %", 1.10, limit="dense Llama, 0 %"),
-    Comparison("P4", "ours, 30 %", "transformers, 30 %", 1.25, limit="dense Llama, without padding"),
+    Comparison(
+        "P4", "ours, 30 %", "transformers, 30 %", 1.25, limit="dense Llama, without padding"
+    ),
     Comparison("P4", "ours, 0 %", "dense Llama, 0 %", 0.91),
 ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--rounds", type=int, default=9, help="of all arms (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "step.json")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks" / "results" / "step.json"
+    )
     parser.add_argument("--peak", choices=["ours", "transformers"], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.peak:
@@ -73,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = run(Path(folder), num_rounds=args.rounds)
     report = {**header, "threads": torch.get_num_threads(), "rounds": args.rounds, **report}
     print(", ".join(f"{name} {value}" for name, value in header.items()))
-    print(f"{torch.get_num_threads()} threads, {args.rounds} rounds; items are positions, padding included")
+    print(
+        f"{torch.get_num_threads()} threads, {args.rounds} rounds; items are positions, padding included"
+    )
     print(f"\n{table(report['comparisons'])}\n")
     print(f"took {time.monotonic() - started_s:.0f} s")
     write_json(args.output, report)
@@ -88,7 +116,9 @@ def run(folder: Path, *, num_rounds: int) -> dict[str, Any]:
         lambda: step_arms(proportional_config(), "3B proportion", num_rows=1),
         lambda: layer_arms(layer_config(), num_positions=1024),
     ):
-        rates |= alternate(builder(), num_rounds)  # the models of one are gone before the next are built
+        rates |= alternate(
+            builder(), num_rounds
+        )  # the models of one are gone before the next are built
     rates |= memory_rates(min(num_rounds, MEMORY_ROUNDS))
     return {"comparisons": compare([*STEP, *MEMORY, *LAYER], rates), "per_s": rates}
 
@@ -98,13 +128,20 @@ def run(folder: Path, *, num_rounds: int) -> dict[str, Any]:
 
 def large_head_config() -> HiggsAudioV2Config:
     shape = {"hidden_size": 256, "intermediate_size": 682, "num_hidden_layers": 2, "head_dim": 64}
-    return HiggsAudioV2Config(**shape, num_attention_heads=4, num_key_value_heads=2, codebook_size=1026)
+    return HiggsAudioV2Config(
+        **shape, num_attention_heads=4, num_key_value_heads=2, codebook_size=1026
+    )
 
 
 def proportional_config() -> HiggsAudioV2Config:
-    """The published shape of a layer; the special ids are the last of what is left of the vocabulary."""
+    """The published shape of a layer; the special ids are the last of what is left of the
+    vocabulary."""
     vocabulary, codebook = 128256 // 28, round(1026 / 28)
-    ids = {"pad_token_id": 1, "audio_token_id": vocabulary - 1, "audio_delay_token_id": vocabulary - 2}
+    ids = {
+        "pad_token_id": 1,
+        "audio_token_id": vocabulary - 1,
+        "audio_delay_token_id": vocabulary - 2,
+    }
     streams = {"audio_stream_bos_id": codebook - 2, "audio_stream_eos_id": codebook - 1}
     return HiggsAudioV2Config(
         vocab_size=vocabulary, codebook_size=codebook, num_hidden_layers=1, bos_token_id=2, eos_token_id=3,
@@ -158,7 +195,9 @@ def make_batch(config: HiggsAudioV2Config, num_rows: int) -> dict[str, Tensor]:
         audio_delay=config.audio_delay_token_id, pad=1, stream_bos=config.audio_stream_bos_id,
         stream_eos=config.audio_stream_eos_id, num_codebooks=config.num_codebooks, codebook_size=config.codebook_size,
     )  # fmt: skip
-    placeholders = [tokens.audio] * (NUM_FRAMES + 2) + [tokens.audio_delay] * (config.num_codebooks - 1)
+    placeholders = [tokens.audio] * (NUM_FRAMES + 2) + [tokens.audio_delay] * (
+        config.num_codebooks - 1
+    )
     samples = []
     for _ in range(num_rows):
         text = torch.randint(6, 1000, (NUM_TEXT - 3,), generator=generator).tolist()
@@ -186,7 +225,9 @@ def step(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def check_equal(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     assert expected.keys() == found.keys()
     for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, expected[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 # P3.
@@ -196,7 +237,11 @@ def memory_rates(num_rounds: int) -> Rates:
     """Positions per GiB of the peak, in a process of its own each."""
     rates: Rates = {}
     num_positions = 3 * (NUM_TEXT + NUM_FRAMES + 9)
-    kept_gib = 2 * sum(each.nbytes for each in build(large_head_config(), is_ours=True).parameters()) / 2**30
+    kept_gib = (
+        2
+        * sum(each.nbytes for each in build(large_head_config(), is_ours=True).parameters())
+        / 2**30
+    )
     rates["weights, positions per GiB"] = [num_positions / kept_gib] * num_rounds
     for _ in range(num_rounds):
         for arm in ("transformers", "ours"):
@@ -208,7 +253,8 @@ def memory_rates(num_rounds: int) -> Rates:
 
 
 def peak_bytes(config: HiggsAudioV2Config, *, num_rows: int, is_ours: bool) -> int:
-    """What this process takes at its peak for model, batch and one step, above what it takes before."""
+    """What this process takes at its peak for model, batch and one step, above what it takes
+    before."""
 
     def most_kib() -> int:
         # Not getrusage's maximum: a process begins with that of the one which started it.
@@ -224,8 +270,15 @@ def peak_bytes(config: HiggsAudioV2Config, *, num_rows: int, is_ours: bool) -> i
 
 
 def layer_config() -> HiggsAudioV2Config:
-    shape = {"hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 12, "num_key_value_heads": 4}
-    return HiggsAudioV2Config(**shape, num_hidden_layers=1, codebook_size=1026, attn_implementation="sdpa")
+    shape = {
+        "hidden_size": 1536,
+        "intermediate_size": 4096,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    }
+    return HiggsAudioV2Config(
+        **shape, num_hidden_layers=1, codebook_size=1026, attn_implementation="sdpa"
+    )
 
 
 def layer_arms(config: HiggsAudioV2Config, *, num_positions: int) -> dict[str, Arm]:
@@ -236,8 +289,16 @@ def layer_arms(config: HiggsAudioV2Config, *, num_positions: int) -> dict[str, A
     holder.model = copy.deepcopy(model)
     use_index_once_layers(holder)
     ours = holder.model.layers[0]
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    dense_config = LlamaConfig(**{name: getattr(config, name) for name in names}, attn_implementation="sdpa")
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    )
+    dense_config = LlamaConfig(
+        **{name: getattr(config, name) for name in names}, attn_implementation="sdpa"
+    )
     dense = LlamaDecoderLayer(dense_config, 0)
     whole = layer_inputs(model, num_positions, num_positions)
     num_useful = round(num_positions * (1 - PADDING))
@@ -270,14 +331,21 @@ def layer_inputs(model: Any, num_positions: int, num_useful: int) -> dict[str, A
     places = torch.arange(num_positions)[None]
     mask = (places < num_useful).long()
     causal = native.create_causal_mask(
-        config=model.config, inputs_embeds=hidden, attention_mask=mask, past_key_values=None, position_ids=places
+        config=model.config,
+        inputs_embeds=hidden,
+        attention_mask=mask,
+        past_key_values=None,
+        position_ids=places,
     )
     return {
         "hidden": hidden,
         "weights": torch.randn(hidden.shape, generator=generator) * mask.unsqueeze(-1),
         "is_audio": (places >= num_useful // 4) & (places < num_useful),
         "padding_mask": mask,
-        "layer": {"attention_mask": causal, "position_embeddings": model.rotary_emb(hidden, places)},
+        "layer": {
+            "attention_mask": causal,
+            "position_embeddings": model.rotary_emb(hidden, places),
+        },
     }
 
 
@@ -294,14 +362,20 @@ def _nothing(inputs: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def layer_step(layer: Any, inputs: dict[str, Any], told: Callable[[Any], dict[str, Any]]) -> dict[str, Tensor]:
+def layer_step(
+    layer: Any, inputs: dict[str, Any], told: Callable[[Any], dict[str, Any]]
+) -> dict[str, Tensor]:
     """What the layer makes of the rows that count, and gradients."""
     hidden = inputs["hidden"].detach().requires_grad_()
     layer.zero_grad()
     out = layer(hidden, **inputs["layer"], **told(inputs))
     weighted = out * inputs["weights"]
     weighted.mean().backward()
-    return {"out": weighted.detach(), "in": hidden.grad, **{name: each.grad for name, each in layer.named_parameters()}}
+    return {
+        "out": weighted.detach(),
+        "in": hidden.grad,
+        **{name: each.grad for name, each in layer.named_parameters()},
+    }
 
 
 if __name__ == "__main__":

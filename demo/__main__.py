@@ -3,7 +3,7 @@
 import sys
 
 from plugins.errors import UserError
-from plugins.training.preflight.installation import explained
+from plugins.files.installation import explained
 
 try:
     with explained():

@@ -1,4 +1,5 @@
-"""Prepared clips of two voices -> the rows that the demo's model learns by heart, and those that it is asked for. L4.
+"""Prepared clips of two voices -> the rows that the demo's model learns by heart, and those that it
+is asked for. L4.
 
 Every sentence is there in both voices, so a row says which one is meant:
 
@@ -6,9 +7,9 @@ Every sentence is there in both voices, so a row says which one is meant:
     cloned     a reference, another sentence of the voice that is meant
     dialogue   [SPEAKER0] for her, [SPEAKER1] for him
 
-A reference is the sentence that stands STEPS further on in the list; a partner of a dialogue, as many. What is asked
-for has a step that was never trained, so that to know the row by heart is not enough: the reference must be heard.
-"""
+A reference is the sentence that stands STEPS further on in the list; a partner of a dialogue, as
+many. What is asked for has a step that was never trained, so that to know the row by heart is not
+enough: the reference must be heard."""
 
 from __future__ import annotations
 
@@ -64,7 +65,10 @@ def cloned(clips: Sequence[Row]) -> list[Row]:
 def lines(clips: Sequence[Row]) -> list[dict[str, str]]:
     """A dialogue of two sentences that were never trained together."""
     hers, his = by_voice(clips)
-    return [{"speaker": str(clip["speaker"]), "text": text_of(clip)} for clip in (hers[0], his[ASKED_STEP])]
+    return [
+        {"speaker": str(clip["speaker"]), "text": text_of(clip)}
+        for clip in (hers[0], his[ASKED_STEP])
+    ]
 
 
 def _named(clip: Row) -> Row:
@@ -85,6 +89,15 @@ def _after(voice: Sequence[Row], i: int, step: int) -> Row:
 def _dialogue(*clips: Row) -> Row:
     messages = []
     for i, clip in enumerate(clips):
-        messages += [{"role": "user", "content": f"[SPEAKER{i}] {text_of(clip)}"}, {"role": "assistant", "content": ""}]
-    joined = {name: [each for clip in clips for each in clip[name]] for name in ("audios", "audio_codes")}
-    return {"id": "_then_".join(_named(clip)["id"] for clip in clips), "messages": messages, **joined}
+        messages += [
+            {"role": "user", "content": f"[SPEAKER{i}] {text_of(clip)}"},
+            {"role": "assistant", "content": ""},
+        ]
+    joined = {
+        name: [each for clip in clips for each in clip[name]] for name in ("audios", "audio_codes")
+    }
+    return {
+        "id": "_then_".join(_named(clip)["id"] for clip in clips),
+        "messages": messages,
+        **joined,
+    }

@@ -1,13 +1,15 @@
-"""`make demo`: a small model, the embedded codec; prepare -> train -> speak -> score by commands that users type. L4.
+"""`make demo`: a small model, the embedded codec; prepare -> train -> speak -> score by commands
+that users type. L4.
 
-The model starts at random and learns the embedded corpus by heart (`demo.rows`). Then it is asked for
+The model starts at random and learns the embedded corpus by heart (`demo.rows`). Then it is asked
+for
 
     learnt     the sentences, each in the voice that it has when nobody is named
     cloned     each in the other voice, after a reference that it was never trained with
     dialogue   two sentences that never stood together, hers and his
 
-and `higgs-audio evaluate` tells how much of that a recogniser understands, beside the recordings and the codec.
-"""
+and `higgs-audio evaluate` tells how much of that a recogniser understands, beside the recordings
+and the codec."""
 
 from __future__ import annotations
 
@@ -29,14 +31,19 @@ from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "demo" / "corpus"
 CODEC = ROOT / "demo" / "codec"
 OUT = ROOT / "demo" / "out"
 DATA = OUT / "data"
 _WRITTEN = ("model", "data", "logs", "run", "learnt", "cloned", "spoken", "dialogue")
 # Five million parameters.
-_SIZE = {"hidden_size": 192, "intermediate_size": 384, "num_attention_heads": 6, "num_key_value_heads": 3}
+_SIZE = {
+    "hidden_size": 192,
+    "intermediate_size": 384,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+}
 _MAX_AUDIO_S = 8.0  # the longest clip has 4.6 s
 
 
@@ -48,13 +55,22 @@ def main() -> int:
     _run("prepare", sys.executable, "prepare_dataset.py", "--dataset_type", "custom", "--input_dir", "demo/corpus",
          "--csv_file", "demo/corpus/metadata.csv", "--speaker_column", "speaker", "--validate", "--encode_codes",
          "--codec", "demo/codec", "--output_file", "demo/out/data/clips.jsonl")  # fmt: skip
-    clips = [json.loads(line) for line in (DATA / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
+    clips = [
+        json.loads(line) for line in (DATA / "clips.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     _write("train", rows.trained(clips))
     _write("learnt", rows.plain(clips))
     _write("cloned", rows.cloned(clips))
     _run("train", _script("swift"), "sft", "configs/demo.yaml")
     (checkpoint,) = (OUT / "run").glob("checkpoint-*")
-    model = ["--model", str(checkpoint.relative_to(ROOT)), "--temperature", "0", "--max_audio_s", str(_MAX_AUDIO_S)]
+    model = [
+        "--model",
+        str(checkpoint.relative_to(ROOT)),
+        "--temperature",
+        "0",
+        "--max_audio_s",
+        str(_MAX_AUDIO_S),
+    ]
     _evaluate("learnt", *model)
     _evaluate("cloned", *model)
     stopped = _converse(checkpoint, rows.lines(clips))
@@ -66,9 +82,15 @@ def main() -> int:
 
 
 def build_model(folder: Path) -> None:
-    """A random Higgs of five million parameters with the embedded codec; its tokenizer knows the corpus."""
-    texts = [line.split("|")[1] for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()]
-    tokenizer = tiny.build_tokenizer([*texts, INSTRUCTION, MULTI_SPEAKER_INSTRUCTION], num_merges=300)
+    """A random Higgs of five million parameters with the embedded codec; its tokenizer knows the
+    corpus."""
+    texts = [
+        line.split("|")[1]
+        for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    ]
+    tokenizer = tiny.build_tokenizer(
+        [*texts, INSTRUCTION, MULTI_SPEAKER_INSTRUCTION], num_merges=300
+    )
     tiny.build_model(folder, tokenizer, **_SIZE)
     (folder / CODEC_FOLDER).mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -76,7 +98,9 @@ def build_model(folder: Path) -> None:
 
 
 def _write(name: str, written: Iterable[rows.Row]) -> None:
-    (DATA / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in written), encoding="utf-8")
+    (DATA / f"{name}.jsonl").write_text(
+        "".join(f"{json.dumps(row)}\n" for row in written), encoding="utf-8"
+    )
 
 
 def _converse(checkpoint: Path, lines: Sequence[dict[str, str]]) -> bool:
@@ -98,17 +122,22 @@ def _evaluate(name: str, *arguments: str) -> None:
 
 
 def _run(title: str, *command: str) -> None:
-    """Run one step from the root, its output in demo/out/logs/. Raises UserError with the end of that log."""
+    """Run one step from the root, its output in demo/out/logs/. Raises UserError with the end of
+    that log."""
     shown = shlex.join([Path(command[0]).name, *command[1:]])
     print(f"\n== {title}: {shown}", flush=True)
     log, started_s = OUT / "logs" / f"{title.replace(' ', '_')}.txt", time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     with log.open("w", encoding="utf-8") as output:
-        process = subprocess.run(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.run(
+            command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
+        )
     if process.returncode:
         end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
-        raise UserError(f"step '{title}' failed with exit code {process.returncode} (log: {log})\n{end}")
+        raise UserError(
+            f"step '{title}' failed with exit code {process.returncode} (log: {log})\n{end}"
+        )
     print(f"   {time.monotonic() - started_s:.0f} s", flush=True)
 
 
@@ -120,7 +149,15 @@ def _curves(log: Path) -> None:
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [record for record in records if "loss_audio" in record]
     print(f"\n== summary\n{'curve':<16}{'first':>10}{'last':>10}")
-    for name in ("loss", "loss_text", "loss_audio", "loss_audio_cb0", "loss_audio_cb7", "acc_audio_cb0", "loss_aux"):
+    for name in (
+        "loss",
+        "loss_text",
+        "loss_audio",
+        "loss_audio_cb0",
+        "loss_audio_cb7",
+        "acc_audio_cb0",
+        "loss_aux",
+    ):
         print(f"{name:<16}{steps[0][name]:>10.4f}{steps[-1][name]:>10.4f}")
 
 
@@ -129,10 +166,15 @@ def _summary(stopped: bool) -> None:
     found = {name: json.loads((OUT / name / "summary.json").read_text(encoding="utf-8"))
              for name in ("learnt", "cloned", "dialogue")}  # fmt: skip
     print(f"\n{'':<12}{'word error rate':^36}{'stopped':>9}{'similarity':^23}")
-    print(f"{'':<12}{'originals':>11}{'codec':>12}{'spoken':>12}{'':>10}{'voice asked':>13}{'the other':>11}")
+    print(
+        f"{'':<12}{'originals':>11}{'codec':>12}{'spoken':>12}{'':>10}{'voice asked':>13}{'the other':>11}"
+    )
     for name in ("learnt", "cloned"):
         rates = [_score(found[name], system, "wer") for system in ("truth", "codec", "model")]
-        others = [_score(found[name], "model", score) for score in ("stopped", "similarity", "similarity_others")]
+        others = [
+            _score(found[name], "model", score)
+            for score in ("stopped", "similarity", "similarity_others")
+        ]
         print(f"{name:<12}{_share(rates[0]):>11}{_share(rates[1]):>12}{_share(rates[2]):>12}{_share(others[0]):>10}"
               f"{_number(others[1]):>13}{_number(others[2]):>11}")  # fmt: skip
     spoken = _share(_score(found["dialogue"], "generated", "wer"))

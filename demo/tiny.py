@@ -1,8 +1,9 @@
-"""A tiny Higgs-Audio V2 with tokenizer and codec, random weights, real classes: for the demo and the tests. L4.
+"""A tiny Higgs-Audio V2 with tokenizer and codec, random weights, real classes: for the demo and
+the tests. L4.
 
-The codec is for the tests: its codebooks are filled with residuals of real speech, so its codes vary as real ones do;
-its decoder is random, so what it plays is noise. The demo takes the trained one of demo/codec/.
-"""
+The codec is for the tests: its codebooks are filled with residuals of real speech, so its codes
+vary as real ones do; its decoder is random, so what it plays is noise. The demo takes the trained
+one of demo/codec/."""
 
 from __future__ import annotations
 
@@ -30,20 +31,28 @@ SPECIAL_TOKENS = [
 ]  # fmt: skip
 
 
-def build(folder: Path, texts: Iterable[str], waveforms: Sequence[np.ndarray], *, seed: int = 0) -> None:
+def build(
+    folder: Path, texts: Iterable[str], waveforms: Sequence[np.ndarray], *, seed: int = 0
+) -> None:
     """Write a native checkpoint with text head, tokenizer and `audio_tokenizer/` into `folder`.
 
-    texts: for the tokenizer's vocabulary. waveforms: (N,) float32 at 24 kHz, for the codec's codebooks.
-    """
+    texts: for the tokenizer's vocabulary. waveforms: (N,) float32 at 24 kHz, for the codec's
+    codebooks."""
     build_model(folder, build_tokenizer(texts), seed=seed)
     build_codec(waveforms).save_pretrained(folder / CODEC_FOLDER)
 
 
-def build_model(folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **overrides: Any) -> None:
-    """Write a native checkpoint with text head and `tokenizer` into `folder`, no codec. overrides: of the config."""
+def build_model(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **overrides: Any
+) -> None:
+    """Write a native checkpoint with text head and `tokenizer` into `folder`, no codec. overrides:
+    of the config."""
     torch.manual_seed(seed)
-    model = HiggsAudioV2ForConditionalGeneration(build_config(tokenizer, **overrides), use_text_head=True)
-    # Stream EOS starts at zero: untrained, the model never stops by chance, and it learns to as any other code.
+    model = HiggsAudioV2ForConditionalGeneration(
+        build_config(tokenizer, **overrides), use_text_head=True
+    )
+    # Stream EOS starts at zero: untrained, the model never stops by chance, and it learns to as any
+    # other code.
     heads = model.audio_lm_head.weight.data.view(NUM_CODEBOOKS, NUM_CODES + 2, -1)
     heads[:, model.config.audio_stream_eos_id] = 0
     model.generation_config.eos_token_id = model.config.eos_token_id
@@ -126,12 +135,17 @@ def build_codec(waveforms: Sequence[np.ndarray]) -> HiggsAudioV2TokenizerModel:
 
 @torch.no_grad()
 def _fill_codebooks(codec: Any, waveforms: Sequence[np.ndarray]) -> None:
-    """Each codebook gets random residuals of the frames of `waveforms` (codebooks start as zeros, all codes 0)."""
+    """Each codebook gets random residuals of the frames of `waveforms` (codebooks start as zeros,
+    all codes 0)."""
     seen: list[torch.Tensor] = []
     hook = codec.fc.register_forward_hook(lambda module, args, output: seen.append(output[0]))
     for waveform in waveforms:
         samples = torch.from_numpy(waveform)
-        codec.encode(torch.nn.functional.pad(samples, (0, -len(samples) % codec.config.hop_length))[None, None])
+        codec.encode(
+            torch.nn.functional.pad(samples, (0, -len(samples) % codec.config.hop_length))[
+                None, None
+            ]
+        )
     hook.remove()
     residual = torch.cat(seen)  # (frames, hidden)
     for quantizer in codec.quantizer.quantizers:

@@ -1,12 +1,14 @@
 """Higgs-Audio V2 fine-tuning for MS-SWIFT: the map.
 
 training   JSONL row --dataset_registration--> Dialogue --template/prompt--> EncodedSample --collator--> batch
-           --modeling.forward (sums and counts of both losses)--> trainer (one exact scalar, metrics)
+           --modeling.forward (sums and counts of both losses)--> trainer (one exact scalar,
+           metrics)
 speaking   text, voices --prompt--> token ids + reference codes --decoding--> delayed frames
            --delay_pattern.undo_delay--> codes --codec.decode--> waveform
 
-Legend of dimensions, used in every file: B batch, S sequence positions, F codec frames, T delayed frames of a row,
-K codebooks (8), C codebook size with its two specials (1026), V text vocabulary, H hidden, N samples.
+Legend of dimensions, used in every file: B batch, S sequence positions, F codec frames, T delayed
+frames of a row, K codebooks (8), C codebook size with its two specials (1026), V text vocabulary, H
+hidden, N samples.
 
 L0  errors.py                one-line user errors
     installation.py          why torch, torchaudio, transformers or MS-SWIFT cannot be imported, and what mends it
@@ -90,7 +92,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Lazy exports: importing the package costs nothing, neither torch nor MS-SWIFT."""
     if name in _EXPORTS:
-        from plugins.training.preflight.installation import explained
+        from plugins.files.installation import explained
 
         with explained():
             return getattr(import_module(_EXPORTS[name]), name)

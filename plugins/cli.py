@@ -1,8 +1,8 @@
-"""`higgs-audio`: one command, a subcommand per job. L4. Starts fast: nothing heavy is imported before it is needed.
+"""`higgs-audio`: one command, a subcommand per job. L4. Starts fast: nothing heavy is imported
+before it is needed.
 
-Exit codes: 0 done, 1 an error that the user can mend (one line on stderr), 2 wrong usage, 3 a speech was cut at
-`--max_audio_s`, 75 a training was stopped by a signal and is saved.
-"""
+Exit codes: 0 done, 1 an error that the user can mend (one line on stderr), 2 wrong usage, 3 a
+speech was cut at `--max_audio_s`, 75 a training was stopped by a signal and is saved."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 
 from plugins import __version__
 from plugins.errors import UserError
+from plugins.files.installation import explained
 from plugins.training import launcher, signals
-from plugins.training.preflight.installation import explained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +37,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("higgs-audio", description=__doc__.partition("\n\n")[2] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        "higgs-audio", description=__doc__.partition("\n\n")[2] if __doc__ else None
+    )
     parser.add_argument("--version", action="version", version=f"higgs-audio-swift {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser(
@@ -58,28 +60,42 @@ def _model_flags(
 ) -> None:
     """model, adapters: what the command makes of them, after what they are."""
     command.add_argument(
-        "--model", required=required, help=f"checkpoint folder (base, merged, or LoRA{model}) or Hub id"
+        "--model",
+        required=required,
+        help=f"checkpoint folder (base, merged, or LoRA{model}) or Hub id",
     )
     command.add_argument("--adapters", help=f"LoRA folder on top of --model{adapters}")
-    command.add_argument("--codec", help="codec folder or Hub id (default: the one beside the model)")
+    command.add_argument(
+        "--codec", help="codec folder or Hub id (default: the one beside the model)"
+    )
 
 
 def _device_flag(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)")
+    command.add_argument(
+        "--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)"
+    )
 
 
 def _max_audio_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--max_audio_s", type=float, default=40.0, help="longest speech of one piece in seconds (default: %(default)s)"
+        "--max_audio_s",
+        type=float,
+        default=40.0,
+        help="longest speech of one piece in seconds (default: %(default)s)",
     )
 
 
 def _speaking_flags(command: argparse.ArgumentParser, *, batch_size: int) -> None:
     """How a model speaks, for the commands that are given texts."""
     command.add_argument(
-        "--batch_size", type=_positive, default=batch_size, help="texts spoken together (default: %(default)s)"
+        "--batch_size",
+        type=_positive,
+        default=batch_size,
+        help="texts spoken together (default: %(default)s)",
     )
-    command.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
+    command.add_argument(
+        "--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)"
+    )
     command.add_argument("--top_k", type=int, default=50, help="(default: %(default)s)")
     command.add_argument("--top_p", type=float, default=0.95, help="(default: %(default)s)")
     _max_audio_flag(command)
@@ -93,44 +109,74 @@ def _add_speak(commands: Any) -> None:
     )
     _model_flags(command, required=True)
     command.add_argument("--text")
-    command.add_argument("--output", default="speech.wav", help="WAV file to write (default: %(default)s)")
-    command.add_argument("--stream", metavar="PATH", help="write raw 16 bit PCM of 24 kHz as it speaks, - for stdout")
-    command.add_argument("--input", type=Path, help='JSONL of requests ({"text": ...}) instead of --text')
-    command.add_argument("--output_dir", type=Path, help="folder of their WAV files; the same command goes on in it")
-    command.add_argument("--scene_description", help='for example "Indoor quiet"')
-    command.add_argument("--voice_description", help='a voice in words, for example "warm, unhurried"')
-    command.add_argument("--reference_audio", help="voice to clone, any audio file")
-    command.add_argument("--reference_text", help="what the reference says; cloning is better with it")
     command.add_argument(
-        "--raw_text", action="store_true", help="speak the text as it is written, however the model was trained"
+        "--output", default="speech.wav", help="WAV file to write (default: %(default)s)"
+    )
+    command.add_argument(
+        "--stream", metavar="PATH", help="write raw 16 bit PCM of 24 kHz as it speaks, - for stdout"
+    )
+    command.add_argument(
+        "--input", type=Path, help='JSONL of requests ({"text": ...}) instead of --text'
+    )
+    command.add_argument(
+        "--output_dir", type=Path, help="folder of their WAV files; the same command goes on in it"
+    )
+    command.add_argument("--scene_description", help='for example "Indoor quiet"')
+    command.add_argument(
+        "--voice_description", help='a voice in words, for example "warm, unhurried"'
+    )
+    command.add_argument("--reference_audio", help="voice to clone, any audio file")
+    command.add_argument(
+        "--reference_text", help="what the reference says; cloning is better with it"
+    )
+    command.add_argument(
+        "--raw_text",
+        action="store_true",
+        help="speak the text as it is written, however the model was trained",
     )
     _speaking_flags(command, batch_size=1)
     command.add_argument("--seed", type=int, help="the same seed draws the same speech")
-    command.add_argument("--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled")
+    command.add_argument(
+        "--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled"
+    )
     command.set_defaults(run=_speak)
 
 
 def _add_evaluate(commands: Any) -> None:
     command = commands.add_parser(
-        "evaluate", help="score a model's speech beside its base, the codec's ceiling and the recordings"
+        "evaluate",
+        help="score a model's speech beside its base, the codec's ceiling and the recordings",
     )
-    _model_flags(command, model=", compared with its base", adapters=", compared with the model without it")
+    _model_flags(
+        command, model=", compared with its base", adapters=", compared with the model without it"
+    )
     command.add_argument("--base", help="what a fully fine-tuned --model is compared with")
-    command.add_argument("--dataset", required=True, help="JSONL, folder, Seed-TTS-eval .lst, or wav.scp and text")
-    command.add_argument("--output", type=Path, required=True, help="folder; the same command goes on in it")
+    command.add_argument(
+        "--dataset", required=True, help="JSONL, folder, Seed-TTS-eval .lst, or wav.scp and text"
+    )
+    command.add_argument(
+        "--output", type=Path, required=True, help="folder; the same command goes on in it"
+    )
     command.add_argument(
         "--overwrite",
         action="store_true",
         help="write into a folder that holds other files: over those of the same names; none is removed",
     )
     command.add_argument(
-        "--generated", type=Path, help="recordings to score: folder of ID.wav, wav.scp, or JSONL of id and audio"
+        "--generated",
+        type=Path,
+        help="recordings to score: folder of ID.wav, wav.scp, or JSONL of id and audio",
     )
     command.add_argument("--limit", type=_positive, help="only the first rows")
-    command.add_argument("--language", default="en", help="of the texts, ISO 639-1 (default: %(default)s)")
-    command.add_argument("--asr", help="recogniser: folder or Hub id (default: Whisper tiny.en, which ships inside)")
     command.add_argument(
-        "--speaker_model", help="x-vectors, for example WavLM: folder or Hub id (default: resemblyzer)"
+        "--language", default="en", help="of the texts, ISO 639-1 (default: %(default)s)"
+    )
+    command.add_argument(
+        "--asr", help="recogniser: folder or Hub id (default: Whisper tiny.en, which ships inside)"
+    )
+    command.add_argument(
+        "--speaker_model",
+        help="x-vectors, for example WavLM: folder or Hub id (default: resemblyzer)",
     )
     _speaking_flags(command, batch_size=4)
     command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -138,12 +184,21 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_app(commands: Any) -> None:
-    command = commands.add_parser("app", help="a page in the browser to speak with a model, on this machine only")
+    command = commands.add_parser(
+        "app", help="a page in the browser to speak with a model, on this machine only"
+    )
     _model_flags(command, required=True, adapters="; the page compares it with the base")
-    command.add_argument("--host", default="127.0.0.1", help="others are reached by everybody (default: %(default)s)")
-    command.add_argument("--port", type=int, default=7860, help="0: a free one (default: %(default)s)")
     command.add_argument(
-        "--max_upload_mb", type=_positive, default=25, help="largest recording, MiB (default: %(default)s)"
+        "--host", default="127.0.0.1", help="others are reached by everybody (default: %(default)s)"
+    )
+    command.add_argument(
+        "--port", type=int, default=7860, help="0: a free one (default: %(default)s)"
+    )
+    command.add_argument(
+        "--max_upload_mb",
+        type=_positive,
+        default=25,
+        help="largest recording, MiB (default: %(default)s)",
     )
     _max_audio_flag(command)
     _device_flag(command)
@@ -151,38 +206,57 @@ def _add_app(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    command = commands.add_parser("export", help="merge base and LoRA into one folder that vLLM-Omni serves")
+    command = commands.add_parser(
+        "export", help="merge base and LoRA into one folder that vLLM-Omni serves"
+    )
     _model_flags(command, adapters=", whose base is --model's default")
     command.add_argument("--output", type=Path, required=True, help="new folder")
     command.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), help="(default: that of the base's weights)"
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="(default: that of the base's weights)",
     )
     command.set_defaults(run=_export)
 
 
 def _add_doctor(commands: Any) -> None:
     command = commands.add_parser(
-        "doctor", help="prove checkpoint, codec, rows, labels and prompts before training; train nothing"
+        "doctor",
+        help="prove checkpoint, codec, rows, labels and prompts before training; train nothing",
     )
-    command.add_argument("--config", type=Path, help="YAML file of a run: memory is estimated, model and dataset taken")
+    command.add_argument(
+        "--config",
+        type=Path,
+        help="YAML file of a run: memory is estimated, model and dataset taken",
+    )
     _model_flags(command)
     command.add_argument("--dataset", nargs="+", metavar="FILE.jsonl")
     command.add_argument("--val_dataset", nargs="+", metavar="FILE.jsonl")
     command.add_argument(
-        "--rows", type=_positive, default=4, help="rows that the model is tried on (default: %(default)s)"
+        "--rows",
+        type=_positive,
+        default=4,
+        help="rows that the model is tried on (default: %(default)s)",
     )
-    command.add_argument("--dry_run", action="store_true", help="show one row as the model sees it, with its labels")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
+    command.add_argument(
+        "--dry_run", action="store_true", help="show one row as the model sees it, with its labels"
+    )
+    command.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)"
+    )
     command.set_defaults(run=_doctor)
 
 
 def _add_convert(commands: Any) -> None:
     command = commands.add_parser(
-        "convert", help="rewrite a model or a codec from boson-multimodal's format to transformers' native one, or back"
+        "convert",
+        help="rewrite a model or a codec from boson-multimodal's format to transformers' native one, or back",
     )
     command.add_argument("source", type=Path, help="folder of a model or a codec")
     command.add_argument("target", type=Path, help="new folder")
-    command.add_argument("--to", choices=("native", "original"), default="native", help="(default: %(default)s)")
+    command.add_argument(
+        "--to", choices=("native", "original"), default="native", help="(default: %(default)s)"
+    )
     command.set_defaults(run=_convert)
 
 
@@ -194,13 +268,16 @@ def _positive(text: str) -> int:
 
 
 def _sft(arguments: list[str]) -> int:
-    """As `swift sft`, with YAML files and NPROC_PER_NODE, but with our training file and our launcher."""
+    """As `swift sft`, with YAML files and NPROC_PER_NODE, but with our training file and our
+    launcher."""
     signals.end_cleanly()
     from swift.cli.main import get_torchrun_args, parse_yaml_args
 
     root = Path(__file__).resolve().parents[1]
     # A checkout that is not installed must be importable in the ranks too.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(root), os.environ.get("PYTHONPATH")])
+    )
     words = arguments[1:]
     parse_yaml_args(words)  # first: its `ENV:` may say how many processes there are
     torchrun = get_torchrun_args()

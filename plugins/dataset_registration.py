@@ -1,4 +1,5 @@
-"""MS-SWIFT's dataset registry: our columns survive it, and `--dataset` goes through `row_sources`. L2: glue."""
+"""MS-SWIFT's dataset registry: our columns survive it, and `--dataset` goes through `row_sources`.
+L2: glue."""
 
 from __future__ import annotations
 
@@ -23,10 +24,13 @@ from plugins.settings import HiggsAudioSettings
 logger = get_logger()
 
 
-# Explicit, because `Dataset.from_list` would take the columns of the first row only and guess types per file.
+# Explicit, because `Dataset.from_list` would take the columns of the first row only and guess types
+# per file.
 FEATURES = Features(
     {
-        "messages": List({"role": Value("string"), "content": Value("string"), "loss": Value("bool")}),
+        "messages": List(
+            {"role": Value("string"), "content": Value("string"), "loss": Value("bool")}
+        ),
         "audios": List(Value("string")),
         "reference_audio": List(Value("string")),
         "reference_text": List(Value("string")),
@@ -41,9 +45,12 @@ FEATURES = Features(
 
 
 class HiggsDatasetLoader(DatasetLoader):
-    """Reads a dataset whole and checks every row, so that a faulty one stops the run before its first step."""
+    """Reads a dataset whole and checks every row, so that a faulty one stops the run before its
+    first step."""
 
-    check_row: Callable[[Dialogue], int]  # of the template in use; gives the positions that the row takes
+    check_row: Callable[
+        [Dialogue], int
+    ]  # of the template in use; gives the positions that the row takes
     is_training: Callable[[], bool]
     settings: Callable[[], HiggsAudioSettings]
 
@@ -58,11 +65,17 @@ class HiggsDatasetLoader(DatasetLoader):
         source, subsets = dataset_syntax.dataset, dataset_syntax.subsets
         if len(subsets) > 1:
             raise problem(
-                "options", "dataset", source, f"names {len(subsets)} subsets", "name each in an entry of its own"
+                source="options",
+                field="dataset",
+                value=source,
+                reason=f"names {len(subsets)} subsets",
+                remedy="name each in an entry of its own",
             )
         if not os.path.exists(source) and not use_hf:
             remedy = "check the path; a Hugging Face dataset needs hf::ID or --use_hf true"
-            raise problem("options", "dataset", source, "not found", remedy)
+            raise problem(
+                source="options", field="dataset", value=source, reason="not found", remedy=remedy
+            )
         training = type(self).is_training()
         lengths: list[list[int]] = []
         with safe_ddp_context(None, True):
@@ -97,19 +110,21 @@ def route_datasets(
 ) -> None:
     """Let `--dataset` go through `HiggsDatasetLoader`, and each of its rows through `check_row`.
 
-    Called when a Higgs template is set up, so that other models keep MS-SWIFT's own loader; datasets that somebody
-    registered with MS-SWIFT keep theirs. Idempotent.
+    Called when a Higgs template is set up, so that other models keep MS-SWIFT's own loader;
+    datasets that somebody registered with MS-SWIFT keep theirs. Idempotent.
 
-    Patches MS-SWIFT twice (`swift_inference` has a third patch). 4.6 looks a dataset's loader up by exact path or hub
-    id, so one that nobody registered beforehand always gets the default loader, which knows no line numbers and drops
-    faulty rows. And to learn the lengths of rows, for `group_by_length` and `packing`, it encodes each in full, which
-    decodes all audio and runs the codec on it, and throws the result away: our rows bring their lengths.
-    """
+    Patches MS-SWIFT twice (`swift_inference` has a third patch). 4.6 looks a dataset's loader up by
+    exact path or hub id, so one that nobody registered beforehand always gets the default loader,
+    which knows no line numbers and drops faulty rows. And to learn the lengths of rows, for
+    `group_by_length` and `packing`, it encodes each in full, which decodes all audio and runs the
+    codec on it, and throws the result away: our rows bring their lengths."""
     HiggsDatasetLoader.check_row = staticmethod(check_row)
     HiggsDatasetLoader.is_training = staticmethod(is_training)
     HiggsDatasetLoader.settings = staticmethod(settings)
     if not swift.__version__.startswith("4.6."):
-        logger.warning(f"rows are not checked before training: untested ms-swift {swift.__version__} (need 4.6)")
+        logger.warning(
+            f"rows are not checked before training: untested ms-swift {swift.__version__} (need 4.6)"
+        )
         return
     if getattr(DatasetSyntax.get_dataset_meta, "_is_routed", False):
         return

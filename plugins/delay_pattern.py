@@ -1,8 +1,9 @@
 """Codes <-> delayed frames, and the labels of delayed frames. L0: pure tensors, imports torch only.
 
-The delay pattern (MusicGen, arXiv 2306.05284, section 2.2) shifts codebook k by k steps, so that one autoregressive
-step predicts codebook k of frame t - k and may look at all coarser codebooks of that frame. Higgs-Audio V2 puts one
-stream BOS before and one stream EOS after each clip and fills the triangles with them. K = 4, F = 3, B = BOS, E = EOS:
+The delay pattern (MusicGen, arXiv 2306.05284, section 2.2) shifts codebook k by k steps, so that
+one autoregressive step predicts codebook k of frame t - k and may look at all coarser codebooks of
+that frame. Higgs-Audio V2 puts one stream BOS before and one stream EOS after each clip and fills
+the triangles with them. K = 4, F = 3, B = BOS, E = EOS:
 
     step        0    1    2    3    4    5    6    7        labels
     codebook 0  B   c0,1 c0,2 c0,3  E    E    E    E        -  c  c  c  E  -  -  -
@@ -10,9 +11,9 @@ stream BOS before and one stream EOS after each clip and fills the triangles wit
     codebook 2  B    B    B   c2,1 c2,2 c2,3  E    E        -  -  -  c  c  c  E  -
     codebook 3  B    B    B    B   c3,1 c3,2 c3,3  E        -  -  -  -  c  c  c  E
 
-Every codebook is trained on its F codes and on exactly one EOS, the step that stops it: without that EOS label a model
-never stops speaking. This file knows neither the text around a clip nor the shift by one that a causal loss makes.
-"""
+Every codebook is trained on its F codes and on exactly one EOS, the step that stops it: without
+that EOS label a model never stops speaking. This file knows neither the text around a clip nor the
+shift by one that a causal loss makes."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def apply_delay(codes: Tensor, *, bos_id: int, eos_id: int) -> Tensor:
 def apply_delays(clips: Sequence[Tensor], *, bos_id: int, eos_id: int) -> Tensor:
     """The delayed frames of several clips, each (K, F), one after the other: (sum of F+K+1, K)."""
     num_codebooks = _num_codebooks(clips)
-    # Between two clips codebook k has K - k stream EOS of the first and k + 1 stream BOS of the second: K + 1 steps.
+    # Between two clips codebook k has K - k stream EOS of the first and k + 1 stream BOS of the
+    # second: K + 1 steps.
     gap = clips[0].new_full((num_codebooks, num_codebooks + 1), eos_id)
     gap.masked_fill_(torch.ones_like(gap, dtype=torch.bool).tril().flip(-1), bos_id)
     return _delayed([gap, *(piece for codes in clips for piece in (codes, gap))])
@@ -54,12 +56,15 @@ def undo_delay(frames: Tensor) -> Tensor:
     num_steps, num_codebooks = frames.shape
     num_frames = num_steps - num_codebooks - 1
     if num_frames < 1:
-        raise ValueError(f"{num_steps} delayed frames hold no complete frame of {num_codebooks} codebooks")
+        raise ValueError(
+            f"{num_steps} delayed frames hold no complete frame of {num_codebooks} codebooks"
+        )
     return torch.stack([frames[k + 1 : k + 1 + num_frames, k] for k in range(num_codebooks)])
 
 
 def delay_labels(codes: Tensor, *, eos_id: int) -> Tensor:
-    """(K, F) codes -> (F+K+1, K) labels, aligned with `apply_delay`: F codes and one EOS per codebook, else -100.
+    """(K, F) codes -> (F+K+1, K) labels, aligned with `apply_delay`: F codes and one EOS per
+    codebook, else -100.
 
     Not shifted: row t is the label *of* delayed frame t. `plugins.model.loss` shifts.
     """
@@ -67,7 +72,8 @@ def delay_labels(codes: Tensor, *, eos_id: int) -> Tensor:
 
 
 def delay_labels_of(clips: Sequence[Tensor], trained: Sequence[bool], *, eos_id: int) -> Tensor:
-    """The labels of several clips, aligned with `apply_delays`; -100 throughout for those that are not trained."""
+    """The labels of several clips, aligned with `apply_delays`; -100 throughout for those that are
+    not trained."""
     num_codebooks = _num_codebooks(clips)
     untrained = clips[0].new_full((num_codebooks, num_codebooks + 1), IGNORE_INDEX)
     gap = untrained.clone()
@@ -79,11 +85,11 @@ def delay_labels_of(clips: Sequence[Tensor], trained: Sequence[bool], *, eos_id:
 
 
 def _delayed(pieces: Sequence[Tensor]) -> Tensor:
-    """Codebooks side by side, each (K, any): a gap of K + 1 steps, then clips, each with its gap -> (T, K), row k moved
-    down by k + 1 steps from where the first clip begins.
+    """Codebooks side by side, each (K, any): a gap of K + 1 steps, then clips, each with its gap ->
+    (T, K), row k moved down by k + 1 steps from where the first clip begins.
 
-    In one strided copy instead of one per codebook: entry (k, j) of the pieces has index (j + k) K + k in the result.
-    """
+    In one strided copy instead of one per codebook: entry (k, j) of the pieces has index (j + k) K
+    + k in the result."""
     aligned = torch.cat(list(pieces), dim=1)
     num_codebooks, num_steps = aligned.shape
     buffer = aligned.new_empty((num_steps + num_codebooks, num_codebooks))
@@ -94,5 +100,7 @@ def _delayed(pieces: Sequence[Tensor]) -> Tensor:
 def _num_codebooks(clips: Sequence[Tensor]) -> int:
     for codes in clips:
         if codes.dim() != 2 or codes.shape[1] == 0:
-            raise ValueError(f"codes must be (K, F) with at least one frame, got {tuple(codes.shape)}")
+            raise ValueError(
+                f"codes must be (K, F) with at least one frame, got {tuple(codes.shape)}"
+            )
     return clips[0].shape[0]

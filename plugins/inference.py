@@ -1,8 +1,7 @@
 """HiggsAudioGenerator: texts and voices -> speech. L3.
 
-It builds its prompts with the functions of training (`rows`, `prompt`, `collator`), so what the model hears here is
-what it was trained on, to the token.
-"""
+It builds its prompts with the functions of training (`rows`, `prompt`, `collator`), so what the
+model hears here is what it was trained on, to the token."""
 
 from __future__ import annotations
 
@@ -35,7 +34,15 @@ from plugins.settings import HiggsAudioSettings
 from plugins.speaking.decoding import decode
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech, SpeechStream, join
-from plugins.speaking.voices import AnyPath, Script, Transcript, Voice, request, speakers_of, voices_of
+from plugins.speaking.voices import (
+    AnyPath,
+    Script,
+    Transcript,
+    Voice,
+    request,
+    speakers_of,
+    voices_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +52,11 @@ _TEXT_POSITIONS = 400  # of a prompt: four such pieces, system message, what del
 class HiggsAudioGenerator:
     """Speaks with a loaded model.
 
-    model, tokenizer: what `plugins.load_model` or `swift.model.get_model_processor` returns. codec, settings: default
-    those that belong to the checkpoint. cuda_graphs: compile the step that is repeated for each frame and replay it as
-    one CUDA graph: the same speech, sooner, once the first sentences have paid for the compiler. Without a GPU it is
-    compiled only. Raises UserError for a quantised model with it.
-    """
+    model, tokenizer: what `plugins.load_model` or `swift.model.get_model_processor` returns. codec,
+    settings: default those that belong to the checkpoint. cuda_graphs: compile the step that is
+    repeated for each frame and replay it as one CUDA graph: the same speech, sooner, once the first
+    sentences have paid for the compiler. Without a GPU it is compiled only. Raises UserError for a
+    quantised model with it."""
 
     def __init__(
         self,
@@ -63,7 +70,13 @@ class HiggsAudioGenerator:
         self.model = bare(model).eval()
         if cuda_graphs and getattr(self.model, "is_quantized", False):
             reason = "is not available for quantised models, whose kernels cannot all be captured"
-            raise problem("request", "cuda_graphs", True, reason, "leave one of the two out")
+            raise problem(
+                source="request",
+                field="cuda_graphs",
+                value=True,
+                reason=reason,
+                remedy="leave one of the two out",
+            )
         self._cuda_graphs = cuda_graphs
         self._adapted = model if model is not self.model else None
         self.tokenizer = tokenizer
@@ -74,8 +87,12 @@ class HiggsAudioGenerator:
         own = settings or next(iter(self._settings_of.values()), None)
         self.settings: HiggsAudioSettings = own or HiggsAudioSettings.of_checkpoint(Path(folder))
         self._told: set[str] = set()
-        self.codec = codec or Codec(find_codec([folder], self.settings.codec), device=str(self.model.device))
-        self._known: dict[tuple[str, int], Tensor] = {}  # codes of references, by path and time of change
+        self.codec = codec or Codec(
+            find_codec([folder], self.settings.codec), device=str(self.model.device)
+        )
+        self._known: dict[
+            tuple[str, int], Tensor
+        ] = {}  # codes of references, by path and time of change
 
     @classmethod
     def from_pretrained(
@@ -87,8 +104,8 @@ class HiggsAudioGenerator:
         cuda_graphs: bool = False,
         **options: Any,
     ) -> HiggsAudioGenerator:
-        """A checkpoint of any kind (`plugins.model.loading.load_model`, which takes the `options`), with its codec or
-        another."""
+        """A checkpoint of any kind (`plugins.model.loading.load_model`, which takes the `options`),
+        with its codec or another."""
         model, tokenizer = loading.load_model(path, adapters=adapters, **options)
         device = str(bare(model).device)
         own = Codec(codec, device=device) if codec else None
@@ -103,7 +120,13 @@ class HiggsAudioGenerator:
         """Speak with these LoRA weights and their prompts from now on; for None with the base's own
         weights, and the prompts as they were. Nothing is loaded for it."""
         if name is not None and name not in self.adapters:
-            raise problem("request", "adapter", name, "is not loaded", did_you_mean(name, self.adapters))
+            raise problem(
+                source="request",
+                field="adapter",
+                value=name,
+                reason="is not loaded",
+                remedy=did_you_mean(name, self.adapters),
+            )
         if self._adapted is None:
             return
         if name is None:
@@ -114,10 +137,14 @@ class HiggsAudioGenerator:
             self.settings = self._settings_of.get(name, self.settings)
 
     def mismatch(self, clean_text: bool | None) -> str | None:
-        """What is wrong with speaking cleaned (True) or raw (False) texts; None: it was trained so."""
+        """What is wrong with speaking cleaned (True) or raw (False) texts; None: it was trained
+        so."""
         if clean_text is None:
             return None
-        trained, asked = self.settings.prompts, replace(self.settings, clean_text=clean_text).prompts
+        trained, asked = (
+            self.settings.prompts,
+            replace(self.settings, clean_text=clean_text).prompts,
+        )
         if trained != asked:
             return f"clean_text: trained with {trained}, spoken with {asked}"
         if self.settings.raw_prompt and clean_text:
@@ -141,14 +168,15 @@ class HiggsAudioGenerator:
         max_chars: int = MAX_CHARS,
         clean_text: bool | None = None,
     ) -> Speech | list[Speech]:
-        """Speak `text`, in the voice of `reference_audio` if given (best with its transcript); or several texts, in one
-        batch.
+        """Speak `text`, in the voice of `reference_audio` if given (best with its transcript); or
+        several texts, in one batch.
 
-        reference_text: the transcript, or a function that hears it. Several references are SPEAKER0, SPEAKER1 ..., as
-        ``[SPEAKER0]`` tags in the text name them. voice_description: a voice in words instead ("warm, unhurried").
-        max_audio_s: of one piece; what is cut there is marked `truncated`. max_chars: texts beyond it are spoken in
-        pieces that end at sentences, each in the hearing of the pieces before it. clean_text: whether to write the
-        text as the model's own examples do (`plugins.data.text`); None: as this model was trained.
+        reference_text: the transcript, or a function that hears it. Several references are
+        SPEAKER0, SPEAKER1 ..., as ``[SPEAKER0]`` tags in the text name them. voice_description: a
+        voice in words instead ("warm, unhurried"). max_audio_s: of one piece; what is cut there is
+        marked `truncated`. max_chars: texts beyond it are spoken in pieces that end at sentences,
+        each in the hearing of the pieces before it. clean_text: whether to write the text as the
+        model's own examples do (`plugins.data.text`); None: as this model was trained.
 
         Raises UserError for a text without words and for references that cannot be heard.
         """
@@ -182,7 +210,9 @@ class HiggsAudioGenerator:
     ) -> Script:
         """A request as `generate` reads it, for `perform`."""
         voices = voices_of(reference_audio, reference_text, voice_description)
-        return self._script(text, scene_description, voices, max_chars=max_chars, clean_text=clean_text)
+        return self._script(
+            text, scene_description, voices, max_chars=max_chars, clean_text=clean_text
+        )
 
     def perform(
         self, scripts: Sequence[Script], *, samplings: Sequence[Sampling], max_audio_s: float = 40.0
@@ -193,7 +223,9 @@ class HiggsAudioGenerator:
             rows = [row for row, script in enumerate(scripts) if i < len(script.lines)]
             dialogues = [self._next_line(scripts[row], spoken[row], max_audio_s) for row in rows]
             chosen = [samplings[row] for row in rows]
-            for row, speech in zip(rows, self.speak(dialogues, samplings=chosen, max_audio_s=max_audio_s), strict=True):
+            for row, speech in zip(
+                rows, self.speak(dialogues, samplings=chosen, max_audio_s=max_audio_s), strict=True
+            ):
                 spoken[row].append(speech)
         return [join(parts) for parts in spoken]
 
@@ -206,10 +238,9 @@ class HiggsAudioGenerator:
         chunk_frames: int = 25,
         **options: Any,
     ) -> SpeechStream:
-        """As `generate`, in pieces as they are spoken: the first after 0.7 s of audio, later ones of up to
-        `chunk_frames` frames of 40 ms. Joined they are what `generate` returns, and so is `stream.speech` at the end.
-        options: those of `generate`.
-        """
+        """As `generate`, in pieces as they are spoken: the first after 0.7 s of audio, later ones
+        of up to `chunk_frames` frames of 40 ms. Joined they are what `generate` returns, and so is
+        `stream.speech` at the end. options: those of `generate`."""
         script = self.script(text, **options)
         decoder = StreamDecoder(self.codec, chunk_frames=chunk_frames)
         chunks = self._stream(script, sampling or Sampling(), max_audio_s, decoder)
@@ -229,28 +260,43 @@ class HiggsAudioGenerator:
         max_chars: int = MAX_CHARS,
         clean_text: bool | None = None,
     ) -> Speech:
-        """Speak `[{"speaker": ..., "text": ...}, ...]`, each line in its speaker's voice and in the hearing of the
-        lines before it; separately: each line for itself, in the hearing of its speaker's reference only.
+        """Speak `[{"speaker": ..., "text": ...}, ...]`, each line in its speaker's voice and in the
+        hearing of the lines before it; separately: each line for itself, in the hearing of its
+        speaker's reference only.
 
-        speaker_voices: for each speaker a recording, (recording, transcript) or a `Voice`; None: the model chooses.
-        pause_s: of silence between two lines, whose own silence there is trimmed.
-        """
+        speaker_voices: for each speaker a recording, (recording, transcript) or a `Voice`; None:
+        the model chooses. pause_s: of silence between two lines, whose own silence there is
+        trimmed."""
         speakers = speakers_of(dialogue, speaker_voices)
         settings = self._settings_for(clean_text)
         lines = []
         for i, line in enumerate(dialogue):
             text = line.get("text", "")
             if not has_words(text):
-                raise problem(f"dialogue[{i}]", "text", text, "has no letter or digit", "give the text to speak")
-            tag = f"[SPEAKER{list(speakers).index(line['speaker'])}] " if len(speakers) > 1 and not separately else ""
-            lines.append(text_to_say(tag + text, raw=settings.raw_prompt, clean=settings.clean_text))
+                raise problem(
+                    source=f"dialogue[{i}]",
+                    field="text",
+                    value=text,
+                    reason="has no letter or digit",
+                    remedy="give the text to speak",
+                )
+            tag = (
+                f"[SPEAKER{list(speakers).index(line['speaker'])}] "
+                if len(speakers) > 1 and not separately
+                else ""
+            )
+            lines.append(
+                text_to_say(tag + text, raw=settings.raw_prompt, clean=settings.clean_text)
+            )
         if separately:
             scripts = []
             for line in dialogue:
                 voice = speakers[line["speaker"]]
                 voices = [] if voice is None else [voice]
                 text = line["text"]
-                script = self._script(text, scene_description, voices, max_chars=max_chars, clean_text=clean_text)
+                script = self._script(
+                    text, scene_description, voices, max_chars=max_chars, clean_text=clean_text
+                )
                 scripts.append(script)
             chosen = [sampling or Sampling()] * len(scripts)
             spoken = self.perform(scripts, samplings=chosen, max_audio_s=max_audio_s)
@@ -261,19 +307,25 @@ class HiggsAudioGenerator:
             spoken = []
             while len(spoken) < len(script.lines):
                 prompt = self._next_line(script, spoken, max_audio_s)
-                spoken += self.speak([prompt], samplings=[sampling or Sampling()], max_audio_s=max_audio_s)
+                spoken += self.speak(
+                    [prompt], samplings=[sampling or Sampling()], max_audio_s=max_audio_s
+                )
         speech = join(spoken, pause_s=pause_s, trim=True)
         if output_path is not None:
             speech.save(output_path)
         return speech
 
     def speak(
-        self, dialogues: Sequence[Dialogue], *, samplings: Sequence[Sampling], max_audio_s: float = 40.0
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        samplings: Sequence[Sampling],
+        max_audio_s: float = 40.0,
     ) -> list[Speech]:
         """The next assistant turn of each dialogue, in one batch. Clips may be paths still.
 
-        Raises UserError naming the dialogue's source if one says nothing, and if a prompt leaves no room.
-        """
+        Raises UserError naming the dialogue's source if one says nothing, and if a prompt leaves no
+        room."""
         started_s = time.perf_counter()
         samples = [self._prompt(dialogue) for dialogue in dialogues]
         steps = [self._max_steps(sample, max_audio_s) for sample in samples]
@@ -281,19 +333,40 @@ class HiggsAudioGenerator:
         for rows, step in self._decode(samples, samplings, steps):
             for row, frame in zip(rows, step, strict=True):
                 frames[row].append(frame)
-        codes = [self._codes(torch.stack(each), d) for each, d in zip(frames, dialogues, strict=True)]
+        codes = [
+            self._codes(torch.stack(each), d) for each, d in zip(frames, dialogues, strict=True)
+        ]
         waveforms = [self.codec.decode(each) for each in codes]
         took_s = time.perf_counter() - started_s
         return [
-            Speech(wave, self.codec.sample_rate_hz, code, self._has_ended(each[-1]), _text(dialogue), took_s)
+            Speech(
+                wave,
+                self.codec.sample_rate_hz,
+                code,
+                self._has_ended(each[-1]),
+                _text(dialogue),
+                took_s,
+            )
             for wave, code, each, dialogue in zip(waveforms, codes, frames, dialogues, strict=True)
         ]
 
     def _script(
-        self, text: str, scene: str | None, voices: Sequence[Voice], *, max_chars: int, clean_text: bool | None
+        self,
+        text: str,
+        scene: str | None,
+        voices: Sequence[Voice],
+        *,
+        max_chars: int,
+        clean_text: bool | None,
     ) -> Script:
         if not has_words(text):
-            raise problem("request", "text", text, "has no letter or digit", "give the text to speak")
+            raise problem(
+                source="request",
+                field="text",
+                value=text,
+                reason="has no letter or digit",
+                remedy="give the text to speak",
+            )
         # Cleaned as a whole, then cut: a piece has no mark that the text does not have.
         whole = request(text, scene, voices, self._settings_for(clean_text))
         return Script(whole, tuple(pieces(_text(whole), max_chars)))
@@ -303,13 +376,22 @@ class HiggsAudioGenerator:
         if complaint is not None and complaint not in self._told:
             self._told.add(complaint)  # not for each of a thousand texts
             logger.warning(complaint)
-        return self.settings if clean_text is None else replace(self.settings, clean_text=clean_text)
+        return (
+            self.settings if clean_text is None else replace(self.settings, clean_text=clean_text)
+        )
 
     def _next_line(self, script: Script, spoken: Sequence[Speech], max_audio_s: float) -> Dialogue:
-        """The next prompt, with as much of what was spoken as leaves room for the longest answer."""
+        """The next prompt, with as much of what was spoken as leaves room for the longest
+        answer."""
         taken = sum(num_frames(clip, script.whole.source) for clip in script.whole.clips())
-        room = self.model.config.max_position_embeddings - math.ceil(max_audio_s * FRAMES_PER_S) - taken
-        return script.next_line([speech.codes for speech in spoken], max_frames=room - _TEXT_POSITIONS)
+        room = (
+            self.model.config.max_position_embeddings
+            - math.ceil(max_audio_s * FRAMES_PER_S)
+            - taken
+        )
+        return script.next_line(
+            [speech.codes for speech in spoken], max_frames=room - _TEXT_POSITIONS
+        )
 
     def _stream(
         self, script: Script, sampling: Sampling, max_audio_s: float, decoder: StreamDecoder
@@ -359,20 +441,40 @@ class HiggsAudioGenerator:
     def _max_steps(self, sample: EncodedSample, max_audio_s: float) -> int:
         """Delayed frames that may follow the prompt."""
         if max_audio_s <= 0:
-            raise problem(sample.source, "max_audio_s", max_audio_s, "is not positive", "give seconds")
+            raise problem(
+                source=sample.source,
+                field="max_audio_s",
+                value=max_audio_s,
+                reason="is not positive",
+                remedy="give seconds",
+            )
         num_prompt, limit = len(sample.input_ids), self.model.config.max_position_embeddings
         room = limit - num_prompt
         if room <= self.tokens.num_codebooks + 1:
             remedy = "shorten text or reference"
-            raise problem(sample.source, "text", f"{num_prompt} tokens", f"leaves no room in {limit}", remedy)
-        return min(num_delayed_frames(math.ceil(max_audio_s * FRAMES_PER_S), self.tokens.num_codebooks), room)
+            raise problem(
+                source=sample.source,
+                field="text",
+                value=f"{num_prompt} tokens",
+                reason=f"leaves no room in {limit}",
+                remedy=remedy,
+            )
+        return min(
+            num_delayed_frames(math.ceil(max_audio_s * FRAMES_PER_S), self.tokens.num_codebooks),
+            room,
+        )
 
     def _decode(
-        self, samples: Sequence[EncodedSample], samplings: Sequence[Sampling], max_steps: Sequence[int]
+        self,
+        samples: Sequence[EncodedSample],
+        samplings: Sequence[Sampling],
+        max_steps: Sequence[int],
     ) -> Iterator[tuple[list[int], Tensor]]:
         batch = collate(samples, self.tokens, training=False)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        return decode(self.model, batch, self.tokens, samplings, max_steps, cuda_graphs=self._cuda_graphs)
+        return decode(
+            self.model, batch, self.tokens, samplings, max_steps, cuda_graphs=self._cuda_graphs
+        )
 
     def _codes(self, frames: Tensor, dialogue: Dialogue) -> Tensor:
         """Delayed frames (T, K) -> codes (K, F) up to the first stream EOS in any codebook."""
@@ -383,11 +485,14 @@ class HiggsAudioGenerator:
             num_frames = int(ends[0]) if len(ends) else codes.shape[1]
         if num_frames == 0:
             reason = "gave no audio: the model stopped at once"
-            raise UserError(f"{dialogue.source}: text: {_text(dialogue)!r} {reason}; train it longer")
+            raise UserError(
+                f"{dialogue.source}: text: {_text(dialogue)!r} {reason}; train it longer"
+            )
         return self._in_range(codes[:, :num_frames])
 
     def _in_range(self, codes: Tensor) -> Tensor:
-        """A stray stream BOS, which is trained nowhere, becomes the last code, as in transformers' own processor."""
+        """A stray stream BOS, which is trained nowhere, becomes the last code, as in transformers'
+        own processor."""
         return codes.clamp(max=self.tokens.num_codes - 1)
 
     def _has_ended(self, frame: Tensor) -> bool:

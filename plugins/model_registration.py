@@ -21,11 +21,11 @@ from swift.utils import get_logger
 from transformers import AutoConfig
 
 from plugins.audio.codec import CODEC_FOLDER
-from plugins.files import MODELS_3B
+from plugins.files.hub import MODELS_3B
+from plugins.files.untrusted import check_adapter, check_model
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.load import OriginalConfig, load_config, load_model
 from plugins.model.original_format import format_of, load_tokenizer
-from plugins.model.untrusted import check_adapter, check_model
 from plugins.ms_swift.template import TEMPLATE_TYPE
 from plugins.settings import SETTINGS_FILE
 
@@ -39,8 +39,8 @@ _MODEL_ARCH = "higgs_audio_v2"
 class HiggsAudioLoader(ModelLoader):
     """Text head loaded, every missing key an error, no remote code, the tokenizer as the processor.
 
-    The native processor would build the codec eagerly, inside ZeRO-3's init context, and does not pickle.
-    """
+    The native processor would build the codec eagerly, inside ZeRO-3's init context, and does not
+    pickle."""
 
     default_trust_remote_code = False
 
@@ -50,19 +50,23 @@ class HiggsAudioLoader(ModelLoader):
     def get_processor(self, model_dir: str, config: Any) -> Any:
         return load_tokenizer(Path(model_dir))
 
-    def get_model(self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]) -> Any:
+    def get_model(
+        self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]
+    ) -> Any:
         return load_model(model_dir, config=config, **model_kwargs)
 
 
 def refuse_untrusted_files() -> None:
-    """Let MS-SWIFT look at the files of a model or an adapter as `plugins.model.untrusted` does, before it loads them.
+    """Let MS-SWIFT look at the files of a model or an adapter as `plugins.files.untrusted` does,
+    before it loads them.
 
-    4.6 reads config.json with trust_remote_code=True (`_get_model_info`), asked or not: with a model type that
-    transformers does not know, a stranger's `auto_map` runs a file of his. Adapters of all kinds pass
-    `Swift.from_pretrained`. Other model types are left alone. Idempotent.
-    """
+    4.6 reads config.json with trust_remote_code=True (`_get_model_info`), asked or not: with a
+    model type that transformers does not know, a stranger's `auto_map` runs a file of his. Adapters
+    of all kinds pass `Swift.from_pretrained`. Other model types are left alone. Idempotent."""
     if not swift.__version__.startswith("4.6."):
-        logger.warning(f"code of foreign checkpoints may be run: untested ms-swift {swift.__version__} (need 4.6)")
+        logger.warning(
+            f"code of foreign checkpoints may be run: untested ms-swift {swift.__version__} (need 4.6)"
+        )
         return
     original, load_adapter = model_meta._get_model_info, Swift.from_pretrained
     if getattr(original, "_refuses", False):
@@ -88,10 +92,11 @@ def register() -> None:
     """Idempotent."""
     refuse_untrusted_files()
     for config in (HiggsAudioV2Config, OriginalConfig):
-        # MS-SWIFT reads config.json with trust_remote_code=True; a class that is registered comes before a file of the
-        # checkpoint, so that no code of a checkpoint runs.
+        # MS-SWIFT reads config.json with trust_remote_code=True; a class that is registered comes
+        # before a file of the checkpoint, so that no code of a checkpoint runs.
         AutoConfig.register(config.model_type, config, exist_ok=True)
-    # Only some original checkpoints have a tower: MS-SWIFT freezes it by default (`--freeze_vit`, `--freeze_aligner`).
+    # Only some original checkpoints have a tower: MS-SWIFT freezes it by default (`--freeze_vit`,
+    # `--freeze_aligner`).
     keys = MultiModelKeys(
         _MODEL_ARCH,
         language_model=["model", "text_lm_head", "audio_lm_head"],
@@ -103,13 +108,21 @@ def register() -> None:
         is_3b = model_type == MODEL_TYPES[0]
         meta = ModelMeta(
             model_type,
-            [ModelGroup([Model(name, name) for name in MODELS_3B])] if is_3b else [],  # no 7B weights are public
+            [ModelGroup([Model(name, name) for name in MODELS_3B])]
+            if is_3b
+            else [],  # no 7B weights are public
             HiggsAudioLoader,
             template=TEMPLATE_TYPE,
             model_arch=_MODEL_ARCH,
-            # Only one type may claim the architecture, else MS-SWIFT cannot tell the type of a checkpoint.
+            # Only one type may claim the architecture, else MS-SWIFT cannot tell the type of a
+            # checkpoint.
             architectures=[ARCHITECTURE] if is_3b else [f"{ARCHITECTURE}7B"],
-            additional_saved_files=["processor_config.json", "chat_template.jinja", CODEC_FOLDER, SETTINGS_FILE],
+            additional_saved_files=[
+                "processor_config.json",
+                "chat_template.jinja",
+                CODEC_FOLDER,
+                SETTINGS_FILE,
+            ],
             is_multimodal=True,
             tags=["audio", "tts"],
         )

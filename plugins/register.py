@@ -1,8 +1,8 @@
 """register_higgs_audio_all(), and the file for `--external_plugins`. L4.
 
-MS-SWIFT imports this *file* under a private name, where relative imports fail and classes would not unpickle in spawned
-workers. So it makes the package importable, imports `plugins.*` absolutely and defines no class.
-"""
+MS-SWIFT imports this *file* under a private name, where relative imports fail and classes would not
+unpickle in spawned workers. So it makes the package importable, imports `plugins.*` absolutely and
+defines no class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def _make_importable() -> None:
-    # MS-SWIFT puts this folder first on sys.path, where our `audio.py` or `loss.py` would shadow other packages.
+    # MS-SWIFT puts this folder first on sys.path, where our `audio.py` or `loss.py` would shadow
+    # other packages.
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != _PACKAGE]
     if str(_PACKAGE.parent) not in sys.path:
         sys.path.append(str(_PACKAGE.parent))
@@ -27,12 +28,13 @@ def _make_importable() -> None:
 
 
 def register_higgs_audio_all() -> None:
-    """Register model types, template, dataset columns, optimizer and trainer with MS-SWIFT. Idempotent.
+    """Register model types, template, dataset columns, optimizer and trainer with MS-SWIFT.
+    Idempotent.
 
     Raises UserError if MS-SWIFT, or what it and we stand on, cannot be imported.
     """
     _make_importable()
-    from plugins.training.preflight.installation import explained
+    from plugins.files.installation import explained
 
     with explained():
         from plugins import dataset_registration, model_registration, trainer

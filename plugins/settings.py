@@ -1,9 +1,9 @@
 """Our own knobs: one frozen dataclass. L0.
 
-They travel as environment variables of the upper-cased name, because that is where MS-SWIFT puts `--model_kwargs`
-(`swift sft --model_kwargs '{"audio_learning_rate": 1e-4}'`); `higgs-audio sft` offers each as a typed flag and puts it
-there too. So there is one place to read them from: `HiggsAudioSettings.from_env()`.
-"""
+They travel as environment variables of the upper-cased name, because that is where MS-SWIFT puts
+`--model_kwargs` (`swift sft --model_kwargs '{"audio_learning_rate": 1e-4}'`); `higgs-audio sft`
+offers each as a typed flag and puts it there too. So there is one place to read them from:
+`HiggsAudioSettings.from_env()`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from plugins.errors import did_you_mean, problem, read_json
-from plugins.model.loss import LossWeights
-from plugins.model.untrusted import NamedByCheckpoint
+from plugins.errors import did_you_mean, problem
+from plugins.files.disk import read_json
+from plugins.files.hub import DEFAULT_CODEC
+from plugins.files.untrusted import NamedByCheckpoint
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "higgs_audio_settings.json"
-DEFAULT_CODEC = "bosonai/higgs-audio-v2-tokenizer"
 Reduction = Literal["mean", "sum"]
 
 
@@ -75,19 +75,35 @@ class HiggsAudioSettings:
         (), "one weight per codebook, for example 2,1,1,1,1,1,1,1; empty: all 1", _floats
     )
     audio_learning_rate: float | None = _knob(
-        None, "learning rate of audio FFN, norms, embedding and head; unset: that of the rest", float
+        None,
+        "learning rate of audio FFN, norms, embedding and head; unset: that of the rest",
+        float,
     )
     max_audio_length: int = _knob(1024, "longest clip in codec frames (25 per second)", int)
-    audio_root: str | None = _knob(None, "folder against which relative audio paths are resolved", str)
+    audio_root: str | None = _knob(
+        None, "folder against which relative audio paths are resolved", str
+    )
     codec: str | None = _knob(
-        None, f"codec folder or Hub id; unset: MODEL/audio_tokenizer if it exists, else {DEFAULT_CODEC}", str
+        None,
+        f"codec folder or Hub id; unset: MODEL/audio_tokenizer if it exists, else {DEFAULT_CODEC}",
+        str,
     )
     preflight: bool = _knob(True, "check labels, codes and leaks before the first step", _flag)
-    dry_run: bool = _knob(False, "show what would be trained, how, and in how much memory; train nothing", _flag)
-    raw_prompt: bool = _knob(False, "take the prompt as written, without normalising it to the model's own", _flag)
-    clean_text: bool = _knob(True, "write texts as the model's own examples do, in training and in speaking", _flag)
-    native_layers: bool = _knob(False, "transformers' own decoder layers in place of the index-once ones", _flag)
-    force_resume: bool = _knob(False, "resume although data, options or adapter are not those of the checkpoint", _flag)
+    dry_run: bool = _knob(
+        False, "show what would be trained, how, and in how much memory; train nothing", _flag
+    )
+    raw_prompt: bool = _knob(
+        False, "take the prompt as written, without normalising it to the model's own", _flag
+    )
+    clean_text: bool = _knob(
+        True, "write texts as the model's own examples do, in training and in speaking", _flag
+    )
+    native_layers: bool = _knob(
+        False, "transformers' own decoder layers in place of the index-once ones", _flag
+    )
+    force_resume: bool = _knob(
+        False, "resume although data, options or adapter are not those of the checkpoint", _flag
+    )
     samples: bool | None = _knob(
         None,
         "speak before the first step, at each evaluation and at the end; unset: if TensorBoard is reported to",
@@ -107,7 +123,8 @@ class HiggsAudioSettings:
 
         Raises UserError on a value of the wrong kind.
         """
-        # Not a default argument: `datasets.map(num_proc=2)` puts another object in the place of os.environ.
+        # Not a default argument: `datasets.map(num_proc=2)` puts another object in the place of
+        # os.environ.
         env = os.environ if env is None else env
         values: dict[str, Any] = {}
         for knob in dataclasses.fields(cls):
@@ -118,15 +135,22 @@ class HiggsAudioSettings:
                 values[knob.name] = knob.metadata["parse"](text)
             except ValueError:
                 raise problem(
-                    "settings", knob.name, text, "has the wrong kind", f"give {knob.metadata['help']}"
+                    source="settings",
+                    field=knob.name,
+                    value=text,
+                    reason="has the wrong kind",
+                    remedy=f"give {knob.metadata['help']}",
                 ) from None
         settings = cls(**values)
         settings._check_ranges()
         return settings
 
     @classmethod
-    def of_checkpoint(cls, folder: Path, env: Mapping[str, str] | None = None) -> HiggsAudioSettings:
-        """Those of `env`, and where it is silent about codec and prompt, those that `folder` was trained with."""
+    def of_checkpoint(
+        cls, folder: Path, env: Mapping[str, str] | None = None
+    ) -> HiggsAudioSettings:
+        """Those of `env`, and where it is silent about codec and prompt, those that `folder` was
+        trained with."""
         env = os.environ if env is None else env
         settings, kept = cls.from_env(env), {}
         for name, value in trained_with(folder).items():
@@ -134,7 +158,9 @@ class HiggsAudioSettings:
                 kept[name] = value
             elif name in PROMPT_KNOBS and value != getattr(settings, name):
                 asked = f"{name.upper()}={env[name.upper()]}"
-                _warn_once(f"{folder}: trained with {name} {str(value).lower()}, used with {asked}: other prompts")
+                _warn_once(
+                    f"{folder}: trained with {name} {str(value).lower()}, used with {asked}: other prompts"
+                )
         return dataclasses.replace(settings, **kept)
 
     @property
@@ -152,48 +178,47 @@ class HiggsAudioSettings:
     def _check_ranges(self) -> None:
         for name in ("text_loss_weight", "audio_loss_weight", "auxiliary_loss_weight"):
             if getattr(self, name) < 0:
-                raise problem("settings", name, getattr(self, name), "is negative", "give 0 or more")
+                raise problem(
+                    source="settings",
+                    field=name,
+                    value=getattr(self, name),
+                    reason="is negative",
+                    remedy="give 0 or more",
+                )
         if self.audio_learning_rate is not None and self.audio_learning_rate < 0:
-            raise problem("settings", "audio_learning_rate", self.audio_learning_rate, "is negative", "give 0 or more")
+            raise problem(
+                source="settings",
+                field="audio_learning_rate",
+                value=self.audio_learning_rate,
+                reason="is negative",
+                remedy="give 0 or more",
+            )
         if self.max_audio_length < 1:
-            raise problem("settings", "max_audio_length", self.max_audio_length, "is below 1", "give codec frames")
+            raise problem(
+                source="settings",
+                field="max_audio_length",
+                value=self.max_audio_length,
+                reason="is below 1",
+                remedy="give codec frames",
+            )
         if any(weight < 0 for weight in self.audio_codebook_weights) or (
             self.audio_codebook_weights and sum(self.audio_codebook_weights) == 0
         ):
             raise problem(
-                "settings",
-                "audio_codebook_weights",
-                self.audio_codebook_weights,
-                "has a negative weight or only zeros",
-                "give at least one positive weight",
+                source="settings",
+                field="audio_codebook_weights",
+                value=self.audio_codebook_weights,
+                reason="has a negative weight or only zeros",
+                remedy="give at least one positive weight",
             )
-
-    def loss_weights(self, num_codebooks: int) -> LossWeights:
-        """The weights of `plugins.model.loss.combine` for a model of `num_codebooks`."""
-        codebooks = self.audio_codebook_weights or (1.0,) * num_codebooks
-        if len(codebooks) != num_codebooks:
-            raise problem(
-                "settings",
-                "audio_codebook_weights",
-                codebooks,
-                f"has {len(codebooks)} weights for {num_codebooks} codebooks",
-                f"give {num_codebooks} or leave it empty",
-            )
-        return LossWeights(
-            text=self.text_loss_weight,
-            audio=self.audio_loss_weight,
-            auxiliary=self.auxiliary_loss_weight,
-            codebooks=codebooks,
-            sum_codebooks=self.audio_codebook_reduction == "sum",
-        )
 
 
 PROMPT_KNOBS = ("raw_prompt", "clean_text")
 
 
 def trained_with(folder: Path) -> dict[str, Any]:
-    """`codec` and PROMPT_KNOBS of the training that saved `folder`; of a base, which has no settings,
-    nothing.
+    """`codec` and PROMPT_KNOBS of the training that saved `folder`; of a base, which has no
+    settings, nothing.
 
     Raises UserError if they cannot be read.
     """
@@ -203,7 +228,13 @@ def trained_with(folder: Path) -> dict[str, Any]:
     saved = read_json(file, remedy)
     for name in PROMPT_KNOBS:
         if not isinstance(saved.get(name, False), bool):
-            raise problem(str(file), name, saved[name], "is neither true nor false", remedy)
+            raise problem(
+                source=str(file),
+                field=name,
+                value=saved[name],
+                reason="is neither true nor false",
+                remedy=remedy,
+            )
     if "clean_text" not in saved:
         _warn_once(
             f"{folder}: trained before texts were cleaned (no clean_text in {SETTINGS_FILE}): used with raw ones"
@@ -232,9 +263,14 @@ def joined(knob: str, values: Iterable[Any]) -> str:
 
 
 def check_knob_names(names: Iterable[str], where: str) -> None:
-    """Raise UserError for a name that is no knob: a mistyped one would otherwise be ignored in silence."""
+    """Raise UserError for a name that is no knob: a mistyped one would otherwise be ignored in
+    silence."""
     for name in names:
         if name.lower() not in KNOBS:
             raise problem(
-                where, "model_kwargs", name, "is not a setting of this kit", did_you_mean(name.lower(), KNOBS)
+                source=where,
+                field="model_kwargs",
+                value=name,
+                reason="is not a setting of this kit",
+                remedy=did_you_mean(name.lower(), KNOBS),
             )

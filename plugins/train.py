@@ -1,10 +1,11 @@
-"""Our own training entry: MS-SWIFT's, plus typed flags for our settings and the seed document's old names. L4.
+"""Our own training entry: MS-SWIFT's, plus typed flags for our settings and the seed document's old
+names. L4.
 
-    from plugins.train import main
-    main(["--model_type", "higgs-audio-v2-3b", "--model", "...", "--dataset", "data/train.jsonl", "--sft_type", "lora"])
+    from plugins.train import main main(["--model_type", "higgs-audio-v2-3b", "--model", "...",
+    "--dataset", "data/train.jsonl", "--sft_type", "lora"])
 
-`higgs-audio sft` runs this file through MS-SWIFT's launcher, so YAML files and `NPROC_PER_NODE` work as there.
-"""
+`higgs-audio sft` runs this file through MS-SWIFT's launcher, so YAML files and `NPROC_PER_NODE`
+work as there."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import UserError, did_you_mean, problem
+from plugins.files.installation import explained
 from plugins.settings import KNOBS, HiggsAudioSettings, joined
 from plugins.training import signals
-from plugins.training.preflight.installation import explained
 
 REGISTER_FILE = str(Path(__file__).resolve().parent / "register.py")
 
@@ -34,7 +35,8 @@ BUILT_IN = {"--trainer_type": "higgs_audio", "--data_collator": "higgs_audio"}
 
 @explained()
 def main(argv: Sequence[str] | None = None) -> Any:
-    """Train with MS-SWIFT flags, our settings as flags, or a YAML file first. Returns MS-SWIFT's result dictionary.
+    """Train with MS-SWIFT flags, our settings as flags, or a YAML file first. Returns MS-SWIFT's
+    result dictionary.
 
     Raises UserError on unknown flags, settings of the wrong kind, faulty rows and checkpoints,
     and if MS-SWIFT or what it and we stand on cannot be imported.
@@ -45,19 +47,25 @@ def main(argv: Sequence[str] | None = None) -> Any:
     from plugins.register import register_higgs_audio_all
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Settings travel as environment variables, and MS-SWIFT leaves its own folder of events there for good.
+    # Settings travel as environment variables, and MS-SWIFT leaves its own folder of events there
+    # for good.
     names = [*(knob.upper() for knob in KNOBS), "TENSORBOARD_LOGGING_DIR"]
     before = {name: os.environ.get(name) for name in names}
     try:
         parse_yaml_args(arguments)
         # `--flag=value` as two words, so that every flag is looked at in the same way.
-        words = [word for each in arguments for word in (each.split("=", 1) if each.startswith("--") else [each])]
+        words = [
+            word
+            for each in arguments
+            for word in (each.split("=", 1) if each.startswith("--") else [each])
+        ]
         rest = with_plugin(take_settings(translate(words)))
         if "--strict" not in rest:
             # MS-SWIFT's default puts a random other row in the place of one that fails.
             rest += ["--strict", "true"]
         if "--ddp_timeout" not in rest:
-            # MS-SWIFT's default is 208 days: for so long the other nodes would wait for a rank that is dead.
+            # MS-SWIFT's default is 208 days: for so long the other nodes would wait for a rank that
+            # is dead.
             rest += ["--ddp_timeout", "1800"]
         check_flags(rest)
         check_model(rest)
@@ -74,22 +82,32 @@ def main(argv: Sequence[str] | None = None) -> Any:
 
 
 def with_plugin(arguments: list[str]) -> list[str]:
-    """Our plugin first among `--external_plugins`: args.json then lets `swift export` and `swift infer` find it."""
+    """Our plugin first among `--external_plugins`: args.json then lets `swift export` and `swift
+    infer` find it."""
     if "--external_plugins" not in arguments:
         return [*arguments, "--external_plugins", REGISTER_FILE]
     at = arguments.index("--external_plugins") + 1
     named = {str(Path(value).resolve()) for value in arguments[at:]}
-    return arguments if REGISTER_FILE in named else [*arguments[:at], REGISTER_FILE, *arguments[at:]]
+    return (
+        arguments if REGISTER_FILE in named else [*arguments[:at], REGISTER_FILE, *arguments[at:]]
+    )
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
-    """The seed document's flags and module names in MS-SWIFT's own. Raises UserError where one cannot be meant."""
+    """The seed document's flags and module names in MS-SWIFT's own. Raises UserError where one
+    cannot be meant."""
     result: list[str] = []
     for flag, values in _by_flag(arguments):
         if flag in BUILT_IN:
             if values != [BUILT_IN[flag]]:
                 remedy = f"use {BUILT_IN[flag]!r} or leave it out"
-                raise problem("command line", flag, " ".join(values), "is not available", remedy)
+                raise problem(
+                    source="command line",
+                    field=flag,
+                    value=" ".join(values),
+                    reason="is not available",
+                    remedy=remedy,
+                )
             continue
         name = RENAMED.get(flag, flag)
         result += [name, *values] if name else values
@@ -97,7 +115,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
 
 def take_settings(arguments: Sequence[str]) -> list[str]:
-    """Move `--<knob> value` into the environment, where MS-SWIFT's `--model_kwargs` go too; return the rest."""
+    """Move `--<knob> value` into the environment, where MS-SWIFT's `--model_kwargs` go too; return
+    the rest."""
     rest: list[str] = []
     for flag, values in _by_flag(arguments):
         knob = flag.removeprefix("--")
@@ -107,7 +126,13 @@ def take_settings(arguments: Sequence[str]) -> list[str]:
         if not values and isinstance(getattr(HiggsAudioSettings(), knob), bool):
             values = ["true"]
         if not values:
-            raise problem("command line", flag, None, "has no value", "give one after the flag")
+            raise problem(
+                source="command line",
+                field=flag,
+                value=None,
+                reason="has no value",
+                remedy="give one after the flag",
+            )
         os.environ[knob.upper()] = joined(knob, values)
     HiggsAudioSettings.from_env()
     return rest
@@ -125,15 +150,28 @@ def _by_flag(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-    """Raise UserError for a flag that MS-SWIFT does not know; it would say so only after making the output folder."""
+    """Raise UserError for a flag that MS-SWIFT does not know; it would say so only after making the
+    output folder."""
     from swift.arguments import SftArguments
 
     known = {field.name for field in dataclasses.fields(SftArguments)}
     for argument in arguments:
         name = argument.removeprefix("--")
-        if argument.startswith("--") and name.removeprefix("no_") not in known and name not in known:
-            near = did_you_mean(name, {*known, *KNOBS, *(old.removeprefix("--") for old in RENAMED)})
-            raise problem("command line", "flag", argument, "is unknown", near)
+        if (
+            argument.startswith("--")
+            and name.removeprefix("no_") not in known
+            and name not in known
+        ):
+            near = did_you_mean(
+                name, {*known, *KNOBS, *(old.removeprefix("--") for old in RENAMED)}
+            )
+            raise problem(
+                source="command line",
+                field="flag",
+                value=argument,
+                reason="is unknown",
+                remedy=near,
+            )
 
 
 def check_output_dir(arguments: Sequence[str]) -> None:
@@ -144,15 +182,20 @@ def check_output_dir(arguments: Sequence[str]) -> None:
             parent = next(folder for folder in (place, *place.parents) if folder.exists())
             if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
                 raise problem(
-                    "options", "output_dir", values[0], f"cannot be written ({parent})", "name another folder"
+                    source="options",
+                    field="output_dir",
+                    value=values[0],
+                    reason=f"cannot be written ({parent})",
+                    remedy="name another folder",
                 )
 
 
 def resolve_resume(arguments: list[str]) -> list[str]:
-    """`--resume_from_checkpoint auto` as the newest whole checkpoint, its run's folder being written to again.
+    """`--resume_from_checkpoint auto` as the newest whole checkpoint, its run's folder being
+    written to again.
 
-    Raises UserError if a checkpoint that is named is not whole, here before MS-SWIFT loads anything of it.
-    """
+    Raises UserError if a checkpoint that is named is not whole, here before MS-SWIFT loads anything
+    of it."""
     from swift.utils import get_logger
 
     from plugins.training.saves import newest, require_whole
@@ -165,11 +208,24 @@ def resolve_resume(arguments: list[str]) -> list[str]:
         require_whole(Path(name))
         return arguments
     if output_dir is None:
-        raise problem("options", "output_dir", None, "is not given, so `auto` has nowhere to look", "give --output_dir")
+        raise problem(
+            source="options",
+            field="output_dir",
+            value=None,
+            reason="is not given, so `auto` has nowhere to look",
+            remedy="give --output_dir",
+        )
     logger = get_logger()
     checkpoint = newest(Path(output_dir), logger.warning)
-    replaced = {"--resume_from_checkpoint", *(("--output_dir", "--add_version") if checkpoint else ())}
-    kept = [[flag, *values] if flag else values for flag, values in _by_flag(arguments) if flag not in replaced]
+    replaced = {
+        "--resume_from_checkpoint",
+        *(("--output_dir", "--add_version") if checkpoint else ()),
+    }
+    kept = [
+        [flag, *values] if flag else values
+        for flag, values in _by_flag(arguments)
+        if flag not in replaced
+    ]
     rest = [word for words in kept for word in words]
     if checkpoint is None:
         logger.info(f"no whole checkpoint in {output_dir}: training starts anew")
@@ -179,7 +235,8 @@ def resolve_resume(arguments: list[str]) -> list[str]:
 
 
 def check_model(arguments: Sequence[str]) -> None:
-    """Raise UserError if the folder after `--model` is no Higgs-Audio V2, before MS-SWIFT runs its code."""
+    """Raise UserError if the folder after `--model` is no Higgs-Audio V2, before MS-SWIFT runs its
+    code."""
     from plugins.model.load import load_config
 
     for flag, values in _by_flag(arguments):
@@ -188,8 +245,13 @@ def check_model(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Started by its path (MS-SWIFT's launcher, torchrun): the folder of this file must not be an import root.
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    # Started by its path (MS-SWIFT's launcher, torchrun): the folder of this file must not be an
+    # import root.
+    sys.path[:] = [
+        entry
+        for entry in sys.path
+        if Path(entry or ".").resolve() != Path(__file__).resolve().parent
+    ]
     signals.end_cleanly()
     try:
         main()

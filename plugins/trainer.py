@@ -1,8 +1,9 @@
-"""HiggsAudioTrainer: one exact loss per optimisation step, the audio learning rate, metrics per codebook. L3.
+"""HiggsAudioTrainer: one exact loss per optimisation step, the audio learning rate, metrics per
+codebook. L3.
 
-Exact means: the loss and the gradients of a step do not depend on how its rows are split into micro-batches,
-accumulation steps and ranks. Numerators come from the model as sums, denominators are counted here over the whole step.
-"""
+Exact means: the loss and the gradients of a step do not depend on how its rows are split into
+micro-batches, accumulation steps and ranks. Numerators come from the model as sums, denominators
+are counted here over the whole step."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from plugins.audio.codec import CODEC_FOLDER
 from plugins.data.rows import ROW_SOURCE
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
-from plugins.model.loss import LossSums, combine
+from plugins.model.loss import LossSums, LossWeights, combine
 from plugins.model.modeling import DualLossOutput
 from plugins.ms_swift.template import TEMPLATE_TYPE, HiggsAudioTemplate
 from plugins.settings import HiggsAudioSettings, check_knob_names
@@ -57,7 +58,13 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
         optimizer_cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args, model)
         if {"params", "model", "optimizer_dict"} & kwargs.keys():
             reason = "builds its own parameter groups, so audio_learning_rate would be ignored"
-            raise problem("options", "optim", str(self.args.optim), reason, "use adamw_torch or a similar one")
+            raise problem(
+                source="options",
+                field="optim",
+                value=str(self.args.optim),
+                reason=reason,
+                remedy="use adamw_torch or a similar one",
+            )
         groups = parameter_groups(
             model,
             decay_names=set(Trainer.get_decay_parameter_names(self.trainer, model)),
@@ -68,11 +75,19 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
         if not groups:
             remedy = "freeze less, or name trainable_parameters"
             reason = "are frozen: nothing is left to train"
-            raise problem("options", "freeze_parameters", "all", reason, remedy)
+            raise problem(
+                source="options",
+                field="freeze_parameters",
+                value="all",
+                reason=reason,
+                remedy=remedy,
+            )
         for group in groups:
             kind = "audio" if group["audio"] else "base"
             size = sum(parameter.numel() for parameter in group["params"])
-            logger.info(f"{kind} parameters: {size:,} at {group['lr']:g}, weight decay {group['weight_decay']:g}")
+            logger.info(
+                f"{kind} parameters: {size:,} at {group['lr']:g}, weight decay {group['weight_decay']:g}"
+            )
         return optimizer_cls(groups, **kwargs)
 
 
@@ -84,13 +99,16 @@ def parameter_groups(
     audio_learning_rate: float | None,
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """Non-empty groups of the trainable parameters: base before audio, decayed before not decayed."""
+    """Non-empty groups of the trainable parameters: base before audio, decayed before not
+    decayed."""
     if audio_learning_rate is None:
         audio_learning_rate = learning_rate
     members: dict[tuple[bool, bool], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            members.setdefault((is_audio_parameter(name), name not in decay_names), []).append(parameter)
+            members.setdefault((is_audio_parameter(name), name not in decay_names), []).append(
+                parameter
+            )
     return [
         {
             "params": parameters,
@@ -122,7 +140,8 @@ class LossMeter(Meter):
 
 
 def metrics(text: LossSums, audio: LossSums) -> dict[str, float]:
-    """loss_text, acc_text, loss_audio, loss_audio_cb0.., acc_audio_cb0.., loss_aux; none of an absent modality."""
+    """loss_text, acc_text, loss_audio, loss_audio_cb0.., acc_audio_cb0.., loss_aux; none of an
+    absent modality."""
     result: dict[str, float] = {}
     if text.count > 0:
         result["loss_text"] = float(text.loss / text.count)
@@ -139,33 +158,52 @@ def metrics(text: LossSums, audio: LossSums) -> dict[str, float]:
 
 
 def memorised_codebooks(logs: dict[str, float], mode: str, epoch: float) -> dict[str, float]:
-    """Losses that are lower than any on speech that the model has not seen: in the first epoch, or in evaluation."""
+    """Losses that are lower than any on speech that the model has not seen: in the first epoch, or
+    in evaluation."""
     if mode == "train" and epoch >= 1:
         return {}
     prefix = "loss_audio_cb" if mode == "train" else "eval_loss_audio_cb"
-    return {name: loss for name, loss in logs.items() if name.startswith(prefix) and loss < MEMORISED}
+    return {
+        name: loss for name, loss in logs.items() if name.startswith(prefix) and loss < MEMORISED
+    }
 
 
 class HiggsAudioTrainer(Seq2SeqTrainer):
-    """MS-SWIFT's trainer with our denominators, optimizer and metrics. For any other model: the base itself."""
+    """MS-SWIFT's trainer with our denominators, optimizer and metrics. For any other model: the
+    base itself."""
 
     data_collator: Any
 
     def __new__(cls, *args: Any, template: Any = None, **kwargs: Any) -> Any:
         if isinstance(template, HiggsAudioTemplate):
             return super().__new__(cls)
-        if getattr(getattr(kwargs.get("model"), "model_meta", None), "template", None) == TEMPLATE_TYPE:
+        if (
+            getattr(getattr(kwargs.get("model"), "model_meta", None), "template", None)
+            == TEMPLATE_TYPE
+        ):
             reason = f"is no template for this model, which needs {TEMPLATE_TYPE!r}"
-            raise problem("options", "template", type(template).__name__, reason, "leave --template out")
+            raise problem(
+                source="options",
+                field="template",
+                value=type(template).__name__,
+                reason=reason,
+                remedy="leave --template out",
+            )
         return Seq2SeqTrainer(*args, template=template, **kwargs)
 
-    def __init__(self, *, model: Any, args: Any, template: HiggsAudioTemplate, **kwargs: Any) -> None:
+    def __init__(
+        self, *, model: Any, args: Any, template: HiggsAudioTemplate, **kwargs: Any
+    ) -> None:
         refuse_unsupported(args, template)
         packs.refuse_unsupported(args, kwargs.get("train_dataset"))
         guards.check_temporary_folder(args.dataloader_num_workers)
         args.optimizer = OPTIMIZER
         self.batches = BatchMeter()
-        self.meters: dict[str, Any] = {"train": LossMeter(), "eval": LossMeter(), "batches": self.batches}
+        self.meters: dict[str, Any] = {
+            "train": LossMeter(),
+            "eval": LossMeter(),
+            "batches": self.batches,
+        }
         super().__init__(model=model, args=args, template=template, **kwargs)
         # What the preflight leaves to the first step and the first save.
         self._check_gradients = False
@@ -188,7 +226,11 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             if report.failed:
                 summary = "; ".join(f"{finding.check}: {finding.text}" for finding in report.failed)
                 raise problem(
-                    "preflight", "training", "refused", f"because {summary}", "mend it, or set preflight: false"
+                    source="preflight",
+                    field="training",
+                    value="refused",
+                    reason=f"because {summary}",
+                    remedy="mend it, or set preflight: false",
                 )
             self._adapter_keys = tuning.adapter_keys(self.model)
             self._check_gradients = True
@@ -233,7 +275,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         self.batches.start()
-        # A resumed run builds loader and codec, which draw random numbers, at another moment: dropout must not notice.
+        # A resumed run builds loader and codec, which draw random numbers, at another moment:
+        # dropout must not notice.
         with torch.random.fork_rng(devices=[]):
             return super().get_batch_samples(*args, **kwargs)
 
@@ -243,7 +286,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             return super().evaluate(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """(2,): trained text tokens and trained audio frames of the step, over all micro-batches and ranks."""
+        """(2,): trained text tokens and trained audio frames of the step, over all micro-batches
+        and ranks."""
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for batch in batch_samples:
             # Codebook 0 stands for all: each has F codes and one EOS per clip.
@@ -268,7 +312,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             prefix = "" if mode == "train" else "eval_"
             logs.update({f"{prefix}{name}": value for name, value in metrics(*sums).items()})
             if "eval_loss" in logs:
-                # The base averages over batches; over the whole set it is the same formula as in training.
+                # The base averages over batches; over the whole set it is the same formula as in
+                # training.
                 logs["eval_loss"] = self._loss_of(*sums)
             if leaked := memorised_codebooks(logs, mode, self.state.epoch or 0.0):
                 shown = ", ".join(f"{name} {loss:.2f}" for name, loss in leaked.items())
@@ -282,7 +327,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         if "learning_rate" in logs:
             self.guard.amend(logs)
             logs.update(self.batches.drain())
-            audio_rates = [group["lr"] for group in self.optimizer.param_groups if group.get("audio")]
+            audio_rates = [
+                group["lr"] for group in self.optimizer.param_groups if group.get("audio")
+            ]
             if audio_rates:
                 logs["audio_learning_rate"] = audio_rates[0]
         with disk_guard.log_line(self):
@@ -295,7 +342,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         if (folder / CODEC_FOLDER).exists():
-            # Never in a checkpoint, which is new. MS-SWIFT copies with a plain `copytree`, which it would stop.
+            # Never in a checkpoint, which is new. MS-SWIFT copies with a plain `copytree`, which it
+            # would stop.
             checkpoints.set_aside(folder / CODEC_FOLDER)
         super()._save(output_dir, state_dict)
         tuning.check_saved(folder, self._adapter_keys)
@@ -304,12 +352,15 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         self.template.settings.save(folder)
 
     def _loss_of(self, text: LossSums, audio: LossSums) -> float:
-        weights = self.template.settings.loss_weights(len(audio.count))
-        return float(combine(text, audio, num_text=text.count, num_frames=audio.count[0], weights=weights))
+        weights = LossWeights.of(self.template.settings, len(audio.count))
+        return float(
+            combine(text, audio, num_text=text.count, num_frames=audio.count[0], weights=weights)
+        )
 
 
 def refuse_unsupported(args: Any, template: HiggsAudioTemplate) -> None:
-    """Raise UserError for options under which the loss or the learning rate would silently be another one."""
+    """Raise UserError for options under which the loss or the learning rate would silently be
+    another one."""
     text_only = "recomputes a text loss on logits that are not text"
     deepspeed = args.deepspeed if isinstance(args.deepspeed, dict) else {}
     checks = [
@@ -328,7 +379,13 @@ def refuse_unsupported(args: Any, template: HiggsAudioTemplate) -> None:
     ]  # fmt: skip
     for option, value, supported, reason in checks:
         if not supported:
-            raise problem("options", option, value, reason, "leave it at its default")
+            raise problem(
+                source="options",
+                field=option,
+                value=value,
+                reason=reason,
+                remedy="leave it at its default",
+            )
 
 
 def _say(text: str) -> None:
@@ -337,7 +394,8 @@ def _say(text: str) -> None:
 
 
 def _settle_output_folder(output_dir: Path, settings: HiggsAudioSettings) -> None:
-    """Write the resolved settings; check and settle MS-SWIFT's args.json, which it writes before the trainer exists."""
+    """Write the resolved settings; check and settle MS-SWIFT's args.json, which it writes before
+    the trainer exists."""
     output_dir.mkdir(parents=True, exist_ok=True)
     settings.save(output_dir)
     path = output_dir / "args.json"
@@ -345,8 +403,11 @@ def _settle_output_folder(output_dir: Path, settings: HiggsAudioSettings) -> Non
         return
     args = json.loads(path.read_text(encoding="utf-8"))
     check_knob_names(args.get("model_kwargs") or {}, "options")
-    # A relative plugin path, as our YAML files have it, would bind later `swift export` runs to this directory.
-    args["external_plugins"] = [str(Path(plugin).resolve()) for plugin in args.get("external_plugins") or []]
+    # A relative plugin path, as our YAML files have it, would bind later `swift export` runs to
+    # this directory.
+    args["external_plugins"] = [
+        str(Path(plugin).resolve()) for plugin in args.get("external_plugins") or []
+    ]
     path.write_text(json.dumps(args, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
@@ -354,6 +415,8 @@ def register() -> None:
     """Idempotent. Raises UserError if another plugin has put its own trainer there."""
     mapping, ours = TrainerFactory.TRAINER_MAPPING, "plugins.trainer.HiggsAudioTrainer"
     if mapping["causal_lm"] not in {"swift.trainers.Seq2SeqTrainer", ours}:
-        raise UserError(f"another plugin has registered the trainer {mapping['causal_lm']}; use one of the two")
+        raise UserError(
+            f"another plugin has registered the trainer {mapping['causal_lm']}; use one of the two"
+        )
     mapping["causal_lm"] = ours
     optimizers_map[OPTIMIZER] = HiggsAudioOptimizerCallback

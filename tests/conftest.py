@@ -1,4 +1,5 @@
-"""Shared fixtures: the embedded corpus, a tiny checkpoint of the real classes, the real Llama-3 tokenizer."""
+"""Shared fixtures: the embedded corpus, a tiny checkpoint of the real classes, the real Llama-3
+tokenizer."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ import pytest
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Before torch is imported. Tensors are tiny here: a second thread only waits for the first, for long if the machine has
-# other work, and rounds differently.
+# Before torch is imported. Tensors are tiny here: a second thread only waits for the first, for
+# long if the machine has other work, and rounds differently.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +25,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
-    """Our settings, and many of MS-SWIFT's, are environment variables that a run sets: no test may see another's.
+    """Our settings, and many of MS-SWIFT's, are environment variables that a run sets: no test may
+    see another's.
 
     But `NATIVE_LAYERS=1 make test` runs all of them on transformers' own layers.
     """
@@ -45,8 +47,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from plugins.audio import waveforms as audio
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    texts = [line.split("|")[1] for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()]
-    tiny.build(folder, texts, [audio.load(path) for path in sorted((CORPUS / "wavs").glob("*.flac"))])
+    texts = [
+        line.split("|")[1]
+        for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    ]
+    tiny.build(
+        folder, texts, [audio.load(path) for path in sorted((CORPUS / "wavs").glob("*.flac"))]
+    )
     return folder
 
 
@@ -67,7 +74,10 @@ def corpus_rows(num_rows: int = 16, **columns: Any) -> list[dict[str, Any]]:
         rows.append(
             {
                 "messages": [
-                    {"role": "system", "content": "<|scene_desc_start|> Indoor quiet <|scene_desc_end|>"},
+                    {
+                        "role": "system",
+                        "content": "<|scene_desc_start|> Indoor quiet <|scene_desc_end|>",
+                    },
                     {"role": "user", "content": f"Please speak: {text}"},
                     {"role": "assistant", "content": ""},
                 ],
@@ -85,7 +95,8 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_tokenizer() -> Any:
-    """The published model's tokenizer: Llama-3's with real ids; six reserved tokens carry audio names."""
+    """The published model's tokenizer: Llama-3's with real ids; six reserved tokens carry audio
+    names."""
     spec = importlib.util.find_spec("llama_models")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("needs the Llama-3 tokenizer: pip install --no-deps llama-models==0.3.0")

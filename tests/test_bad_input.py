@@ -1,4 +1,5 @@
-"""Wrong input through the commands: one line that names file, row, field, value and remedy, and an exit code."""
+"""Wrong input through the commands: one line that names file, row, field, value and remedy, and an
+exit code."""
 
 from __future__ import annotations
 
@@ -21,12 +22,18 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "missing audio": (row(audios=["gone.wav"]), r"audios\[0\]: 'gone\.wav' not found \(looked in .*; "),
+    "missing audio": (
+        row(audios=["gone.wav"]),
+        r"audios\[0\]: 'gone\.wav' not found \(looked in .*; ",
+    ),
     "empty text": (
         row(messages=[{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]),
         r"messages\[0\]\.content: '' is empty; give the text to speak",
     ),
-    "wrong codebook count": (row(audio_codes=[[[1, 2]]]), r"audio_codes\[0\]: \[1, 2\] is not \[F\]\[8\]; give"),
+    "wrong codebook count": (
+        row(audio_codes=[[[1, 2]]]),
+        r"audio_codes\[0\]: \[1, 2\] is not \[F\]\[8\]; give",
+    ),
     "two audios for one turn": (
         row(audios=row()["audios"] * 2),
         r"audios: .* are 2 clips for 1 assistant turn\(s\) that take one; give",
@@ -53,10 +60,14 @@ def test_a_clip_that_breaks_off_is_named_when_it_is_decoded(tiny: Path, tmp_path
         main(flags(tiny, dataset, tmp_path / "out"))
 
 
-def test_row_longer_than_max_length_is_named_before_the_first_step(tiny: Path, tmp_path: Path) -> None:
+def test_row_longer_than_max_length_is_named_before_the_first_step(
+    tiny: Path, tmp_path: Path
+) -> None:
     """MS-SWIFT would drop it without a word, or stop in mid-epoch without naming it."""
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(3))
-    with pytest.raises(UserError, match=rf"{dataset}:3: row: \d+ tokens and frames are more than max_length 130;"):
+    with pytest.raises(
+        UserError, match=rf"{dataset}:3: row: \d+ tokens and frames are more than max_length 130;"
+    ):
         main(flags(tiny, dataset, tmp_path / "out", max_length=130))
 
 
@@ -74,10 +85,15 @@ def without_text_head(model: Path) -> None:
     ("damage", "expected"),
     [
         (without_weights, r"weights: '\*\.safetensors' not found; download the whole checkpoint"),
-        (without_text_head, r"weights: 'text_lm_head\.weight' is missing: .*; start from the published checkpoint"),
+        (
+            without_text_head,
+            r"weights: 'text_lm_head\.weight' is missing: .*; start from the published checkpoint",
+        ),
     ],
 )
-def test_bad_checkpoint(damage: Callable[[Path], None], expected: str, tiny: Path, tmp_path: Path) -> None:
+def test_bad_checkpoint(
+    damage: Callable[[Path], None], expected: str, tiny: Path, tmp_path: Path
+) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny, model)
     damage(model)
@@ -88,17 +104,25 @@ def test_bad_checkpoint(damage: Callable[[Path], None], expected: str, tiny: Pat
 
 def test_unknown_knob_in_model_kwargs(tiny: Path, tmp_path: Path) -> None:
     dataset = write_jsonl(tmp_path / "train.jsonl", [row()])
-    with pytest.raises(UserError, match=r"^options: model_kwargs: 'audio_learing_rate' is not a .*did you mean"):
+    with pytest.raises(
+        UserError, match=r"^options: model_kwargs: 'audio_learing_rate' is not a .*did you mean"
+    ):
         main(flags(tiny, dataset, tmp_path / "out", model_kwargs='{"audio_learing_rate": 1e-4}'))
 
 
 @pytest.mark.slow
 def test_our_command_prints_the_line_alone_and_exits_with_1(tiny: Path, tmp_path: Path) -> None:
     dataset = write_jsonl(tmp_path / "train.jsonl", [row(audios=["gone.wav"])])
-    done = run(str(BIN / "higgs-audio"), "sft", *flags(tiny, dataset, tmp_path / "out"), cwd=tmp_path)
+    done = run(
+        str(BIN / "higgs-audio"), "sft", *flags(tiny, dataset, tmp_path / "out"), cwd=tmp_path
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {dataset}:1: audios[0]: 'gone.wav' not found")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith(f"error: {dataset}:1: audios[0]: 'gone.wav' not found")
+    )
 
 
 @pytest.mark.slow

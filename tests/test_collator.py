@@ -1,4 +1,5 @@
-"""Batches: literal tensors, and equality with the collator of the original implementation (tests/golden)."""
+"""Batches: literal tensors, and equality with the collator of the original implementation
+(tests/golden)."""
 
 import json
 from typing import Any
@@ -53,7 +54,13 @@ def test_literal_batch_of_unequal_lengths_with_a_text_only_row() -> None:
         [[99, 99]] * 5,
     ]
     assert batch["audio_input_ids_mask"].tolist() == [[True] * 5, [True] * 4 + [False], [False] * 5]
-    assert batch["audio_labels"][0].tolist() == [[-100, -100], [0, -100], [1, 2], [99, 3], [-100, 99]]
+    assert batch["audio_labels"][0].tolist() == [
+        [-100, -100],
+        [0, -100],
+        [1, 2],
+        [99, 3],
+        [-100, 99],
+    ]
     assert (batch["audio_labels"][1:] == -100).all(), "an untrained reference clip has no labels"
 
 
@@ -66,7 +73,8 @@ def test_generation_pads_on_the_left_and_has_no_labels() -> None:
 
 
 def test_batch_without_audio_keeps_its_names() -> None:
-    """Every rank must run the same code: a text-only batch has empty audio tensors, not missing ones."""
+    """Every rank must run the same code: a text-only batch has empty audio tensors, not missing
+    ones."""
     batch = collate([EncodedSample([1, 50, 4], [-100, 50, 4])], tiny_tokens(), training=True)
     assert batch["audio_input_ids"].shape == (1, 0, 2)
     assert batch["audio_labels"].shape == (1, 0, 2)
@@ -76,9 +84,15 @@ def test_placeholders_that_do_not_match_the_frames_name_the_row() -> None:
     """The native model accepts surplus frames in silence and then trains shifted audio."""
     sample = spoken(2)
     broken = EncodedSample(
-        sample.input_ids, sample.labels, [torch.zeros(2, 3, dtype=torch.long)], [True], "train.jsonl:7"
+        sample.input_ids,
+        sample.labels,
+        [torch.zeros(2, 3, dtype=torch.long)],
+        [True],
+        "train.jsonl:7",
     )
-    with pytest.raises(AssertionError, match=r"train\.jsonl:7: clips take \[6\] frames but the prompt has \[5\]"):
+    with pytest.raises(
+        AssertionError, match=r"train\.jsonl:7: clips take \[6\] frames but the prompt has \[5\]"
+    ):
         collate([broken], tiny_tokens(), training=True)
 
 
@@ -89,14 +103,17 @@ def golden_sample(name: str, tokenizer: Any, tokens: SpecialTokens) -> EncodedSa
     for i, (role, content) in enumerate(case["turns"]):
         before_start = case["start_index"] is not None and i < case["start_index"]
         text = content if isinstance(content, str) else ""
-        messages.append({"role": role, "content": text, **({"loss": False} if before_start else {})})
+        messages.append(
+            {"role": role, "content": text, **({"loss": False} if before_start else {})}
+        )
     codes = [np.array(clip).T.tolist() for clip in case["codes"]]
     row = canonical_row({"messages": messages, "audio_codes": codes}, name, HiggsAudioSettings())
     return encode(dialogue_from_row(row, HiggsAudioSettings()), tokenizer, tokens)
 
 
 def collapsed(values: torch.Tensor, ids: torch.Tensor, tokens: SpecialTokens) -> list[int]:
-    """The original writes one <|AUDIO_OUT|> per clip where the native layout has F + 2 + 7 placeholders."""
+    """The original writes one <|AUDIO_OUT|> per clip where the native layout has F + 2 + 7
+    placeholders."""
     is_audio = (ids == tokens.audio) | (ids == tokens.audio_delay)
     first = is_audio & ~torch.cat([torch.zeros(1, dtype=torch.bool), is_audio[:-1]])
     return values[~is_audio | first].tolist()
@@ -117,7 +134,10 @@ def test_equals_the_original_collator(
         real = batch["attention_mask"][row].bool()
         there = golden["attention_mask"][row].astype(bool)
         assert collapsed(ids[real], ids[real], tokens) == golden["input_ids"][row][there].tolist()
-        assert collapsed(batch["labels"][row][real], ids[real], tokens) == golden["label_ids"][row][there].tolist()
+        assert (
+            collapsed(batch["labels"][row][real], ids[real], tokens)
+            == golden["label_ids"][row][there].tolist()
+        )
     mask = batch["audio_input_ids_mask"]
     assert batch["audio_input_ids"][mask].T.tolist() == golden["audio_out_ids"].tolist()
     assert batch["audio_labels"][mask].T.tolist() == golden["label_audio_ids"].tolist()

@@ -1,4 +1,5 @@
-"""Every YAML file gives MS-SWIFT arguments, and its values agree with the code and the seed document."""
+"""Every YAML file gives MS-SWIFT arguments, and its values agree with the code and the seed
+document."""
 
 import json
 import re
@@ -24,8 +25,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_parses_to_ms_swift_arguments(path: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through MS-SWIFT's own YAML reader and parser, with the tiny model in place of the published one."""
+def test_parses_to_ms_swift_arguments(
+    path: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through MS-SWIFT's own YAML reader and parser, with the tiny model in place of the published
+    one."""
     from swift.arguments import SftArguments
     from swift.cli.main import parse_yaml_args
     from swift.utils import parse_args
@@ -35,8 +39,19 @@ def test_parses_to_ms_swift_arguments(path: Path, tiny: Path, tmp_path: Path, mo
     argv = [str(path)]
     parse_yaml_args(argv)
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(1))
-    here = ["--model", str(tiny), "--dataset", str(dataset), "--output_dir", str(tmp_path), "--use_cpu", "true"]
-    if "deepspeed" in load(path):  # optional and not installed by default; MS-SWIFT must know the name
+    here = [
+        "--model",
+        str(tiny),
+        "--dataset",
+        str(dataset),
+        "--output_dir",
+        str(tmp_path),
+        "--use_cpu",
+        "true",
+    ]
+    if "deepspeed" in load(
+        path
+    ):  # optional and not installed by default; MS-SWIFT must know the name
         at = argv.index("--deepspeed")
         assert (Path(swift.__file__).parent / "config" / f"{argv[at + 1]}.json").is_file()
         del argv[at : at + 2]
@@ -58,24 +73,36 @@ def test_opens_with_purpose_needs_launch_and_override(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.name)
 def test_the_memory_in_the_header_is_what_the_doctor_estimates(path: Path) -> None:
-    """Of the launch line in the header; for 3B and for 7B, and of the machine's memory where some is needed."""
-    head = "".join(line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines(True) if line[0] == "#")
+    """Of the launch line in the header; for 3B and for 7B, and of the machine's memory where some
+    is needed."""
+    head = "".join(
+        line.lstrip("# ")
+        for line in path.read_text(encoding="utf-8").splitlines(True)
+        if line[0] == "#"
+    )
     num_devices = re.search(r"Launch:\s+(?:NPROC_PER_NODE=(\d+) )?swift", head)[1] or "1"  # type: ignore[index]
     plan = TrainingPlan.from_config(load(path), {"NPROC_PER_NODE": num_devices})
-    told = re.findall(r"\b([37])B (\d+) GiB(?: on the\s+GPU)?(?: and (\d+) GiB)?", head.partition("Trade-off")[0])
+    told = re.findall(
+        r"\b([37])B (\d+) GiB(?: on the\s+GPU)?(?: and (\d+) GiB)?", head.partition("Trade-off")[0]
+    )
     assert {size for size, *_ in told} == ({"7"} if "7b" in path.name else {"3", "7"})
     for size, on_device, on_host in told:
         needed = estimate(CONFIG_3B if size == "3" else CONFIG_7B, plan)
         assert on_device == f"{needed.total / GIB:.0f}"
         assert on_host == (f"{needed.host / GIB:.0f}" if needed.host else "")
-        card = re.search(rf"{size}B [^,.:]*\(cards? with (\d+)\)", head) or re.search(r"with (\d+) GB", head)
+        card = re.search(rf"{size}B [^,.:]*\(cards? with (\d+)\)", head) or re.search(
+            r"with (\d+) GB", head
+        )
         assert card is not None
         assert fits(needed, float(card[1])), f"{size}B does not fit {card[0]}"
 
 
 def test_fsdp2_differs_from_the_preset_in_what_it_saves_only() -> None:
-    """Shards are neither safetensors nor a model that can be loaded: with the preset nothing of a run can speak."""
-    preset = json.loads((Path(swift.__file__).parent / "config" / "fsdp2.json").read_text(encoding="utf-8"))
+    """Shards are neither safetensors nor a model that can be loaded: with the preset nothing of a
+    run can speak."""
+    preset = json.loads(
+        (Path(swift.__file__).parent / "config" / "fsdp2.json").read_text(encoding="utf-8")
+    )
     ours = load(ROOT / "configs" / "full_3b_fsdp2.yaml")["fsdp"]
     preset["fsdp_config"]["state_dict_type"] = "FULL_STATE_DICT"
     assert ours == {name: value for name, value in preset.items() if not name.startswith("_")}
@@ -83,7 +110,8 @@ def test_fsdp2_differs_from_the_preset_in_what_it_saves_only() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_settings_exist_and_agree_with_their_defaults(path: Path) -> None:
-    """Only learning rates differ from the code: the code's default is the rate of the rest of the model."""
+    """Only learning rates differ from the code: the code's default is the rate of the rest of the
+    model."""
     kwargs = load(path)["model_kwargs"]
     check_knob_names(kwargs, path.name)
     for name, value in kwargs.items():
@@ -92,10 +120,17 @@ def test_settings_exist_and_agree_with_their_defaults(path: Path) -> None:
 
 
 def test_the_book_lists_every_setting_with_its_default() -> None:
-    table = (ROOT / "docs" / "train.md").read_text(encoding="utf-8").partition("## Settings")[2].partition("\n## ")[0]
+    table = (
+        (ROOT / "docs" / "train.md")
+        .read_text(encoding="utf-8")
+        .partition("## Settings")[2]
+        .partition("\n## ")[0]
+    )
     documented = dict(re.findall(r"^\| `(\w+)` \| ?(.*?) ?\|", table, re.MULTILINE))
     defaults = {name: getattr(HiggsAudioSettings(), name) for name in KNOBS}
-    shown = {name: "" if value in (None, ()) else str(value).lower() for name, value in defaults.items()}
+    shown = {
+        name: "" if value in (None, ()) else str(value).lower() for name, value in defaults.items()
+    }
     assert documented == shown
 
 
@@ -115,4 +150,6 @@ def test_the_launch_script_and_the_lora_config_agree() -> None:
         "LORA_RANK": config["lora_rank"],
         "LORA_ALPHA": config["lora_alpha"],
     }
-    assert {name: float(defaults[name]) for name in pairs} == {name: float(value) for name, value in pairs.items()}
+    assert {name: float(defaults[name]) for name in pairs} == {
+        name: float(value) for name, value in pairs.items()
+    }

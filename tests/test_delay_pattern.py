@@ -3,14 +3,22 @@
 import pytest
 import torch
 
-from plugins.delay_pattern import IGNORE_INDEX, apply_delay, delay_labels, num_delayed_frames, undo_delay
+from plugins.delay_pattern import (
+    IGNORE_INDEX,
+    apply_delay,
+    delay_labels,
+    num_delayed_frames,
+    undo_delay,
+)
 
 BOS, EOS = 1024, 1025
 SHAPES = [(k, f) for k in (1, 2, 3, 8) for f in (1, 2, 5, 17)]
 
 
 def random_codes(num_codebooks: int, num_frames: int) -> torch.Tensor:
-    return torch.randint(1024, (num_codebooks, num_frames), generator=torch.Generator().manual_seed(num_frames))
+    return torch.randint(
+        1024, (num_codebooks, num_frames), generator=torch.Generator().manual_seed(num_frames)
+    )
 
 
 def oracle(codes: torch.Tensor, step: int, codebook: int) -> int:
@@ -39,7 +47,8 @@ def test_undo_delay_is_the_inverse(num_codebooks: int, num_frames: int) -> None:
 
 @pytest.mark.parametrize(("num_codebooks", "num_frames"), SHAPES)
 def test_labels_are_codes_and_exactly_one_eos(num_codebooks: int, num_frames: int) -> None:
-    """Peers mask every EOS, or train all of them; the first never stops, the second stops too early."""
+    """Peers mask every EOS, or train all of them; the first never stops, the second stops too
+    early."""
     codes = random_codes(num_codebooks, num_frames)
     labels, frames = delay_labels(codes, eos_id=EOS), apply_delay(codes, bos_id=BOS, eos_id=EOS)
     trained = labels != IGNORE_INDEX
@@ -53,7 +62,10 @@ def test_labels_are_codes_and_exactly_one_eos(num_codebooks: int, num_frames: in
 def test_literal_grid() -> None:
     codes = torch.tensor([[1, 2], [3, 4]])
     assert apply_delay(codes, bos_id=8, eos_id=9).T.tolist() == [[8, 1, 2, 9, 9], [8, 8, 3, 4, 9]]
-    assert delay_labels(codes, eos_id=9).T.tolist() == [[-100, 1, 2, 9, -100], [-100, -100, 3, 4, 9]]
+    assert delay_labels(codes, eos_id=9).T.tolist() == [
+        [-100, 1, 2, 9, -100],
+        [-100, -100, 3, 4, 9],
+    ]
 
 
 @pytest.mark.parametrize("shape", [(8,), (8, 0), (1, 8, 3)])

@@ -1,4 +1,5 @@
-"""Installations that are broken in fact: every way in says what is at fault and the line that mends it."""
+"""Installations that are broken in fact: every way in says what is at fault and the line that mends
+it."""
 
 import importlib.metadata
 import os
@@ -45,14 +46,20 @@ def ways_in(*names: str, path: Path, flags: tuple[str, ...] = ()) -> dict[str, s
     """What each of `names` says in one process with `path` before all other packages."""
     env = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
     command = [sys.executable, *flags, "-c", WAYS_IN, *names]
-    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     parts = done.stdout.split("way in: ")[1:]
     return {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
 
 
 def install_line(*packages: str) -> str:
-    wanted = [line for line in importlib.metadata.requires("higgs-audio-swift") or [] if line.startswith(packages)]
+    wanted = [
+        line
+        for line in importlib.metadata.requires("higgs-audio-swift") or []
+        if line.startswith(packages)
+    ]
     assert wanted
     return "pip install " + " ".join(f"'{line}'" for line in wanted)
 
@@ -69,7 +76,8 @@ def break_torchaudio(folder: Path) -> str:
 
 
 def link(source: Path, target: Path, gone: str) -> None:
-    """The folder `source` once more, as links, without what lies at `gone` in it and begins like that."""
+    """The folder `source` once more, as links, without what lies at `gone` in it and begins like
+    that."""
     target.mkdir()
     first, _, rest = gone.partition("/")
     for entry in source.iterdir():
@@ -101,7 +109,18 @@ def test_without_torch(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_torchaudio_for_another_cuda(tmp_path: Path) -> None:
     line = break_torchaudio(tmp_path)
-    ways = ["speak", "evaluate", "app", "export", "convert", "doctor", "generator", "register", "codec", "train"]
+    ways = [
+        "speak",
+        "evaluate",
+        "app",
+        "export",
+        "convert",
+        "doctor",
+        "generator",
+        "register",
+        "codec",
+        "train",
+    ]
     assert_said(line, ways_in(*ways, path=tmp_path))
 
 
@@ -124,10 +143,23 @@ def test_a_transformers_without_our_classes(tmp_path: Path) -> None:
         f"'transformers {version}' cannot be imported (AttributeError: module transformers has no attribute "
         f"HiggsAudioV2ForConditionalGeneration); run: {install_line('transformers')}"
     )
-    ways = ["speak", "evaluate", "app", "export", "convert", "doctor", "generator", "register", "codec", "train"]
+    ways = [
+        "speak",
+        "evaluate",
+        "app",
+        "export",
+        "convert",
+        "doctor",
+        "generator",
+        "register",
+        "codec",
+        "train",
+    ]
     assert_said(line, said_without("transformers/models/higgs_audio", *ways, folder=tmp_path))
 
 
 def test_no_message_sends_to_an_index_that_does_not_have_us() -> None:
     files = [*(ROOT / "plugins").rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    assert [file for file in files if 'install "higgs-audio-swift' in file.read_text(encoding="utf-8")] == []
+    assert [
+        file for file in files if 'install "higgs-audio-swift' in file.read_text(encoding="utf-8")
+    ] == []

@@ -1,7 +1,8 @@
-"""The promised launches as a user types them, in real processes over gloo: each has the losses of one process.
+"""The promised launches as a user types them, in real processes over gloo: each has the losses of
+one process.
 
-And the start-up hook: plain `swift sft` in environments with an editable and with a wheel installation of their own.
-"""
+And the start-up hook: plain `swift sft` in environments with an editable and with a wheel
+installation of their own."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ TIMEOUT_S = 300  # DeepSpeed compiles an operator on its first start
 HERE = {"use_cpu": "true", "torch_dtype": "float32", "fp16": "false", "check_model": "false", "max_steps": 2,
         "logging_steps": 1, "warmup_ratio": 0, "lora_dropout": 0, "save_strategy": "no", "report_to": "none",
         "add_version": "false", "preflight": "false"}  # fmt: skip
-# On GPUs accelerate starts DeepSpeed's process group before the model loads; told to use the CPU, it does not.
+# On GPUs accelerate starts DeepSpeed's process group before the model loads; told to use the CPU,
+# it does not.
 DEEPSPEED_ON_CPU = "import deepspeed; deepspeed.init_distributed(dist_backend='gloo')\n"
 
 
@@ -44,7 +46,13 @@ def free_port() -> str:
 def start(*command: str, **env: str) -> subprocess.Popen[str]:
     """In a process group of its own, so that whatever it starts can be ended with it."""
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # of this interpreter, as in a user's active environment
-    variables = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **env}
+    variables = {
+        **os.environ,
+        "PATH": path,
+        "OMP_NUM_THREADS": "1",
+        "PYTHON": sys.executable,
+        **env,
+    }
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **pipes)
 
@@ -63,7 +71,8 @@ Launch = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def launch(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """The log of two steps of four rows; with `nodes`, the command is started once for each of them."""
+    """The log of two steps of four rows; with `nodes`, the command is started once for each of
+    them."""
     dataset = write_jsonl(tmp_path_factory.mktemp("rows") / "train.jsonl", corpus_rows(4))
     # In the user's folder it waits for whoever compiles there, for ever if that was killed.
     common = {"MODEL": str(tiny), "USE_HF": "false", "DATASET": str(dataset), "GRADIENT_ACCUMULATION": "1",
@@ -76,7 +85,10 @@ def launch(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Launch:
         env = {**common, "OUTPUT_DIR": str(folder), "BATCH_SIZE": str(4 // ranks), **env}
         at = command.index(SCRIPT if SCRIPT in command else f"./{SCRIPT}") + 1
         words = [*command[:at], *words, *command[at:]]
-        started = [start(*words, **env, **({"NODE_RANK": str(i)} if nodes > 1 else {})) for i in range(nodes)]
+        started = [
+            start(*words, **env, **({"NODE_RANK": str(i)} if nodes > 1 else {}))
+            for i in range(nodes)
+        ]
         for process in reversed(started):  # the first one only tells that it has lost the other
             finish(process)
         return [record for record in log_of(folder) if "grad_norm" in record]
@@ -108,9 +120,16 @@ def test_two_processes_through_bash(launch: Launch, alone: list[dict[str, Any]])
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="once in three runs the second node ended while it connected: cause not found yet")
+@pytest.mark.xfail(
+    reason="once in three runs the second node ended while it connected: cause not found yet"
+)
 def test_two_nodes_through_bash(launch: Launch, alone: list[dict[str, Any]]) -> None:
-    nodes = {"NNODES": "2", "NPROC_PER_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    nodes = {
+        "NNODES": "2",
+        "NPROC_PER_NODE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
     check(launch(f"./{SCRIPT}", nodes=2, **nodes), alone)
 
 
@@ -120,13 +139,29 @@ def test_deepspeed(stage: int, launch: Launch, alone: list[dict[str, Any]], tmp_
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed: pip install deepspeed")
     (tmp_path / "cpu.py").write_text(DEEPSPEED_ON_CPU, encoding="utf-8")
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", free_port(), SCRIPT, "--deepspeed", f"zero{stage}"]
+    command = [
+        "deepspeed",
+        "--num_gpus",
+        "2",
+        "--master_port",
+        free_port(),
+        SCRIPT,
+        "--deepspeed",
+        f"zero{stage}",
+    ]
     check(launch(*command, "--external_plugins", str(tmp_path / "cpu.py")), alone)
 
 
 def test_a_usage_error_ends_every_rank_with_one_line(tmp_path: Path) -> None:
     """Through the whole chain: the launcher's Python, bash, our Python."""
-    done = run(sys.executable, SCRIPT, "--learnign_rate", "1", LOCAL_RANK="0", OUTPUT_DIR=str(tmp_path / "out"))
+    done = run(
+        sys.executable,
+        SCRIPT,
+        "--learnign_rate",
+        "1",
+        LOCAL_RANK="0",
+        OUTPUT_DIR=str(tmp_path / "out"),
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "did you mean 'learning_rate'" in done.stderr
@@ -135,15 +170,24 @@ def test_a_usage_error_ends_every_rank_with_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", params=["editable", "wheel"])
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with this project in it and the packages of ours below. Slow: builds it."""
+    """The interpreter of an environment with this project in it and the packages of ours below.
+    Slow: builds it."""
     if int(importlib.metadata.version("setuptools").partition(".")[0]) < 77:
         pytest.skip("needs setuptools >= 77 to build the project")
     folder = tmp_path_factory.mktemp(request.param)
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "setup.py", "higgs_audio_swift_autoload.py", "README.md", "LICENSE"):
+    for name in (
+        "pyproject.toml",
+        "setup.py",
+        "higgs_audio_swift_autoload.py",
+        "README.md",
+        "LICENSE",
+    ):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "plugins", source / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "plugins", source / "plugins", ignore=shutil.ignore_patterns("__pycache__")
+    )
     build = f"from setuptools import build_meta; build_meta.build_{request.param}({str(folder)!r})"
     built = run(sys.executable, "-c", build, cwd=source)
     assert built.returncode == 0, built.stderr
@@ -151,7 +195,9 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     assert made.returncode == 0, made.stderr
     packages = next((folder / "venv" / "lib").glob("python*")) / "site-packages"
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        wheel.extractall(packages)  # all that an installer does with such a wheel, but for its record
+        wheel.extractall(
+            packages
+        )  # all that an installer does with such a wheel, but for its record
     below = [entry for entry in sys.path if entry.endswith("-packages")]
     (packages / "zz_below.pth").write_text("\n".join(below), encoding="utf-8")
     return folder / "venv" / "bin" / "python"
@@ -159,10 +205,19 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.slow
 def test_plain_swift_sft_finds_the_plugin(installed: Path, tiny: Path, tmp_path: Path) -> None:
-    """Without `--external_plugins`; spawned data workers have it too, and `args.json` has its absolute path."""
+    """Without `--external_plugins`; spawned data workers have it too, and `args.json` has its
+    absolute path."""
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
     workers = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spawn"}
-    command = flags(tiny, dataset, tmp_path / "out", external_plugins=None, max_steps=1, save_strategy="no", **workers)
+    command = flags(
+        tiny,
+        dataset,
+        tmp_path / "out",
+        external_plugins=None,
+        max_steps=1,
+        save_strategy="no",
+        **workers,
+    )
     done = run(str(installed), str(BIN / "swift"), "sft", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-5000:]
     assert "loss_audio" in log_of(tmp_path / "out")[0]
@@ -172,15 +227,28 @@ def test_plain_swift_sft_finds_the_plugin(installed: Path, tiny: Path, tmp_path:
     assert Path(plugin).is_file()
     assert installed.parents[2] in Path(plugin).parents
     if "source" not in plugin:  # once is enough
-        done = run(str(installed), str(BIN / "swift"), "sft", *command, cwd=tmp_path, HIGGS_AUDIO_AUTOLOAD="0")
+        done = run(
+            str(installed),
+            str(BIN / "swift"),
+            "sft",
+            *command,
+            cwd=tmp_path,
+            HIGGS_AUDIO_AUTOLOAD="0",
+        )
         assert "model_type: 'higgs-audio-v2-3b' not in" in done.stderr
-        # A stranger's adapter: the README's own line refuses it (tests/test_security.py has the variants).
+        # A stranger's adapter: the README's own line refuses it (tests/test_security.py has the
+        # variants).
         (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
         (tmp_path / "hostile.py").write_text("open('executed', 'w')", encoding="utf-8")
-        (tmp_path / "args.json").write_text('{"external_plugins": ["hostile.py"]}', encoding="utf-8")
+        (tmp_path / "args.json").write_text(
+            '{"external_plugins": ["hostile.py"]}', encoding="utf-8"
+        )
         adapter = ("export", "--adapters", str(tmp_path), "--merge_lora", "true")
         done = run(str(installed), str(BIN / "swift"), *adapter, cwd=tmp_path)
-        assert f"{tmp_path}/args.json: external_plugins: 'hostile.py' would be imported" in done.stderr.splitlines()[-1]
+        assert (
+            f"{tmp_path}/args.json: external_plugins: 'hostile.py' would be imported"
+            in done.stderr.splitlines()[-1]
+        )
         assert not (tmp_path / "executed").exists()
 
 
@@ -190,16 +258,24 @@ def test_plain_swift_sft_says_what_does_not_load(installed: Path, tmp_path: Path
     line = break_torchaudio(tmp_path)
     command = [str(installed), str(BIN / "swift"), "sft"]
     model = ["--model_type", "higgs-audio-v2-3b", "--model", "none"]
-    assert run(*command, *model, PYTHONPATH=str(tmp_path)).stderr.endswith(f"\nerror: installation: package: {line}\n")
+    assert run(*command, *model, PYTHONPATH=str(tmp_path)).stderr.endswith(
+        f"\nerror: installation: package: {line}\n"
+    )
     off = run(*command, *model, PYTHONPATH=str(tmp_path), HIGGS_AUDIO_AUTOLOAD="0")
     assert off.stderr.endswith(f"OSError: {OSERROR}\n")
-    assert "No such file or directory: 'none.yaml'" in run(*command, "none.yaml").stderr.splitlines()[-1]
+    assert (
+        "No such file or directory: 'none.yaml'"
+        in run(*command, "none.yaml").stderr.splitlines()[-1]
+    )
 
 
 @pytest.mark.slow
 def test_other_interpreters_hardly_notice(installed: Path) -> None:
-    """Under a millisecond, nothing of ours imported, nothing at all if switched off, no word if half deleted."""
-    watch = "import sys; print({'plugins', 'swift', 'higgs_audio_swift_autoload'} & set(sys.modules))"
+    """Under a millisecond, nothing of ours imported, nothing at all if switched off, no word if
+    half deleted."""
+    watch = (
+        "import sys; print({'plugins', 'swift', 'higgs_audio_swift_autoload'} & set(sys.modules))"
+    )
     finders = "import sys; print([getattr(f, '__name__', '') for f in sys.meta_path].count('HiggsAudioSwiftAutoload'))"
     packages = next(installed.parents[1].glob("lib/python*/site-packages"))
     cost = (
@@ -226,7 +302,11 @@ OURS = str(ROOT / "plugins" / "register.py")
         ("higgs-audio-v2-3b", [], [OURS]),
         ("higgs-audio-v2-7b", "mine.py", [OURS, "mine.py"]),
         ("higgs-audio-v2-3b", ["plugins/register.py"], ["plugins/register.py"]),
-        ("higgs-audio-v2-3b", ["/other/checkout/plugins/register.py"], ["/other/checkout/plugins/register.py"]),
+        (
+            "higgs-audio-v2-3b",
+            ["/other/checkout/plugins/register.py"],
+            ["/other/checkout/plugins/register.py"],
+        ),
         ("qwen3", [], []),
         (None, ["mine.py"], ["mine.py"]),
     ],
@@ -256,7 +336,17 @@ def test_which_runs_get_the_plugin(model_type: str | None, named: Any, expected:
         (["ours.yaml", "--lora_rank", "8"], True),
         (["ours.json"], True),
         (["--adapters", "saved"], True),
-        (["--model_type", "qwen3", "--output_dir", "higgs-audio-compared", "--adapters", "saved"], False),
+        (
+            [
+                "--model_type",
+                "qwen3",
+                "--output_dir",
+                "higgs-audio-compared",
+                "--adapters",
+                "saved",
+            ],
+            False,
+        ),
         (["theirs.yaml"], False),
         (["--model", "higgs-audio-v2-3b", "--model_kwargs", "x" * 5000], False),
         ([], False),
@@ -267,11 +357,17 @@ def test_which_runs_are_launched_by_us(
 ) -> None:
     from higgs_audio_swift_autoload import _is_ours
 
-    (tmp_path / "ours.yaml").write_text("# For all\nmodel_type: higgs-audio-v2-3b\n", encoding="utf-8")
+    (tmp_path / "ours.yaml").write_text(
+        "# For all\nmodel_type: higgs-audio-v2-3b\n", encoding="utf-8"
+    )
     (tmp_path / "ours.json").write_text('{"model_type": "higgs-audio-v2-3b"}', encoding="utf-8")
-    (tmp_path / "theirs.yaml").write_text("model_type: qwen3\noutput_dir: higgs-audio-compared\n", encoding="utf-8")
+    (tmp_path / "theirs.yaml").write_text(
+        "model_type: qwen3\noutput_dir: higgs-audio-compared\n", encoding="utf-8"
+    )
     (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "args.json").write_text('{\n  "model_type": "higgs-audio-v2-3b"\n}', encoding="utf-8")
+    (tmp_path / "saved" / "args.json").write_text(
+        '{\n  "model_type": "higgs-audio-v2-3b"\n}', encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
     assert _is_ours(words) == expected
 
@@ -298,7 +394,9 @@ def test_the_launcher_of_other_models_is_left_alone(monkeypatch: pytest.MonkeyPa
     assert [command[2:] for command in started] == [["--model_type", "qwen3"]]
 
 
-def test_an_unknown_swift_and_missing_plugins_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_swift_and_missing_plugins_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import swift.arguments.base_args as package
 
     import higgs_audio_swift_autoload as autoload

@@ -1,4 +1,5 @@
-"""Imports point down (DESIGN, the house), the maths imports torch only, and the package itself imports nothing."""
+"""Imports point down (DESIGN, the house), the maths imports torch only, and the package itself
+imports nothing."""
 
 import ast
 import subprocess
@@ -36,7 +37,10 @@ def imported_modules(path: Path) -> set[str]:
                 if module == "plugins"
                 else {module}
             )
-    return {".".join(name.split(".")[:2]) if name.startswith("plugins") else name.split(".")[0] for name in names}
+    return {
+        ".".join(name.split(".")[:2]) if name.startswith("plugins") else name.split(".")[0]
+        for name in names
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -47,7 +51,9 @@ def test_imports_point_down(path: Path) -> None:
     for name in imported_modules(path):
         if name.startswith("plugins."):
             other = name.removeprefix("plugins.")
-            assert LEVEL[other] <= LEVEL[module], f"{module} (L{LEVEL[module]}) imports {other} (L{LEVEL[other]})"
+            assert LEVEL[other] <= LEVEL[module], (
+                f"{module} (L{LEVEL[module]}) imports {other} (L{LEVEL[other]})"
+            )
 
 
 def test_the_maths_imports_torch_only() -> None:
@@ -57,9 +63,20 @@ def test_the_maths_imports_torch_only() -> None:
 
 
 def test_no_module_is_named_like_a_third_party_package() -> None:
-    """MS-SWIFT puts the folder of an external plugin first on sys.path: `plugins/datasets.py` would shadow datasets."""
+    """MS-SWIFT puts the folder of an external plugin first on sys.path: `plugins/datasets.py` would
+    shadow datasets."""
     names = {path.stem for path in (ROOT / "plugins").glob("*.py")}
-    assert not names & {"datasets", "tokenizers", "evaluate", "types", "transformers", "torch", "swift", "peft", "trl"}
+    assert not names & {
+        "datasets",
+        "tokenizers",
+        "evaluate",
+        "types",
+        "transformers",
+        "torch",
+        "swift",
+        "peft",
+        "trl",
+    }
 
 
 def test_importing_the_package_is_free() -> None:
@@ -85,4 +102,7 @@ def test_help_starts_fast(command: list[str]) -> None:
     code = f"import sys\nfrom plugins.cli import main\ntry:\n    main({command})\n"
     code += "except SystemExit as end:\n    assert not end.code\n"
     code += "sys.exit(bool({'torch', 'swift', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+        == 0
+    )

@@ -1,7 +1,7 @@
 """The design document's Quick Start, sections 1 to 3, on the embedded corpus and the tiny model.
 
-Its lines stand here as it has them; the lines that had to change are those of README's "Differences from the design".
-"""
+Its lines stand here as it has them; the lines that had to change are those of README's "Differences
+from the design"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from helpers.sft import run
 pytestmark = pytest.mark.slow
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+}
 DIFFERENCES = README.partition("## Differences from the design")[2].partition("\n## ")[0]
 # What this machine needs and a user's does not: no GPU, no hub, one step.
 HERE = ["--use_cpu", "true", "--torch_dtype", "float32", "--check_model", "false", "--max_steps", "1",
@@ -82,7 +85,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an LJSpeech, a VCTK and a CSV corpus, all of the embedded clips."""
     folder = tmp_path_factory.mktemp("quick_start")
     shutil.copytree(CORPUS, folder / "LJSpeech-1.1")
-    lines = [line.split("|") for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        line.split("|")
+        for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    ]
     rows = ["filename,transcript,speaker_id"]
     (folder / "custom").mkdir()
     for i, (clip, text, _) in enumerate(lines[:6]):
@@ -100,7 +106,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(code: str, lines: dict[str, str]) -> str:
-    """`code` with the given lines replaced; each replaced name must stand in README's table of differences."""
+    """`code` with the given lines replaced; each replaced name must stand in README's table of
+    differences."""
     for old, new in lines.items():
         assert old in code
         code = code.replace(old, new)
@@ -114,7 +121,9 @@ def test_1_prepare(corpus: str, num_rows: int, workspace: Path) -> None:
     done = run(sys.executable, str(ROOT / "prepare_dataset.py"), *command, cwd=workspace)
     assert done.returncode == 0, done.stderr
     files = [workspace / "data" / f"{corpus}_{part}.jsonl" for part in ("train", "val")]
-    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()
+    ]
     assert len(rows) == num_rows
     assert all(Path(row["audios"][0]).is_file() for row in rows)
 
@@ -125,7 +134,9 @@ def test_2_train_with_the_script(workspace: Path, tiny: Path) -> None:
         USE_HF="false", OUTPUT_DIR="./output_script",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    settings = json.loads((workspace / "output_script" / "higgs_audio_settings.json").read_text(encoding="utf-8"))
+    settings = json.loads(
+        (workspace / "output_script" / "higgs_audio_settings.json").read_text(encoding="utf-8")
+    )
     assert settings["audio_learning_rate"] == 1e-4
     assert (workspace / "output_script" / "checkpoint-1" / "adapter_model.safetensors").is_file()
 
@@ -143,7 +154,9 @@ def test_2_train_from_python(workspace: Path, tiny: Path) -> None:
     )
     done = run(sys.executable, "-c", code, cwd=workspace, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (workspace / "output_higgs_audio" / "checkpoint-1" / "adapter_model.safetensors").is_file()
+    assert (
+        workspace / "output_higgs_audio" / "checkpoint-1" / "adapter_model.safetensors"
+    ).is_file()
 
 
 def test_3_speak(workspace: Path) -> None:
@@ -175,10 +188,21 @@ def test_the_commands_of_readme_and_book_parse() -> None:
         for line in lines
         if line.strip() and not line.startswith("#")
     ]
-    prepared = [parse_prepare(words[2:]) for words in commands if words[:2] == ["python", "prepare_dataset.py"]]
+    prepared = [
+        parse_prepare(words[2:])
+        for words in commands
+        if words[:2] == ["python", "prepare_dataset.py"]
+    ]
     ours = [words[1:] for words in commands if words[0] == "higgs-audio" and words[1] != "sft"]
     assert len(prepared) >= 4
-    assert {words[0] for words in ours} == {"speak", "evaluate", "app", "export", "convert", "doctor"}
+    assert {words[0] for words in ours} == {
+        "speak",
+        "evaluate",
+        "app",
+        "export",
+        "convert",
+        "doctor",
+    }
     for words in ours:
         command_parser().parse_args(words)
     for words in commands:

@@ -1,4 +1,5 @@
-"""Files of strangers: rows that point elsewhere, checkpoints that hold code. Each proof of concept is shown to work.
+"""Files of strangers: rows that point elsewhere, checkpoints that hold code. Each proof of concept
+is shown to work.
 
 docs/security.md says what is promised; a promise without a test here is none.
 """
@@ -51,7 +52,8 @@ def marker(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plant(marker: Path) -> Callable[[Path], Path]:
-    """Write a malicious file of torch.save; reading it as pickle does make the marker, which is then removed."""
+    """Write a malicious file of torch.save; reading it as pickle does make the marker, which is
+    then removed."""
 
     def write(file: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,8 @@ def plant(marker: Path) -> Callable[[Path], Path]:
 
 @pytest.fixture
 def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every connection that is tried and every name that is looked up from now on; all are refused."""
+    """Every connection that is tried and every name that is looked up from now on; all are
+    refused."""
     tried: list[Any] = []
 
     def refuse(*address: Any, **_: Any) -> Any:
@@ -102,12 +105,17 @@ def row(**columns: Any) -> dict[str, Any]:
 
 
 def audio_of(path: str, root: Path | str) -> str:
-    canonical = canonical_row(row(audios=[path]), "t.jsonl:1", HiggsAudioSettings(audio_root=str(root)))
+    canonical = canonical_row(
+        row(audios=[path]), "t.jsonl:1", HiggsAudioSettings(audio_root=str(root))
+    )
     return canonical["audios"][0]
 
 
-def test_paths_that_lead_into_the_root_are_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative and absolute, through links inside, and whichever name of the root a path or the setting goes by."""
+def test_paths_that_lead_into_the_root_are_taken(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative and absolute, through links inside, and whichever name of the root a path or the
+    setting goes by."""
     alias = root.with_name("alias")
     for path, of, found in (
         ("sub/a.wav", root, root / "sub" / "a.wav"),
@@ -157,13 +165,16 @@ def test_nothing_outside_of_the_root_is_read(
     opened: list[str] = []
     monkeypatch.setattr("soundfile.SoundFile", lambda path, *_: opened.append(str(path)))
     with pytest.raises(UserError, match=reason) as caught:
-        read_rows(str(dataset), HiggsAudioSettings(audio_root=str(root)), check=lambda dialogue: None)
+        read_rows(
+            str(dataset), HiggsAudioSettings(audio_root=str(root)), check=lambda dialogue: None
+        )
     assert str(caught.value).startswith(f"{dataset}:1: ")
     assert opened == []
 
 
 def test_a_folder_of_recordings_is_its_own_root(root: Path, tmp_path: Path) -> None:
-    """`a.txt -> ../key` made a text of any file. What lies in the folder is trusted, wherever it is."""
+    """`a.txt -> ../key` made a text of any file. What lies in the folder is trusted, wherever it
+    is."""
     (tmp_path / "key").write_text("secret", encoding="utf-8")
     (root / "sub" / "a.txt").symlink_to(tmp_path / "key")
     (root / "link.wav").unlink()
@@ -182,9 +193,14 @@ def test_a_folder_of_recordings_is_its_own_root(root: Path, tmp_path: Path) -> N
     assert texts(str(tmp_path / "elsewhere")) == ["Hello."]
 
 
-@pytest.mark.parametrize("column", ["audio_codes", "audio_code_keys", "reference_codes", "reference_code_keys"])
-def test_code_caches_are_read_below_the_root_or_beside_the_rows(column: str, root: Path, tmp_path: Path) -> None:
-    """A cache is a folder of arrays: naming any folder of the machine would read it. Links count by where they lead."""
+@pytest.mark.parametrize(
+    "column", ["audio_codes", "audio_code_keys", "reference_codes", "reference_code_keys"]
+)
+def test_code_caches_are_read_below_the_root_or_beside_the_rows(
+    column: str, root: Path, tmp_path: Path
+) -> None:
+    """A cache is a folder of arrays: naming any folder of the machine would read it. Links count by
+    where they lead."""
     rows, settings = tmp_path / "rows", HiggsAudioSettings(audio_root=str(root))
     (rows / "codes").mkdir(parents=True)
     (root / "codes").mkdir()
@@ -200,11 +216,21 @@ def test_code_caches_are_read_below_the_root_or_beside_the_rows(column: str, roo
 
 @pytest.mark.parametrize("jailed", [False, True])
 def test_urls_are_never_fetched(
-    jailed: bool, tiny: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: list[Any]
+    jailed: bool,
+    tiny: Path,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    attempts: list[Any],
 ) -> None:
-    """MS-SWIFT's own loader follows URLs, with redirects, from `audios`, contents and tags alike."""
+    """MS-SWIFT's own loader follows URLs, with redirects, from `audios`, contents and tags
+    alike."""
     url = "http://203.0.113.1/a.wav"
-    hostile = [row(audios=[url]), row(audios=[str(root / "sub" / "a.wav")], reference_audio=url), row(audio=url)]
+    hostile = [
+        row(audios=[url]),
+        row(audios=[str(root / "sub" / "a.wav")], reference_audio=url),
+        row(audio=url),
+    ]
     hostile.append(row())
     hostile[-1]["messages"][1]["content"] = [{"type": "audio", "audio": url}]
     dataset = write_jsonl(tmp_path / "t.jsonl", hostile)
@@ -215,7 +241,9 @@ def test_urls_are_never_fetched(
     assert str(caught.value).count(f"{url!r} is a URL; download it first") == len(hostile)
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {url}\n---\n")
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files: {url}\n---\n"
+    )
     with pytest.raises(UserError, match=r"^[^\n]*there is no row[^\n]*$"):
         sft(tiny, folder, tmp_path / "out", external_plugins=REGISTER)
     assert attempts == []
@@ -226,7 +254,12 @@ def test_urls_are_never_fetched(
 
 def adapter_folder(folder: Path) -> Path:
     folder.mkdir()
-    config = {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 4, "base_model_name_or_path": "x"}
+    config = {
+        "peft_type": "LORA",
+        "target_modules": ["q_proj"],
+        "r": 4,
+        "base_model_name_or_path": "x",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
@@ -245,7 +278,9 @@ def test_a_pickled_adapter_is_refused(tiny: Path, tmp_path: Path, marker: Path, 
     assert not marker.exists()
 
 
-def test_modules_that_an_adapter_names_are_not_imported(tiny: Path, tmp_path: Path, marker: Path) -> None:
+def test_modules_that_an_adapter_names_are_not_imported(
+    tiny: Path, tmp_path: Path, marker: Path
+) -> None:
     """peft imports `megatron_core` by name; a folder below the working folder is a package."""
     from peft import PeftModel
 
@@ -255,7 +290,11 @@ def test_modules_that_an_adapter_names_are_not_imported(tiny: Path, tmp_path: Pa
     hostile = {"megatron_config": {"hidden_size": 1}, "megatron_core": "adapter.hostile"}
     hostile["auto_mapping"] = {"parent_library": "adapter.hostile", "base_model_class": "Model"}
     (folder / "adapter_config.json").write_text(json.dumps({**config, **hostile}), encoding="utf-8")
-    with contextlib.suppress(Exception), contextlib.chdir(tmp_path), pytest.MonkeyPatch.context() as patch:
+    with (
+        contextlib.suppress(Exception),
+        contextlib.chdir(tmp_path),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.syspath_prepend(str(tmp_path))
         PeftModel.from_pretrained(load_model(str(tiny)), str(folder))
     assert not marker.exists()
@@ -278,12 +317,18 @@ def test_pickled_weights_of_a_model_are_not_read(
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
-def test_weights_of_an_original_codec_run_nothing(legacy: bool, tmp_path: Path, marker: Path, plant: Any) -> None:
+def test_weights_of_an_original_codec_run_nothing(
+    legacy: bool, tmp_path: Path, marker: Path, plant: Any
+) -> None:
     """The original codec has no safetensors: `model.pth` is read with `weights_only`."""
     folder = plant(tmp_path / "codec" / "model.pth").parent
-    (folder / "config.json").write_text(json.dumps({"semantic_techer": "hubert_base_general"}), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps({"semantic_techer": "hubert_base_general"}), encoding="utf-8"
+    )
     if legacy:
-        torch.save({"state": Payload(marker)}, folder / "model.pth", _use_new_zipfile_serialization=False)
+        torch.save(
+            {"state": Payload(marker)}, folder / "model.pth", _use_new_zipfile_serialization=False
+        )
     with pytest.raises(UserError, match="refused, no code of this file was run"):
         _ = Codec(str(folder)).model
     assert not marker.exists()
@@ -293,7 +338,9 @@ def test_weights_of_an_original_codec_run_nothing(legacy: bool, tmp_path: Path, 
 
 
 def hostile_code(folder: Path, marker: Path) -> None:
-    (folder / "hostile.py").write_text(f"open({str(marker)!r}, 'w')\nraise SystemExit\n", encoding="utf-8")
+    (folder / "hostile.py").write_text(
+        f"open({str(marker)!r}, 'w')\nraise SystemExit\n", encoding="utf-8"
+    )
 
 
 def rewrite(file: Path, **values: Any) -> None:
@@ -302,10 +349,11 @@ def rewrite(file: Path, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["higgs_audio", "higgs_audio_v2", "hostile", None])
-def test_code_that_a_config_names_is_not_run(model_type: str | None, tiny: Path, tmp_path: Path, marker: Path) -> None:
-    """MS-SWIFT reads config.json with trust_remote_code=True; a type that transformers knows has a class of its own,
-    any other one would run the file.
-    """
+def test_code_that_a_config_names_is_not_run(
+    model_type: str | None, tiny: Path, tmp_path: Path, marker: Path
+) -> None:
+    """MS-SWIFT reads config.json with trust_remote_code=True; a type that transformers knows has a
+    class of its own, any other one would run the file."""
     from swift.model import get_model_processor
 
     from plugins.register import register_higgs_audio_all
@@ -314,7 +362,11 @@ def test_code_that_a_config_names_is_not_run(model_type: str | None, tiny: Path,
     folder = tmp_path / "hostile"
     shutil.copytree(tiny, folder)
     hostile_code(folder, marker)
-    names = {"AutoConfig": "hostile.Config", "AutoModel": "hostile.Model", "AutoTokenizer": "hostile.Tokenizer"}
+    names = {
+        "AutoConfig": "hostile.Config",
+        "AutoModel": "hostile.Model",
+        "AutoTokenizer": "hostile.Tokenizer",
+    }
     rewrite(folder / "config.json", auto_map=names, model_type=model_type)
     with contextlib.suppress(Exception, SystemExit):
         get_model_processor(str(folder), model_type=TYPE, torch_dtype=torch.float32)
@@ -322,13 +374,18 @@ def test_code_that_a_config_names_is_not_run(model_type: str | None, tiny: Path,
 
 
 @pytest.mark.parametrize("tokenizer_class", ["HostileTokenizer", "PreTrainedTokenizerFast"])
-def test_code_that_a_tokenizer_names_is_not_run(tokenizer_class: str, tiny: Path, tmp_path: Path, marker: Path) -> None:
+def test_code_that_a_tokenizer_names_is_not_run(
+    tokenizer_class: str, tiny: Path, tmp_path: Path, marker: Path
+) -> None:
     from plugins.model.loading import load_model as load
 
     folder = tmp_path / "hostile"
     shutil.copytree(tiny, folder)
     hostile_code(folder, marker)
-    names = {"AutoTokenizer": ["hostile.Tokenizer", "hostile.Tokenizer"], "AutoProcessor": "hostile.Processor"}
+    names = {
+        "AutoTokenizer": ["hostile.Tokenizer", "hostile.Tokenizer"],
+        "AutoProcessor": "hostile.Processor",
+    }
     rewrite(folder / "tokenizer_config.json", auto_map=names, tokenizer_class=tokenizer_class)
     rewrite(folder / "processor_config.json", auto_map=names, processor_class="Hostile")
     with contextlib.suppress(Exception, SystemExit):
@@ -341,11 +398,14 @@ def test_code_that_a_tokenizer_names_is_not_run(tokenizer_class: str, tiny: Path
 
 @pytest.fixture
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """MS-SWIFT's class of arguments as it comes, though an installation's hook may have been there."""
+    """MS-SWIFT's class of arguments as it comes, though an installation's hook may have been
+    there."""
     import swift.utils.utils
     from swift.arguments.base_args import base_args
 
-    spec = importlib.util.spec_from_file_location(f"{base_args.__name__}_as_it_comes", base_args.__file__)
+    spec = importlib.util.spec_from_file_location(
+        f"{base_args.__name__}_as_it_comes", base_args.__file__
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -369,7 +429,8 @@ def guard(unguarded: Any) -> Callable[[], None]:
 
 
 def stranger(folder: Path, *, base: dict[str, Any] | None = None, **arguments: Any) -> str:
-    """An adapter's folder with these `arguments` in its args.json, `hostile.py`, and a base with this config."""
+    """An adapter's folder with these `arguments` in its args.json, `hostile.py`, and a base with
+    this config."""
     adapter_folder(folder)
     hostile_code(folder, folder / "executed")
     if base is not None:
@@ -384,9 +445,9 @@ def stranger(folder: Path, *, base: dict[str, Any] | None = None, **arguments: A
 def test_nothing_in_a_folder_decides_whether_its_code_is_run(
     tiny: Path, tmp_path: Path, guard: Callable[[], None], attempts: list[Any]
 ) -> None:
-    """MS-SWIFT imports the plugins that an adapter's args.json names, and reads the base that it names with
-    trust_remote_code=True. Its model type is what the stranger has written there: none, another's, ours.
-    """
+    """MS-SWIFT imports the plugins that an adapter's args.json names, and reads the base that it
+    names with trust_remote_code=True. Its model type is what the stranger has written there: none,
+    another's, ours."""
     from swift.arguments import InferArguments
     from swift.utils import parse_args
 
@@ -398,9 +459,15 @@ def test_nothing_in_a_folder_decides_whether_its_code_is_run(
         # The case file of this fault, `adapter_args.json`.
         "none": stranger(tmp_path / "none", external_plugins=[plugin("none")], model_type=None),
         "missing": stranger(tmp_path / "missing", external_plugins=[plugin("missing")]),
-        "another": stranger(tmp_path / "another", external_plugins=[plugin("another")], model_type="qwen3"),
-        "nonsense": stranger(tmp_path / "nonsense", external_plugins=[plugin("nonsense")], model_type=[1]),
-        "ours": stranger(tmp_path / "ours", external_plugins=[plugin("ours")], model_type=TYPE, model=str(tiny)),
+        "another": stranger(
+            tmp_path / "another", external_plugins=[plugin("another")], model_type="qwen3"
+        ),
+        "nonsense": stranger(
+            tmp_path / "nonsense", external_plugins=[plugin("nonsense")], model_type=[1]
+        ),
+        "ours": stranger(
+            tmp_path / "ours", external_plugins=[plugin("ours")], model_type=TYPE, model=str(tiny)
+        ),
         "text": stranger(tmp_path / "text", external_plugins=plugin("text")),
         "object": stranger(tmp_path / "object", external_plugins={plugin("object"): 1}),
         "base": stranger(tmp_path / "base", base=coded),
@@ -411,18 +478,31 @@ def test_nothing_in_a_folder_decides_whether_its_code_is_run(
         assert Path(folder, "executed").exists(), f"the proof of concept is none: {name}"
         Path(folder, "executed").unlink()
     guard()
-    # Nothing to be shown in a test: what they name is on a hub, in a file that is read, or imports nothing.
+    # Nothing to be shown in a test: what they name is on a hub, in a file that is read, or imports
+    # nothing.
     register = tmp_path / "register" / "plugins" / "register.py"
     others |= {
-        "register": stranger(tmp_path / "register", external_plugins=[str(register)], model_type="qwen3"),
+        "register": stranger(
+            tmp_path / "register", external_plugins=[str(register)], model_type="qwen3"
+        ),
         "kernel": stranger(tmp_path / "kernel", attn_impl="evil/kernel", model=str(tiny)),
-        "our kernel": stranger(tmp_path / "our kernel", attn_impl="evil/kernel", model=str(tiny), model_type=TYPE),
-        "method": stranger(tmp_path / "method", quant_method="eetq", model=str(tiny), model_type=TYPE),
-        "system": stranger(tmp_path / "system", system="secret.txt", model=str(tiny), model_type=TYPE),
+        "our kernel": stranger(
+            tmp_path / "our kernel", attn_impl="evil/kernel", model=str(tiny), model_type=TYPE
+        ),
+        "method": stranger(
+            tmp_path / "method", quant_method="eetq", model=str(tiny), model_type=TYPE
+        ),
+        "system": stranger(
+            tmp_path / "system", system="secret.txt", model=str(tiny), model_type=TYPE
+        ),
         "tokens": stranger(tmp_path / "tokens", new_special_tokens=["secret.txt"], model=str(tiny)),
-        "rope": stranger(tmp_path / "rope", rope_scaling=str(tiny / "config.json"), model=str(tiny)),
+        "rope": stranger(
+            tmp_path / "rope", rope_scaling=str(tiny / "config.json"), model=str(tiny)
+        ),
         "hub": stranger(tmp_path / "hub", model="evil/base", model_type=TYPE),
-        "elsewhere": stranger(tmp_path / "elsewhere", base={"auto_map": {"AutoConfig": "evil/repo--code.Config"}}),
+        "elsewhere": stranger(
+            tmp_path / "elsewhere", base={"auto_map": {"AutoConfig": "evil/repo--code.Config"}}
+        ),
     }
     (tmp_path / "elsewhere" / "base" / "hostile.py").unlink()
     said = {
@@ -437,7 +517,10 @@ def test_nothing_in_a_folder_decides_whether_its_code_is_run(
         "elsewhere": r"model: '.*' holds code \(config\.json\), which would be run",
     }
     for name, folder in others.items():
-        refused = said.get(name, "external_plugins: .* would be imported; if you trust it, give it with --external_plu")
+        refused = said.get(
+            name,
+            "external_plugins: .* would be imported; if you trust it, give it with --external_plu",
+        )
         with pytest.raises(ValueError, match=refused) as caught:
             parse_args(InferArguments, ["--adapters", folder, "--use_hf", "true"])
         assert str(caught.value).startswith(f"{folder}/args.json: ")
@@ -446,16 +529,37 @@ def test_nothing_in_a_folder_decides_whether_its_code_is_run(
     assert attempts == []
 
 
-def test_every_command_that_takes_a_folder_is_guarded(tmp_path: Path, guard: Callable[[], None]) -> None:
+def test_every_command_that_takes_a_folder_is_guarded(
+    tmp_path: Path, guard: Callable[[], None]
+) -> None:
     import swift.arguments
     from swift.utils import parse_args
 
-    folder = stranger(tmp_path / "adapter", external_plugins=[str(tmp_path / "adapter" / "hostile.py")])
+    folder = stranger(
+        tmp_path / "adapter", external_plugins=[str(tmp_path / "adapter" / "hostile.py")]
+    )
     (tmp_path / "data.jsonl").touch()
     guard()
-    for command in ("App", "Deploy", "Eval", "Export", "Infer", "Rollout", "Sampling", "Sft", "RLHF"):
+    for command in (
+        "App",
+        "Deploy",
+        "Eval",
+        "Export",
+        "Infer",
+        "Rollout",
+        "Sampling",
+        "Sft",
+        "RLHF",
+    ):
         for flag in ("--adapters", "--model"):
-            arguments = [flag, folder, "--load_args", "true", "--dataset", str(tmp_path / "data.jsonl")]
+            arguments = [
+                flag,
+                folder,
+                "--load_args",
+                "true",
+                "--dataset",
+                str(tmp_path / "data.jsonl"),
+            ]
             with pytest.raises(ValueError, match=r"external_plugins: .* would be imported"):
                 parse_args(getattr(swift.arguments, f"{command}Arguments"), arguments)
     assert not Path(folder, "executed").exists()
@@ -464,15 +568,18 @@ def test_every_command_that_takes_a_folder_is_guarded(tmp_path: Path, guard: Cal
 def test_our_own_and_other_models_arguments_are_taken_over(
     tiny: Path, tmp_path: Path, guard: Callable[[], None]
 ) -> None:
-    """A training of ours names the register.py of its installation; ours takes the place of that file, whatever it
-    holds. Whoever types another model's type has MS-SWIFT's own behaviour."""
+    """A training of ours names the register.py of its installation; ours takes the place of that
+    file, whatever it holds. Whoever types another model's type has MS-SWIFT's own behaviour."""
     from swift.arguments import InferArguments
     from swift.utils import parse_args
 
     guard()
     folder = tmp_path / "ours"
     theirs = folder / "plugins" / "register.py"
-    argv = ["--adapters", stranger(folder, external_plugins=[str(theirs)], model=str(tiny), model_type=TYPE)]
+    argv = [
+        "--adapters",
+        stranger(folder, external_plugins=[str(theirs)], model=str(tiny), model_type=TYPE),
+    ]
     theirs.parent.mkdir()
     shutil.copy(folder / "hostile.py", theirs)
     parse_args(InferArguments, argv)
@@ -496,7 +603,10 @@ KERNEL = "evil/kernel"
         ({"_attn_implementation": KERNEL}, "_attn_implementation"),
         ({"attn_implementation": {"": KERNEL}}, "attn_implementation"),
         ({"attn_implementation": f"paged|{KERNEL}"}, "attn_implementation"),
-        ({"attribute_map": {"harmless": "_attn_implementation"}, "harmless": KERNEL}, "attribute_map"),
+        (
+            {"attribute_map": {"harmless": "_attn_implementation"}, "harmless": KERNEL},
+            "attribute_map",
+        ),
         ({"configuration_files": ["config.4.0.0.json"]}, "configuration_files"),
         ({"quantization_config": {"quant_method": "eetq"}}, "quantization_config"),
         ({"transformers_weights": "pytorch_model.bin"}, "transformers_weights"),
@@ -505,7 +615,8 @@ KERNEL = "evil/kernel"
 def test_entries_of_a_config_that_fetch_or_run_are_refused(
     entries: dict[str, Any], field: str, tiny: Path, tmp_path: Path, attempts: list[Any]
 ) -> None:
-    """transformers takes them from config.json: a kernel of a hub is code, whatever `trust_remote_code` says."""
+    """transformers takes them from config.json: a kernel of a hub is code, whatever
+    `trust_remote_code` says."""
     from swift.model import get_model_processor
     from transformers import HiggsAudioV2Config
 
@@ -516,18 +627,25 @@ def test_entries_of_a_config_that_fetch_or_run_are_refused(
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
     load_config(folder)
     rewrite(
-        folder / "config.4.0.0.json", **json.loads((folder / "config.json").read_text()), attn_implementation=KERNEL
+        folder / "config.4.0.0.json",
+        **json.loads((folder / "config.json").read_text()),
+        attn_implementation=KERNEL,
     )
     rewrite(folder / "config.json", **entries)
     taken = HiggsAudioV2Config.from_pretrained(folder)
-    honoured = str(taken._attn_implementation).endswith(KERNEL) or getattr(taken, field, None) == entries[field]
+    honoured = (
+        str(taken._attn_implementation).endswith(KERNEL)
+        or getattr(taken, field, None) == entries[field]
+    )
     assert honoured, "the proof of concept is none"
     for read in (
         lambda: load_config(folder),
         lambda: load_model(str(folder)),
         lambda: get_model_processor(str(folder), model_type=TYPE, torch_dtype=torch.float32),
     ):
-        with pytest.raises(UserError, match=rf"config\.json: {field}: .*; remove the entry if you trust the rest"):
+        with pytest.raises(
+            UserError, match=rf"config\.json: {field}: .*; remove the entry if you trust the rest"
+        ):
             read()
     assert attempts == []
 
@@ -552,7 +670,8 @@ def test_attention_that_transformers_ships_may_be_named(tiny: Path, tmp_path: Pa
 def test_the_parts_of_a_codec_fetch_nothing(
     entries: dict[str, Any], part: str, name: str, field: str, tiny: Path, tmp_path: Path
 ) -> None:
-    """transformers builds whichever model they name; timm's downloads its weights (`use_pretrained_backbone`)."""
+    """transformers builds whichever model they name; timm's downloads its weights
+    (`use_pretrained_backbone`)."""
     from transformers import HiggsAudioV2TokenizerConfig
 
     folder = Path(shutil.copytree(tiny / "audio_tokenizer", tmp_path / "codec"))
@@ -574,9 +693,15 @@ def test_the_parts_of_a_codec_fetch_nothing(
 )
 @pytest.mark.parametrize("below", [False, True], ids=["", "below"])
 def test_adapters_of_kinds_that_fetch_or_import_are_refused(
-    entries: dict[str, Any], field: str, below: bool, tiny: Path, tmp_path: Path, attempts: list[Any]
+    entries: dict[str, Any],
+    field: str,
+    below: bool,
+    tiny: Path,
+    tmp_path: Path,
+    attempts: list[Any],
 ) -> None:
-    """By us, and where MS-SWIFT loads any: `infer`, `deploy`, `export`, `sft --adapters`, and what lies in folders."""
+    """By us, and where MS-SWIFT loads any: `infer`, `deploy`, `export`, `sft --adapters`, and what
+    lies in folders."""
     from peft import PeftConfig
     from swift.model import MODEL_MAPPING
     from swift.tuners import Swift
@@ -589,21 +714,29 @@ def test_adapters_of_kinds_that_fetch_or_import_are_refused(
     named = adapter_folder(folder / "second") if below else folder
     rewrite(named / "adapter_config.json", **entries)
     if "peft_type" in entries:
-        assert PeftConfig.from_pretrained(str(named)).peft_type == entries["peft_type"], "peft takes it no more"
+        assert PeftConfig.from_pretrained(str(named)).peft_type == entries["peft_type"], (
+            "peft takes it no more"
+        )
     model = load_model(str(tiny))
     model.model_meta = MODEL_MAPPING[TYPE]
-    for load in (lambda: with_adapters(model, {"a": str(folder)}), lambda: Swift.from_pretrained(model, str(folder))):
+    for load in (
+        lambda: with_adapters(model, {"a": str(folder)}),
+        lambda: Swift.from_pretrained(model, str(folder)),
+    ):
         with pytest.raises(UserError, match=rf"adapter_config\.json: {field}: "):
             load()
     assert attempts == []
 
 
-def test_what_only_a_folder_names_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The base of an adapter, the codec of a processor or of our settings: in the cache, published, or typed."""
+def test_what_only_a_folder_names_is_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base of an adapter, the codec of a processor or of our settings: in the cache, published,
+    or typed."""
     import huggingface_hub
 
     from plugins.audio.codec import find_codec
-    from plugins.files import MODELS_3B, local_folder
+    from plugins.files.hub import MODELS_3B, local_folder
     from plugins.model.load import base_and_adapters
     from plugins.settings import SETTINGS_FILE
 
@@ -616,20 +749,32 @@ def test_what_only_a_folder_names_is_not_fetched(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     folder = adapter_folder(tmp_path / "adapter")
     rewrite(folder / "adapter_config.json", base_model_name_or_path="evil/base")
-    rewrite(folder / "processor_config.json", audio_tokenizer={"audio_tokenizer_name_or_path": "evil/codec"})
+    rewrite(
+        folder / "processor_config.json",
+        audio_tokenizer={"audio_tokenizer_name_or_path": "evil/codec"},
+    )
     rewrite(folder / SETTINGS_FILE, codec="evil/other")
     with pytest.raises(
-        UserError, match=r"model: 'evil/base' is what the checkpoint names.*give it yourself with --mod"
+        UserError,
+        match=r"model: 'evil/base' is what the checkpoint names.*give it yourself with --mod",
     ):
         base_and_adapters(str(folder))
-    for name in (find_codec([str(folder)]), find_codec([], HiggsAudioSettings.of_checkpoint(folder, {}).codec)):
-        with pytest.raises(UserError, match=r"codec: 'evil/\w+' is what the checkpoint names.*yourself with --codec"):
+    for name in (
+        find_codec([str(folder)]),
+        find_codec([], HiggsAudioSettings.of_checkpoint(folder, {}).codec),
+    ):
+        with pytest.raises(
+            UserError,
+            match=r"codec: 'evil/\w+' is what the checkpoint names.*yourself with --codec",
+        ):
             _ = Codec(name).model
     assert asked == [("evil/base", True), ("evil/codec", True), ("evil/other", True)]
     asked.clear()
     rewrite(folder / "adapter_config.json", base_model_name_or_path=MODELS_3B[0])
     for read in (lambda: base_and_adapters(str(folder)), lambda: local_folder("evil/base")):
-        with pytest.raises(UserError, match="is neither a folder nor a Hub id that can be downloaded"):
+        with pytest.raises(
+            UserError, match="is neither a folder nor a Hub id that can be downloaded"
+        ):
             read()
     assert asked == [(MODELS_3B[0], False), ("evil/base", False)]
 
@@ -647,8 +792,11 @@ def resumable(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 @pytest.fixture
-def resume(resumable: tuple[Path, Path], tiny: Path, tmp_path: Path) -> tuple[Path, Callable[[], None]]:
-    """A copy of that checkpoint, and a function that goes on from it: the stranger knows how to seal it."""
+def resume(
+    resumable: tuple[Path, Path], tiny: Path, tmp_path: Path
+) -> tuple[Path, Callable[[], None]]:
+    """A copy of that checkpoint, and a function that goes on from it: the stranger knows how to
+    seal it."""
     from plugins.training.saves import MARKER, seal
 
     checkpoint = tmp_path / "out" / "checkpoint-1"
@@ -657,7 +805,14 @@ def resume(resumable: tuple[Path, Path], tiny: Path, tmp_path: Path) -> tuple[Pa
     def go_on() -> None:
         (checkpoint / MARKER).unlink()
         seal(checkpoint, resumable=True)
-        sft(tiny, resumable[1], tmp_path / "out", max_steps=2, save_steps=1, resume_from_checkpoint=checkpoint)
+        sft(
+            tiny,
+            resumable[1],
+            tmp_path / "out",
+            max_steps=2,
+            save_steps=1,
+            resume_from_checkpoint=checkpoint,
+        )
 
     return checkpoint, go_on
 
@@ -677,8 +832,12 @@ def test_every_pickle_of_a_resumed_checkpoint_is_read_with_weights_only(
     assert read == {"optimizer.pt": True, "scheduler.pt": True, "rng_state.pth": True}
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
-def test_pickles_of_a_resumed_checkpoint_are_refused(name: str, resume: Any, marker: Path, plant: Any) -> None:
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"]
+)
+def test_pickles_of_a_resumed_checkpoint_are_refused(
+    name: str, resume: Any, marker: Path, plant: Any
+) -> None:
     checkpoint, go_on = resume
     plant(checkpoint / name)
     if name == "pytorch_model.bin":
@@ -689,7 +848,9 @@ def test_pickles_of_a_resumed_checkpoint_are_refused(name: str, resume: Any, mar
 
 
 @pytest.mark.parametrize("name", ["training_args.bin", "pytorch_model.bin", "optimizer.bin"])
-def test_pickles_that_nobody_needs_are_not_read(name: str, resume: Any, marker: Path, plant: Any) -> None:
+def test_pickles_that_nobody_needs_are_not_read(
+    name: str, resume: Any, marker: Path, plant: Any
+) -> None:
     """`training_args.bin`, which transformers writes, can only be read as a pickle."""
     checkpoint, go_on = resume
     plant(checkpoint / name)

@@ -35,9 +35,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from plugins.audio import waveforms as audio
 from plugins.audio.codec import NUM_CODEBOOKS, NUM_CODES
 from plugins.errors import problem
+from plugins.files import disk
 
 # What lies between a file and its codes besides the codec: to be changed with `Codec.encode_file`.
 METHOD = "channels averaged, soxr HQ to 24 kHz, zero-padded on the right to whole frames"
@@ -59,7 +59,7 @@ _ANEW = f"delete the folder and {_AGAIN}"
 def content_key(file_hash: str, codec: str) -> str:
     """The key of a clip, 32 hex digits. codec: its `codec_fingerprint`.
 
-    file_hash: `audio.file_hash` of the file, not of its samples: to know that a clip is done takes
+    file_hash: `disk.file_hash` of the file, not of its samples: to know that a clip is done takes
     no decoding. The price: the same recording as WAV and as FLAC is encoded twice.
     """
     return hashlib.sha256(f"{file_hash}\n{codec}".encode()).hexdigest()[:32]
@@ -77,7 +77,9 @@ def codec_fingerprint(folder: Path) -> str:
     if not config.is_file() or not weights:
         missing = config.name if weights else "weights"
         remedy = "give a codec folder, or download it again"
-        raise problem(str(folder), "codec", missing, "not found", remedy)
+        raise problem(
+            source=str(folder), field="codec", value=missing, reason="not found", remedy=remedy
+        )
     lines = []
     for path in sorted([config, *weights]):
         status = path.stat()
@@ -87,7 +89,7 @@ def codec_fingerprint(folder: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _file_hash(path: Path, _size: int, _mtime_ns: int) -> str:
-    return audio.file_hash(path)
+    return disk.file_hash(path)
 
 
 def format_reference(folder: Path, key: str, *, beside: Path) -> str:
@@ -101,7 +103,7 @@ def parse_reference(reference: str, *, beside: Path, where: str, field: str) -> 
     if match is None:
         reason = "is no FOLDER#KEY with a key of 32 hex digits"
         remedy = "write rows with prepare_dataset.py --encode_codes"
-        raise problem(where, field, reference, reason, remedy)
+        raise problem(source=where, field=field, value=reference, reason=reason, remedy=remedy)
     return beside / match[1], match[2]
 
 
@@ -119,7 +121,13 @@ class CodeCache:
             is_old = (folder / "index.bin").exists()
             reason = "is of an older format" if is_old else f"holds no {_FINISHED}"
             remedy = _ANEW if is_old else _AGAIN
-            raise problem(str(folder.parent), "code cache", folder.name, reason, remedy)
+            raise problem(
+                source=str(folder.parent),
+                field="code cache",
+                value=folder.name,
+                reason=reason,
+                remedy=remedy,
+            )
         self.written_ns = os.stat(folder / _FINISHED).st_mtime_ns
         self.codec = str(self._rows("SELECT max(codec) FROM meta")[0][0])
 
@@ -134,12 +142,20 @@ class CodeCache:
         query = "SELECT codes, crc32_of_codes FROM clips WHERE key = ?"
         rows = self._rows(query, bytes.fromhex(key))
         if not rows:
-            raise problem(str(self.folder), "key", key, "is not in the code cache", _AGAIN)
+            raise problem(
+                source=str(self.folder),
+                field="key",
+                value=key,
+                reason="is not in the code cache",
+                remedy=_AGAIN,
+            )
         content, crc32 = rows[0]
         is_whole = isinstance(content, bytes) and content and len(content) % _FRAME_BYTES == 0
         if not is_whole or zlib.crc32(content) != crc32:
             reason = f"are damaged (another checksum in {_FINISHED})"
-            raise problem(str(self.folder), "codes", key, reason, _ANEW)
+            raise problem(
+                source=str(self.folder), field="codes", value=key, reason=reason, remedy=_ANEW
+            )
         return np.frombuffer(content, "<i2").reshape(NUM_CODEBOOKS, -1)
 
     def _rows(self, query: str, *values: bytes) -> list[Any]:
@@ -153,7 +169,13 @@ class CodeCache:
             return self._connection.execute(query, values).fetchall()
         except (sqlite3.Error, UnicodeDecodeError) as error:
             reason, remedy = f"cannot be read ({error})", f"mend that, or {_ANEW}"
-            raise problem(str(self.folder), "code cache", _FINISHED, reason, remedy) from None
+            raise problem(
+                source=str(self.folder),
+                field="code cache",
+                value=_FINISHED,
+                reason=reason,
+                remedy=remedy,
+            ) from None
 
 
 class CacheWriter:
@@ -214,11 +236,23 @@ class CacheWriter:
         remedy = "use the codec that the model was trained with"
         if codes_KxF.ndim != 2 or codes_KxF.shape[0] != NUM_CODEBOOKS or not codes_KxF.shape[1]:
             reason = f"is not ({NUM_CODEBOOKS}, F)"
-            raise problem(str(self.folder), "codes", codes_KxF.shape, reason, remedy)
+            raise problem(
+                source=str(self.folder),
+                field="codes",
+                value=codes_KxF.shape,
+                reason=reason,
+                remedy=remedy,
+            )
         for code in (codes_KxF.min(), codes_KxF.max()):
             if not 0 <= code < NUM_CODES:
                 reason = f"is outside 0..{NUM_CODES - 1}"
-                raise problem(str(self.folder), "codes", int(code), reason, remedy)
+                raise problem(
+                    source=str(self.folder),
+                    field="codes",
+                    value=int(code),
+                    reason=reason,
+                    remedy=remedy,
+                )
         content = codes_KxF.astype("<i2").tobytes()
         self._batch.append((bytes.fromhex(key), content, zlib.crc32(content)))
         self._keys.add(key)
@@ -235,10 +269,10 @@ class CacheWriter:
             with _told(self._finished):
                 for left_by_kill in self.folder.glob(f".{_FINISHED}.*.tmp"):
                     left_by_kill.unlink()
-                with audio.replace_when_done(self._finished) as longer:
+                with disk.replace_when_done(self._finished) as longer:
                     self._write_finished(longer)
                 # The new name has to be on disk before the clips leave the other file.
-                audio.sync(self.folder)
+                disk.sync(self.folder)
             incoming.execute("DELETE FROM clips")
 
     def _write_finished(self, path: Path) -> None:
@@ -273,7 +307,13 @@ class CacheWriter:
         if codec != self.codec:
             reason = "holds codes of another codec"
             remedy = "give --codes_dir another folder, or delete this one"
-            raise problem(str(self.folder.parent), "code cache", self.folder.name, reason, remedy)
+            raise problem(
+                source=str(self.folder.parent),
+                field="code cache",
+                value=self.folder.name,
+                reason=reason,
+                remedy=remedy,
+            )
 
 
 def _uri(file: Path, options: str) -> str:
@@ -291,4 +331,10 @@ def _told(file: Path) -> Iterator[None]:
         remedy = "mend that and run the same command again: finished clips are kept"
         if type(error) in (sqlite3.DatabaseError, UnicodeDecodeError):  # damage
             remedy = "delete that file and run the same command again"
-        raise problem(str(file.parent), "code cache", file.name, reason, remedy) from error
+        raise problem(
+            source=str(file.parent),
+            field="code cache",
+            value=file.name,
+            reason=reason,
+            remedy=remedy,
+        ) from error

@@ -1,8 +1,9 @@
-"""Waveform <-> codes through `HiggsAudioV2TokenizerModel`: 24 kHz mono, hop 960, 25 frames/s, 8 codebooks of 1024. L1.
+"""Waveform <-> codes through `HiggsAudioV2TokenizerModel`: 24 kHz mono, hop 960, 25 frames/s, 8
+codebooks of 1024. L1.
 
-The codec is a lazy proxy: it holds a path, builds the model on first use and never pickles it, so it travels into
-forked and spawned workers. It is never a submodule of the language model: optimizers, DDP and ZeRO must not see it.
-"""
+The codec is a lazy proxy: it holds a path, builds the model on first use and never pickles it, so
+it travels into forked and spawned workers. It is never a submodule of the language model:
+optimizers, DDP and ZeRO must not see it."""
 
 from __future__ import annotations
 
@@ -19,23 +20,25 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from plugins.audio import waveforms as audio
-from plugins.errors import problem, read_json
-from plugins.files import local_folder
-from plugins.model.untrusted import NamedByCheckpoint, check_codec
-from plugins.settings import DEFAULT_CODEC
-from plugins.training.preflight.installation import explained
+from plugins.errors import problem
+from plugins.files.disk import read_json
+from plugins.files.hub import DEFAULT_CODEC, local_folder
+from plugins.files.installation import explained
+from plugins.files.untrusted import NamedByCheckpoint, check_codec
 
 _IMPORTING_PID = os.getpid()
 _RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # of accelerate
 CODEC_FOLDER = "audio_tokenizer"
-# Of the published codec and of every codec the model can be used with: rows are checked before a codec is loaded.
+# Of the published codec and of every codec the model can be used with: rows are checked before a
+# codec is loaded.
 FRAMES_PER_S = 25
 NUM_CODEBOOKS = 8
 NUM_CODES = 1024
 
 
 class Codec:
-    """Codes of waveforms and waveforms of codes. `path` is a folder or a Hub id, `device` as in torch."""
+    """Codes of waveforms and waveforms of codes. `path` is a folder or a Hub id, `device` as in
+    torch."""
 
     def __init__(self, path: str, *, device: str = "cpu") -> None:
         self.path = path
@@ -47,10 +50,11 @@ class Codec:
 
     @property
     def model(self) -> Any:
-        """The transformers model: fp32, eval mode. Raises UserError if it is missing or incomplete."""
+        """The transformers model: fp32, eval mode. Raises UserError if it is missing or
+        incomplete."""
         if os.getpid() != _IMPORTING_PID and torch.get_num_threads() > 1:
-            # Forked (by a data loader or `datasets.map`): torch's thread pool did not come along, and with more than
-            # one thread the first convolution waits for it for ever.
+            # Forked (by a data loader or `datasets.map`): torch's thread pool did not come along,
+            # and with more than one thread the first convolution waits for it for ever.
             torch.set_num_threads(1)
         if self._model is None:
             self._model = _load_codec(self.path).to(self.device)
@@ -62,16 +66,19 @@ class Codec:
 
     @torch.inference_mode()
     def encode(self, waveform: np.ndarray) -> Tensor:
-        """waveform (N,) float32 at `sample_rate_hz` -> codes (K, F) int64 on the CPU, F = ceil(N / hop).
+        """waveform (N,) float32 at `sample_rate_hz` -> codes (K, F) int64 on the CPU, F = ceil(N /
+        hop).
 
-        The clip is zero-padded on the right to a whole number of frames, as the original does; unpadded clips shift the
-        decoded signal by half a hop. One clip at a time: padding inside a batch changes the codes.
-        """
+        The clip is zero-padded on the right to a whole number of frames, as the original does;
+        unpadded clips shift the decoded signal by half a hop. One clip at a time: padding inside a
+        batch changes the codes."""
         hop = self.model.config.hop_length
         samples = torch.as_tensor(waveform, dtype=torch.float32, device=self.device)
         samples = torch.nn.functional.pad(samples, (0, -len(samples) % hop))
         codes = self.model.encode(samples[None, None]).audio_codes[0]
-        assert codes.shape[1] == len(samples) // hop, f"{codes.shape[1]} frames from {len(samples)} samples"
+        assert codes.shape[1] == len(samples) // hop, (
+            f"{codes.shape[1]} frames from {len(samples)} samples"
+        )
         return codes.to("cpu", torch.int64)
 
     def encode_file(self, path: str) -> Tensor:
@@ -80,14 +87,15 @@ class Codec:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> np.ndarray:
-        """codes (K, F) -> waveform (F * hop,) float32 in [-1, 1]. The class has no output tanh, hence the clip."""
+        """codes (K, F) -> waveform (F * hop,) float32 in [-1, 1]. The class has no output tanh,
+        hence the clip."""
         waveform = self.model.decode(codes[None].to(self.device)).audio_values[0, 0]
         return waveform.clamp(-1, 1).float().cpu().numpy()
 
 
 def find_codec(model_dirs: list[str], chosen: str | None = None) -> str:
-    """The codec that belongs to a model: `chosen`, else the folder beside its weights, else the one that its processor
-    names, else the published one."""
+    """The codec that belongs to a model: `chosen`, else the folder beside its weights, else the one
+    that its processor names, else the published one."""
     if chosen:
         return chosen
     for folder in map(Path, model_dirs):
@@ -105,12 +113,15 @@ def find_codec(model_dirs: list[str], chosen: str | None = None) -> str:
 def _undivided() -> Iterator[None]:
     """Inside, `from_pretrained` gives this process every weight.
 
-    It takes each model for the one that is trained: under ZeRO-3 it divides the weights among the ranks, under FSDP2
-    (`cpu_ram_efficient_loading`) only rank 0 gets any, and all others would train on codes of an empty codec.
-    """
+    It takes each model for the one that is trained: under ZeRO-3 it divides the weights among the
+    ranks, under FSDP2 (`cpu_ram_efficient_loading`) only rank 0 gets any, and all others would
+    train on codes of an empty codec."""
     from transformers.integrations import deepspeed
 
-    config, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop(_RAM_EFFICIENT, None)
+    config, efficient = (
+        deepspeed._hf_deepspeed_config_weak_ref,
+        os.environ.pop(_RAM_EFFICIENT, None),
+    )
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
@@ -138,29 +149,58 @@ def _load_codec(path: str) -> Any:
     model_type = read_json(file, again).get("model_type") if file.is_file() else None
     if model_type not in (None, HiggsAudioV2TokenizerModel.config_class.model_type):
         reason = f"is the folder of {other_model(model_type, ())}, not of a codec"
-        raise problem("settings", "codec", path, reason, again)
+        raise problem(source="settings", field="codec", value=path, reason=reason, remedy=again)
     check_codec(folder)
     try:
         with _undivided():
             loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         reason = f"is not a codec that can be loaded ({' '.join(str(error).split())[:200]})"
-        raise problem("settings", "codec", path, reason, again) from error
+        raise problem(
+            source="settings", field="codec", value=path, reason=reason, remedy=again
+        ) from error
     model, report = loaded
     missing = ", ".join(sorted(report["missing_keys"])[:3])
     unexpected = sorted(report["unexpected_keys"])
     if missing:
         other = other_model(None, unexpected)
         reason = f"lacks {missing}" + (f": it holds the weights of {other}" if other else "")
-        raise problem("settings", "codec", path, reason, "download the codec again")
+        raise problem(
+            source="settings",
+            field="codec",
+            value=path,
+            reason=reason,
+            remedy="download the codec again",
+        )
     if report["mismatched_keys"]:
         key, found, asked = min(report["mismatched_keys"])
         reason = f"holds {key} of shape {list(found)}, its config.json asks for {list(asked)}"
-        raise problem("settings", "codec", path, reason, "download the codec again")
+        raise problem(
+            source="settings",
+            field="codec",
+            value=path,
+            reason=reason,
+            remedy="download the codec again",
+        )
     if unexpected:
-        reason = f"holds {', '.join(unexpected[:3])}, no key of the codec ({len(unexpected)} such keys)"
-        raise problem("settings", "codec", path, reason, "download the codec again")
+        reason = (
+            f"holds {', '.join(unexpected[:3])}, no key of the codec ({len(unexpected)} such keys)"
+        )
+        raise problem(
+            source="settings",
+            field="codec",
+            value=path,
+            reason=reason,
+            remedy="download the codec again",
+        )
     # Train mode would switch HuBERT's dropout on: random codes.
     return model.eval().requires_grad_(False)

@@ -1,14 +1,15 @@
-"""The codec's original format (`config.json` and `model.pth` of boson-multimodal) <-> native folders. L1.
+"""The codec's original format (`config.json` and `model.pth` of boson-multimodal) <-> native
+folders. L1.
 
-    original folder --to_native--> native config, native key -> tensor
-    original folder --save_native--> native folder, with `original.safetensors` for what a native codec does not keep
-    such a folder --to_original--> original folder, its config and every tensor equal to the bit
+    original folder --to_native--> native config, native key -> tensor original folder
+    --save_native--> native folder, with `original.safetensors` for what a native codec does not
+    keep such a folder --to_original--> original folder, its config and every tensor equal to the
+    bit
 
-Both formats hold the same tensors under different names, except for the convolutions of DAC: the original keeps them
-split by weight norm (g, v), a native codec has the product g v / |v|. What HuBERT looks like the original downloads;
-here it is read off the shapes of its weights. No code of a checkpoint is executed.
-This file knows nothing of encoding or decoding.
-"""
+Both formats hold the same tensors under different names, except for the convolutions of DAC: the
+original keeps them split by weight norm (g, v), a native codec has the product g v / |v|. What
+HuBERT looks like the original downloads; here it is read off the shapes of its weights. No code of
+a checkpoint is executed. This file knows nothing of encoding or decoding."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 from transformers import DacFeatureExtractor, HiggsAudioV2TokenizerConfig
 
-from plugins.errors import UserError, problem, read_json
-from plugins.files import new_folder
+from plugins.errors import UserError, problem
+from plugins.files.disk import read_json
+from plugins.files.hub import new_folder
 
 WEIGHTS = "model.pth"
 SIDECAR = "original.safetensors"
@@ -39,7 +41,16 @@ _DOWNLOAD = f"download bosonai/higgs-audio-v2-tokenizer again (`main` is native,
 DROPPED = {
     "semantic_model.masked_spec_embed": "HuBERT's mask vector, for its own training; the codec never masks",
 }
-_FIELDS = ("D", "codebook_dim", "target_bandwidths", "ratios", "sample_rate", "bins", "n_q", "semantic_techer")
+_FIELDS = (
+    "D",
+    "codebook_dim",
+    "target_bandwidths",
+    "ratios",
+    "sample_rate",
+    "bins",
+    "n_q",
+    "semantic_techer",
+)
 _LEAST = {"D": 1, "codebook_dim": 1, "sample_rate": 1, "bins": 2, "n_q": 1}
 # What a native codec cannot do, and the values that it needs.
 _REQUIRED = {"downsample_mode": "step_down", "vq_scale": 1}
@@ -69,8 +80,14 @@ _PREFIXES = {
 # DAC's layers in the original's order: it numbers what transformers names.
 _UNIT = ("snake1", "conv1", "snake2", "conv2")
 _BLOCKS = {
-    "acoustic_encoder": ("encoder.block", ("res_unit1", "res_unit2", "res_unit3", "snake1", "conv1")),
-    "acoustic_decoder": ("decoder_2.model", ("snake1", "conv_t1", "res_unit1", "res_unit2", "res_unit3")),
+    "acoustic_encoder": (
+        "encoder.block",
+        ("res_unit1", "res_unit2", "res_unit3", "snake1", "conv1"),
+    ),
+    "acoustic_decoder": (
+        "decoder_2.model",
+        ("snake1", "conv_t1", "res_unit1", "res_unit2", "res_unit3"),
+    ),
 }
 _RENAMED = {
     "quantizer.quantizers.": "quantizer.vq.layers.",
@@ -79,38 +96,53 @@ _RENAMED = {
     "fc2.": "fc_post2.",
 }
 # (g, v) of weight norm: torch has an old and a new way of naming them.
-_PAIRS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
+_PAIRS = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
 
-Sources = dict[str, tuple[str, ...]]  # native key -> the original's, two of them for (g, v) of a merged weight
+Sources = dict[
+    str, tuple[str, ...]
+]  # native key -> the original's, two of them for (g, v) of a merged weight
 
 
 def is_original(folder: Path) -> bool:
-    """Whether `folder` is, or was meant to be, a codec in the original format: its weights may be missing or wrong."""
-    only_original_weights = (folder / WEIGHTS).is_file() and not (folder / "model.safetensors").is_file()
+    """Whether `folder` is, or was meant to be, a codec in the original format: its weights may be
+    missing or wrong."""
+    only_original_weights = (folder / WEIGHTS).is_file() and not (
+        folder / "model.safetensors"
+    ).is_file()
     return only_original_weights or "semantic_techer" in _read_config(folder / "config.json")
 
 
 def other_model(model_type: str | None, keys: Iterable[str]) -> str | None:
-    """Whose `config.json` (by its `model_type`) or weights (by their keys) these are; None: not known to be others'."""
+    """Whose `config.json` (by its `model_type`) or weights (by their keys) these are; None: not
+    known to be others'."""
     if model_type is not None:
         return _MODEL_TYPES.get(model_type, f"a model of type {model_type!r}")
     prefixes = tuple(_PREFIXES)
     found = next((key for key in keys if key.startswith(prefixes)), None)
-    return None if found is None else next(name for prefix, name in _PREFIXES.items() if found.startswith(prefix))
+    return (
+        None
+        if found is None
+        else next(name for prefix, name in _PREFIXES.items() if found.startswith(prefix))
+    )
 
 
 def to_native(folder: Path) -> tuple[HiggsAudioV2TokenizerConfig, dict[str, Tensor]]:
-    """Config and weights for `HiggsAudioV2TokenizerModel`: every key filled, every key of the original used.
+    """Config and weights for `HiggsAudioV2TokenizerModel`: every key filled, every key of the
+    original used.
 
-    Raises UserError for a missing, damaged or unsafe file, for another model's, for a key that is missing, unknown or
-    of another shape, and for variants of the architecture that the native class cannot express.
-    """
+    Raises UserError for a missing, damaged or unsafe file, for another model's, for a key that is
+    missing, unknown or of another shape, and for variants of the architecture that the native class
+    cannot express."""
     config, sources, weights = _open(folder)
     return config, _native_weights(sources, weights)
 
 
 def save_native(folder: Path, target: Path) -> None:
-    """Write original codec `folder` as the new native folder `target`, which appears only when it is complete.
+    """Write original codec `folder` as the new native folder `target`, which appears only when it
+    is complete.
 
     Raises UserError as `to_native` does, and if `target` exists.
     """
@@ -125,7 +157,9 @@ def save_native(folder: Path, target: Path) -> None:
     kept = {key: tensor.contiguous() for key, tensor in weights.items() if key not in as_they_are}
     remembered = {
         "config.json": (folder / "config.json").read_text(encoding="utf-8"),
-        "keys": json.dumps({key: as_they_are.get(key) for key in weights}),  # in order; null: the tensor is here
+        "keys": json.dumps(
+            {key: as_they_are.get(key) for key in weights}
+        ),  # in order; null: the tensor is here
     }
     with new_folder(target, folder) as unfinished:
         model.save_pretrained(unfinished)
@@ -136,30 +170,51 @@ def save_native(folder: Path, target: Path) -> None:
 def to_original(native_folder: Path, target: Path) -> None:
     """Write what `save_native` was given as the new folder `target`, equal to the bit.
 
-    Raises UserError if `native_folder` is not from `save_native`, if a weight that the original splits has changed
-    since, and if `target` exists.
-    """
+    Raises UserError if `native_folder` is not from `save_native`, if a weight that the original
+    splits has changed since, and if `target` exists."""
     if not (native_folder / SIDECAR).is_file():
         reason = "not found: this folder was not converted from an original codec"
-        remedy = f"download revision {ORIGINAL_REVISION} of bosonai/higgs-audio-v2-tokenizer instead"
-        raise problem(str(native_folder), "codec", SIDECAR, reason, remedy)
+        remedy = (
+            f"download revision {ORIGINAL_REVISION} of bosonai/higgs-audio-v2-tokenizer instead"
+        )
+        raise problem(
+            source=str(native_folder), field="codec", value=SIDECAR, reason=reason, remedy=remedy
+        )
     try:
         native = load_file(native_folder / "model.safetensors")
         with safe_open(native_folder / SIDECAR, framework="pt") as sidecar:
             remembered = sidecar.metadata() or {}
-            kept = {key: sidecar.get_tensor(key) for key in sidecar.keys()}  # noqa: SIM118 (it has no __iter__)
+            kept = {key: sidecar.get_tensor(key) for key in sidecar.keys()}  # noqa: SIM118 (no __iter__)
         config_text, keys = remembered["config.json"], json.loads(remembered["keys"])
         weights = {key: native[name] if name else kept[key] for key, name in keys.items()}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         remedy = "convert the original codec again"
-        raise problem(str(native_folder), "weights", str(error), "is missing or damaged", remedy) from None
+        raise problem(
+            source=str(native_folder),
+            field="weights",
+            value=str(error),
+            reason="is missing or damaged",
+            remedy=remedy,
+        ) from None
     _, sources = _match(json.loads(config_text), weights, native_folder)
     for key, tensor in _native_weights(sources, weights).items():
         # Merging on another machine may round differently.
         found = native.get(key)
-        if found is None or found.shape != tensor.shape or not torch.allclose(tensor, found, rtol=1e-6, atol=0):
-            reason = "has changed since the codec was converted: the original format would lose that"
-            raise problem(str(native_folder), "weights", key, reason, "convert the original codec again")
+        if (
+            found is None
+            or found.shape != tensor.shape
+            or not torch.allclose(tensor, found, rtol=1e-6, atol=0)
+        ):
+            reason = (
+                "has changed since the codec was converted: the original format would lose that"
+            )
+            raise problem(
+                source=str(native_folder),
+                field="weights",
+                value=key,
+                reason=reason,
+                remedy="convert the original codec again",
+            )
     with new_folder(target, native_folder) as unfinished:
         (unfinished / "config.json").write_text(config_text, encoding="utf-8")
         torch.save(weights, unfinished / WEIGHTS)
@@ -172,8 +227,16 @@ def _open(folder: Path) -> tuple[HiggsAudioV2TokenizerConfig, Sources, dict[str,
     original = _read_config(folder / "config.json")
     if "model_type" in original:
         model_type = original["model_type"]
-        reason = f"is the config of {other_model(model_type, ())}, not of a codec in the original format"
-        raise problem(str(folder / "config.json"), "model_type", model_type, reason, _DOWNLOAD)
+        reason = (
+            f"is the config of {other_model(model_type, ())}, not of a codec in the original format"
+        )
+        raise problem(
+            source=str(folder / "config.json"),
+            field="model_type",
+            value=model_type,
+            reason=reason,
+            remedy=_DOWNLOAD,
+        )
     weights = _read_weights(folder / WEIGHTS)
     config, sources = _match(original, weights, folder)
     return config, sources, weights
@@ -197,55 +260,112 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise problem(str(file.parent), "weights", file.name, "not found", _DOWNLOAD)
+        raise problem(
+            source=str(file.parent),
+            field="weights",
+            value=file.name,
+            reason="not found",
+            remedy=_DOWNLOAD,
+        )
     try:
         # Only files in torch's zip format can be mapped; older ones are read.
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        weights = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
     except Exception as error:  # a damaged file can raise anything inside the parser
         raise _unreadable(file, str(error)) from None
     if not isinstance(weights, Mapping):
-        raise problem(str(file), "weights", type(weights).__name__, "is no state dict", _DOWNLOAD)
+        raise problem(
+            source=str(file),
+            field="weights",
+            value=type(weights).__name__,
+            reason="is no state dict",
+            remedy=_DOWNLOAD,
+        )
     other = other_model(None, weights)
     if other is not None:
         reason = f"holds the weights of {other}, not of a codec in the original format"
-        raise problem(str(file.parent), "weights", file.name, reason, _DOWNLOAD)
+        raise problem(
+            source=str(file.parent),
+            field="weights",
+            value=file.name,
+            reason=reason,
+            remedy=_DOWNLOAD,
+        )
     for key, value in weights.items():
         if not isinstance(value, Tensor):
-            raise problem(str(file), "weights", key, f"is a {type(value).__name__}, not a tensor", _DOWNLOAD)
+            raise problem(
+                source=str(file),
+                field="weights",
+                value=key,
+                reason=f"is a {type(value).__name__}, not a tensor",
+                remedy=_DOWNLOAD,
+            )
     return dict(weights)
 
 
 def _unreadable(file: Path, said: str) -> UserError:
     asked_for = re.search(r"GLOBAL (\S+)", said)
     if asked_for is None:
-        return problem(str(file), "weights", file.name, "is damaged or is no file of torch.save", _DOWNLOAD)
+        return problem(
+            source=str(file),
+            field="weights",
+            value=file.name,
+            reason="is damaged or is no file of torch.save",
+            remedy=_DOWNLOAD,
+        )
     reason = "is no part of a state dict: refused, no code of this file was run"
-    return problem(str(file), "weights", asked_for[1], reason, _DOWNLOAD)
+    return problem(
+        source=str(file), field="weights", value=asked_for[1], reason=reason, remedy=_DOWNLOAD
+    )
 
 
 # Config.
 
 
-def _native_config(original: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> HiggsAudioV2TokenizerConfig:
+def _native_config(
+    original: dict[str, Any], weights: dict[str, Tensor], folder: Path
+) -> HiggsAudioV2TokenizerConfig:
     file = folder / "config.json"
     for name in _FIELDS:
         if name not in original:
-            raise problem(str(file), name, None, "is missing", _DOWNLOAD)
+            raise problem(
+                source=str(file), field=name, value=None, reason="is missing", remedy=_DOWNLOAD
+            )
     _check_types(original, file)
     for name, needed in _REQUIRED.items():
         if original.get(name, needed) != needed:
-            raise problem(str(file), name, original[name], f"is not {needed!r}", "the native codec has no such variant")
+            raise problem(
+                source=str(file),
+                field=name,
+                value=original[name],
+                reason=f"is not {needed!r}",
+                remedy="the native codec has no such variant",
+            )
     if original["semantic_techer"] not in _TEACHERS:
         reason = f"is none of {', '.join(_TEACHERS)}"
         remedy = "the native codec has no such variant"
-        raise problem(str(file), "semantic_techer", original["semantic_techer"], reason, remedy)
+        raise problem(
+            source=str(file),
+            field="semantic_techer",
+            value=original["semantic_techer"],
+            reason=reason,
+            remedy=remedy,
+        )
 
     def shape_of(key: str) -> torch.Size:
         if key not in weights:
-            raise problem(str(folder / WEIGHTS), "weights", key, "is missing", _DOWNLOAD)
+            raise problem(
+                source=str(folder / WEIGHTS),
+                field="weights",
+                value=key,
+                reason="is missing",
+                remedy=_DOWNLOAD,
+            )
         return weights[key].shape
 
-    # The original's constructor fixes these two widths, 64 and 1024: `config.json` is silent about them.
+    # The original's constructor fixes these two widths, 64 and 1024: `config.json` is silent about
+    # them.
     acoustic = {
         "encoder_hidden_size": shape_of(_pair("encoder.block.0", weights)[1])[0],
         "decoder_hidden_size": shape_of(_pair("decoder_2.model.0", weights)[1])[0],
@@ -270,31 +390,65 @@ def _check_types(original: dict[str, Any], file: Path) -> None:
 
     for name, least in _LEAST.items():
         if not is_whole(original[name], least):
-            raise problem(str(file), name, original[name], f"is no whole number from {least} up", _DOWNLOAD)
+            raise problem(
+                source=str(file),
+                field=name,
+                value=original[name],
+                reason=f"is no whole number from {least} up",
+                remedy=_DOWNLOAD,
+            )
     ratios, bandwidths = original["ratios"], original["target_bandwidths"]
     if not isinstance(ratios, list) or not ratios or not all(map(is_whole, ratios)):
-        raise problem(str(file), "ratios", ratios, "is no list of whole numbers above 0", _DOWNLOAD)
-    if not isinstance(bandwidths, list) or not all(type(value) in (int, float) and value > 0 for value in bandwidths):
-        raise problem(str(file), "target_bandwidths", bandwidths, "is no list of numbers above 0", _DOWNLOAD)
+        raise problem(
+            source=str(file),
+            field="ratios",
+            value=ratios,
+            reason="is no list of whole numbers above 0",
+            remedy=_DOWNLOAD,
+        )
+    if not isinstance(bandwidths, list) or not all(
+        type(value) in (int, float) and value > 0 for value in bandwidths
+    ):
+        raise problem(
+            source=str(file),
+            field="target_bandwidths",
+            value=bandwidths,
+            reason="is no list of numbers above 0",
+            remedy=_DOWNLOAD,
+        )
     semantic_hz = original.get("semantic_sample_rate")
     if semantic_hz is not None and not is_whole(semantic_hz):
-        raise problem(str(file), "semantic_sample_rate", semantic_hz, "is no whole number from 1 up", _DOWNLOAD)
+        raise problem(
+            source=str(file),
+            field="semantic_sample_rate",
+            value=semantic_hz,
+            reason="is no whole number from 1 up",
+            remedy=_DOWNLOAD,
+        )
 
 
 def _bandwidths(original: dict[str, Any], file: Path) -> list[float]:
     """Those of `target_bandwidths` that `n_q` codebooks reach.
 
-    The original ignores the others (the published one lists 4 kbit/s, which would be 16 codebooks); a native codec
-    has as many codebooks as its last bandwidth asks for.
-    """
+    The original ignores the others (the published one lists 4 kbit/s, which would be 16 codebooks);
+    a native codec has as many codebooks as its last bandwidth asks for."""
     frame_rate = math.ceil(original["sample_rate"] / math.prod(original["ratios"]))
     bits_per_s = frame_rate * math.ceil(math.log2(original["bins"]))
-    num_codebooks = {bandwidth: int(1000 * bandwidth // bits_per_s) for bandwidth in original["target_bandwidths"]}
+    num_codebooks = {
+        bandwidth: int(1000 * bandwidth // bits_per_s)
+        for bandwidth in original["target_bandwidths"]
+    }
     reached = [bandwidth for bandwidth, num in num_codebooks.items() if num <= original["n_q"]]
     if not reached or num_codebooks[reached[-1]] != original["n_q"]:
         reason = f"has none for n_q {original['n_q']}"
         remedy = f"add {original['n_q'] * bits_per_s / 1000} (kbit/s)"
-        raise problem(str(file), "target_bandwidths", original["target_bandwidths"], reason, remedy)
+        raise problem(
+            source=str(file),
+            field="target_bandwidths",
+            value=original["target_bandwidths"],
+            reason=reason,
+            remedy=remedy,
+        )
     return reached
 
 
@@ -303,8 +457,14 @@ def _hubert(weights: Collection[str], shape_of: Callable[[str], torch.Size]) -> 
     root = "semantic_model.encoder"
     hidden = shape_of("semantic_model.feature_projection.projection.weight")[0]
     _, group_width, num_positions = shape_of(_pair(f"{root}.pos_conv_embed.conv", weights)[1])
-    layers = {int(found[1]) for key in weights if (found := re.match(rf"{re.escape(root)}\.layers\.(\d+)\.", key))}
-    convolutions = [f"semantic_model.feature_extractor.conv_layers.{i}.conv.weight" for i in range(7)]
+    layers = {
+        int(found[1])
+        for key in weights
+        if (found := re.match(rf"{re.escape(root)}\.layers\.(\d+)\.", key))
+    }
+    convolutions = [
+        f"semantic_model.feature_extractor.conv_layers.{i}.conv.weight" for i in range(7)
+    ]
     return {
         "hidden_size": hidden,
         "num_hidden_layers": max(layers, default=0) + 1,
@@ -363,7 +523,9 @@ def _acoustic_key(native: str, num_blocks: int) -> str:
 
 def _renamed(native: str) -> str:
     prefix = next((prefix for prefix in _RENAMED if native.startswith(prefix)), "")
-    key = _RENAMED.get(prefix, "") + native.removeprefix(prefix).replace(".codebook.", "._codebook.")
+    key = _RENAMED.get(prefix, "") + native.removeprefix(prefix).replace(
+        ".codebook.", "._codebook."
+    )
     # Each convolution of the semantic coders sits in a wrapper, except for those of width 1.
     if "coder_semantic." in key and not re.search(r"res_units\.\d+\.conv2", key):
         stem, _, kind = key.rpartition(".")
@@ -376,11 +538,23 @@ def _check_keys(sources: Sources, weights: Collection[str], file: Path) -> None:
     missing = [key for key in needed if key not in weights]
     unknown = [key for key in weights if key not in needed and key not in DROPPED]
     if missing:
-        renamed = f", and {unknown[0]!r} is not a key of the codec ({len(unknown)} such keys)" if unknown else ""
-        raise problem(str(file), "weights", missing[0], f"is missing ({len(missing)} in all){renamed}", _DOWNLOAD)
+        renamed = (
+            f", and {unknown[0]!r} is not a key of the codec ({len(unknown)} such keys)"
+            if unknown
+            else ""
+        )
+        raise problem(
+            source=str(file),
+            field="weights",
+            value=missing[0],
+            reason=f"is missing ({len(missing)} in all){renamed}",
+            remedy=_DOWNLOAD,
+        )
     if unknown:
         reason = f"is not a key of the codec ({len(unknown)} such keys)"
-        raise problem(str(file), "weights", unknown[0], reason, _DOWNLOAD)
+        raise problem(
+            source=str(file), field="weights", value=unknown[0], reason=reason, remedy=_DOWNLOAD
+        )
 
 
 def _check_shapes(
@@ -392,17 +566,22 @@ def _check_shapes(
         for key, asked in zip(names, needed, strict=True):
             if list(weights[key].shape) != asked:
                 reason = f"has shape {list(weights[key].shape)}, config.json asks for {asked}"
-                raise problem(str(file), "weights", key, reason, _DOWNLOAD)
+                raise problem(
+                    source=str(file), field="weights", value=key, reason=reason, remedy=_DOWNLOAD
+                )
 
 
 def _native_weights(sources: Sources, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
-        native: weights[names[0]] if len(names) == 1 else _merged(*(weights[name] for name in names))
+        native: weights[names[0]]
+        if len(names) == 1
+        else _merged(*(weights[name] for name in names))
         for native, names in sources.items()
     }
 
 
 def _merged(g: Tensor, v: Tensor) -> Tensor:
-    """g v / |v|, the norm over all but the first dimension. In fp64: the same weight whatever the machine."""
+    """g v / |v|, the norm over all but the first dimension. In fp64: the same weight whatever the
+    machine."""
     v_fp64 = v.double()
     return (v_fp64 * (g.double() / v_fp64.flatten(1).norm(dim=1).view_as(g))).to(v.dtype)

@@ -1,19 +1,16 @@
 """Audio files -> mono waveforms (N,) float32, and back (L1).
 
-In: a path as a user wrote it. Out: the file it means, its header, or its samples at the asked rate. A file that would
-teach the model something false (cut off, NaN, empty) or block the process (a pipe, a device) is refused by name.
-Knows nothing about codes, models or dataset rows; imports neither torch nor MS-SWIFT.
-"""
+In: a path as a user wrote it. Out: the file it means, its header, or its samples at the asked rate.
+A file that would teach the model something false (cut off, NaN, empty) or block the process (a
+pipe, a device) is refused by name. Knows nothing about codes, models or dataset rows; imports
+neither torch nor MS-SWIFT."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +18,8 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from plugins.errors import UserError, problem
+from plugins.errors import UserError
+from plugins.files import disk
 
 SAMPLE_RATE_HZ = 24_000  # of the Higgs-Audio V2 codec
 # The most that is decoded, by the header: silence compresses well. 105 kB of OGG can hold 12 s of
@@ -33,22 +31,25 @@ MAX_SAMPLES = 60_000_000
 _BLOCK_SAMPLES = 1 << 21  # of all channels, decoded at a time
 _PCM16_SCALE = 1 << 15
 _UNKNOWN_SAMPLES = 1 << 62  # libsndfile reports a FLAC header without a length as 2**63 - 1 samples
-_STREAMED_BYTES = 0x7FFFF000  # encoders writing to a pipe put this or more as the WAV data size (sox, ffmpeg)
+_STREAMED_BYTES = (
+    0x7FFFF000  # encoders writing to a pipe put this or more as the WAV data size (sox, ffmpeg)
+)
 _NO_PERMISSION = ("may not be read", "grant read permission")
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)  # of `replace_when_done`
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 class AudioError(UserError):
     """A path that cannot serve as audio.
 
-    `reason` and `remedy` stand apart from the path, so that a caller who knows the row says where it was named:
-    ``raise problem("train.jsonl:17", "audios[0]", value, error.reason, error.remedy)``.
-    `reason` is constant per kind of fault; what differs from file to file stands in parentheses at its end.
-    """
+    `reason` and `remedy` stand apart from the path, so that a caller who knows the row says where
+    it was named: ``raise problem("train.jsonl:17", "audios[0]", value, error.reason,
+    error.remedy)``. `reason` is constant per kind of fault; what differs from file to file stands
+    in parentheses at its end."""
 
     def __init__(self, path: str | Path, reason: str, remedy: str) -> None:
-        super().__init__(path, reason, remedy)  # all three: exceptions travel between processes by their `args`
+        super().__init__(
+            path, reason, remedy
+        )  # all three: exceptions travel between processes by their `args`
         self.path, self.reason, self.remedy = path, reason, remedy
 
     def __str__(self) -> str:
@@ -69,17 +70,19 @@ class AudioInfo:
 
     def num_samples_at(self, sample_rate_hz: int) -> int:
         """How many `load` gives at that rate, to the sample: soxr rounds half up."""
-        return (2 * self.num_samples * sample_rate_hz + self.sample_rate_hz) // (2 * self.sample_rate_hz)
+        return (2 * self.num_samples * sample_rate_hz + self.sample_rate_hz) // (
+            2 * self.sample_rate_hz
+        )
 
 
 def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> Path:
-    """The regular, non-empty file that `path` names: as it is if absolute, else in the first of `folders` to have it.
+    """The regular, non-empty file that `path` names: as it is if absolute, else in the first of
+    `folders` to have it.
 
-    root: the folder outside of which nothing may be named, for paths that somebody else wrote. An absolute path, ``..``
-    and a leading ``~`` are refused as written, wherever they lead; a link is refused if it leads out.
-    Raises `AudioError` for a URL, for a path found nowhere (listing where it looked), for a folder, pipe or device, and
-    for a file without read permission.
-    """
+    root: the folder outside of which nothing may be named, for paths that somebody else wrote. An
+    absolute path, ``..`` and a leading ``~`` are refused as written, wherever they lead; a link is
+    refused if it leads out. Raises `AudioError` for a URL, for a path found nowhere (listing where
+    it looked), for a folder, pipe or device, and for a file without read permission."""
     if _URL.match(path):
         raise AudioError(path, "is a URL", "download it first and name the local file")
     if not _can_be_a_name(path):
@@ -91,7 +94,9 @@ def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> 
     existing = [candidate for candidate in candidates if _may_exist(candidate)]
     if not existing:
         looked = ", ".join("." if str(folder) == "." else f"{folder}/" for folder in folders)
-        raise AudioError(path, "not found" if absolute else f"not found (looked in {looked})", "mend the path")
+        raise AudioError(
+            path, "not found" if absolute else f"not found (looked in {looked})", "mend the path"
+        )
     found = next(filter(os.path.isfile, existing), existing[0])
     if root is not None:
         require_inside(found, root, name=path)
@@ -174,7 +179,8 @@ def probe(path: str | Path) -> AudioInfo:
 
 
 def load(path: str | Path, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
-    """The whole file as float32 (N,): channels averaged, then resampled (soxr HQ) to `sample_rate_hz`.
+    """The whole file as float32 (N,): channels averaged, then resampled (soxr HQ) to
+    `sample_rate_hz`.
 
     Decoded in blocks, so that no more than the result is ever held. Raises `AudioError` for what
     `Source` and its `blocks` refuse, and for a file without samples.
@@ -204,71 +210,18 @@ def to_pcm16(samples: np.ndarray) -> np.ndarray:
 
 def mono(samples: np.ndarray) -> np.ndarray:
     """Floats (N,) or (N, channels) -> (N,), channels averaged."""
-    return samples.mean(axis=1) if samples.ndim == 2 and samples.shape[1] != 1 else samples.reshape(-1)
+    return (
+        samples.mean(axis=1) if samples.ndim == 2 and samples.shape[1] != 1 else samples.reshape(-1)
+    )
 
 
 def save_wav(path: str | Path, samples: np.ndarray, sample_rate_hz: int) -> None:
-    """Write `samples` (N,), clipped to [-1, 1], as 16 bit PCM; the parent folder is made, the file appears whole."""
+    """Write `samples` (N,), clipped to [-1, 1], as 16 bit PCM; the parent folder is made, the file
+    appears whole."""
     assert samples.ndim == 1, samples.shape
     assert np.isfinite(samples).all(), "NaN or infinite samples"
-    with replace_when_done(path) as temporary:
+    with disk.replace_when_done(path) as temporary:
         sf.write(temporary, to_pcm16(samples), sample_rate_hz, format="WAV", subtype="PCM_16")
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of the bytes of `path`, 64 hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def replace_when_done(path: str | Path, *, synced: bool = True) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success it is synced to disk and takes the place of `path`.
-
-    synced=False leaves `sync` to the caller, before anything relies on the file: another may be written meanwhile.
-    On an error the old file stays untouched and nothing is left behind. Raises `UserError` if `path` is there and is
-    no regular file: replacing ``/dev/null`` by a file would break the machine.
-    """
-    target = Path(os.path.realpath(path))  # write through a link instead of replacing it
-    if target.exists() and not target.is_file():
-        raise problem("output", "path", str(path), "is not a regular file", "name a file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        if synced:
-            sync(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_strays(paths: Iterable[str | Path]) -> None:
-    """Remove what a killed `replace_when_done` left half written of `paths`, and nothing else.
-
-    Only for a caller who knows that nobody else is writing them.
-    """
-    names: dict[str, set[str]] = {}
-    for path in paths:
-        folder, name = os.path.split(os.path.realpath(path))
-        names.setdefault(folder, set()).add(name)
-    for folder, ours in names.items():
-        for entry in os.listdir(folder) if os.path.isdir(folder) else ():
-            match = _TEMPORARY.fullmatch(entry)
-            if match and match[1] in ours:
-                os.unlink(os.path.join(folder, entry))
-
-
-def sync(path: str | Path) -> None:
-    """Return once the file `path`, or the names in that folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _require_plain(path: str, root: Path) -> None:
@@ -290,7 +243,8 @@ def _can_be_a_name(path: str) -> bool:
 
 
 def _may_exist(path: Path) -> bool:
-    """Whether something is there, or hidden by what `_require_regular` will name: no permission, a loop of links."""
+    """Whether something is there, or hidden by what `_require_regular` will name: no permission, a
+    loop of links."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -301,7 +255,8 @@ def _may_exist(path: Path) -> bool:
 
 
 def _require_regular(path: str | Path) -> None:
-    """Refuse, without opening it, what is no file with content: opening a pipe waits for its writer forever."""
+    """Refuse, without opening it, what is no file with content: opening a pipe waits for its writer
+    forever."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -309,7 +264,9 @@ def _require_regular(path: str | Path) -> None:
     except PermissionError:
         raise AudioError(path, *_NO_PERMISSION) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise AudioError(path, f"cannot be opened ({getattr(error, 'strerror', error)})", "mend the path") from None
+        raise AudioError(
+            path, f"cannot be opened ({getattr(error, 'strerror', error)})", "mend the path"
+        ) from None
     if stat.S_ISDIR(status.st_mode):
         raise AudioError(path, "is a folder", "name an audio file")
     if not stat.S_ISREG(status.st_mode):
@@ -325,11 +282,16 @@ def _open(path: str | Path) -> sf.SoundFile:
     _require_regular(path)
     try:
         file = sf.SoundFile(path)
-    except (sf.SoundFileError, TypeError):  # TypeError: soundfile takes a name ending in .raw for headerless samples
+    except (
+        sf.SoundFileError,
+        TypeError,
+    ):  # TypeError: soundfile takes a name ending in .raw for headerless samples
         raise AudioError(path, "is not readable audio", "use WAV, FLAC, MP3 or OGG") from None
     if file.frames >= _UNKNOWN_SAMPLES:
         file.close()
-        raise AudioError(path, "states no length in its header", "encode it again to a file, not to a pipe")
+        raise AudioError(
+            path, "states no length in its header", "encode it again to a file, not to a pipe"
+        )
     return file
 
 
@@ -344,12 +306,16 @@ def _excess(info: AudioInfo) -> tuple[str, str] | None:
     num_samples = max(info.num_samples * info.num_channels, info.num_samples_at(SAMPLE_RATE_HZ))
     if num_samples > MAX_SAMPLES:
         format_ = f"{info.sample_rate_hz} Hz, channels: {info.num_channels}"
-        return f"is too long to be decoded ({info.duration_s:.0f} s at {format_})", "cut it into clips"
+        return (
+            f"is too long to be decoded ({info.duration_s:.0f} s at {format_})",
+            "cut it into clips",
+        )
     return None
 
 
 def _joined(blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """`blocks` in one array of `shape`, cut where they end. `np.concatenate` would hold each twice."""
+    """`blocks` in one array of `shape`, cut where they end. `np.concatenate` would hold each
+    twice."""
     joined = np.empty(shape, dtype)  # takes memory where it is written, whatever a header promised
     length = 0
     for block in blocks:
@@ -367,8 +333,10 @@ def _resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterat
 
 
 def _shortfall(file: sf.SoundFile, path: str | Path, num_decoded: int) -> str:
-    """How much of the header's promise was found, e.g. ``"480 of 960 samples"``; empty if the file is whole."""
-    # libsndfile silently shortens a cut WAV to what is there; only its log keeps the size that the header states.
+    """How much of the header's promise was found, e.g. ``"480 of 960 samples"``; empty if the file
+    is whole."""
+    # libsndfile silently shortens a cut WAV to what is there; only its log keeps the size that the
+    # header states.
     data = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
     if data and int(data[1]) < _STREAMED_BYTES:
         return f"{data[2]} of {data[1]} bytes"
@@ -378,11 +346,14 @@ def _shortfall(file: sf.SoundFile, path: str | Path, num_decoded: int) -> str:
 
 
 def _mp3_states_length(path: str | Path) -> bool:
-    """Whether an MP3 opens with a Xing, Info or VBRI frame. Without one its length is a guess from the bit rate."""
+    """Whether an MP3 opens with a Xing, Info or VBRI frame. Without one its length is a guess from
+    the bit rate."""
     with open(path, "rb") as file:
         head = file.read(10)
         # ID3v2: ten bytes of header, whose last four are the size of the tag, 7 bits each
-        tag_bytes = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+        tag_bytes = 10 + sum(
+            byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True)
+        )
         file.seek(tag_bytes if head.startswith(b"ID3") else 0)
         frame = file.read(64)  # the mark stands at byte 13 to 36
     return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))

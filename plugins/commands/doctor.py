@@ -71,7 +71,8 @@ def run(options: argparse.Namespace, report: Report) -> int:
 
 
 def _run_config(options: argparse.Namespace) -> dict[str, Any]:
-    """The YAML file of `--config`; what the command line leaves open about model, data and settings comes from it."""
+    """The YAML file of `--config`; what the command line leaves open about model, data and settings
+    comes from it."""
     config: dict[str, Any] = {}
     if options.config is not None:
         try:
@@ -79,20 +80,39 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
         except (OSError, yaml.YAMLError) as error:
             reason = f"cannot be read ({' '.join(str(error).split())})"
             raise problem(
-                "command line", "config", str(options.config), reason, "give a YAML file as in configs/"
+                source="command line",
+                field="config",
+                value=str(options.config),
+                reason=reason,
+                remedy="give a YAML file as in configs/",
             ) from None
     if not isinstance(config, dict):
-        raise problem("command line", "config", str(options.config), "holds no settings", "see configs/lora_3b.yaml")
+        raise problem(
+            source="command line",
+            field="config",
+            value=str(options.config),
+            reason="holds no settings",
+            remedy="see configs/lora_3b.yaml",
+        )
     kwargs = config.get("model_kwargs") or {}
     if isinstance(kwargs, str):
         try:
             kwargs = json.loads(kwargs)
         except ValueError as error:
             reason = f"is no JSON ({error})"
-            raise problem(str(options.config), "model_kwargs", kwargs, reason, "write name: value lines") from None
+            raise problem(
+                source=str(options.config),
+                field="model_kwargs",
+                value=kwargs,
+                reason=reason,
+                remedy="write name: value lines",
+            ) from None
     check_knob_names(kwargs, f"{options.config}: model_kwargs")
     # `higgs-audio sft FILE.yaml` takes settings on the top level as well.
-    for name, value in {**{name: config[name] for name in KNOBS if name in config}, **kwargs}.items():
+    for name, value in {
+        **{name: config[name] for name in KNOBS if name in config},
+        **kwargs,
+    }.items():
         text = joined(name.lower(), value) if isinstance(value, list) else str(value)
         os.environ.setdefault(name.upper(), text)
     options.model = options.model or config.get("model") or config.get("model_id_or_path")
@@ -101,7 +121,13 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
     options.val_dataset = options.val_dataset or as_list(config.get("val_dataset"))
     for name in ("model", "dataset"):
         if not getattr(options, name):
-            raise problem("command line", f"--{name}", None, "is missing", "give it, or a --config that names it")
+            raise problem(
+                source="command line",
+                field=f"--{name}",
+                value=None,
+                reason="is missing",
+                remedy="give it, or a --config that names it",
+            )
     return config
 
 
@@ -116,7 +142,9 @@ def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoin
     size = sum(parameter.numel() for parameter in model.parameters())
     kind = "random weights" if is_random_init(model) else "trained weights"
     report.add(
-        "checkpoint", "ok", f"{size / 1e6:,.1f} M parameters, text head, {kind}; token ids agree with the config"
+        "checkpoint",
+        "ok",
+        f"{size / 1e6:,.1f} M parameters, text head, {kind}; token ids agree with the config",
     )
     codec = Codec(find_codec([folder], options.codec or settings.codec), device=options.device)
     return _Checkpoint(model, tokenizer, tokens, codec, settings, Path(adapters or folder))
@@ -142,7 +170,10 @@ def _check_dataset(
     _check_prompts(report, rows, checkpoint)
     if report.failed and report.failed[-1].check == "codec":
         return  # nothing can be encoded
-    chosen = [with_clips(each, checkpoint.codec, checkpoint.tokens) for each in _spread(dialogues, options.rows)]
+    chosen = [
+        with_clips(each, checkpoint.codec, checkpoint.tokens)
+        for each in _spread(dialogues, options.rows)
+    ]
     encoded = _encoded(chosen, checkpoint)
     check_labels(report, encoded, checkpoint.tokens, checkpoint.tokenizer)
     check_offsets(report, checkpoint.model, encoded, checkpoint.tokens, chance="failed")
@@ -159,11 +190,17 @@ def _read(files: Sequence[str], settings: HiggsAudioSettings) -> list[dict[str, 
 
 def _check_lengths(dialogues: Sequence[Dialogue], checkpoint: _Checkpoint, max_length: int) -> None:
     for dialogue in dialogues:
-        sample = encode(stand_ins(dialogue, checkpoint.tokens), checkpoint.tokenizer, checkpoint.tokens)
+        sample = encode(
+            stand_ins(dialogue, checkpoint.tokens), checkpoint.tokenizer, checkpoint.tokens
+        )
         if len(sample.input_ids) > max_length:
             reason = f"tokens and frames are more than max_length {max_length}"
             raise problem(
-                dialogue.source, "row", len(sample.input_ids), reason, "raise max_length or cut text, clip or reference"
+                source=dialogue.source,
+                field="row",
+                value=len(sample.input_ids),
+                reason=reason,
+                remedy="raise max_length or cut text, clip or reference",
             )
 
 
@@ -181,8 +218,11 @@ def _encoded(dialogues: Sequence[Dialogue], checkpoint: _Checkpoint) -> list[Row
 
 
 def _check_codec(report: Report, codec: Codec, dialogues: Sequence[Dialogue]) -> None:
-    """One clip there and back: codes in range and varied, one frame per 40 ms, a waveform of the same length."""
-    paths = [clip.path for dialogue in dialogues for clip in dialogue.clips() if clip.path is not None]
+    """One clip there and back: codes in range and varied, one frame per 40 ms, a waveform of the
+    same length."""
+    paths = [
+        clip.path for dialogue in dialogues for clip in dialogue.clips() if clip.path is not None
+    ]
     if not paths:
         report.add("codec", "info", "left out: no row names an audio file")
         return
@@ -190,7 +230,13 @@ def _check_codec(report: Report, codec: Codec, dialogues: Sequence[Dialogue]) ->
     codes = codec.encode(waveform)
     if codes.shape[0] != NUM_CODEBOOKS:
         reason = f"gives {codes.shape[0]} codebooks, not {NUM_CODEBOOKS}"
-        raise problem("settings", "codec", codec.path, reason, "give the codec that belongs to this model")
+        raise problem(
+            source="settings",
+            field="codec",
+            value=codec.path,
+            reason=reason,
+            remedy="give the codec that belongs to this model",
+        )
     num_frames = -(-len(waveform) * FRAMES_PER_S // codec.sample_rate_hz)
     back = codec.decode(codes)
     complaint = None
@@ -200,10 +246,19 @@ def _check_codec(report: Report, codec: Codec, dialogues: Sequence[Dialogue]) ->
         complaint = f"gives codes up to {int(codes.max())}, outside 0..{NUM_CODES - 1}"
     elif any(len(row.unique()) == 1 for row in codes) and codes.shape[1] > FRAMES_PER_S:
         complaint = "gives one and the same code for a whole clip: its codebooks are empty"
-    elif not np.isfinite(back).all() or len(back) != codes.shape[1] * codec.sample_rate_hz // FRAMES_PER_S:
+    elif (
+        not np.isfinite(back).all()
+        or len(back) != codes.shape[1] * codec.sample_rate_hz // FRAMES_PER_S
+    ):
         complaint = "does not give a waveform of the clip's length back"
     if complaint is not None:
-        raise problem("settings", "codec", codec.path, complaint, "give the codec that belongs to this model")
+        raise problem(
+            source="settings",
+            field="codec",
+            value=codec.path,
+            reason=complaint,
+            remedy="give the codec that belongs to this model",
+        )
     distance = _log_mel_distance(waveform, back[: len(waveform)], codec.sample_rate_hz)
     text = f"{codes.shape[1]} frames in range; round trip of one clip: {distance:.1f} dB mean log-mel distance"
     report.add("codec", "ok", text, paths[0])
@@ -227,17 +282,25 @@ def _check_given_codes(report: Report, codec: Codec, dialogues: Sequence[Dialogu
             codes = codec.encode_file(clip.path)
             num_frames = min(codes.shape[1], clip.codes.shape[1])
             agreement = float((codes[:, :num_frames] == clip.codes[:, :num_frames]).float().mean())
-            # Other hardware rounds a few codes otherwise; another codec, or an order lost, agrees by chance (0.1 %).
+            # Other hardware rounds a few codes otherwise; another codec, or an order lost, agrees
+            # by chance (0.1 %).
             if agreement < 0.5:
                 reason = f"agree with the codec's in {agreement:.0%} of all codes"
                 remedy = "encode the clips with the model's codec, and keep codebooks and frames in order"
-                raise problem(dialogue.source, "audio_codes", f"codes of {clip.path}", reason, remedy)
+                raise problem(
+                    source=dialogue.source,
+                    field="audio_codes",
+                    value=f"codes of {clip.path}",
+                    reason=reason,
+                    remedy=remedy,
+                )
             report.add("audio_codes", "ok", f"agree with the codec in {agreement:.0%} of one clip")
             return
 
 
 def _check_prompts(report: Report, rows: Sequence[dict[str, Any]], checkpoint: _Checkpoint) -> None:
-    """Whether speaking will use the prompts that are trained, for rows that one call of `generate` can ask for."""
+    """Whether speaking will use the prompts that are trained, for rows that one call of `generate`
+    can ask for."""
     drifted, num_asked, in_pieces, example = 0, 0, 0, ""
     for row in rows:
         request = _request(row, checkpoint.settings)
@@ -259,27 +322,55 @@ def _check_prompts(report: Report, rows: Sequence[dict[str, Any]], checkpoint: _
         remedy = "speaking cuts them into pieces, one prompt each, unless max_chars is raised"
         report.add("prompts", "info", f"{in_pieces} {reason}: {remedy}")
     if not drifted:
-        report.add("prompts", "ok", f"speaking uses the prompts that are trained ({num_asked} rows)")
+        report.add(
+            "prompts", "ok", f"speaking uses the prompts that are trained ({num_asked} rows)"
+        )
         return
     is_raw = all(row["raw_prompt"] for row in rows)
     text = f"{drifted} of {num_asked} rows are trained with a prompt that `generate` will not use"
-    remedy = "leave raw_prompt out of the rows" if is_raw else "leave out what it cannot be told (instructions)"
-    report.add("prompts", "failed" if is_raw and drifted == len(rows) else "warning", f"{text}; {remedy}", example)
+    remedy = (
+        "leave raw_prompt out of the rows"
+        if is_raw
+        else "leave out what it cannot be told (instructions)"
+    )
+    report.add(
+        "prompts",
+        "failed" if is_raw and drifted == len(rows) else "warning",
+        f"{text}; {remedy}",
+        example,
+    )
 
 
 def _request(row: dict[str, Any], settings: HiggsAudioSettings) -> Dialogue | None:
-    """What `HiggsAudioGenerator.generate` makes of text, scene and reference of a row; None if it takes more calls."""
+    """What `HiggsAudioGenerator.generate` makes of text, scene and reference of a row; None if it
+    takes more calls."""
     messages = row["messages"]
     roles = [message["role"] for message in messages]
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]) or messages[-1]["content"]:
+    if (
+        roles not in (["user", "assistant"], ["system", "user", "assistant"])
+        or messages[-1]["content"]
+    ):
         return None
-    if len(row["reference_audio"]) > 1 or not (row["audios"] or row["audio_codes"] or row["audio_code_keys"]):
+    if len(row["reference_audio"]) > 1 or not (
+        row["audios"] or row["audio_codes"] or row["audio_code_keys"]
+    ):
         return None
     system = messages[0]["content"] if roles[0] == "system" else ""
     scene = SCENE_TAGS.split(system)
-    heads = [{**messages[0], "content": "".join(scene[1:4])}] if len(scene) > 3 and scene[2].strip() else []
-    nothing: dict[str, Any] = {"audios": [], "audio_codes": [], "audio_code_keys": [], "raw_prompt": False}
-    return dialogue_from_row({**row, "messages": [*heads, messages[-2]], **nothing}, settings, training=False)
+    heads = (
+        [{**messages[0], "content": "".join(scene[1:4])}]
+        if len(scene) > 3 and scene[2].strip()
+        else []
+    )
+    nothing: dict[str, Any] = {
+        "audios": [],
+        "audio_codes": [],
+        "audio_code_keys": [],
+        "raw_prompt": False,
+    }
+    return dialogue_from_row(
+        {**row, "messages": [*heads, messages[-2]], **nothing}, settings, training=False
+    )
 
 
 def _ids(dialogue: Dialogue, checkpoint: _Checkpoint, *, open_turn: bool = False) -> list[int]:
@@ -288,11 +379,14 @@ def _ids(dialogue: Dialogue, checkpoint: _Checkpoint, *, open_turn: bool = False
 
 
 def _check_texts(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Dialogue]) -> None:
-    """Whether the clips fit their own texts better than each other's: a table shifted by one row shows here."""
+    """Whether the clips fit their own texts better than each other's: a table shifted by one row
+    shows here."""
     dialogues = [dialogue for dialogue in dialogues if any(dialogue.targets())]
     if len(dialogues) < 2 or is_random_init(checkpoint.model):
         return
-    texts = [tuple(turn for turn in dialogue.turns if turn.role == "user") for dialogue in dialogues]
+    texts = [
+        tuple(turn for turn in dialogue.turns if turn.role == "user") for dialogue in dialogues
+    ]
     if len(set(texts)) < len(texts):
         return  # the same sentence by several speakers: another row's text is its own
     swapped = [
@@ -300,7 +394,8 @@ def _check_texts(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Di
         for dialogue, other in zip(dialogues, [*texts[1:], texts[0]], strict=True)
     ]
     own, others = (
-        mean_loss(checkpoint.model, [batch for _, batch in _encoded(each, checkpoint)]) for each in (dialogues, swapped)
+        mean_loss(checkpoint.model, [batch for _, batch in _encoded(each, checkpoint)])
+        for each in (dialogues, swapped)
     )
     text = f"{own:.2f} nats per code after their own texts, {others:.2f} after another row's"
     if own < others:
@@ -313,6 +408,8 @@ def _with_texts(turns: Sequence[Turn], texts: Sequence[Turn]) -> tuple[Turn, ...
     """User turns replaced in order, the last one again where there are more of them."""
     waiting = list(texts)
     return tuple(
-        (waiting.pop(0) if len(waiting) > 1 else waiting[0]) if turn.role == "user" and waiting else turn
+        (waiting.pop(0) if len(waiting) > 1 else waiting[0])
+        if turn.role == "user" and waiting
+        else turn
         for turn in turns
     )

@@ -1,4 +1,5 @@
-"""`higgs-audio evaluate`: a model's speech, scored beside its base, the codec's ceiling and the recordings. L4.
+"""`higgs-audio evaluate`: a model's speech, scored beside its base, the codec's ceiling and the
+recordings. L4.
 
 Exit codes: 0 done, also with scorers missing (they are told), 1 an error that the user can mend.
 """
@@ -14,7 +15,6 @@ from typing import Any
 
 import torch
 
-from plugins.audio import waveforms as audio
 from plugins.audio.codec import Codec, find_codec
 from plugins.errors import problem
 from plugins.evaluation import formats, report
@@ -24,7 +24,8 @@ from plugins.evaluation.run import PROGRESS, Clip, Journal, check_folder, hear, 
 from plugins.evaluation.scorers import Missing, Scorer, fingerprint, load_scorers
 from plugins.evaluation.scores import score
 from plugins.evaluation.speaking import System, systems
-from plugins.files import local_folder
+from plugins.files import disk
+from plugins.files.hub import local_folder
 from plugins.model import load as checkpoint
 from plugins.model.card import METRICS, complete
 from plugins.settings import HiggsAudioSettings
@@ -46,17 +47,38 @@ class _Contest:
 def run(options: Namespace) -> int:
     """The subcommand: its exit code."""
     if options.model is None and options.generated is None:
-        raise problem("options", "model", None, "is missing", "give --model, or --generated for recordings")
+        raise problem(
+            source="options",
+            field="model",
+            value=None,
+            reason="is missing",
+            remedy="give --model, or --generated for recordings",
+        )
     for name in ("adapters", "base"):
         if options.model is None and getattr(options, name) is not None:
-            raise problem("options", name, getattr(options, name), "has no --model to belong to", "give --model")
+            raise problem(
+                source="options",
+                field=name,
+                value=getattr(options, name),
+                reason="has no --model to belong to",
+                remedy="give --model",
+            )
     if options.max_audio_s <= 0:  # the generator would refuse it item by item
-        raise problem("options", "max_audio_s", options.max_audio_s, "is not positive", "give seconds")
+        raise problem(
+            source="options",
+            field="max_audio_s",
+            value=options.max_audio_s,
+            reason="is not positive",
+            remedy="give seconds",
+        )
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     _check_output(options)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     scorers, missing = load_scorers(
-        asr=options.asr, speaker_model=options.speaker_model, language=options.language, device=options.device
+        asr=options.asr,
+        speaker_model=options.speaker_model,
+        language=options.language,
+        device=options.device,
     )
     for each in missing:
         print(f"missing: {each.name}: {each}", file=sys.stderr)
@@ -81,16 +103,31 @@ def run(options: Namespace) -> int:
 
 
 def _check_output(options: Namespace) -> None:
-    """Raise UserError if files of others would be overwritten: any without --overwrite, what is read in any case."""
+    """Raise UserError if files of others would be overwritten: any without --overwrite, what is
+    read in any case."""
     folder: Path = options.output
     check_folder(folder, overwrite=options.overwrite)
-    names = (PROGRESS, report.SUMMARY, report.ITEMS, report.REPORT, PICTURE, formats.META, formats.TEXT)
+    names = (
+        PROGRESS,
+        report.SUMMARY,
+        report.ITEMS,
+        report.REPORT,
+        PICTURE,
+        formats.META,
+        formats.TEXT,
+    )
     written = {(folder / name).resolve() for name in names}
     read = [Path(options.dataset), Path(options.dataset) / formats.TEXT, options.generated]
     for path in read:
         if path is not None and path.resolve() in written:
             reason = f"would be written over {path}, which is read"
-            raise problem("options", "output", str(folder), reason, "name another folder")
+            raise problem(
+                source="options",
+                field="output",
+                value=str(folder),
+                reason=reason,
+                remedy="name another folder",
+            )
 
 
 def _contest(options: Namespace, sampling: Sampling) -> _Contest:
@@ -115,14 +152,26 @@ def _contest(options: Namespace, sampling: Sampling) -> _Contest:
             quantization=options.quantization,
         )
         held |= {system.name: system.depends_on for system in spoken}
-        held["prompts"] = settings.prompts  # of all systems: those that the tuned one was trained with
-        held["sampling"] = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-        held |= {"seed": options.seed, "max_audio_s": options.max_audio_s, "batch_size": options.batch_size}
+        held["prompts"] = (
+            settings.prompts
+        )  # of all systems: those that the tuned one was trained with
+        held["sampling"] = {
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
+        held |= {
+            "seed": options.seed,
+            "max_audio_s": options.max_audio_s,
+            "batch_size": options.batch_size,
+        }
     items = read_items(options.dataset, settings, limit=options.limit)
     return _Contest(spoken, codec, items, held)
 
 
-def _columns(contest: _Contest, options: Namespace, sampling: Sampling, journal: Journal) -> dict[str, Sequence[Clip]]:
+def _columns(
+    contest: _Contest, options: Namespace, sampling: Sampling, journal: Journal
+) -> dict[str, Sequence[Clip]]:
     """One clip per item and column, in the order of the table."""
     columns: dict[str, Sequence[Clip]] = {}
     for system in contest.systems:
@@ -140,14 +189,20 @@ def _columns(contest: _Contest, options: Namespace, sampling: Sampling, journal:
     if options.generated is not None:
         given = formats.read_generated(options.generated, [item.id for item in contest.items])
         columns[_GENERATED] = [
-            Clip(given[item.id]) if item.id in given else Clip(error="no recording of this id was given")
+            Clip(given[item.id])
+            if item.id in given
+            else Clip(error="no recording of this id was given")
             for item in contest.items
         ]
     if any(item.truth is not None for item in contest.items):
         if contest.codec is not None:
             identity = contest.settings["codec"]
-            columns[_CODEC] = round_trips(contest.codec, identity, contest.items, options.output, journal, name=_CODEC)
-        columns[_TRUTH] = [Clip(None if item.truth is None else Path(item.truth)) for item in contest.items]
+            columns[_CODEC] = round_trips(
+                contest.codec, identity, contest.items, options.output, journal, name=_CODEC
+            )
+        columns[_TRUTH] = [
+            Clip(None if item.truth is None else Path(item.truth)) for item in contest.items
+        ]
     return columns
 
 
@@ -161,7 +216,11 @@ def _rows(
     paths = [clip.path for clips in columns.values() for clip in clips if clip.path is not None]
     heard = hear(paths, scorers, journal)
     voices = [Path(item.reference) for item in items if item.reference is not None]
-    heard |= hear([path for path in voices if path not in heard], [s for s in scorers if s.name == "voice"], journal)
+    heard |= hear(
+        [path for path in voices if path not in heard],
+        [s for s in scorers if s.name == "voice"],
+        journal,
+    )
     transcribed = any(scorer.name == "transcript" for scorer in scorers)
     return score(items, columns, heard, language=language, transcribed=transcribed)
 
@@ -170,8 +229,10 @@ def _draw(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, 
     try:
         drawn = picture(summary, rows)
     except ImportError:
-        missing = Missing(PICTURE, "package matplotlib is not installed", "run: pip install matplotlib")
+        missing = Missing(
+            PICTURE, "package matplotlib is not installed", "run: pip install matplotlib"
+        )
         print(f"missing: {missing.name}: {missing}", file=sys.stderr)
         return
-    with audio.replace_when_done(folder / PICTURE) as temporary:
+    with disk.replace_when_done(folder / PICTURE) as temporary:
         temporary.write_bytes(drawn)

@@ -37,9 +37,16 @@ transformers takes from the working folder. If you publish this folder on the Hu
 
 
 def model_card(
-    name: str, *, base: str | None, adapters: bool, parameters: int, dtype: str, notes: Sequence[str] = ()
+    name: str,
+    *,
+    base: str | None,
+    adapters: bool,
+    parameters: int,
+    dtype: str,
+    notes: Sequence[str] = (),
 ) -> str:
-    """base: Hub id of what was fine-tuned, None if unknown. notes: lines on serving. No path of this machine inside."""
+    """base: Hub id of what was fine-tuned, None if unknown. notes: lines on serving. No path of
+    this machine inside."""
     summary = _SUMMARY.format(
         base=link_to(base),
         how=" with LoRA, merged in" if adapters else "",

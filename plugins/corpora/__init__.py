@@ -1,8 +1,9 @@
 """The folder of a speech corpus -> its utterances, one by one (L1).
 
-Each reader yields `Utterance`, or `Rejected` where text or recording is missing, in an order that depends on the corpus
-alone. A fault of the whole corpus (no metadata, no such column, a ragged line) raises `UserError`.
-Readers open transcripts, never audio, and know nothing about rows to be written.
+Each reader yields `Utterance`, or `Rejected` where text or recording is missing, in an order that
+depends on the corpus alone. A fault of the whole corpus (no metadata, no such column, a ragged
+line) raises `UserError`. Readers open transcripts, never audio, and know nothing about rows to be
+written.
 
 utterance.py     what they yield; how the file that a corpus names is found
 trees.py         VCTK, LibriTTS, a folder with a transcript beside each clip

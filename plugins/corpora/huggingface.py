@@ -1,8 +1,8 @@
 """A Hugging Face dataset with an audio column -> utterances (L1).
 
-In: a folder, or the id of a dataset on the Hub. Out: utterances whose recordings are files: what the dataset holds as
-bytes is written below a given folder, under the hash of its content. Decodes nothing, so torchcodec is not needed;
-imports `datasets` only when called.
+In: a folder, or the id of a dataset on the Hub. Out: utterances whose recordings are files: what
+the dataset holds as bytes is written below a given folder, under the hash of its content. Decodes
+nothing, so torchcodec is not needed; imports `datasets` only when called.
 
 A folder is read by what lies in it. `datasets.load_dataset` and `load_from_disk` would follow what
 its README.md and its state.json name: URLs, and any file of this machine.
@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from plugins.audio.waveforms import replace_when_done, resolve
+from plugins.audio.waveforms import resolve
 from plugins.corpora.tables import Columns
 from plugins.corpora.utterance import (
     Rejected,
@@ -29,7 +29,8 @@ from plugins.corpora.utterance import (
     keep_inside,
     locate,
 )
-from plugins.errors import UserError, did_you_mean, problem, read_json
+from plugins.errors import UserError, did_you_mean, problem
+from plugins.files.disk import read_json, replace_when_done
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,10 +65,9 @@ def read_huggingface(
 ) -> Iterator[Utterance | Rejected]:
     """The rows of `source`: a folder of ``save_to_disk`` or of Parquet files, or a Hub id.
 
-    audio_dir: where recordings go that the dataset holds as bytes. Paths in it are absolute or relative to `source`.
-    config, split: which part; of several splits, `train` is meant if nothing is said.
-    Nothing but the Hub is connected to, and that for a Hub id only.
-    """
+    audio_dir: where recordings go that the dataset holds as bytes. Paths in it are absolute or
+    relative to `source`. config, split: which part; of several splits, `train` is meant if nothing
+    is said. Nothing but the Hub is connected to, and that for a Hub id only."""
     folder = _folder(source, config)
     # The Hub's cache is all links; they are the work of its client, not of the dataset.
     tables_root = root if Path(source).is_dir() else None
@@ -75,7 +75,11 @@ def read_huggingface(
     dataset = _as_files(loaded, source, columns)
     for index, row in enumerate(dataset):
         place = f"{source}[{index}]"
-        said = {name: _said(row[name], dataset.features[name]) for name in columns.wanted() if name != columns.audio}
+        said = {
+            name: _said(row[name], dataset.features[name])
+            for name in columns.wanted()
+            if name != columns.audio
+        }
         id_ = said.get(columns.id or "", "")
         content, path = _content_and_path(row[columns.audio])
         if content == b"":
@@ -107,11 +111,23 @@ def _folder(source: str, config: str | None) -> Path:
     """`source`, or what was downloaded of it."""
     # A mistyped path or a URL must not go to the network.
     if not Path(source).is_dir() and (Path(source).exists() or not _HUB_ID.fullmatch(source)):
-        raise problem("huggingface", "dataset", source, "is neither a folder nor a Hub id", "name one of the two")
+        raise problem(
+            source="huggingface",
+            field="dataset",
+            value=source,
+            reason="is neither a folder nor a Hub id",
+            remedy="name one of the two",
+        )
     try:
         import datasets  # noqa: F401
     except ImportError:
-        raise problem("huggingface", "package", "datasets", "is not installed", "pip install datasets") from None
+        raise problem(
+            source="huggingface",
+            field="package",
+            value="datasets",
+            reason="is not installed",
+            remedy="pip install datasets",
+        ) from None
     return Path(source) if Path(source).is_dir() else _downloaded(source, config)
 
 
@@ -165,7 +181,9 @@ def _saved_files(folder: Path, split: str | None, root: Path | None) -> list[Pat
         folder = top / _one_of(splits, split)
     elif split is not None:
         reason = "is none: the folder holds one table"
-        raise problem("huggingface", "split", split, reason, "leave it out")
+        raise problem(
+            source="huggingface", field="split", value=split, reason=reason, remedy="leave it out"
+        )
     names = _beside(_checked(folder, _SAVED, top, root), "_data_files")
     return [_checked(folder, name, top, root) for name in names]
 
@@ -174,12 +192,20 @@ def _beside(file: Path, key: str) -> list[str]:
     """The names that `file` lists under `key`: of what lies beside it, all else is refused."""
     entries = read_json(file, _SAVE_AGAIN).get(key)
     if not isinstance(entries, list) or not entries:
-        raise problem(str(file), key, entries, "lists nothing", _SAVE_AGAIN)
+        raise problem(
+            source=str(file), field=key, value=entries, reason="lists nothing", remedy=_SAVE_AGAIN
+        )
     names = []
     for entry in entries:
         name = entry.get("filename") if isinstance(entry, dict) else entry
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
-            raise problem(str(file), key, name, "does not lie beside this file", _SAVE_AGAIN)
+            raise problem(
+                source=str(file),
+                field=key,
+                value=name,
+                reason="does not lie beside this file",
+                remedy=_SAVE_AGAIN,
+            )
         names.append(name)
     return names
 
@@ -203,14 +229,27 @@ def _tables(folder: Path, root: Path | None) -> list[str]:
 
 
 def _splits(tables: Iterable[str], config: str | None, source: str) -> dict[str, list[str]]:
-    """The Parquet files of a configuration, by split. `config` may be the folder of its files too."""
+    """The Parquet files of a configuration, by split. `config` may be the folder of its files
+    too."""
     parts = {table: _config_and_split(PurePosixPath(table)) for table in tables}
     configs = sorted({name for name, _ in parts.values()})
     if not configs:
         remedy = "name a folder of save_to_disk or of Parquet files, or a reader of CSV or JSONL"
-        raise problem("huggingface", "dataset", source, f"holds no {_TABLE} file", remedy)
+        raise problem(
+            source="huggingface",
+            field="dataset",
+            value=source,
+            reason=f"holds no {_TABLE} file",
+            remedy=remedy,
+        )
     if config is None and len(configs) > 1 and _DEFAULT not in configs:
-        raise problem("huggingface", "config", config, "is not named", did_you_mean("", configs))
+        raise problem(
+            source="huggingface",
+            field="config",
+            value=config,
+            reason="is not named",
+            remedy=did_you_mean("", configs),
+        )
     if config is None:
         config = _DEFAULT if _DEFAULT in configs else configs[0]
     splits: dict[str, list[str]] = {}
@@ -218,7 +257,13 @@ def _splits(tables: Iterable[str], config: str | None, source: str) -> dict[str,
         if name == config or table.startswith(f"{config}/"):
             splits.setdefault(split, []).append(table)
     if not splits:
-        raise problem("huggingface", "config", config, "not found", did_you_mean(config, configs))
+        raise problem(
+            source="huggingface",
+            field="config",
+            value=config,
+            reason="not found",
+            remedy=did_you_mean(config, configs),
+        )
     return splits
 
 
@@ -244,10 +289,22 @@ def _one_of(splits: Iterable[str], name: str | None) -> str:
     if name is None and len(known) == 1:
         return known[0]
     if name is None and "train" not in known:
-        raise problem("huggingface", "split", name, "is not named", did_you_mean("", known))
+        raise problem(
+            source="huggingface",
+            field="split",
+            value=name,
+            reason="is not named",
+            remedy=did_you_mean("", known),
+        )
     name = name or "train"
     if name not in known:
-        raise problem("huggingface", "split", name, "not found", did_you_mean(name, known))
+        raise problem(
+            source="huggingface",
+            field="split",
+            value=name,
+            reason="not found",
+            remedy=did_you_mean(name, known),
+        )
     return name
 
 
@@ -272,7 +329,13 @@ def _data_files(splits: Mapping[str, Sequence[Path]]) -> DataFilesDict:
 def _unloadable(source: str, error: Exception, remedy: str) -> UserError:
     # The cause of a failed build says more.
     detail = str(error.__cause__ or error).partition("\n")[0]
-    return problem("huggingface", "dataset", source, f"does not load ({detail})", remedy)
+    return problem(
+        source="huggingface",
+        field="dataset",
+        value=source,
+        reason=f"does not load ({detail})",
+        remedy=remedy,
+    )
 
 
 def _as_files(dataset: Dataset, source: str, columns: Columns) -> Dataset:
@@ -282,9 +345,21 @@ def _as_files(dataset: Dataset, source: str, columns: Columns) -> Dataset:
     features = dataset.features
     for name in columns.wanted():
         if name not in features:
-            raise problem(source, "column", name, "not found", did_you_mean(name, features))
+            raise problem(
+                source=source,
+                field="column",
+                value=name,
+                reason="not found",
+                remedy=did_you_mean(name, features),
+            )
         if name != columns.audio and not isinstance(features[name], Value | ClassLabel):
-            raise problem(source, "column", name, "holds no text", "name another column")
+            raise problem(
+                source=source,
+                field="column",
+                value=name,
+                reason="holds no text",
+                remedy="name another column",
+            )
     audio = features[columns.audio]
     dataset = dataset.select_columns(list(dict.fromkeys(columns.wanted())))
     if isinstance(audio, Audio):
@@ -293,7 +368,13 @@ def _as_files(dataset: Dataset, source: str, columns: Columns) -> Dataset:
         return dataset
     if isinstance(audio, dict) and set(audio) in ({"bytes"}, {"path"}, {"bytes", "path"}):
         return dataset
-    raise problem(source, "column", columns.audio, "holds no audio files", "cast it to datasets.Audio")
+    raise problem(
+        source=source,
+        field="column",
+        value=columns.audio,
+        reason="holds no audio files",
+        remedy="cast it to datasets.Audio",
+    )
 
 
 def _content_and_path(audio: Any) -> tuple[bytes | None, str]:
@@ -312,7 +393,8 @@ def _said(value: Any, feature: Any) -> str:
 
 
 def _store(content: bytes, audio_dir: Path) -> str:
-    """Write `content` below `audio_dir` unless it is there; its name, which depends on the content alone."""
+    """Write `content` below `audio_dir` unless it is there; its name, which depends on the content
+    alone."""
     suffix = next((suffix for start, suffix in _MAGIC.items() if content.startswith(start)), ".bin")
     digest = hashlib.sha256(content).hexdigest()
     name = f"{digest[:2]}/{digest}{suffix}"

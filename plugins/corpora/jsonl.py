@@ -1,9 +1,9 @@
 """Our own rows -> utterances (L1).
 
-In: a JSONL of the seed document's shape. Out: one utterance per plain row (one text, one clip to speak it), with the
-row itself: flat messages, absolute paths, references and all else kept. Every other row is rejected by its reason.
-`plugins.data.rows` checks the same and more, down to prompt and codes, but needs torch; training asks it for every row.
-"""
+In: a JSONL of the seed document's shape. Out: one utterance per plain row (one text, one clip to
+speak it), with the row itself: flat messages, absolute paths, references and all else kept. Every
+other row is rejected by its reason. `plugins.data.rows` checks the same and more, down to prompt
+and codes, but needs torch; training asks it for every row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from plugins.errors import did_you_mean, problem
 
 # As in `plugins.data.rows` (tests/corpora/test_corpora_jsonl.py holds both together).
 COLUMNS = {
-    *("messages", "audios", "audio", "reference_audio", "reference_text", "audio_codes", "reference_codes"),
+    *(
+        "messages",
+        "audios",
+        "audio",
+        "reference_audio",
+        "reference_text",
+        "audio_codes",
+        "reference_codes",
+    ),
     *("raw_prompt", "id", "speaker", "language", "duration_s", "dataset", "lengths", "row_source"),
 }
 AUDIO_TAG = "<audio>"
@@ -53,13 +61,24 @@ class _Place:
             return resolve(path, folders=[self.folder], root=self.root)
         except AudioError as error:
             # Of a target it is said as every other reader says it.
-            raise _Unfit(error.reason if field == "audios" else f"{field} {error.reason}", path) from None
+            raise _Unfit(
+                error.reason if field == "audios" else f"{field} {error.reason}", path
+            ) from None
 
 
-def read_jsonl(input_dir: Path, jsonl_file: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
-    """Rows as training reads them; paths are absolute or relative to `input_dir`. Lines are judged one by one."""
+def read_jsonl(
+    input_dir: Path, jsonl_file: Path, *, root: Path | None = None
+) -> Iterator[Utterance | Rejected]:
+    """Rows as training reads them; paths are absolute or relative to `input_dir`. Lines are judged
+    one by one."""
     if not jsonl_file.is_file():
-        raise problem("jsonl", "jsonl_file", str(jsonl_file), "not found", "name the file that holds the rows")
+        raise problem(
+            source="jsonl",
+            field="jsonl_file",
+            value=str(jsonl_file),
+            reason="not found",
+            remedy="name the file that holds the rows",
+        )
     keep_inside(jsonl_file, input_dir, root)
     looked_for = _Place(input_dir, root)
     with jsonl_file.open("rb") as lines:
@@ -105,12 +124,18 @@ def _utterance(row: dict[str, Any], place: str, id_: str, looked_for: _Place) ->
     if len(audios) != 1:
         raise _Unfit(f"is no plain text-to-speech row ({len(audios)} clips)", audios)
     found = looked_for.find(audios[0], "audios")
-    kept = {name: value for name, value in row.items() if name not in ("audio", "row_source") and value is not None}
+    kept = {
+        name: value
+        for name, value in row.items()
+        if name not in ("audio", "row_source") and value is not None
+    }
     audio = _real(found)
     kept |= {"messages": messages, "audios": [audio]}
     references = _references(row, audio, looked_for)
     if references:
-        kept["reference_audio"] = references if isinstance(row["reference_audio"], list) else references[0]
+        kept["reference_audio"] = (
+            references if isinstance(row["reference_audio"], list) else references[0]
+        )
     names = {"id": id_ or path_id(found, looked_for.folder)}
     names |= {name: value for name in ("speaker", "language") if (value := _name(row, name))}
     text = messages[-2]["content"]
@@ -120,7 +145,8 @@ def _utterance(row: dict[str, Any], place: str, id_: str, looked_for: _Place) ->
 
 
 def _flat_messages(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The messages of a plain row with texts as contents, and the clips that MS-SWIFT's content lists named."""
+    """The messages of a plain row with texts as contents, and the clips that MS-SWIFT's content
+    lists named."""
     messages = row.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise _Unfit("messages is no list of messages", messages)
@@ -158,7 +184,10 @@ def _flat_content(content: Any) -> tuple[str, list[Any]]:
 
 def _references(row: Mapping[str, Any], target: str, looked_for: _Place) -> list[str]:
     """The paths of the reference clips, absolute."""
-    paths = [_real(looked_for.find(path, "reference_audio")) for path in _as_list(row.get("reference_audio"))]
+    paths = [
+        _real(looked_for.find(path, "reference_audio"))
+        for path in _as_list(row.get("reference_audio"))
+    ]
     if target in paths:
         raise _Unfit("reference_audio is the target itself", target)
     texts = _as_list(row.get("reference_text"))

@@ -1,4 +1,5 @@
-"""Corpora that are listed in a table -> utterances: LJSpeech, CSV and TSV, GPT-SoVITS lists (L1)."""
+"""Corpora that are listed in a table -> utterances: LJSpeech, CSV and TSV, GPT-SoVITS lists
+(L1)."""
 
 from __future__ import annotations
 
@@ -38,34 +39,62 @@ class Columns:
 
 
 def read_ljspeech(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
-    """``metadata.csv`` (``id|text|normalized text``) with ``wavs/ID.wav`` or ``.flac``; normalized text wins."""
+    """``metadata.csv`` (``id|text|normalized text``) with ``wavs/ID.wav`` or ``.flac``; normalized
+    text wins."""
     metadata = input_dir / "metadata.csv"
     if not metadata.is_file():
-        raise problem("ljspeech", "input_dir", str(input_dir), "holds no metadata.csv", "name the folder that holds it")
+        raise problem(
+            source="ljspeech",
+            field="input_dir",
+            value=str(input_dir),
+            reason="holds no metadata.csv",
+            remedy="name the folder that holds it",
+        )
     keep_inside(metadata, input_dir, root)
     # A quote in LJSpeech is part of the text, even an unpaired one.
     for line, fields in _records(metadata, delimiter="|", quoting=csv.QUOTE_NONE):
         place = f"{metadata}:{line}"
         if len(fields) not in (2, 3):
-            raise problem(place, "fields", len(fields), "are not 2 or 3", "write id|text|normalized text")
+            raise problem(
+                source=place,
+                field="fields",
+                value=len(fields),
+                reason="are not 2 or 3",
+                remedy="write id|text|normalized text",
+            )
         id_ = fields[0].strip()
         text = collapse(fields[-1]) or collapse(fields[1])
         names = [f"wavs/{id_}{suffix}" for suffix in (".wav", ".flac")]
         yield locate(place, names, folder=input_dir, root=root, id_=id_, text=text)
 
 
-def read_gpt_sovits(input_dir: Path, list_file: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
-    """``path|speaker|language|text`` per line, no header; paths are absolute or relative to `input_dir`.
+def read_gpt_sovits(
+    input_dir: Path, list_file: Path, *, root: Path | None = None
+) -> Iterator[Utterance | Rejected]:
+    """``path|speaker|language|text`` per line, no header; paths are absolute or relative to
+    `input_dir`.
 
-    The text is all that follows the third bar, bars and quotes included: none of the fields before it can hold one.
-    """
+    The text is all that follows the third bar, bars and quotes included: none of the fields before
+    it can hold one."""
     if not list_file.is_file():
-        raise problem("gpt_sovits", "list_file", str(list_file), "not found", "name the list with the transcripts")
+        raise problem(
+            source="gpt_sovits",
+            field="list_file",
+            value=str(list_file),
+            reason="not found",
+            remedy="name the list with the transcripts",
+        )
     keep_inside(list_file, input_dir, root)
     for line, fields in _records(list_file, delimiter="|", quoting=csv.QUOTE_NONE):
         place = f"{list_file}:{line}"
         if len(fields) < 4:
-            raise problem(place, "fields", len(fields), "are not 4", "write path|speaker|language|text")
+            raise problem(
+                source=place,
+                field="fields",
+                value=len(fields),
+                reason="are not 4",
+                remedy="write path|speaker|language|text",
+            )
         audio, speaker, language = (field.strip() for field in fields[:3])
         yield locate(
             place,
@@ -87,36 +116,77 @@ def read_custom(
     quotes: bool = True,
     root: Path | None = None,
 ) -> Iterator[Utterance | Rejected]:
-    r"""A CSV with a header; audio paths are absolute or relative to `input_dir` and may lack their extension.
+    r"""A CSV with a header; audio paths are absolute or relative to `input_dir` and may lack their
+    extension.
 
-    delimiter: any one character, or ``\t`` as a shell passes it on; None: the best of comma, semicolon, bar and tab.
-    quotes: False takes quotes as part of the text, as Common Voice's TSV files mean them.
-    """
+    delimiter: any one character, or ``\t`` as a shell passes it on; None: the best of comma,
+    semicolon, bar and tab. quotes: False takes quotes as part of the text, as Common Voice's TSV
+    files mean them."""
     if not csv_file.is_file():
-        raise problem("custom", "csv_file", str(csv_file), "not found", "name the CSV with the transcripts")
+        raise problem(
+            source="custom",
+            field="csv_file",
+            value=str(csv_file),
+            reason="not found",
+            remedy="name the CSV with the transcripts",
+        )
     keep_inside(csv_file, input_dir, root)
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     if delimiter is None:
         delimiter = _guess_delimiter(csv_file, columns.wanted(), quoting)
     delimiter = "\t" if delimiter == r"\t" else delimiter
     if len(delimiter) != 1 or delimiter in '"\r\n':
-        raise problem("custom", "delimiter", delimiter, "delimits no fields", "name one character, not the quote")
-    records = _records(csv_file, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=True)
+        raise problem(
+            source="custom",
+            field="delimiter",
+            value=delimiter,
+            reason="delimits no fields",
+            remedy="name one character, not the quote",
+        )
+    records = _records(
+        csv_file, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=True
+    )
     line, fields = next(records, (1, []))
     header = [name.strip() for name in fields]
     if not header:
-        raise problem("custom", "csv_file", str(csv_file), "is empty", "write a header line and one line per recording")
+        raise problem(
+            source="custom",
+            field="csv_file",
+            value=str(csv_file),
+            reason="is empty",
+            remedy="write a header line and one line per recording",
+        )
     for name in columns.wanted():
         if name not in header:
-            remedy = did_you_mean(name, header) if len(header) > 1 else "name the delimiter of the file"
-            raise problem(f"{csv_file}:{line}", "column", name, "not found", remedy)
+            remedy = (
+                did_you_mean(name, header) if len(header) > 1 else "name the delimiter of the file"
+            )
+            raise problem(
+                source=f"{csv_file}:{line}",
+                field="column",
+                value=name,
+                reason="not found",
+                remedy=remedy,
+            )
         if header.count(name) > 1:
-            raise problem(f"{csv_file}:{line}", "column", name, "occurs twice", "rename one of the two")
+            raise problem(
+                source=f"{csv_file}:{line}",
+                field="column",
+                value=name,
+                reason="occurs twice",
+                remedy="rename one of the two",
+            )
     for line, fields in records:
         place = f"{csv_file}:{line}"
         if len(fields) != len(header):
             reason = f"where the header has {len(header)}"
-            raise problem(place, "fields", len(fields), reason, "quote a text that holds the delimiter")
+            raise problem(
+                source=place,
+                field="fields",
+                value=len(fields),
+                reason=reason,
+                remedy="quote a text that holds the delimiter",
+            )
         yield _of_record(place, dict(zip(header, fields, strict=True)), columns, input_dir, root)
 
 
@@ -150,19 +220,34 @@ def _records(path: Path, **dialect: Any) -> Iterator[tuple[int, list[str]]]:
                     yield line, fields
                 line = reader.line_num + 1
     except UnicodeDecodeError:
-        raise problem("metadata", "encoding", str(path), "is not UTF-8", "save it as UTF-8") from None
+        raise problem(
+            source="metadata",
+            field="encoding",
+            value=str(path),
+            reason="is not UTF-8",
+            remedy="save it as UTF-8",
+        ) from None
     except csv.Error as error:
-        raise problem(f"{path}:{line}", "CSV", str(error), "stops the reading", "mend the quotes there") from None
+        raise problem(
+            source=f"{path}:{line}",
+            field="CSV",
+            value=str(error),
+            reason="stops the reading",
+            remedy="mend the quotes there",
+        ) from None
 
 
 def _guess_delimiter(path: Path, wanted: list[str], quoting: int) -> str:
-    """The one of ``, ; | tab`` under which the header has most of the `wanted` columns, then most columns at all.
+    """The one of ``, ; | tab`` under which the header has most of the `wanted` columns, then most
+    columns at all.
 
     csv.Sniffer guesses from the letters of the texts and is often wrong.
     """
 
     def fit(delimiter: str) -> tuple[int, int]:
-        _, fields = next(_records(path, delimiter=delimiter, quoting=quoting, skipinitialspace=True), (1, []))
+        _, fields = next(
+            _records(path, delimiter=delimiter, quoting=quoting, skipinitialspace=True), (1, [])
+        )
         return len({name.strip() for name in fields} & set(wanted)), len(fields)
 
     return max(",;|\t", key=fit)

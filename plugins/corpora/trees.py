@@ -35,18 +35,32 @@ class _Corpus:
     root: Path | None
 
 
-def read_vctk(input_dir: Path, *, mic: int = 1, root: Path | None = None) -> Iterator[Utterance | Rejected]:
+def read_vctk(
+    input_dir: Path, *, mic: int = 1, root: Path | None = None
+) -> Iterator[Utterance | Rejected]:
     """``TREE/SPEAKER/ID[_mic1|_mic2].flac|wav`` with ``txt/SPEAKER/ID.txt``.
 
-    mic: the microphone (1 or 2) to take; where it recorded nothing (p280 and p315 lack the second), the other.
-    """
+    mic: the microphone (1 or 2) to take; where it recorded nothing (p280 and p315 lack the second),
+    the other."""
     assert mic in (1, 2), mic
     tree = next((input_dir / name for name in _VCTK_TREES if (input_dir / name).is_dir()), None)
     if tree is None:
         reason = "holds neither wav48_silence_trimmed/ nor wav48/"
-        raise problem("vctk", "input_dir", str(input_dir), reason, "name the folder that holds one of them and txt/")
+        raise problem(
+            source="vctk",
+            field="input_dir",
+            value=str(input_dir),
+            reason=reason,
+            remedy="name the folder that holds one of them and txt/",
+        )
     if not (input_dir / "txt").is_dir():
-        raise problem("vctk", "input_dir", str(input_dir), "holds no txt/", "add the transcripts")
+        raise problem(
+            source="vctk",
+            field="input_dir",
+            value=str(input_dir),
+            reason="holds no txt/",
+            remedy="add the transcripts",
+        )
     texts = {path.stem: path for path in _two_levels_below(input_dir / "txt", (".txt",))}
     recordings: dict[str, Path] = {}
     found = _two_levels_below(tree, (".flac", ".wav"))
@@ -65,7 +79,8 @@ def read_vctk(input_dir: Path, *, mic: int = 1, root: Path | None = None) -> Ite
 
 
 def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
-    """``[SUBSET/]SPEAKER/CHAPTER/ID.wav|flac`` with ``ID.normalized.txt``, ``ID.original.txt``; normalized text wins.
+    """``[SUBSET/]SPEAKER/CHAPTER/ID.wav|flac`` with ``ID.normalized.txt``, ``ID.original.txt``;
+    normalized text wins.
 
     Takes one subset or a folder of several. The speaker is the number with which the id begins.
     """
@@ -73,11 +88,20 @@ def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utte
     for folder, names in folders_of(input_dir, root):
         present = set(names)
         audio = _by_stem(names, (".wav", ".flac"))
-        texts = {name.removesuffix(end) for end in _LIBRITTS_TEXTS for name in names if name.endswith(end)}
+        texts = {
+            name.removesuffix(end)
+            for end in _LIBRITTS_TEXTS
+            for name in names
+            if name.endswith(end)
+        }
         for id_ in sorted(audio.keys() | texts):
-            transcripts = [folder / f"{id_}{end}" for end in _LIBRITTS_TEXTS if f"{id_}{end}" in present]
+            transcripts = [
+                folder / f"{id_}{end}" for end in _LIBRITTS_TEXTS if f"{id_}{end}" in present
+            ]
             if not transcripts:
-                yield Rejected(str(folder / audio[id_][0]), id_, "no transcript", f"{id_}{_LIBRITTS_TEXTS[0]}")
+                yield Rejected(
+                    str(folder / audio[id_][0]), id_, "no transcript", f"{id_}{_LIBRITTS_TEXTS[0]}"
+                )
             elif id_ not in audio:
                 yield Rejected(str(transcripts[0]), id_, "no recording", f"{id_}.wav")
             else:
@@ -86,11 +110,12 @@ def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utte
 
 
 def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
-    """Audio files at any depth, each with its transcript beside it: ``x.txt``, else ``x.lab`` for ``x.wav``.
+    """Audio files at any depth, each with its transcript beside it: ``x.txt``, else ``x.lab`` for
+    ``x.wav``.
 
-    The speaker is the first folder below `input_dir`; clips that lie in `input_dir` itself have none. The id is the
-    path below `input_dir`. A transcript without recording is told too, so a ``README.txt`` counts as one.
-    """
+    The speaker is the first folder below `input_dir`; clips that lie in `input_dir` itself have
+    none. The id is the path below `input_dir`. A transcript without recording is told too, so a
+    ``README.txt`` counts as one."""
     corpus = _Corpus(input_dir, root)
     for folder, names in folders_of(input_dir, root):
         speaker = next(iter(folder.relative_to(input_dir).parts), None)
@@ -99,12 +124,16 @@ def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Uttera
         for stem in sorted(texts.keys() | audio.keys()):
             if stem not in audio:
                 path = folder / texts[stem][0]
-                yield Rejected(str(path), path.relative_to(input_dir).as_posix(), "no recording", f"{stem}.wav")
+                yield Rejected(
+                    str(path), path.relative_to(input_dir).as_posix(), "no recording", f"{stem}.wav"
+                )
                 continue
             first, *others = audio[stem]
             for name in others:
                 id_ = (folder / name).relative_to(input_dir).as_posix()
-                yield Rejected(str(folder / name), id_, "shares its transcript with another recording", first)
+                yield Rejected(
+                    str(folder / name), id_, "shares its transcript with another recording", first
+                )
             if stem not in texts:
                 id_ = (folder / first).relative_to(input_dir).as_posix()
                 yield Rejected(str(folder / first), id_, "no transcript", f"{stem}.txt")
@@ -159,7 +188,8 @@ def _transcript(path: Path, corpus: _Corpus) -> str:
 
 
 def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
-    """Stem -> the `names` that have it, in the order of their `suffixes`, which may be written in capitals."""
+    """Stem -> the `names` that have it, in the order of their `suffixes`, which may be written in
+    capitals."""
     found: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         stem, dot, suffix = name.rpartition(".")
@@ -169,5 +199,10 @@ def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, list[
 
 
 def _two_levels_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files ``root/*/*``, in order, without the hidden ``._*`` twins that macOS archives bring."""
-    return sorted(path for path in root.glob("*/*") if path.suffix in suffixes and not path.name.startswith("."))
+    """The files ``root/*/*``, in order, without the hidden ``._*`` twins that macOS archives
+    bring."""
+    return sorted(
+        path
+        for path in root.glob("*/*")
+        if path.suffix in suffixes and not path.name.startswith(".")
+    )

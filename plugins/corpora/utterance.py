@@ -23,13 +23,16 @@ class Utterance:
     audio: Path  # an existing regular file, absolute, links followed
     speaker: str | None
     language: str | None = None
-    row: Mapping[str, Any] | None = None  # the row that it came in, if any: flat messages, absolute paths
+    row: Mapping[str, Any] | None = (
+        None  # the row that it came in, if any: flat messages, absolute paths
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", _printable(self.place))
 
     def to_row(self) -> dict[str, Any]:
-        """The row that it came in, else one of the seed document's shape: an empty assistant turn is its audio's place.
+        """The row that it came in, else one of the seed document's shape: an empty assistant turn
+        is its audio's place.
 
         Without system message: training writes the one that speaking writes (`plugins.data.rows`).
         """
@@ -71,7 +74,8 @@ def locate(
     speaker: str | None = None,
     language: str | None = None,
 ) -> Utterance | Rejected:
-    """The utterance recorded in the first of `names` that is found in `folder`; without an id, its path is the id.
+    """The utterance recorded in the first of `names` that is found in `folder`; without an id, its
+    path is the id.
 
     root: refuse what lies outside of it (`plugins.audio.waveforms.resolve`).
     """
@@ -82,7 +86,9 @@ def locate(
         except AudioError as error:
             errors.append(error)
             continue
-        utterance = Utterance(place, id_ or path_id(found, folder), text, found.resolve(), speaker, language)
+        utterance = Utterance(
+            place, id_ or path_id(found, folder), text, found.resolve(), speaker, language
+        )
         if not is_utf8(f"{utterance.id}{utterance.audio}{speaker}"):
             return Rejected(place, utterance.id, "name is not UTF-8", str(found))
         return utterance
@@ -92,7 +98,8 @@ def locate(
 
 
 def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:
-    """Raise `AudioError` for a file of the corpus in `input_dir` that leads out of it and of `root`.
+    """Raise `AudioError` for a file of the corpus in `input_dir` that leads out of it and of
+    `root`.
 
     Without root, links may lead anywhere. A list that lies elsewhere as written is the user's own.
     """
@@ -106,14 +113,15 @@ def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:
 def folders_of(top: Path, root: Path | None = None) -> Iterator[tuple[Path, list[str]]]:
     """`top` and every folder below it, in order, each with the names of its files; nothing hidden.
 
-    Links are followed, but a folder that two paths lead to is read once, under its own name where it
-    has one beside the link: a link to a folder above would never end. Raises `AudioError` for one
-    that leads out (`keep_inside`).
-    """
+    Links are followed, but a folder that two paths lead to is read once, under its own name where
+    it has one beside the link: a link to a folder above would never end. Raises `AudioError` for
+    one that leads out (`keep_inside`)."""
     return _folders(top, top, root, set())
 
 
-def _folders(folder: Path, top: Path, root: Path | None, seen: set[str]) -> Iterator[tuple[Path, list[str]]]:
+def _folders(
+    folder: Path, top: Path, root: Path | None, seen: set[str]
+) -> Iterator[tuple[Path, list[str]]]:
     real = os.path.realpath(folder)
     if real in seen:
         return
@@ -135,23 +143,27 @@ def _folders(folder: Path, top: Path, root: Path | None, seen: set[str]) -> Iter
 
 
 def path_id(audio: Path, input_dir: Path) -> str:
-    """`audio` relative to `input_dir` if it lies there, so that the id survives a move of the corpus."""
+    """`audio` relative to `input_dir` if it lies there, so that the id survives a move of the
+    corpus."""
     path, root = Path(os.path.abspath(audio)), Path(os.path.abspath(input_dir))
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def collapse(text: str) -> str:
-    """`text` stripped, every inner run of whitespace one space: a row is one line, and so is what is spoken."""
+    """`text` stripped, every inner run of whitespace one space: a row is one line, and so is what
+    is spoken."""
     return " ".join(text.split())
 
 
 def _printable(text: str) -> str:
-    """`text` with what no file could hold as an escape: the list of the rejected is written in any case."""
+    """`text` with what no file could hold as an escape: the list of the rejected is written in any
+    case."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def is_utf8(text: str) -> bool:
-    """Whether `text` can be written as it is: Python reads foreign bytes in a file name as lone surrogates."""
+    """Whether `text` can be written as it is: Python reads foreign bytes in a file name as lone
+    surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

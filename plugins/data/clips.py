@@ -1,8 +1,7 @@
 """The clips of a dialogue: their lengths, their codes, their waveforms (L2).
 
-In: a `Dialogue` whose clips have paths, and codes where the row brought them. Out: the same with codes for every clip.
-Faults of a file are told by the row that names it.
-"""
+In: a `Dialogue` whose clips have paths, and codes where the row brought them. Out: the same with
+codes for every clip. Faults of a file are told by the row that names it."""
 
 from __future__ import annotations
 
@@ -20,7 +19,8 @@ from plugins.settings import HiggsAudioSettings
 
 
 def num_frames(clip: AudioClip, source: str) -> int:
-    """Codec frames of a clip, from its codes or, exactly, the header of its file. Raises UserError without either."""
+    """Codec frames of a clip, from its codes or, exactly, the header of its file. Raises UserError
+    without either."""
     if clip.codes is not None:
         return clip.codes.shape[1]
     assert clip.path is not None
@@ -32,11 +32,14 @@ def _header(path: str, source: str) -> audio.AudioInfo:
     try:
         return audio.probe(path)
     except audio.AudioError as error:
-        raise problem(source, "audio", path, error.reason, error.remedy) from None
+        raise problem(
+            source=source, field="audio", value=path, reason=error.reason, remedy=error.remedy
+        ) from None
 
 
 def with_clips(dialogue: Dialogue, codec: Codec, tokens: SpecialTokens) -> Dialogue:
-    """`dialogue` with the codes of every clip, encoded where it has none, and with waveforms for an audio tower.
+    """`dialogue` with the codes of every clip, encoded where it has none, and with waveforms for an
+    audio tower.
 
     Raises UserError naming the row if a file cannot be decoded.
     """
@@ -48,17 +51,30 @@ def with_clips(dialogue: Dialogue, codec: Codec, tokens: SpecialTokens) -> Dialo
         try:
             return replace(clip, codes=codec.encode_file(clip.path))
         except audio.AudioError as error:
-            raise problem(dialogue.source, "audio", clip.path, error.reason, error.remedy) from None
+            raise problem(
+                source=dialogue.source,
+                field="audio",
+                value=clip.path,
+                reason=error.reason,
+                remedy=error.remedy,
+            ) from None
 
     coded = dialogue.map_clips(encoded)
-    return coded if tokens.tower is None else coded.map_heard(lambda clip: _with_waveform(clip, dialogue.source))
+    return (
+        coded
+        if tokens.tower is None
+        else coded.map_heard(lambda clip: _with_waveform(clip, dialogue.source))
+    )
 
 
 def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
-    """`dialogue` with silence of the same lengths, from headers: enough to count the positions of a row."""
+    """`dialogue` with silence of the same lengths, from headers: enough to count the positions of a
+    row."""
 
     def silent(clip: AudioClip) -> AudioClip:
-        codes = torch.zeros(tokens.num_codebooks, num_frames(clip, dialogue.source), dtype=torch.long)
+        codes = torch.zeros(
+            tokens.num_codebooks, num_frames(clip, dialogue.source), dtype=torch.long
+        )
         return AudioClip(clip.path, codes)
 
     def heard(clip: AudioClip) -> AudioClip:
@@ -74,24 +90,51 @@ def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
 def _with_waveform(clip: AudioClip, source: str) -> AudioClip:
     if clip.path is None:
         reason = "is not enough: this model hears references through its audio tower"
-        raise problem(source, "reference_codes", "codes", reason, "give reference_audio")
+        raise problem(
+            source=source,
+            field="reference_codes",
+            value="codes",
+            reason=reason,
+            remedy="give reference_audio",
+        )
     try:
         waveform = audio.load(clip.path, sample_rate_hz=SAMPLE_RATE_HZ)
     except audio.AudioError as error:
-        raise problem(source, "reference_audio", clip.path, error.reason, error.remedy) from None
+        raise problem(
+            source=source,
+            field="reference_audio",
+            value=clip.path,
+            reason=error.reason,
+            remedy=error.remedy,
+        ) from None
     return replace(clip, waveform=torch.from_numpy(waveform))
 
 
 def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:
-    """Raise UserError for clips that cannot be read or are longer than `max_audio_length`, from their headers only."""
+    """Raise UserError for clips that cannot be read or are longer than `max_audio_length`, from
+    their headers only."""
     for clip in dialogue.clips():
         frames = num_frames(clip, dialogue.source)
         if frames > settings.max_audio_length:
-            reason = f"has {frames} codec frames, more than max_audio_length {settings.max_audio_length}"
-            raise problem(dialogue.source, "audio", clip.path, reason, "cut the clip or raise MAX_AUDIO_LENGTH")
+            reason = (
+                f"has {frames} codec frames, more than max_audio_length {settings.max_audio_length}"
+            )
+            raise problem(
+                source=dialogue.source,
+                field="audio",
+                value=clip.path,
+                reason=reason,
+                remedy="cut the clip or raise MAX_AUDIO_LENGTH",
+            )
         if clip.codes is not None and clip.path is not None:
             of_audio = num_frames(AudioClip(clip.path), dialogue.source)
             if abs(frames - of_audio) > 1:
                 reason = f"are {frames} frames for a clip of {of_audio} ({FRAMES_PER_S} per second)"
                 remedy = "encode the clip itself, resampled to 24 kHz"
-                raise problem(dialogue.source, "audio_codes", f"codes of {clip.path}", reason, remedy)
+                raise problem(
+                    source=dialogue.source,
+                    field="audio_codes",
+                    value=f"codes of {clip.path}",
+                    reason=reason,
+                    remedy=remedy,
+                )

@@ -1,7 +1,8 @@
-"""Where rows are read from: a JSONL file, a folder of recordings, a Hugging Face dataset -> canonical rows (L2).
+"""Where rows are read from: a JSONL file, a folder of recordings, a Hugging Face dataset ->
+canonical rows (L2).
 
-Every row is checked before the first one is used, and a faulty one is told by file and line: none is dropped.
-"""
+Every row is checked before the first one is used, and a faulty one is told by file and line: none
+is dropped."""
 
 from __future__ import annotations
 
@@ -23,7 +24,14 @@ from plugins.corpora import (
     read_huggingface,
 )
 from plugins.data.prompt import Dialogue
-from plugins.data.rows import COLUMNS, KEY_COLUMNS, METADATA_COLUMNS, ROW_SOURCE, canonical_row, dialogue_from_row
+from plugins.data.rows import (
+    COLUMNS,
+    KEY_COLUMNS,
+    METADATA_COLUMNS,
+    ROW_SOURCE,
+    canonical_row,
+    dialogue_from_row,
+)
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.settings import HiggsAudioSettings
 
@@ -43,11 +51,11 @@ def read_rows(
 ) -> list[Row]:
     """All rows of `source`, canonical and each passed to `check`. `columns` renames columns first.
 
-    source: a JSONL file; a folder of recordings with a ``.txt`` or ``.lab`` beside each; a folder or Hub id of a
-    Hugging Face dataset (columns `text`, `audio`, and `speaker`, `id`, `language` if `columns` names them), whose
-    `subset` is its configuration. training: there must be something to train on.
-    Raises UserError with one line per faulty row, the first `max_problems` of them: nothing is dropped in silence.
-    """
+    source: a JSONL file; a folder of recordings with a ``.txt`` or ``.lab`` beside each; a folder
+    or Hub id of a Hugging Face dataset (columns `text`, `audio`, and `speaker`, `id`, `language` if
+    `columns` names them), whose `subset` is its configuration. training: there must be something to
+    train on. Raises UserError with one line per faulty row, the first `max_problems` of them:
+    nothing is dropped in silence."""
     rows: list[Row] = []
     problems: list[str] = []
     beside = Path(source).resolve().parent if Path(source).is_file() else None
@@ -64,9 +72,17 @@ def read_rows(
             problems.append(str(error))
     if problems:
         hidden = len(problems) - max_problems
-        raise UserError("\n".join(problems[:max_problems] + ([f"... and {hidden} more"] if hidden > 0 else [])))
+        raise UserError(
+            "\n".join(problems[:max_problems] + ([f"... and {hidden} more"] if hidden > 0 else []))
+        )
     if not rows:
-        raise problem(source, "rows", 0, "there is no row", "prepare it again with prepare_dataset.py")
+        raise problem(
+            source=source,
+            field="rows",
+            value=0,
+            reason="there is no row",
+            remedy="prepare it again with prepare_dataset.py",
+        )
     return rows
 
 
@@ -79,8 +95,11 @@ def _rows(
         for place, line in _numbered_lines(source):
             yield place, partial(_parse, line, place, columns)
     elif path.is_file():
-        reason, remedy = "is no .jsonl file", "write one JSON object per line, or let prepare_dataset.py do it"
-        raise problem("options", "dataset", source, reason, remedy)
+        reason, remedy = (
+            "is no .jsonl file",
+            "write one JSON object per line, or let prepare_dataset.py do it",
+        )
+        raise problem(source="options", field="dataset", value=source, reason=reason, remedy=remedy)
     else:
         for found in _utterances(source, columns, subset, root=Path(source) if is_jailed else None):
             yield found.place, partial(_row_of, found)
@@ -93,7 +112,9 @@ def _utterances(
         return read_folder(Path(source), root=root)
     from datasets.config import HF_DATASETS_CACHE
 
-    named = {target: name for name, target in columns.items() if target in Columns.__dataclass_fields__}
+    named = {
+        target: name for name, target in columns.items() if target in Columns.__dataclass_fields__
+    }
     audio_dir = Path(HF_DATASETS_CACHE) / "higgs_audio"
     return read_huggingface(source, Columns(**named), audio_dir=audio_dir, config=subset, root=root)
 
@@ -102,7 +123,9 @@ def _row_of(found: Utterance | Rejected) -> Row:
     if isinstance(found, Utterance):
         return found.to_row()
     remedy = "mend it, or let prepare_dataset.py leave it out and list it"
-    raise problem(found.place, "clip", found.value, found.reason, remedy)
+    raise problem(
+        source=found.place, field="clip", value=found.value, reason=found.reason, remedy=remedy
+    )
 
 
 def _numbered_lines(path: str) -> Iterator[tuple[str, str]]:
@@ -113,20 +136,50 @@ def _numbered_lines(path: str) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield f"{path}:{number}", line
     except OSError as error:
-        raise problem(path, "file", Path(path).name, f"cannot be read ({error.strerror})", "check the path") from None
+        raise problem(
+            source=path,
+            field="file",
+            value=Path(path).name,
+            reason=f"cannot be read ({error.strerror})",
+            remedy="check the path",
+        ) from None
     except UnicodeDecodeError as error:
-        raise problem(f"{path}:{number + 1}", "line", error.reason, "is not UTF-8", "save the file as UTF-8") from None
+        raise problem(
+            source=f"{path}:{number + 1}",
+            field="line",
+            value=error.reason,
+            reason="is not UTF-8",
+            remedy="save the file as UTF-8",
+        ) from None
 
 
 def _parse(line: str, source: str, columns: Mapping[str, str]) -> Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise problem(source, "line", line.strip(), f"is no JSON ({error.msg})", "mend or delete the line") from None
+        raise problem(
+            source=source,
+            field="line",
+            value=line.strip(),
+            reason=f"is no JSON ({error.msg})",
+            remedy="mend or delete the line",
+        ) from None
     if not isinstance(row, dict):
-        raise problem(source, "line", row, "is no JSON object", "write one object per line")
+        raise problem(
+            source=source,
+            field="line",
+            value=row,
+            reason="is no JSON object",
+            remedy="write one object per line",
+        )
     row = {columns.get(name, name): value for name, value in row.items()}
     for column in row:
         if column not in _KNOWN:  # a mistyped `reference_audio` would train without reference
-            raise problem(source, "column", column, "is unknown", did_you_mean(column, _KNOWN))
+            raise problem(
+                source=source,
+                field="column",
+                value=column,
+                reason="is unknown",
+                remedy=did_you_mean(column, _KNOWN),
+            )
     return row

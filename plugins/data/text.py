@@ -1,8 +1,8 @@
 """Texts as the model was shown them, and long texts in pieces. L0: strings only.
 
-Source of the clean-up: boson-ai/higgs-audio, ``examples/generation.py``; that of Unicode forms is ours. Who decides
-whether it is done: `clean_text` of `plugins.settings`. Where it is done: `plugins.data.rows`.
-"""
+Source of the clean-up: boson-ai/higgs-audio, ``examples/generation.py``; that of Unicode forms is
+ours. Who decides whether it is done: `clean_text` of `plugins.settings`. Where it is done:
+`plugins.data.rows`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
 
 # Not to be heard: soft hyphen, zero-width space, word joiner, byte order mark, marks of direction.
 _INVISIBLE = dict.fromkeys(
-    map(ord, "\u00ad\u200b\u2060\ufeff\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    map(
+        ord,
+        "\u00ad\u200b\u2060\ufeff\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
+    )
 )
 _JOINERS = re.compile("[\u200c\u200d]+")
 # Scripts in which a joiner makes another word or syllable: Arabic and its kin, those of India,
@@ -26,7 +29,13 @@ _JOINING_LETTER = re.compile(
 _VIRAMA_CLASS = 9  # Unicode's combining class of the signs that take a consonant's vowel away
 
 _PUNCTUATION = str.maketrans(
-    dict(zip("。：；？！、—·【】《》“”「」『』‘’（）()", ".:;?!,-.[]<>" + '"' * 6 + "'" * 2 + " " * 4, strict=True))
+    dict(
+        zip(
+            "。：；？！、—·【】《》“”「」『』‘’（）()",
+            ".:;?!,-.[]<>" + '"' * 6 + "'" * 2 + " " * 4,
+            strict=True,
+        )
+    )
     | {"，": ", ", "…": "..."}
 )
 _UNITS = {"°F": " degrees Fahrenheit", "°C": " degrees Celsius"}
@@ -47,14 +56,16 @@ SOUND = re.compile(rf"\[({'|'.join(_SOUNDS)})\]")
 _ENDS = (".", "!", "?", ",", ";", '"', "'", "</SE>", "</SE_e>")
 _SENTENCE_END = re.compile(r"""[.!?。！？…]+["'”’»)\]]*(?=\s|$)|[。！？]+["'”’]*""")
 # A full stop after these, or after a single capital, ends no sentence.
-_ABBREVIATION = re.compile(r"(?:^|[\s(\"'])(?:[A-Z]|Mrs?|Ms|Dr|Prof|St|Sr|Jr|vs|etc|No|e\.g|i\.e|z\.B|bzw|ca)\.$")
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(\"'])(?:[A-Z]|Mrs?|Ms|Dr|Prof|St|Sr|Jr|vs|etc|No|e\.g|i\.e|z\.B|bzw|ca)\.$"
+)
 _CLAUSE_END = re.compile(r"[,;:、，；：](?=\s)|[、，；：]|\s[-–—](?=\s)")
 
 
 def clean_transcript(text: str) -> str:
-    """`text` as the model's own examples write it: half-width punctuation, sounds such as ``[laugh]`` as the model's
-    tags, units in words, one space between words, no empty line, and a full stop where no punctuation ends it; in one
-    Unicode form. Clean texts stay as they are."""
+    """`text` as the model's own examples write it: half-width punctuation, sounds such as
+    ``[laugh]`` as the model's tags, units in words, one space between words, no empty line, and a
+    full stop where no punctuation ends it; in one Unicode form. Clean texts stay as they are."""
     text = unified(text).translate(_PUNCTUATION)
     for unit, words in _UNITS.items():
         text = text.replace(unit, words)
@@ -67,8 +78,8 @@ def clean_transcript(text: str) -> str:
 
 
 def unified(text: str) -> str:
-    """The same text in one Unicode form (NFC), so that it has the same tokens wherever it was typed,
-    without invisible characters. Joiners stay between letters of scripts that need them."""
+    """The same text in one Unicode form (NFC), so that it has the same tokens wherever it was
+    typed, without invisible characters. Joiners stay between letters of scripts that need them."""
     visible = _JOINERS.sub(_kept_joiners, text.translate(_INVISIBLE))
     return unicodedata.normalize("NFC", visible)
 
@@ -94,11 +105,11 @@ def has_words(text: str) -> bool:
 
 
 def pieces(text: str, max_chars: int) -> list[str]:
-    """`text` in as few pieces of `max_chars` or less as sentence ends, else clauses, else words, allow.
+    """`text` in as few pieces of `max_chars` or less as sentence ends, else clauses, else words,
+    allow.
 
-    A wide character counts three: it is about a syllable (Mandarin has 4.3 a second, English 15 letters). A piece
-    inside a speaker's turn repeats the speaker's tag.
-    """
+    A wide character counts three: it is about a syllable (Mandarin has 4.3 a second, English 15
+    letters). A piece inside a speaker's turn repeats the speaker's tag."""
     packed: list[str] = []
     for part in _parts(text, max_chars):
         if packed and _width(packed[-1]) + _width(part) <= max_chars:
@@ -116,7 +127,8 @@ def _tag_before(packed: list[str]) -> str:
 
 
 def _parts(text: str, max_chars: int) -> Iterator[str]:
-    """`text` cut at sentence ends and speaker tags, and what is still too long ever finer; joined it is `text`."""
+    """`text` cut at sentence ends and speaker tags, and what is still too long ever finer; joined
+    it is `text`."""
     for turn in _cut(text, (match.start() for match in SPEAKER_TAG.finditer(text))):
         for sentence in _cut(turn, _sentence_ends(turn)):
             if _width(sentence) <= max_chars:
@@ -128,7 +140,11 @@ def _parts(text: str, max_chars: int) -> Iterator[str]:
                     continue
                 for word in _cut(clause, (match.end() for match in re.finditer(r"\s+", clause))):
                     fits = _width(word) <= max_chars
-                    yield from (word,) if fits else _cut(word, range(max_chars // 3, len(word), max_chars // 3))
+                    yield from (
+                        (word,)
+                        if fits
+                        else _cut(word, range(max_chars // 3, len(word), max_chars // 3))
+                    )
 
 
 def _sentence_ends(text: str) -> Iterator[int]:

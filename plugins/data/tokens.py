@@ -1,7 +1,7 @@
 """Every special token id of the model, read once from its config and tokenizer. L0.
 
-The names are those of the published tokenizer (a Llama-3 tokenizer with audio tokens); the ids are never typed.
-"""
+The names are those of the published tokenizer (a Llama-3 tokenizer with audio tokens); the ids are
+never typed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _DELAY = "<|reserved_special_token_6|>"
 
 @dataclass(frozen=True)
 class TowerInput:
-    """How a model with an audio tower hears a clip in a system message (`plugins.model.audio_tower`)."""
+    """How a model with an audio tower hears a clip in a system message
+    (`plugins.model.audio_tower`)."""
 
     placeholder: int  # <|AUDIO|>, one per position of the tower
     num_mel_bins: int
@@ -50,7 +51,8 @@ class SpecialTokens:
 
     @classmethod
     def from_config(cls, config: Any, tokenizer: Any) -> SpecialTokens:
-        """From a `HiggsAudioV2Config` and its tokenizer. Raises UserError where the two contradict each other."""
+        """From a `HiggsAudioV2Config` and its tokenizer. Raises UserError where the two contradict
+        each other."""
 
         def token_id(token: str, expected: int | None = None) -> int:
             found = tokenizer.convert_tokens_to_ids(token)
@@ -103,4 +105,8 @@ def _tower_input(config: Any, token_id: Callable[[str, int | None], int]) -> Tow
     if getattr(config, "audio_encoder_config", None) is None:
         return None
     placeholder = token_id("<|AUDIO|>", config.audio_in_token_id)
-    return TowerInput(placeholder, config.audio_encoder_config.get("num_mel_bins", 128), config.encode_audio_in_tokens)
+    return TowerInput(
+        placeholder,
+        config.audio_encoder_config.get("num_mel_bins", 128),
+        config.encode_audio_in_tokens,
+    )

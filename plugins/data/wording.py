@@ -1,7 +1,8 @@
-"""The fixed wording of the model's prompt (L0; source: boson-ai/higgs-audio, ``examples/generation.py``).
+"""The fixed wording of the model's prompt (L0; source: boson-ai/higgs-audio,
+``examples/generation.py``).
 
-It stands alone, free of torch, so that the dataset preparation and the prompt builder write the same text.
-"""
+It stands alone, free of torch, so that the dataset preparation and the prompt builder write the
+same text."""
 
 INSTRUCTION = "Generate audio following instruction."
 

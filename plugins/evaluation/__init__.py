@@ -1,4 +1,5 @@
-"""Did it learn to speak? Texts spoken by several systems -> scores side by side, with intervals (L3).
+"""Did it learn to speak? Texts spoken by several systems -> scores side by side, with intervals
+(L3).
 
 items.py        test rows -> what each system has to say, and in whose voice
 formats.py      Seed-TTS-eval's `meta.lst` and VERSA's `wav.scp` and `text`, read and written

@@ -20,6 +20,7 @@ from typing import Any
 from plugins.audio import waveforms as audio
 from plugins.corpora.utterance import AUDIO_SUFFIXES, collapse
 from plugins.errors import problem
+from plugins.files import disk
 
 META, SCP, TEXT = "meta.lst", "wav.scp", "text"
 Place = str
@@ -36,10 +37,23 @@ def read_meta(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
         elif len(fields) in (2, 3):
             id_, text, prompt = [*fields, ""][:3]
         else:
-            raise problem(place, "line", line, f"has {len(fields)} fields", _META_REMEDY)
+            raise problem(
+                source=place,
+                field="line",
+                value=line,
+                reason=f"has {len(fields)} fields",
+                remedy=_META_REMEDY,
+            )
         if not id_ or not text:
-            raise problem(place, "line", line, "has no id or no text", _META_REMEDY)
-        # The public lists name the recordings; lists of others leave the suffix out, or keep it in the id.
+            raise problem(
+                source=place,
+                field="line",
+                value=line,
+                reason="has no id or no text",
+                remedy=_META_REMEDY,
+            )
+        # The public lists name the recordings; lists of others leave the suffix out, or keep it in
+        # the id.
         yield place, _row(id_.removesuffix(".wav"), text, wav, prompt, prompt_text)
 
 
@@ -49,31 +63,63 @@ def read_kaldi(folder: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
     for place, line in _lines(folder / TEXT):
         key, _, text = line.strip().partition(" ")
         if not text.strip():
-            raise problem(place, "line", line, "has no text", "write KEY TEXT")
+            raise problem(
+                source=place,
+                field="line",
+                value=line,
+                reason="has no text",
+                remedy="write KEY TEXT",
+            )
         if key not in recordings:
-            raise problem(place, "key", key, f"is not in {folder / SCP}", "list its recording there")
+            raise problem(
+                source=place,
+                field="key",
+                value=key,
+                reason=f"is not in {folder / SCP}",
+                remedy="list its recording there",
+            )
         yield place, _row(key, text, recordings[key])
 
 
 def read_scp(path: Path) -> dict[str, str]:
-    """Key -> path as written. Raises UserError for a command in the place of a path: nothing is executed here."""
+    """Key -> path as written. Raises UserError for a command in the place of a path: nothing is
+    executed here."""
     found: dict[str, str] = {}
     for place, line in _lines(path):
         key, _, name = line.strip().partition(" ")
         name = name.strip()
         if not name:
-            raise problem(place, "line", line, "has no path", "write KEY PATH")
+            raise problem(
+                source=place,
+                field="line",
+                value=line,
+                reason="has no path",
+                remedy="write KEY PATH",
+            )
         if name.endswith("|"):
-            raise problem(place, "path", name, "is a command", "run it and write down the file that it makes")
+            raise problem(
+                source=place,
+                field="path",
+                value=name,
+                reason="is a command",
+                remedy="run it and write down the file that it makes",
+            )
         if key in found:
-            raise problem(place, "key", key, "is there twice", "name each recording once")
+            raise problem(
+                source=place,
+                field="key",
+                value=key,
+                reason="is there twice",
+                remedy="name each recording once",
+            )
         found[key] = name
     return found
 
 
 def read_generated(source: Path, ids: Sequence[str]) -> dict[str, Path]:
-    """Id -> recording, for those of `ids` that are there: of a folder of ID.wav (or .flac ...), a list wav.scp, or
-    JSONL of `id` and `audio`. Paths in lists are absolute, or relative to the list or the working folder.
+    """Id -> recording, for those of `ids` that are there: of a folder of ID.wav (or .flac ...), a
+    list wav.scp, or JSONL of `id` and `audio`. Paths in lists are absolute, or relative to the list
+    or the working folder.
 
     Raises UserError if there is none at all.
     """
@@ -89,7 +135,13 @@ def read_generated(source: Path, ids: Sequence[str]) -> dict[str, Path]:
     if not found:
         shown = ", ".join([*ids[:3], *(["..."] if len(ids) > 3 else [])])
         reason = f"holds none of the dataset's ids ({shown})"
-        raise problem("options", "generated", str(source), reason, "name recordings by the ids of the rows")
+        raise problem(
+            source="options",
+            field="generated",
+            value=str(source),
+            reason=reason,
+            remedy="name recordings by the ids of the rows",
+        )
     return found
 
 
@@ -109,7 +161,9 @@ def write_kaldi(path: Path, values: Mapping[str, str]) -> None:
     _write(path, (f"{key} {collapse(value)}" for key, value in values.items()))
 
 
-def _row(id_: str, text: str, wav: str = "", prompt: str = "", prompt_text: str = "") -> dict[str, Any]:
+def _row(
+    id_: str, text: str, wav: str = "", prompt: str = "", prompt_text: str = ""
+) -> dict[str, Any]:
     row: dict[str, Any] = {"id": id_, "messages": [{"role": "user", "content": text}]}
     if wav:
         row["messages"].append({"role": "assistant", "content": ""})
@@ -125,9 +179,23 @@ def _read_jsonl(path: Path) -> dict[str, str]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise problem(place, "line", line.strip(), f"is no JSON ({error})", "mend or delete the line") from None
-        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("id", "audio")):
-            raise problem(place, "line", row, "lacks id or audio", 'write {"id": ..., "audio": ...}')
+            raise problem(
+                source=place,
+                field="line",
+                value=line.strip(),
+                reason=f"is no JSON ({error})",
+                remedy="mend or delete the line",
+            ) from None
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(name), str) for name in ("id", "audio")
+        ):
+            raise problem(
+                source=place,
+                field="line",
+                value=row,
+                reason="lacks id or audio",
+                remedy='write {"id": ..., "audio": ...}',
+            )
         found[row["id"]] = row["audio"]
     return found
 
@@ -139,14 +207,22 @@ def _resolve(name: str, folders: list[Path], source: str) -> Path:
     except audio.AudioError as error:
         if error.reason.startswith("not found"):
             return (folders[0] / name).absolute()
-        raise problem(source, "audio", name, error.reason, error.remedy) from None
+        raise problem(
+            source=source, field="audio", value=name, reason=error.reason, remedy=error.remedy
+        ) from None
 
 
 def _lines(path: Path) -> Iterator[tuple[Place, str]]:
     try:
         numbered = list(enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1))
     except (OSError, UnicodeDecodeError) as error:
-        raise problem("options", "file", str(path), f"cannot be read ({error})", "name a UTF-8 text file") from None
+        raise problem(
+            source="options",
+            field="file",
+            value=str(path),
+            reason=f"cannot be read ({error})",
+            remedy="name a UTF-8 text file",
+        ) from None
     for number, line in numbered:
         if line.strip():
             yield f"{path}:{number}", line
@@ -157,5 +233,5 @@ def _field(text: str) -> str:
 
 
 def _write(path: Path, lines: Iterator[str]) -> None:
-    with audio.replace_when_done(path) as temporary:
+    with disk.replace_when_done(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

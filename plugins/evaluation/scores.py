@@ -36,7 +36,8 @@ from plugins.evaluation.text import character_errors, seed_style, whisper_style,
 
 @dataclass(frozen=True)
 class Metric:
-    """One score. scorer: which hears what it is made of. weight: the field that the mean is weighted by."""
+    """One score. scorer: which hears what it is made of. weight: the field that the mean is
+    weighted by."""
 
     name: str
     title: str
@@ -67,7 +68,8 @@ def score(
     language: str,
     transcribed: bool,
 ) -> list[dict[str, Any]]:
-    """One row per item: `id`, `text`, `speaker`, and under `systems` the scores of each column's clip.
+    """One row per item: `id`, `text`, `speaker`, and under `systems` the scores of each column's
+    clip.
 
     transcribed: whether there was somebody to hear words; failures cost words only then.
     """
@@ -111,21 +113,32 @@ def _word_scores(text: str, transcript: str, language: str) -> dict[str, Any]:
     errors, words = word_errors(asked, heard)
     wrong, characters = character_errors(asked, heard)
     if words:
-        scores |= {"wer": errors / words, "words": words, "cer": wrong / characters, "characters": characters}
+        scores |= {
+            "wer": errors / words,
+            "words": words,
+            "cer": wrong / characters,
+            "characters": characters,
+        }
     errors, units = word_errors(seed_style(text, language), seed_style(transcript, language))
     return scores | ({"wer_seed": errors / units} if units else {})
 
 
-def _voice_scores(voice: list[int] | None, anchor: np.ndarray | None, others: list[np.ndarray]) -> dict[str, Any]:
+def _voice_scores(
+    voice: list[int] | None, anchor: np.ndarray | None, others: list[np.ndarray]
+) -> dict[str, Any]:
     if voice is None:
         return {}
     return {
         "similarity": None if anchor is None else _cosine(voice, anchor),
-        "similarity_others": math.fsum(_cosine(voice, other) for other in others) / len(others) if others else None,
+        "similarity_others": math.fsum(_cosine(voice, other) for other in others) / len(others)
+        if others
+        else None,
     }
 
 
-def _sound_scores(sound: Mapping[str, float] | None, truth: Mapping[str, float] | None) -> dict[str, Any]:
+def _sound_scores(
+    sound: Mapping[str, float] | None, truth: Mapping[str, float] | None
+) -> dict[str, Any]:
     if sound is None:
         return {}
     ratio = None if truth is None else sound["duration_s"] / truth["duration_s"]
@@ -138,7 +151,9 @@ class _Voices:
     def __init__(self, items: Sequence[Item], heard: Mapping[Path, Heard]) -> None:
         self._references = {item.id: _voice(item.reference, heard) for item in items}
         self._truths = {item.id: _voice(item.truth, heard) for item in items}
-        self._of: dict[str | None, list[str]] = defaultdict(list)  # ids of each speaker; None: of the one that is there
+        self._of: dict[str | None, list[str]] = defaultdict(
+            list
+        )  # ids of each speaker; None: of the one that is there
         for item in items:
             self._of[item.speaker].append(item.id)
 

@@ -28,7 +28,8 @@ _ADAPTER = "default"  # as `load_model` names the only one
 
 @dataclass(frozen=True)
 class System:
-    """One that speaks. depends_on: JSON of everything that what it says depends on, besides the prompt."""
+    """One that speaks. depends_on: JSON of everything that what it says depends on, besides the
+    prompt."""
 
     name: str
     depends_on: dict[str, Any]
@@ -44,15 +45,21 @@ def systems(
     device: str = "cpu",
     quantization: Quantization | None = None,
 ) -> list[System]:
-    """`base` and `tuned` for LoRA weights (whose base is itself with them switched off) and for a model beside the one
-    it came from; `model` alone otherwise. Models are loaded when they speak, one at a time,
-    and share `codec`.
+    """`base` and `tuned` for LoRA weights (whose base is itself with them switched off) and for a
+    model beside the one it came from; `model` alone otherwise. Models are loaded when they speak,
+    one at a time, and share `codec`.
 
     Raises UserError if a folder is not there, or LoRA weights are given another base.
     """
     folder, own = checkpoint.base_and_adapters(model, adapters)
     if base is not None and own is not None:
-        raise problem("options", "base", base, "is not the base of the LoRA weights", "leave it out: they name theirs")
+        raise problem(
+            source="options",
+            field="base",
+            value=base,
+            reason="is not the base of the LoRA weights",
+            remedy="leave it out: they name theirs",
+        )
     loaded: dict[str, HiggsAudioGenerator] = {}
 
     def load(path: str) -> HiggsAudioGenerator:
@@ -62,7 +69,9 @@ def systems(
             own_weights = own if path == folder else None
             parts = load_model(path, adapters=own_weights, device=device, quantization=quantization)
             loaded[path] = HiggsAudioGenerator(*parts, codec=codec)
-            assert codec.model is not None  # loads it: a fault of the codec is none of the first item
+            assert (
+                codec.model is not None
+            )  # loads it: a fault of the codec is none of the first item
         return loaded[path]
 
     def switched(name: str | None) -> HiggsAudioGenerator:
@@ -79,19 +88,33 @@ def systems(
     if own is not None:
         return [
             System(BASE, weights, lambda: switched(None)),
-            System(TUNED, {**weights, "adapters": fingerprint(Path(own))}, lambda: switched(_ADAPTER)),
+            System(
+                TUNED, {**weights, "adapters": fingerprint(Path(own))}, lambda: switched(_ADAPTER)
+            ),
         ]
     tuned = System(TUNED if base is not None else MODEL, weights, lambda: load(folder))
     if base is None:
         return [tuned]
     other = checkpoint.base_and_adapters(base)
     if other[1] is not None:
-        raise problem("options", "base", base, "is a LoRA folder", "give the model that was trained from")
-    return [System(BASE, {**common, "model": fingerprint(Path(other[0]))}, lambda: load(other[0])), tuned]
+        raise problem(
+            source="options",
+            field="base",
+            value=base,
+            reason="is a LoRA folder",
+            remedy="give the model that was trained from",
+        )
+    return [
+        System(BASE, {**common, "model": fingerprint(Path(other[0]))}, lambda: load(other[0])),
+        tuned,
+    ]
 
 
 def speak_batch(
-    generator: HiggsAudioGenerator, dialogues: Sequence[Dialogue], samplings: Sequence[Sampling], max_audio_s: float
+    generator: HiggsAudioGenerator,
+    dialogues: Sequence[Dialogue],
+    samplings: Sequence[Sampling],
+    max_audio_s: float,
 ) -> list[Speech | UserError]:
     """Together; if one of them fails, one by one. One outcome per prompt."""
     try:
@@ -100,7 +123,11 @@ def speak_batch(
         if len(dialogues) == 1:
             return [error]
     alone = zip(dialogues, samplings, strict=True)
-    return [outcome for one, how in alone for outcome in speak_batch(generator, [one], [how], max_audio_s)]
+    return [
+        outcome
+        for one, how in alone
+        for outcome in speak_batch(generator, [one], [how], max_audio_s)
+    ]
 
 
 def stop_rate(outcomes: Sequence[Speech | UserError]) -> float:

@@ -41,7 +41,8 @@ def seed_style(text: str, language: str) -> str:
 
 
 def word_errors(reference: str, heard: str) -> tuple[int, int]:
-    """Substitutions, deletions and insertions; and the number of words in `reference`. Needs the package jiwer."""
+    """Substitutions, deletions and insertions; and the number of words in `reference`. Needs the
+    package jiwer."""
     import jiwer
 
     num_words = len(reference.split())

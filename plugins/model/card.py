@@ -1,11 +1,11 @@
-"""README.md of a model: the Hub's front matter, what it is, how to speak with it, what to keep to. L3.
+"""README.md of a model: the Hub's front matter, what it is, how to speak with it, what to keep to.
+L3.
 
     training --plugins.training_card--+
     export   --plugins.commands-------+--card--> README.md <--complete-- evaluation: its section METRICS
 
-Sections are what a later program may write again. They stand between two comments; all else, once written, belongs to
-the user and stays as it is. No path of this machine goes into a card.
-"""
+Sections are what a later program may write again. They stand between two comments; all else, once
+written, belongs to the user and stays as it is. No path of this machine goes into a card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plugins.audio.waveforms import replace_when_done
+from plugins.files.disk import replace_when_done
 from plugins.model.config import HiggsAudioV2Config
 
 CARD = "README.md"
@@ -60,9 +60,16 @@ holds for the voices in the training data as well.
 
 
 def card(
-    name: str, *, base: str | None, summary: str, speak: str, sections: Mapping[str, str], library: str = "transformers"
+    name: str,
+    *,
+    base: str | None,
+    summary: str,
+    speak: str,
+    sections: Mapping[str, str],
+    library: str = "transformers",
 ) -> str:
-    """base: Hub id of what was fine-tuned, None if unknown. sections: Markdown by name, METRICS for example."""
+    """base: Hub id of what was fine-tuned, None if unknown. sections: Markdown by name, METRICS for
+    example."""
     return _CARD.format(
         name=name,
         base_model=f"base_model: {base}\n" if base else "",
@@ -70,12 +77,19 @@ def card(
         library=library,
         summary=summary,
         speak=speak,
-        sections="".join(f"\n## {title.capitalize()}\n\n{_marked(title, text)}\n" for title, text in sections.items()),
+        sections="".join(
+            f"\n## {title.capitalize()}\n\n{_marked(title, text)}\n"
+            for title, text in sections.items()
+        ),
     )
 
 
 def link_to(base: str | None) -> str:
-    return f"[{base}](https://huggingface.co/{base})" if base else "a checkpoint that has no name on the Hub"
+    return (
+        f"[{base}](https://huggingface.co/{base})"
+        if base
+        else "a checkpoint that has no name on the Hub"
+    )
 
 
 def name_on_the_hub(model: str, config: Any) -> str | None:
@@ -84,16 +98,18 @@ def name_on_the_hub(model: str, config: Any) -> str | None:
         return model
     published = HiggsAudioV2Config()
     is_3b = all(
-        getattr(config, name) == getattr(published, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")
+        getattr(config, name) == getattr(published, name)
+        for name in ("hidden_size", "num_hidden_layers", "vocab_size")
     )
     return BASE_3B if is_3b else None  # there are no other public weights of this shape
 
 
 def complete(folder: Path, sections: Mapping[str, str]) -> Path | None:
-    """Write `sections` in place into the card of `folder`, or, for a checkpoint, of the training's folder above it.
+    """Write `sections` in place into the card of `folder`, or, for a checkpoint, of the training's
+    folder above it.
 
-    Returns the card, None if there is none that has room for one of them: other people's cards stay as they are.
-    """
+    Returns the card, None if there is none that has room for one of them: other people's cards stay
+    as they are."""
     folder = folder.resolve()
     for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
         path = place / CARD
@@ -102,7 +118,9 @@ def complete(folder: Path, sections: Mapping[str, str]) -> Path | None:
             continue
         for title, content in sections.items():
             text = _place(title).sub(_marked(title, content).replace("\\", r"\\"), text, count=1)
-        with replace_when_done(path) as temporary:  # what its reader wrote must not be lost by a kill
+        with replace_when_done(
+            path
+        ) as temporary:  # what its reader wrote must not be lost by a kill
             temporary.write_text(text, encoding="utf-8")
         return path
     return None

@@ -1,12 +1,13 @@
 """DualFFN layers that look up once per batch which rows are text and which are audio. L2.
 
-In: what the body is called with. Out: the hidden states of transformers' own layers, and zeros at padding. Those layers
-find the rows again each time, eight times with boolean masks that make a GPU wait for the CPU, and compute padding as
-text. Here a layer takes its rows out of the batch, text before audio, works on slices of them, and puts them back;
-only attention itself sees the batch as it lies.
+In: what the body is called with. Out: the hidden states of transformers' own layers, and zeros at
+padding. Those layers find the rows again each time, eight times with boolean masks that make a GPU
+wait for the CPU, and compute padding as text. Here a layer takes its rows out of the batch, text
+before audio, works on slices of them, and puts them back; only attention itself sees the batch as
+it lies.
 
-That padding holds zeros changes nothing else: attention masks it as keys, so it reaches neither another row nor a loss.
-"""
+That padding holds zeros changes nothing else: attention masks it as keys, so it reaches neither
+another row nor a loss."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ TESTED = "5.19."
 
 
 class Routes(NamedTuple):
-    """The R rows of a batch that are no padding. A tuple: accelerate moves its tensors to the device of each layer."""
+    """The R rows of a batch that are no padding. A tuple: accelerate moves its tensors to the
+    device of each layer."""
 
     rows: Tensor  # (R,): where they lie in (B * S,), those of text before those of audio
     num_text: int
@@ -33,9 +35,8 @@ class Routes(NamedTuple):
 
     @classmethod
     def of(cls, is_audio: Tensor, attention_mask: Tensor | None) -> Routes:
-        """is_audio (B, S) bool. attention_mask: 0 at padding if it is (B, S); by any other, as a cache needs, no
-        position counts as padding. Waits for the device once.
-        """
+        """is_audio (B, S) bool. attention_mask: 0 at padding if it is (B, S); by any other, as a
+        cache needs, no position counts as padding. Waits for the device once."""
         kind = is_audio.flatten().long()  # 0 text, 1 audio, 2 padding
         if attention_mask is not None and attention_mask.shape == is_audio.shape:
             kind = kind.masked_fill(attention_mask.flatten() == 0, 2)
@@ -58,7 +59,8 @@ class Routes(NamedTuple):
 
 
 class _Put(torch.autograd.Function):
-    """Rows into zeros. torch's own index_copy keeps `rows` for its backward pass, which needs only their places."""
+    """Rows into zeros. torch's own index_copy keeps `rows` for its backward pass, which needs only
+    their places."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, places: Tensor, num_positions: int) -> Tensor:
@@ -84,9 +86,12 @@ class HiggsAudioV2Attention(native.HiggsAudioV2Attention):
         routes: Routes | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """(R, H) -> (R, H) and the weights of attention, if the backend returns any. Without `routes`: the base."""
+        """(R, H) -> (R, H) and the weights of attention, if the backend returns any. Without
+        `routes`: the base."""
         if routes is None:
-            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+            return super().forward(
+                hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
+            )
         query, key, value = (
             routes.put(project(hidden_states)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -115,11 +120,13 @@ class HiggsAudioV2DecoderLayer(native.HiggsAudioV2DecoderLayer):
         audio_token_mask: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        """(B, S, H) -> (B, S, H). Without `routes`, as in a step of decoding, where every row is audio: the base."""
+        """(B, S, H) -> (B, S, H). Without `routes`, as in a step of decoding, where every row is
+        audio: the base."""
         if routes is None:
             return super().forward(hidden_states, audio_token_mask=audio_token_mask, **kwargs)
         rows = routes.take(hidden_states)
-        # Every module is called, with or without rows: a rank that skips one leaves the others waiting for it.
+        # Every module is called, with or without rows: a rank that skips one leaves the others
+        # waiting for it.
         text, audio = routes.split(rows)
         normed = torch.cat([self.input_layernorm(text), self.audio_input_layernorm(audio)])
         attended, _ = self.self_attn(hidden_states=normed, routes=routes, **kwargs)
@@ -138,14 +145,17 @@ _CLASSES: dict[type, type] = {
 
 
 def use_index_once_layers(model: native.HiggsAudioV2ForConditionalGeneration) -> None:
-    """Let the layers of `model` share one look-up per forward. Parameters and their names stay as they are.
+    """Let the layers of `model` share one look-up per forward. Parameters and their names stay as
+    they are.
 
-    Before anything wraps the layers: peft may come later, but accelerate's dispatch to devices keeps the forward that
-    it finds. Idempotent. With an untested transformers it warns and leaves the native layers.
-    """
+    Before anything wraps the layers: peft may come later, but accelerate's dispatch to devices
+    keeps the forward that it finds. Idempotent. With an untested transformers it warns and leaves
+    the native layers."""
     if not transformers.__version__.startswith(TESTED):
         logger.warning(
-            "transformers' own layers are used: ours are untested with %s (need %s*)", transformers.__version__, TESTED
+            "transformers' own layers are used: ours are untested with %s (need %s*)",
+            transformers.__version__,
+            TESTED,
         )
         return
     body: Any = model.model
@@ -156,7 +166,9 @@ def use_index_once_layers(model: native.HiggsAudioV2ForConditionalGeneration) ->
     body.register_forward_pre_hook(_look_up, with_kwargs=True)
 
 
-def _look_up(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _look_up(
+    body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Without token ids (by keyword) nothing is looked up, and the layers do as their bases do."""
     input_ids = kwargs.get("input_ids")
     if input_ids is None:

@@ -1,13 +1,15 @@
-"""Labelled hidden rows -> sums and counts of both losses -> one scalar. L0: pure tensors, imports torch only.
+"""Labelled hidden rows -> sums and counts of both losses -> one scalar. L0: pure tensors; of others
+it imports torch only.
 
-Nothing here divides before `combine`: a sum over rows can be added over micro-batches and ranks, a mean cannot.
+Nothing here divides before `combine`: a sum over rows can be added over micro-batches and ranks, a
+mean cannot.
 
     loss = w_text * T / N_text  +  w_audio * sum_k u_k A_k / (N_frames * sum_k u_k)  +  w_aux * Z / N_rows
 
-T and A_k are sums of cross-entropies over trained text tokens and over the trained frames of codebook k, Z the sum of
-squared log-partitions (z-loss, ST-MoE, arXiv 2202.08906, eq. 5) over every trained prediction of both heads, that is
-N_rows = N_text + K * N_frames. N_text and N_frames are counts over the whole optimisation step.
-"""
+T and A_k are sums of cross-entropies over trained text tokens and over the trained frames of
+codebook k, Z the sum of squared log-partitions (z-loss, ST-MoE, arXiv 2202.08906, eq. 5) over every
+trained prediction of both heads, that is N_rows = N_text + K * N_frames. N_text and N_frames are
+counts over the whole optimisation step."""
 
 from __future__ import annotations
 
@@ -19,6 +21,8 @@ import torch
 from torch import Tensor
 
 from plugins.delay_pattern import IGNORE_INDEX
+from plugins.errors import problem
+from plugins.settings import HiggsAudioSettings
 
 PIECE = 2**24  # logits that are in fp32 at a time: 64 MB
 
@@ -43,14 +47,34 @@ class LossWeights:
     codebooks: tuple[float, ...]
     sum_codebooks: bool = False  # times K: the scale of transformers' native loss
 
+    @classmethod
+    def of(cls, settings: HiggsAudioSettings, num_codebooks: int) -> LossWeights:
+        """Those of a run. Raises UserError if `audio_codebook_weights` are not one per codebook."""
+        codebooks = settings.audio_codebook_weights or (1.0,) * num_codebooks
+        if len(codebooks) != num_codebooks:
+            raise problem(
+                source="settings",
+                field="audio_codebook_weights",
+                value=codebooks,
+                reason=f"has {len(codebooks)} weights for {num_codebooks} codebooks",
+                remedy=f"give {num_codebooks} or leave it empty",
+            )
+        return cls(
+            text=settings.text_loss_weight,
+            audio=settings.audio_loss_weight,
+            auxiliary=settings.auxiliary_loss_weight,
+            codebooks=codebooks,
+            sum_codebooks=settings.audio_codebook_reduction == "sum",
+        )
+
 
 def shifted_rows(hidden: Tensor, labels: Tensor, *, offset: int = 1) -> tuple[Tensor, Tensor]:
     """The one place of the causal shift: the hidden row at t - 1 predicts the label of t.
 
-    offset: other shifts are for the preflight, which shows that they fit worse.
-    hidden (B, S, H) and labels (B, S) or (B, S, K) -> rows (R, H) and targets (R,) or (R, K), where R counts the
-    positions with a label (any of the K). R may be 0: everything below then sums to 0 with zero gradients.
-    """
+    offset: other shifts are for the preflight, which shows that they fit worse. hidden (B, S, H)
+    and labels (B, S) or (B, S, K) -> rows (R, H) and targets (R,) or (R, K), where R counts the
+    positions with a label (any of the K). R may be 0: everything below then sums to 0 with zero
+    gradients."""
     targets = labels[:, offset:]
     trained = targets != IGNORE_INDEX
     if trained.dim() == 3:
@@ -69,8 +93,11 @@ def text_loss_sums(rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tenso
     )
 
 
-def audio_loss_sums(rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], codebook_size: int) -> LossSums:
-    """rows (R, H), targets (R, K) with -100 where codebook k is not trained, head: (R, H) -> (R, K * C).
+def audio_loss_sums(
+    rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], codebook_size: int
+) -> LossSums:
+    """rows (R, H), targets (R, K) with -100 where codebook k is not trained, head: (R, H) -> (R, K
+    * C).
 
     Sums per codebook (K,): F + 1 predictions per clip and codebook, the F codes and one EOS.
     """
@@ -89,20 +116,23 @@ def audio_loss_sums(rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tens
 class CrossEntropy(torch.autograd.Function):
     """Cross-entropy and log-partition of R rows of logits, in fp32 whatever the logits are.
 
-    Operators one by one would keep fp32 copies of all logits: themselves, log_softmax, and gradients of both losses.
-    Here only the logits as they are and the gradient in their dtype have that size; the rest is done in pieces.
-    """
+    Operators one by one would keep fp32 copies of all logits: themselves, log_softmax, and
+    gradients of both losses. Here only the logits as they are and the gradient in their dtype have
+    that size; the rest is done in pieces."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """logits (R, C), targets (R,) with -100 -> fp32 (R,) each: loss, log-partition, whether argmax equals target;
-        the first and the last are 0 where there is no target.
-        """
-        loss, log_partition, correct = (torch.zeros(len(logits), device=logits.device) for _ in range(3))
+        """logits (R, C), targets (R,) with -100 -> fp32 (R,) each: loss, log-partition, whether
+        argmax equals target; the first and the last are 0 where there is no target."""
+        loss, log_partition, correct = (
+            torch.zeros(len(logits), device=logits.device) for _ in range(3)
+        )
         for piece in _pieces(logits):
             best, guess = logits[piece].max(dim=-1, keepdim=True)
             best = best.float()
-            scores = logits[piece] - best  # fp32; as log_softmax does: a loss near 0 keeps its digits
+            scores = (
+                logits[piece] - best
+            )  # fp32; as log_softmax does: a loss near 0 keeps its digits
             target = targets[piece].unsqueeze(-1)
             chosen = scores.gather(-1, target.clamp(min=0))
             log_sum = scores.exp_().sum(dim=-1, keepdim=True).log_()
@@ -114,7 +144,9 @@ class CrossEntropy(torch.autograd.Function):
         return loss, log_partition, correct
 
     @staticmethod
-    def backward(ctx: Any, of_loss: Tensor, of_log_partition: Tensor, _: Any) -> tuple[Tensor, None]:
+    def backward(
+        ctx: Any, of_loss: Tensor, of_log_partition: Tensor, _: Any
+    ) -> tuple[Tensor, None]:
         """d loss = softmax - onehot(target), d log-partition = softmax."""
         logits, targets, log_partition = ctx.saved_tensors
         of_loss = of_loss * (targets != IGNORE_INDEX)
@@ -133,11 +165,14 @@ def _pieces(logits: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(logits), size)]
 
 
-def combine(text: LossSums, audio: LossSums, *, num_text: Tensor, num_frames: Tensor, weights: LossWeights) -> Tensor:
-    """The formula of this module as a scalar (). A modality without trained predictions contributes exactly 0.
+def combine(
+    text: LossSums, audio: LossSums, *, num_text: Tensor, num_frames: Tensor, weights: LossWeights
+) -> Tensor:
+    """The formula of this module as a scalar (). A modality without trained predictions contributes
+    exactly 0.
 
-    num_text, num_frames: () counts of the whole optimisation step, at least those of `text` and `audio`.
-    """
+    num_text, num_frames: () counts of the whole optimisation step, at least those of `text` and
+    `audio`."""
     u = torch.tensor(weights.codebooks, device=audio.loss.device)
     num_codebooks = len(weights.codebooks)
     scale = num_codebooks if weights.sum_codebooks else 1

@@ -1,9 +1,9 @@
 """The native class with both losses inside `forward`. L2.
 
-The losses are computed inside `forward` because DDP synchronises only what `forward` touches; heads run on labelled
-rows only, since a text-to-speech turn has three text labels and the text head is 128256 wide. `forward` returns sums
-and counts: dividing is the trainer's affair, which alone knows the counts of the whole optimisation step.
-"""
+The losses are computed inside `forward` because DDP synchronises only what `forward` touches; heads
+run on labelled rows only, since a text-to-speech turn has three text labels and the text head is
+128256 wide. `forward` returns sums and counts: dividing is the trainer's affair, which alone knows
+the counts of the whole optimisation step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from plugins.settings import HiggsAudioSettings
 
 @dataclass
 class DualLossOutput(ModelOutput):
-    """Sums over the trained predictions of one batch (`plugins.model.loss`). `loss` is filled in by the template.
+    """Sums over the trained predictions of one batch (`plugins.model.loss`). `loss` is filled in by
+    the template.
 
     Flat tensors, not nested objects: DDP, autocast and `Trainer` walk the fields of a model output.
     """
@@ -62,15 +63,20 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
 
     def __init__(self, config: HiggsAudioV2Config, use_text_head: bool = False) -> None:
         super().__init__(config, use_text_head=use_text_head)
-        # CUDA's autocast sums in fp32, and the native class then scatters fp32 into bf16 embeddings, which raises.
+        # CUDA's autocast sums in fp32, and the native class then scatters fp32 into bf16
+        # embeddings, which raises.
         self.model.embed_audio_tokens.register_forward_hook(_in_dtype_of_weights)
-        # Here, not after loading: accelerate's dispatch to several devices keeps the forward that each layer then has.
+        # Here, not after loading: accelerate's dispatch to several devices keeps the forward that
+        # each layer then has.
         if not HiggsAudioSettings.from_env().native_layers:
             use_index_once_layers(self)
-        tower = getattr(config, "audio_encoder_config", None)  # transformers' own config has no such entry
+        tower = getattr(
+            config, "audio_encoder_config", None
+        )  # transformers' own config has no such entry
         if tower is not None:
             self.audio_tower = AudioTower(tower, config.hidden_size)
-            # Only then: accelerate wraps these classes for FSDP2 and raises for one that the model does not have.
+            # Only then: accelerate wraps these classes for FSDP2 and raises for one that the model
+            # does not have.
             self._no_split_modules = {*(self._no_split_modules or ()), "WhisperEncoderLayer"}  # type: ignore[assignment]
 
     def forward(  # no `logits_to_keep`: MS-SWIFT would slice the labels of the text
@@ -89,10 +95,11 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """With `labels` (B, S) and `audio_labels` (B, T, K), both unshifted: a `DualLossOutput`. Without: as native.
+        """With `labels` (B, S) and `audio_labels` (B, T, K), both unshifted: a `DualLossOutput`.
+        Without: as native.
 
-        audio_features (A, M, 3000), audio_feature_attention_mask (A, 3000): for the audio tower, if the model has one.
-        """
+        audio_features (A, M, 3000), audio_feature_attention_mask (A, 3000): for the audio tower, if
+        the model has one."""
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -107,15 +114,26 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
             with self._heard(audio_features, audio_feature_attention_mask):
                 return super().forward(**inputs, **kwargs)
         assert input_ids is not None, "training needs token ids: placeholders are found by them"
-        assert audio_labels is not None, "training needs audio_labels, (B, 0, K) for a batch without audio"
-        assert audio_input_ids_mask is not None, "training needs audio_input_ids_mask, (B, 0) for a batch without audio"
-        assert self.text_lm_head is not None, "training needs the text head: load with use_text_head=True"
+        assert audio_labels is not None, (
+            "training needs audio_labels, (B, 0, K) for a batch without audio"
+        )
+        assert audio_input_ids_mask is not None, (
+            "training needs audio_input_ids_mask, (B, 0) for a batch without audio"
+        )
+        assert self.text_lm_head is not None, (
+            "training needs the text head: load with use_text_head=True"
+        )
         hidden = self.hidden_states(
-            audio_features=audio_features, audio_feature_attention_mask=audio_feature_attention_mask, **inputs, **kwargs
+            audio_features=audio_features,
+            audio_feature_attention_mask=audio_feature_attention_mask,
+            **inputs,
+            **kwargs,
         )
         text = text_loss_sums(*shifted_rows(hidden, labels), self.text_lm_head)
         audio_labels = self.labels_at_placeholders(input_ids, audio_labels, audio_input_ids_mask)
-        audio = audio_loss_sums(*shifted_rows(hidden, audio_labels), self.audio_lm_head, self.config.codebook_size)
+        audio = audio_loss_sums(
+            *shifted_rows(hidden, audio_labels), self.audio_lm_head, self.config.codebook_size
+        )
         return DualLossOutput(
             text_loss=text.loss,
             text_z=text.z,
@@ -128,7 +146,11 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         )
 
     def hidden_states(
-        self, *, audio_features: Tensor | None = None, audio_feature_attention_mask: Tensor | None = None, **inputs: Any
+        self,
+        *,
+        audio_features: Tensor | None = None,
+        audio_feature_attention_mask: Tensor | None = None,
+        **inputs: Any,
     ) -> Tensor:
         """(B, S, H) after the last norm."""
         with self._heard(audio_features, audio_feature_attention_mask):
@@ -136,17 +158,22 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
 
     @contextmanager
     def _heard(self, features: Tensor | None, mask: Tensor | None) -> Iterator[None]:
-        """Inside, the embedding of <|AUDIO|> is that of the audio tower. Without features nothing is computed."""
+        """Inside, the embedding of <|AUDIO|> is that of the audio tower. Without features nothing
+        is computed."""
         if features is None:
             yield
             return
         assert mask is not None, "features need their mask"
-        heard = self.audio_tower(features, mask)  # (P, H); for A = 0 it still hangs on every parameter
+        heard = self.audio_tower(
+            features, mask
+        )  # (P, H); for A = 0 it still hangs on every parameter
 
         def place(module: Any, args: tuple[Tensor], embedded: Tensor) -> Tensor:
             at = args[0] == self.config.audio_in_token_id
             # `masked_scatter` overlooks surplus positions.
-            assert int(at.sum()) == len(heard), f"{int(at.sum())} placeholders for {len(heard)} positions"
+            assert int(at.sum()) == len(heard), (
+                f"{int(at.sum())} placeholders for {len(heard)} positions"
+            )
             return embedded.masked_scatter(at.unsqueeze(-1), heard.to(embedded.dtype))
 
         hook = self.model.embed_tokens.register_forward_hook(place)
@@ -166,11 +193,19 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[arg-type]
         cache = inputs.get("past_key_values")
         if audio_features is not None and (cache is None or cache.get_seq_length() == 0):
-            inputs |= {"audio_features": audio_features, "audio_feature_attention_mask": audio_feature_attention_mask}
+            inputs |= {
+                "audio_features": audio_features,
+                "audio_feature_attention_mask": audio_feature_attention_mask,
+            }
         return inputs
 
-    def labels_at_placeholders(self, input_ids: Tensor, audio_labels: Tensor, audio_input_ids_mask: Tensor) -> Tensor:
-        """audio_labels (B, T, K) of delayed frames -> (B, S, K) at their placeholders, -100 elsewhere."""
+    def labels_at_placeholders(
+        self, input_ids: Tensor, audio_labels: Tensor, audio_input_ids_mask: Tensor
+    ) -> Tensor:
+        """audio_labels (B, T, K) of delayed frames -> (B, S, K) at their placeholders, -100
+        elsewhere."""
         placeholders = self.model.get_placeholder_mask(input_ids, None, audio_input_ids_mask)
         expanded = audio_labels.new_full((*input_ids.shape, audio_labels.shape[-1]), IGNORE_INDEX)
-        return expanded.masked_scatter(placeholders.unsqueeze(-1), audio_labels[audio_input_ids_mask])
+        return expanded.masked_scatter(
+            placeholders.unsqueeze(-1), audio_labels[audio_input_ids_mask]
+        )

@@ -1,13 +1,15 @@
-"""`swift infer` and `swift deploy`: the speaking half of MS-SWIFT's Template. L3: glue, `inference` speaks.
+"""`swift infer` and `swift deploy`: the speaking half of MS-SWIFT's Template. L3: glue, `inference`
+speaks.
 
-In: a row whose last assistant turn is left out, or a chat request. Out: what MS-SWIFT takes for the answer: under
-`swift infer` the place of a WAV file beside the result file, else a data URL. A chat request is the row
+In: a row whose last assistant turn is left out, or a chat request. Out: what MS-SWIFT takes for the
+answer: under `swift infer` the place of a WAV file beside the result file, else a data URL. A chat
+request is the row
 
     {"messages": [{"role": "system", "content": SCENE}, {"role": "user", "content": TEXT}]}
 
-with a voice as `audio` or `audio_url` item of the user's content list, and the transcript of the voice, where there is
-one, as `chat_template_kwargs: {"reference_text": ...}`: the one field of MS-SWIFT's requests that is free.
-"""
+with a voice as `audio` or `audio_url` item of the user's content list, and the transcript of the
+voice, where there is one, as `chat_template_kwargs: {"reference_text": ...}`: the one field of
+MS-SWIFT's requests that is free."""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ logger = get_logger()
 
 _REQUEST = "speech_request"  # travels in the template's inputs and in the batch
 _CHAT_OPTIONS = ("reference_text",)
-# MS-SWIFT's own switches: a server reads local files and fetches URLs for its clients unless these name where from.
+# MS-SWIFT's own switches: a server reads local files and fetches URLs for its clients unless these
+# name where from.
 _CLOSED = {"SWIFT_MEDIA_ALLOWED_DIRS": os.devnull, "SWIFT_URL_ALLOWED_HOSTS": "nowhere.invalid"}
 
 
@@ -84,15 +87,28 @@ class SpeakingTemplate(HiggsAudioTemplate):
             _guard(pipeline.infer_engine)
             return
         if args.stream:
-            raise problem("options", "stream", args.stream, "is not available", "add --stream false")
+            raise problem(
+                source="options",
+                field="stream",
+                value=args.stream,
+                reason="is not available",
+                remedy="add --stream false",
+            )
         if args.result_path is None:
-            raise problem("options", "result_path", None, "names no file", "give one: speech is written beside it")
+            raise problem(
+                source="options",
+                field="result_path",
+                value=None,
+                reason="names no file",
+                remedy="give one: speech is written beside it",
+            )
         result = Path(args.result_path)
         self.audio_folder = result.with_name(f"{result.stem}_audio")
         self.seed = args.seed
 
     def _encode(self, inputs: StdTemplateInputs) -> dict[str, Any]:
-        """The prompt's ids, for MS-SWIFT's limits and counts; the generator writes them again from the dialogue."""
+        """The prompt's ids, for MS-SWIFT's limits and counts; the generator writes them again from
+        the dialogue."""
         if self.is_training:
             return super()._encode(inputs)
         request = inputs.extra_kwargs[_REQUEST] = self._request(inputs)
@@ -112,29 +128,50 @@ class SpeakingTemplate(HiggsAudioTemplate):
         check_clips(dialogue, self.settings)
         return SpeechRequest(dialogue, uploads)
 
-    def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
+    def _data_collator(
+        self, batch: list[dict[str, Any]], *, padding_to: int | None = None
+    ) -> dict[str, Any]:
         if self.is_training:
             return super()._data_collator(batch, padding_to=padding_to)
         rows = [torch.tensor(row["input_ids"]) for row in batch]
-        padded = {"input_ids": (rows, self.tokens.pad), "attention_mask": ([torch.ones_like(ids) for ids in rows], 0)}
+        padded = {
+            "input_ids": (rows, self.tokens.pad),
+            "attention_mask": ([torch.ones_like(ids) for ids in rows], 0),
+        }
         tensors = {
-            name: torch.nn.utils.rnn.pad_sequence(each, batch_first=True, padding_value=value, padding_side="left")
+            name: torch.nn.utils.rnn.pad_sequence(
+                each, batch_first=True, padding_value=value, padding_side="left"
+            )
             for name, (each, value) in padded.items()
         }
         return {**tensors, _REQUEST: [row[_REQUEST] for row in batch]}
 
     def generate(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Speak each request of the batch. `sequences` (B, S + steps) only tells MS-SWIFT how many steps that took."""
+        """Speak each request of the batch. `sequences` (B, S + steps) only tells MS-SWIFT how many
+        steps that took."""
         if kwargs.get("adapter_names"):
             raise problem(
-                "options", "adapters", kwargs["adapter_names"], "have names", "serve one LoRA folder, unnamed"
+                source="options",
+                field="adapters",
+                value=kwargs["adapter_names"],
+                reason="have names",
+                remedy="serve one LoRA folder, unnamed",
             )
-        config, prompts, requests = kwargs["generation_config"], kwargs["input_ids"], kwargs[_REQUEST]
+        config, prompts, requests = (
+            kwargs["generation_config"],
+            kwargs["input_ids"],
+            kwargs[_REQUEST],
+        )
         if self.codec.device != str(model.device):
             self.codec = Codec(self.codec.path, device=str(model.device))
         base_model = self.get_base_model(model)
-        generator = HiggsAudioGenerator(base_model, self.tokenizer, codec=self.codec, settings=self.settings)
-        samplings, max_audio_s = [self._sampling(config)] * len(requests), self._max_audio_s(config.max_new_tokens)
+        generator = HiggsAudioGenerator(
+            base_model, self.tokenizer, codec=self.codec, settings=self.settings
+        )
+        samplings, max_audio_s = (
+            [self._sampling(config)] * len(requests),
+            self._max_audio_s(config.max_new_tokens),
+        )
         steps = prompts.new_full((len(requests), config.max_new_tokens), self.tokens.pad)
         try:
             dialogues = [request.dialogue for request in requests]
@@ -150,8 +187,11 @@ class SpeakingTemplate(HiggsAudioTemplate):
             row[: min(num_steps, len(row) - 1) if speech.stopped else len(row)] = self.tokens.audio
         return {"sequences": torch.cat([prompts, steps], dim=1)}
 
-    def decode_generate_ids(self, generate_ids: list[int], *, template_inputs: Any = None, **kwargs: Any) -> Any:
-        """The answer: a data URL, or the content list that names the WAV file, its length and whether it was cut."""
+    def decode_generate_ids(
+        self, generate_ids: list[int], *, template_inputs: Any = None, **kwargs: Any
+    ) -> Any:
+        """The answer: a data URL, or the content list that names the WAV file, its length and
+        whether it was cut."""
         request: SpeechRequest = template_inputs.extra_kwargs[_REQUEST]
         speech = request.speech
         assert speech is not None
@@ -160,20 +200,45 @@ class SpeakingTemplate(HiggsAudioTemplate):
         path = _free_path(self.audio_folder, request.dialogue.source)
         speech.save(path)
         duration_s = round(speech.duration_s, 3)
-        return [{"type": "audio", "audio": str(path), "duration_s": duration_s, "stopped": speech.stopped}]
+        return [
+            {
+                "type": "audio",
+                "audio": str(path),
+                "duration_s": duration_s,
+                "stopped": speech.stopped,
+            }
+        ]
 
     def _sampling(self, config: Any) -> Sampling:
-        for name, neutral in (("num_beams", 1), ("num_return_sequences", 1), ("repetition_penalty", 1.0)):
+        for name, neutral in (
+            ("num_beams", 1),
+            ("num_return_sequences", 1),
+            ("repetition_penalty", 1.0),
+        ):
             if (value := getattr(config, name, None)) not in (None, neutral):
-                raise problem("request", name, value, "is not available for speech", "leave it out")
+                raise problem(
+                    source="request",
+                    field=name,
+                    value=value,
+                    reason="is not available for speech",
+                    remedy="leave it out",
+                )
         if config.output_logits:
-            raise problem("request", "logprobs", True, "is not available for speech", "leave it out")
+            raise problem(
+                source="request",
+                field="logprobs",
+                value=True,
+                reason="is not available for speech",
+                remedy="leave it out",
+            )
         seed = getattr(config, "seed", None)
         values: dict[str, Any] = {"seed": self.seed if seed is None else seed}
         if not config.do_sample:
             return Sampling(temperature=0, **values)
         given = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p")}
-        return Sampling(**values, **{name: value for name, value in given.items() if value is not None})
+        return Sampling(
+            **values, **{name: value for name, value in given.items() if value is not None}
+        )
 
     def _max_audio_s(self, max_new_tokens: int) -> float:
         """F codec frames take F + K + 1 steps."""
@@ -181,12 +246,19 @@ class SpeakingTemplate(HiggsAudioTemplate):
         if num_frames < 1:
             least = num_delayed_frames(1, self.tokens.num_codebooks)
             reason = f"is no room for a frame of audio ({FRAMES_PER_S} per second)"
-            raise problem("request", "max_new_tokens", max_new_tokens, reason, f"give {least} or more")
+            raise problem(
+                source="request",
+                field="max_new_tokens",
+                value=max_new_tokens,
+                reason=reason,
+                remedy=f"give {least} or more",
+            )
         return (num_frames - 0.5) / FRAMES_PER_S  # the half keeps rounding up from another frame
 
 
 def without_answer(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A canonical row without what is to be said: its last assistant turn, with the clips and codes of that turn.
+    """A canonical row without what is to be said: its last assistant turn, with the clips and codes
+    of that turn.
 
     MS-SWIFT may have taken the turn away already, then the clips are still there.
     """
@@ -199,14 +271,24 @@ def without_answer(row: Mapping[str, Any]) -> dict[str, Any]:
         if message["role"] == "assistant"
     )
     columns = ("audios", "audio_codes", KEY_COLUMNS["audio_codes"])
-    return {**row, "messages": messages, **{name: row[name][:num_clips] for name in columns if row.get(name)}}
+    return {
+        **row,
+        "messages": messages,
+        **{name: row[name][:num_clips] for name in columns if row.get(name)},
+    }
 
 
 def _chat_row(inputs: StdTemplateInputs, folder: Path) -> dict[str, Any]:
     """The row that a chat request means. What it brings as audio is written into `folder`."""
     for name in inputs.chat_template_kwargs:
         if name not in _CHAT_OPTIONS:
-            raise problem("request", "chat_template_kwargs", name, "is unknown", did_you_mean(name, _CHAT_OPTIONS))
+            raise problem(
+                source="request",
+                field="chat_template_kwargs",
+                value=name,
+                reason="is unknown",
+                remedy=did_you_mean(name, _CHAT_OPTIONS),
+            )
     files = iter([_upload(value, folder / f"audio-{i}") for i, value in enumerate(inputs.audios)])
     row: dict[str, Any] = {"messages": [], "audios": [], "reference_audio": []}
     if inputs.system:
@@ -220,12 +302,19 @@ def _chat_row(inputs: StdTemplateInputs, folder: Path) -> dict[str, Any]:
         if message["role"] == "assistant":
             row["audios"] += islice(files, content.count(AUDIO_TAG))
     if surplus := list(files):
-        raise problem("request", "audios", len(surplus), "are in no message", "put audio into a message's content list")
+        raise problem(
+            source="request",
+            field="audios",
+            value=len(surplus),
+            reason="are in no message",
+            remedy="put audio into a message's content list",
+        )
     return {**row, **inputs.chat_template_kwargs}
 
 
 def _scene(system: Any) -> Any:
-    """A system message as a row has it: what is neither an instruction of the model's own nor tagged is a scene."""
+    """A system message as a row has it: what is neither an instruction of the model's own nor
+    tagged is a scene."""
     if (
         not isinstance(system, str)
         or SCENE_START in system
@@ -236,12 +325,19 @@ def _scene(system: Any) -> Any:
 
 
 def _upload(value: Any, file: Path) -> str:
-    """The path of `file`, into which the bytes of a data URL or base64 text are written. Nothing else is read."""
+    """The path of `file`, into which the bytes of a data URL or base64 text are written. Nothing
+    else is read."""
     try:
         file.write_bytes(base64.b64decode(value.partition(";base64,")[2] or value, validate=True))
     except (AttributeError, ValueError):
         remedy = "send data:audio/wav;base64,...; URLs and paths are not read"
-        raise problem("request", "audio", value, "is no audio in base64", remedy) from None
+        raise problem(
+            source="request",
+            field="audio",
+            value=value,
+            reason="is no audio in base64",
+            remedy=remedy,
+        ) from None
     return str(file)
 
 
@@ -253,7 +349,8 @@ def _data_url(speech: Speech) -> str:
 
 
 def _free_path(folder: Path, source: str) -> Path:
-    """`FILE-LINE.wav`, or `FILE-LINE-2.wav` if that exists: MS-SWIFT appends to a result file of an earlier run."""
+    """`FILE-LINE.wav`, or `FILE-LINE-2.wav` if that exists: MS-SWIFT appends to a result file of an
+    earlier run."""
     file, _, line = source.rpartition(":")
     name = f"{Path(file).stem}-{int(line):05d}" if line.isdigit() else "speech"
     paths = (folder / f"{name}{'' if i == 1 else f'-{i}'}.wav" for i in count(1))
@@ -268,7 +365,13 @@ def _guard(engine: Any) -> None:
         infer_request: Any, request_config: Any = None, *, pre_infer_hook: Any = None, **kwargs: Any
     ) -> Any:
         if request_config is not None and request_config.stream:
-            raise problem("request", "stream", True, "is not available: speech is sent whole", "leave it out")
+            raise problem(
+                source="request",
+                field="stream",
+                value=True,
+                reason="is not available: speech is sent whole",
+                remedy="leave it out",
+            )
 
         def hook(batch: dict[str, Any]) -> dict[str, Any]:
             batch["generation_config"].seed = batch["request_config"].seed
@@ -280,15 +383,16 @@ def _guard(engine: Any) -> None:
 
 
 def route_pipelines() -> None:
-    """Let MS-SWIFT's commands tell our template what they were asked, and `swift sft` what it is to tune. Other models
-    are left alone.
+    """Let MS-SWIFT's commands tell our template what they were asked, and `swift sft` what it is to
+    tune. Other models are left alone.
 
-    4.6 gives a template neither its arguments (where do results go? which checkpoint is trained on?) nor a request's
-    `stream` and `seed`, and answers `stream` with status 200 before anything of the template runs; a trainer comes
-    after the tuner. Idempotent.
-    """
+    4.6 gives a template neither its arguments (where do results go? which checkpoint is trained
+    on?) nor a request's `stream` and `seed`, and answers `stream` with status 200 before anything
+    of the template runs; a trainer comes after the tuner. Idempotent."""
     if not swift.__version__.startswith("4.6."):
-        logger.warning(f"swift infer and swift deploy cannot speak: untested ms-swift {swift.__version__} (need 4.6)")
+        logger.warning(
+            f"swift infer and swift deploy cannot speak: untested ms-swift {swift.__version__} (need 4.6)"
+        )
         return
     if getattr(SwiftPipeline.main, "_prepares_speech", False):
         return
@@ -299,7 +403,11 @@ def route_pipelines() -> None:
         if isinstance(template, SpeakingTemplate) and isinstance(args, InferArguments):
             template.prepare(self)
         elif isinstance(template, SpeakingTemplate) and isinstance(args, SftArguments):
-            folders = (args.resume_from_checkpoint, *(args.adapters or ()), template.model_info.model_dir)
+            folders = (
+                args.resume_from_checkpoint,
+                *(args.adapters or ()),
+                template.model_info.model_dir,
+            )
             template.go_on_from(Path(next(filter(None, folders))))
             tuning.settle(args, self.model)
         return original(self)

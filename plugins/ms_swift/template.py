@@ -1,4 +1,5 @@
-"""MS-SWIFT's Template for Higgs-Audio V2: row -> EncodedSample -> batch -> loss. L2: glue, each hook hands over.
+"""MS-SWIFT's Template for Higgs-Audio V2: row -> EncodedSample -> batch -> loss. L2: glue, each
+hook hands over.
 
 It keeps nothing of the base's text templates: prompt and labels come from `plugins.data.prompt`.
 """
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from plugins.audio.code_cache import codec_fingerprint, content_key
 from plugins.audio.codec import Codec, find_codec
-from plugins.audio.waveforms import file_hash
 from plugins.collator import collate
 from plugins.data.clips import check_clips, stand_ins, with_clips
 from plugins.data.prompt import AudioClip, Dialogue, EncodedSample, encode
@@ -24,8 +24,9 @@ from plugins.data.rows import ROW_SOURCE, canonical_row, dialogue_from_row
 from plugins.data.tokens import SpecialTokens
 from plugins.dataset_registration import route_datasets
 from plugins.errors import problem
-from plugins.files import local_folder
-from plugins.model.loss import combine
+from plugins.files.disk import file_hash
+from plugins.files.hub import local_folder
+from plugins.model.loss import LossWeights, combine
 from plugins.settings import PROMPT_KNOBS, HiggsAudioSettings
 
 TEMPLATE_TYPE = "higgs_audio_v2"
@@ -49,17 +50,23 @@ class HiggsAudioTemplate(Template):
         # On the instance: the base's list is shared by every template of the process.
         self.placeholder_tokens = [self.tokens.audio, self.tokens.audio_delay]
         self.origin = Path(self.model_info.model_dir)
-        route_datasets(self.check_dialogue, is_training=lambda: self.is_training, settings=lambda: self.settings)
+        route_datasets(
+            self.check_dialogue,
+            is_training=lambda: self.is_training,
+            settings=lambda: self.settings,
+        )
 
     def go_on_from(self, checkpoint: Path) -> None:
-        """Train with the prompts that `checkpoint` was trained with, unless the environment says otherwise."""
+        """Train with the prompts that `checkpoint` was trained with, unless the environment says
+        otherwise."""
         self.origin = checkpoint
         trained = HiggsAudioSettings.of_checkpoint(checkpoint)
         kept = {name: getattr(trained, name) for name in PROMPT_KNOBS}
         self.settings = replace(self.settings, **kept)
 
     def _preprocess_inputs(self, inputs: StdTemplateInputs) -> None:
-        """The base would put <audio> tags into the first message: our clips are targets, not inputs."""
+        """The base would put <audio> tags into the first message: our clips are targets, not
+        inputs."""
 
     def _encode(self, inputs: StdTemplateInputs) -> dict[str, Any]:
         row = row_of(inputs)
@@ -79,7 +86,8 @@ class HiggsAudioTemplate(Template):
         }
 
     def check_dialogue(self, dialogue: Dialogue) -> int:
-        """How many positions the row takes, to the token, from its text and the headers of its audio files.
+        """How many positions the row takes, to the token, from its text and the headers of its
+        audio files.
 
         Raises UserError if a clip cannot be read or the row is too long.
         """
@@ -87,7 +95,8 @@ class HiggsAudioTemplate(Template):
         for clip in dialogue.clips():
             if clip.key is None or clip.path is None:
                 continue
-            # Each codec is told once; of the clips only those that were touched later can have changed.
+            # Each codec is told once; of the clips only those that were touched later can have
+            # changed.
             status = os.stat(clip.path)
             is_touched = max(status.st_mtime_ns, status.st_ctime_ns) > clip.encoded_ns
             if is_touched or clip.codec not in self._compared_codecs:
@@ -96,39 +105,65 @@ class HiggsAudioTemplate(Template):
         return len(self._encode_dialogue(stand_ins(dialogue, self.tokens)).input_ids)
 
     def _verify_codes(self, clip: AudioClip, source: str) -> None:
-        """Raise UserError if cached codes are of another codec, or of a file that has changed since they were made."""
+        """Raise UserError if cached codes are of another codec, or of a file that has changed since
+        they were made."""
         assert clip.path is not None
         codec = codec_fingerprint(Path(local_folder(self.codec.path, option="codec")))
         value = f"codes of {clip.path}"
         if clip.codec != codec:
             reason = f"were not made by the codec {self.codec.path}"
             remedy = "run prepare_dataset.py --encode_codes again, with that --codec and another --codes_dir"
-            raise problem(source, "audio_codes", value, reason, remedy)
+            raise problem(
+                source=source, field="audio_codes", value=value, reason=reason, remedy=remedy
+            )
         if content_key(file_hash(clip.path), codec) != clip.key:
             remedy = "run prepare_dataset.py --encode_codes again"
-            raise problem(source, "audio_codes", value, "were made before the file changed", remedy)
+            raise problem(
+                source=source,
+                field="audio_codes",
+                value=value,
+                reason="were made before the file changed",
+                remedy=remedy,
+            )
 
     def _encode_dialogue(self, dialogue: Dialogue) -> EncodedSample:
         sample = encode(dialogue, self.tokenizer, self.tokens)
         length = len(sample.input_ids)
         if self.max_length is not None and length > self.max_length:
             reason = f"tokens and frames are more than max_length {self.max_length}"
-            raise problem(dialogue.source, "row", length, reason, "raise --max_length or cut text, clip or reference")
+            raise problem(
+                source=dialogue.source,
+                field="row",
+                value=length,
+                reason=reason,
+                remedy="raise --max_length or cut text, clip or reference",
+            )
         return sample
 
-    def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
+    def _data_collator(
+        self, batch: list[dict[str, Any]], *, padding_to: int | None = None
+    ) -> dict[str, Any]:
         # `padding_free` is also set by `--packing true`, whose batch is the rows of one pack.
-        return collate([sample_of(row) for row in batch], self.tokens, training=True, packed=self.padding_free)
+        return collate(
+            [sample_of(row) for row in batch], self.tokens, training=True, packed=self.padding_free
+        )
 
     def compute_sft_loss(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None, trainer: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | None = None,
+        trainer: Any = None,
     ) -> Any:
-        """num_items_in_batch: (2,) text tokens and audio frames of the whole optimisation step (our trainer's)."""
+        """num_items_in_batch: (2,) text tokens and audio frames of the whole optimisation step (our
+        trainer's)."""
         outputs = model(**inputs)
         assert num_items_in_batch is not None, "only HiggsAudioTrainer trains this template"
         num_text, num_frames = num_items_in_batch
-        weights = self.settings.loss_weights(self.tokens.num_codebooks)
-        outputs.loss = combine(outputs.text, outputs.audio, num_text=num_text, num_frames=num_frames, weights=weights)
+        weights = LossWeights.of(self.settings, self.tokens.num_codebooks)
+        outputs.loss = combine(
+            outputs.text, outputs.audio, num_text=num_text, num_frames=num_frames, weights=weights
+        )
         return outputs
 
 
@@ -136,7 +171,9 @@ def sample_of(row: dict[str, Any]) -> EncodedSample:
     """What `_encode` returned, after MS-SWIFT has carried it through a dataset."""
     source = row.get(ROW_SOURCE, "row")
     heard = row.get("heard") or []
-    return EncodedSample(row["input_ids"], row["labels"], row["clips"], row["clips_trained"], source, heard)
+    return EncodedSample(
+        row["input_ids"], row["labels"], row["clips"], row["clips_trained"], source, heard
+    )
 
 
 def row_of(inputs: StdTemplateInputs) -> dict[str, Any]:

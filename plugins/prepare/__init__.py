@@ -10,6 +10,5 @@ report.py         what was kept and rejected
 flags.py          the command line of `prepare_dataset.py`
 cli.py            what it does, step after step
 
-But for `encode.py` it needs neither torch nor MS-SWIFT nor transformers: it also runs on the machine that merely holds
-the corpus.
-"""
+But for `encode.py` it needs neither torch nor MS-SWIFT nor transformers: it also runs on the
+machine that merely holds the corpus."""

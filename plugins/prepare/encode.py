@@ -15,29 +15,40 @@ from plugins.audio import waveforms as audio
 from plugins.audio.code_cache import CacheWriter, codec_fingerprint, content_key, format_reference
 from plugins.audio.codec import Codec
 from plugins.errors import problem
-from plugins.files import local_folder
+from plugins.files import disk
+from plugins.files.hub import local_folder
 
 
-def encode_rows(rows: Iterable[dict[str, Any]], *, folder: Path, codec: str, device: str, beside: Path) -> None:
-    """Encode the targets and references of `rows` into the cache `folder` and add `audio_codes`, `reference_codes`.
+def encode_rows(
+    rows: Iterable[dict[str, Any]], *, folder: Path, codec: str, device: str, beside: Path
+) -> None:
+    """Encode the targets and references of `rows` into the cache `folder` and add `audio_codes`,
+    `reference_codes`.
 
-    beside: the folder of the JSONL files, to which references are relative. Clips that are there are not encoded
-    again, also those of a run that was killed. Raises UserError for a clip that cannot be decoded and for a codec that
-    cannot be loaded.
-    """
+    beside: the folder of the JSONL files, to which references are relative. Clips that are there
+    are not encoded again, also those of a run that was killed. Raises UserError for a clip that
+    cannot be decoded and for a codec that cannot be loaded."""
     codec_folder = Path(local_folder(codec, option="codec"))
     encoder, fingerprint = Codec(str(codec_folder), device=device), codec_fingerprint(codec_folder)
     rows = list(rows)
     columns = ("audios", "reference_audio")
-    paths = dict.fromkeys(path for row in rows for column in columns for path in _paths(row, column))
-    keys = {path: content_key(audio.file_hash(path), fingerprint) for path in paths}
+    paths = dict.fromkeys(
+        path for row in rows for column in columns for path in _paths(row, column)
+    )
+    keys = {path: content_key(disk.file_hash(path), fingerprint) for path in paths}
     with CacheWriter(folder, codec=fingerprint) as writer:
         for path, key in tqdm(keys.items(), desc="codes", unit="clip", disable=None):
             if key not in writer:
                 try:
                     writer.add(key, encoder.encode_file(path))
                 except audio.AudioError as error:
-                    raise problem("--encode_codes", "audio", path, error.reason, error.remedy) from None
+                    raise problem(
+                        source="--encode_codes",
+                        field="audio",
+                        value=path,
+                        reason=error.reason,
+                        remedy=error.remedy,
+                    ) from None
         writer.commit()
     for row in rows:
         for column, codes in (("audios", "audio_codes"), ("reference_audio", "reference_codes")):

@@ -65,14 +65,40 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset_type", required=True, choices=_TYPES, help="the layout of the corpus")
     add(
-        "--input_dir", required=True, help="its folder, or the id of a Hugging Face dataset; paths in lists start there"
+        "--input_dir",
+        required=True,
+        help="its folder, or the id of a Hugging Face dataset; paths in lists start there",
     )
-    add("--output_file", required=True, type=Path, help="the JSONL to write, e.g. data/ljspeech_train.jsonl")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that check clips (default: %(default)s)")
-    add("--executor", choices=("local", "ray"), default="local", help="ray: the workers of a Ray cluster")
-    add("--seed", type=int, default=42, help="of split, pairs and noise; the same seed, the same rows (default: 42)")
+    add(
+        "--output_file",
+        required=True,
+        type=Path,
+        help="the JSONL to write, e.g. data/ljspeech_train.jsonl",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes that check clips (default: %(default)s)",
+    )
+    add(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: the workers of a Ray cluster",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=42,
+        help="of split, pairs and noise; the same seed, the same rows (default: 42)",
+    )
     add("--audio_root", type=Path, help="refuse paths of lists and links that lead out of here")
-    add("--single_speaker", metavar="NAME", help="name every clip's speaker: they are all of one voice")
+    add(
+        "--single_speaker",
+        metavar="NAME",
+        help="name every clip's speaker: they are all of one voice",
+    )
     _add_corpora(parser)
     checking = parser.add_argument_group("validation")
     checking.add_argument(
@@ -82,39 +108,73 @@ def _parser() -> argparse.ArgumentParser:
         choices=("header", "full"),
         help="reject unfit clips, by their headers alone or (default) by every sample; writes a report",
     )
-    checking.add_argument("--strict", action="store_true", help="exit with 3 if any clip was rejected")
+    checking.add_argument(
+        "--strict", action="store_true", help="exit with 3 if any clip was rejected"
+    )
     _add_knobs(checking, Limits)
     dividing = parser.add_argument_group("split")
-    dividing.add_argument("--split", action="store_true", help="set validation rows apart in ..._val.jsonl")
-    dividing.add_argument("--val_ratio", type=_ratio, default=0.05, help="their share (default: %(default)s)")
-    dividing.add_argument("--test_ratio", type=_ratio, default=0.0, help="share of ..._test.jsonl (default: none)")
-    dividing.add_argument("--split_by_speaker", action="store_true", help="validate on voices that are not trained")
+    dividing.add_argument(
+        "--split", action="store_true", help="set validation rows apart in ..._val.jsonl"
+    )
+    dividing.add_argument(
+        "--val_ratio", type=_ratio, default=0.05, help="their share (default: %(default)s)"
+    )
+    dividing.add_argument(
+        "--test_ratio", type=_ratio, default=0.0, help="share of ..._test.jsonl (default: none)"
+    )
+    dividing.add_argument(
+        "--split_by_speaker", action="store_true", help="validate on voices that are not trained"
+    )
     cloning = parser.add_argument_group("references to clone from")
     cloning.add_argument(
         "--references",
         action="store_true",
         help=f"give each clip another one of its speaker and side, of {MIN_REFERENCE_S:g} s or more, with transcript",
     )
-    cloning.add_argument("--without_reference", type=_share, default=0.1, help="share without (default: %(default)s)")
-    cloning.add_argument("--min_similarity", type=float, help="lowest speaker similarity, by resemblyzer")
+    cloning.add_argument(
+        "--without_reference", type=_share, default=0.1, help="share without (default: %(default)s)"
+    )
+    cloning.add_argument(
+        "--min_similarity", type=float, help="lowest speaker similarity, by resemblyzer"
+    )
     processing = parser.add_argument_group("processing, to 24 kHz mono")
-    processing.add_argument("--audio_output", type=Path, help="folder for processed clips; originals stay as they are")
+    processing.add_argument(
+        "--audio_output", type=Path, help="folder for processed clips; originals stay as they are"
+    )
     _add_knobs(processing, Processing)
     encoding = parser.add_argument_group("codes")
     encoding.add_argument(
-        "--encode_codes", action="store_true", help="encode every clip now, so that training does not"
+        "--encode_codes",
+        action="store_true",
+        help="encode every clip now, so that training does not",
     )
     encoding.add_argument("--codec", help="codec folder or Hub id (default: the published one)")
-    encoding.add_argument("--codes_dir", type=Path, help="folder of the code cache (default: codes/ beside the output)")
-    encoding.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
+    encoding.add_argument(
+        "--codes_dir",
+        type=Path,
+        help="folder of the code cache (default: codes/ beside the output)",
+    )
+    encoding.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)"
+    )
     return parser
 
 
 def _add_corpora(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("for --dataset_type custom, gpt_sovits, jsonl, huggingface and vctk").add_argument
+    add = parser.add_argument_group(
+        "for --dataset_type custom, gpt_sovits, jsonl, huggingface and vctk"
+    ).add_argument
     add("--csv_file", type=Path, help="CSV or TSV with a header")
-    add("--delimiter", help="any one character, or \\t (default: the best of comma, semicolon, bar and tab)")
-    add("--no_quotes", action="store_const", const=True, help="quotes are text, as in Common Voice's TSV files")
+    add(
+        "--delimiter",
+        help="any one character, or \\t (default: the best of comma, semicolon, bar and tab)",
+    )
+    add(
+        "--no_quotes",
+        action="store_const",
+        const=True,
+        help="quotes are text, as in Common Voice's TSV files",
+    )
     add("--list_file", type=Path, help="GPT-SoVITS list: path|speaker|language|text")
     add("--jsonl_file", type=Path, help="rows of our own, to be checked again")
     add("--text_column", help=f"the transcript (default: {Columns.text})")
@@ -134,7 +194,11 @@ def _add_knobs(group: Any, knobs: type) -> None:
         default = "" if each.default in (None, ()) else f"{each.default} {about['unit']}".strip()
         text = about["help"] + (f" (default: {default})" if default else "")
         group.add_argument(
-            f"--{each.name}", type=about["parse"], default=each.default, choices=about["choices"], help=text
+            f"--{each.name}",
+            type=about["parse"],
+            default=each.default,
+            choices=about["choices"],
+            help=text,
         )
 
 

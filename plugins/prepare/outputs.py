@@ -6,9 +6,8 @@
     .x.jsonl.journal                       while it runs, and after it was killed
     AUDIO_OUTPUT/.higgs_audio_copies.json  the output file whose rows name the copies in there
 
-Two output files of one folder must not have a name in common (x.jsonl and x_train.jsonl both have x_val.jsonl), and
-nothing is written over that somebody else has put there. Opens no audio.
-"""
+Two output files of one folder must not have a name in common (x.jsonl and x_train.jsonl both have
+x_val.jsonl), and nothing is written over that somebody else has put there. Opens no audio."""
 
 from __future__ import annotations
 
@@ -17,15 +16,16 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from plugins.audio.waveforms import remove_strays, replace_when_done
-from plugins.errors import problem, read_json
+from plugins.errors import problem
+from plugins.files.disk import read_json, remove_strays, replace_when_done
 
 _COPIES = ".higgs_audio_copies.json"
 _REPORTS = (".json", ".png", ".txt")
 
 
 def split_path(output: Path, name: str) -> Path:
-    """Where the rows of a side go: ``x_train.jsonl`` -> ``x_val.jsonl``, ``x.jsonl`` -> ``x_val.jsonl``."""
+    """Where the rows of a side go: ``x_train.jsonl`` -> ``x_val.jsonl``, ``x.jsonl`` ->
+    ``x_val.jsonl``."""
     if name == "train":
         return output
     before, found, after = output.stem.rpartition("train")
@@ -53,11 +53,13 @@ def written_by(output: Path, *, sides: Iterable[str], reports: bool) -> list[Pat
     return [*rows, rejected_path(output), *(report_paths(output) if reports else [])]
 
 
-def check_output(output: Path, written: Iterable[Path], *, inputs: Iterable[Path], corpus: Path) -> None:
+def check_output(
+    output: Path, written: Iterable[Path], *, inputs: Iterable[Path], corpus: Path
+) -> None:
     """Raise UserError if one of `written`, the files of the preparation `output`, is not its own.
 
-    inputs: files that are read. corpus: their folder, in which an output of the same name may be one of them.
-    """
+    inputs: files that are read. corpus: their folder, in which an output of the same name may be
+    one of them."""
     read = {os.path.realpath(path) for path in inputs}
     others = {path: other for other in _others(output) for path in _all_files(other)}
     prepared_before = rejected_path(output).exists()
@@ -68,32 +70,63 @@ def check_output(output: Path, written: Iterable[Path], *, inputs: Iterable[Path
         elif real in read or (not prepared_before and _is_below(path, corpus)):
             reason = f"would be written over {path}, a file of the corpus"
         elif path != output and path.exists() and not prepared_before:
-            reason = f"comes with {path.name}, which is there already and not from a preparation of it"
+            reason = (
+                f"comes with {path.name}, which is there already and not from a preparation of it"
+            )
         else:
             continue
-        raise problem("--output_file", "path", str(output), reason, "name another file or folder")
+        raise problem(
+            source="--output_file",
+            field="path",
+            value=str(output),
+            reason=reason,
+            remedy="name another file or folder",
+        )
 
 
-def claim_audio_folder(folder: Path, copies: Sequence[Path], *, originals: Iterable[Path], output: Path) -> None:
-    """Note in `folder` that its copies belong to the preparation of `output`, and remove half written ones of a killed
-    run; its lock must be held.
+def claim_audio_folder(
+    folder: Path, copies: Sequence[Path], *, originals: Iterable[Path], output: Path
+) -> None:
+    """Note in `folder` that its copies belong to the preparation of `output`, and remove half
+    written ones of a killed run; its lock must be held.
 
-    Raises UserError if they belong to another one, or if a copy would take the place of another file: an original, or
-    one that is there already in a folder without a note.
-    """
+    Raises UserError if they belong to another one, or if a copy would take the place of another
+    file: an original, or one that is there already in a folder without a note."""
     note, holder = folder / _COPIES, _relative(output, folder)
     if note.is_file():
         named = read_json(note, "name a new folder").get("output_file")
         if named != holder:
-            reason = f"holds the copies of another preparation ({os.path.normpath(folder / str(named))})"
-            raise problem("--audio_output", "path", str(folder), reason, "name a folder of its own")
+            reason = (
+                f"holds the copies of another preparation ({os.path.normpath(folder / str(named))})"
+            )
+            raise problem(
+                source="--audio_output",
+                field="path",
+                value=str(folder),
+                reason=reason,
+                remedy="name a folder of its own",
+            )
     elif taken := next(filter(os.path.lexists, copies), None):
-        reason = f"holds {taken.relative_to(folder)} already, which no preparation has noted as its own"
-        raise problem("--audio_output", "path", str(folder), reason, "name a new folder")
+        reason = (
+            f"holds {taken.relative_to(folder)} already, which no preparation has noted as its own"
+        )
+        raise problem(
+            source="--audio_output",
+            field="path",
+            value=str(folder),
+            reason=reason,
+            remedy="name a new folder",
+        )
     places = {os.path.realpath(path) for path in copies}
     if original := next((path for path in originals if os.path.realpath(path) in places), None):
         reason = f"would be written over {original}, a recording of the corpus"
-        raise problem("--audio_output", "path", str(folder), reason, "name another folder")
+        raise problem(
+            source="--audio_output",
+            field="path",
+            value=str(folder),
+            reason=reason,
+            remedy="name another folder",
+        )
     remove_strays([note, *copies])
     if not note.is_file():
         with replace_when_done(note) as temporary:
@@ -101,7 +134,8 @@ def claim_audio_folder(folder: Path, copies: Sequence[Path], *, originals: Itera
 
 
 def _others(output: Path) -> Iterator[Path]:
-    """The other output files of the folder: prepared, in preparation, or begun by a run that was killed."""
+    """The other output files of the folder: prepared, in preparation, or begun by a run that was
+    killed."""
     for path in sorted(output.parent.iterdir()):
         named = path.name
         if named.startswith(".") and named.endswith(".jsonl.journal"):

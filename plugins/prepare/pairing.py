@@ -1,9 +1,10 @@
-"""Cloning pairs: to each clip a reference clip of the same voice, another utterance of the same side of the split (L4).
+"""Cloning pairs: to each clip a reference clip of the same voice, another utterance of the same
+side of the split (L4).
 
-In: the clips of one side. Out: the same clips; the rows of those with a partner name it in `reference_audio` and
-`reference_text`. Pairs depend on ids and seed only, and adding clips changes few of them: the clips of a speaker stand
-on a ring by the hash of their ids, and a clip takes the first fit one after its own place.
-"""
+In: the clips of one side. Out: the same clips; the rows of those with a partner name it in
+`reference_audio` and `reference_text`. Pairs depend on ids and seed only, and adding clips changes
+few of them: the clips of a speaker stand on a ring by the hash of their ids, and a clip takes the
+first fit one after its own place."""
 
 from __future__ import annotations
 
@@ -26,10 +27,11 @@ def add_references(
     without_share: float = 0.0,
     is_similar: Callable[[Clip, Clip], bool] | None = None,
 ) -> list[Clip]:
-    """`clips` in their order. A share `without_share` of them, chosen by hash, and speakers with one clip stay without.
+    """`clips` in their order. A share `without_share` of them, chosen by hash, and speakers with
+    one clip stay without.
 
-    Rows that have a reference keep it. Clips without speaker get none: nobody says that they are of one voice.
-    is_similar: whether a candidate sounds like the clip (an embedding model's verdict).
+    Rows that have a reference keep it. Clips without speaker get none: nobody says that they are of
+    one voice. is_similar: whether a candidate sounds like the clip (an embedding model's verdict).
     """
     rings: dict[str, list[tuple[int, Clip]]] = defaultdict(list)
     for clip in clips:
@@ -40,7 +42,9 @@ def add_references(
     return [
         clip
         if "reference_audio" in clip.row or _hash(seed, "without", clip.id) < without_share * 2**64
-        else _with_reference(clip, _candidates(rings.get(clip.speaker or "", []), clip, seed), is_similar)
+        else _with_reference(
+            clip, _candidates(rings.get(clip.speaker or "", []), clip, seed), is_similar
+        )
         for clip in clips
     ]
 
@@ -54,7 +58,9 @@ def _candidates(ring: list[tuple[int, Clip]], clip: Clip, seed: int) -> Iterator
             yield candidate
 
 
-def _with_reference(clip: Clip, candidates: Iterator[Clip], is_similar: Callable[[Clip, Clip], bool] | None) -> Clip:
+def _with_reference(
+    clip: Clip, candidates: Iterator[Clip], is_similar: Callable[[Clip, Clip], bool] | None
+) -> Clip:
     for candidate in candidates:
         if is_similar is None or is_similar(clip, candidate):
             text = candidate.row["messages"][-2]["content"]

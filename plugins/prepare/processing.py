@@ -1,8 +1,8 @@
 """Decoded samples -> what the model is trained on: (N,) float32, 24 kHz, mono (L4).
 
-In: samples at any rate. Out: new arrays, trimmed and normalised as `Processing` says, and augmented copies. A pure
-function of its arguments: the same on every worker and in every order. Reads and writes no files.
-"""
+In: samples at any rate. Out: new arrays, trimmed and normalised as `Processing` says, and augmented
+copies. A pure function of its arguments: the same on every worker and in every order. Reads and
+writes no files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def _floats(text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Processing:
-    """What to do to each clip besides resampling it to 24 kHz mono. The defaults do nothing more."""
+    """What to do to each clip besides resampling it to 24 kHz mono. The defaults do nothing
+    more."""
 
     trim: str = knob(
         "none",
@@ -51,7 +52,10 @@ class Processing:
         float,
     )
     trim_padding_s: float = knob(
-        0.2, "what trimming leaves before and after the speech; levels and VAD miss soft onsets", "s", float
+        0.2,
+        "what trimming leaves before and after the speech; levels and VAD miss soft onsets",
+        "s",
+        float,
     )
     loudness_lufs: float | None = knob(
         None, "loudness to normalise to (EBU R128), for example -23", "LUFS", float, bounds=(-70, 0)
@@ -70,7 +74,13 @@ class Processing:
         for name in ("speed_factors", "noise_snr_db"):
             values = getattr(self, name)
             if len({f"{value:g}" for value in values}) < len(values):  # as they stand in ids
-                raise problem("command line", f"--{name}", values, "gives two copies one id", "give each value once")
+                raise problem(
+                    source="command line",
+                    field=f"--{name}",
+                    value=values,
+                    reason="gives two copies one id",
+                    remedy="give each value once",
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,30 +88,45 @@ class Variant:
     """An augmented copy of a clip."""
 
     id: str  # that of the clip, then speaker_suffix or the noise
-    speaker_suffix: str  # empty, or what tells this voice from the clip's: another speed has another pitch
+    speaker_suffix: (
+        str  # empty, or what tells this voice from the clip's: another speed has another pitch
+    )
     samples: np.ndarray  # (N,) float32, 24 kHz
 
 
 def check_installed(processing: Processing) -> None:
     """Raise UserError if a package that `processing` needs is missing. Imports none of them."""
-    needed = [_VAD] * (processing.trim == "vad") + [_LOUDNESS] * (processing.loudness_lufs is not None)
+    needed = [_VAD] * (processing.trim == "vad") + [_LOUDNESS] * (
+        processing.loudness_lufs is not None
+    )
     for module, package, otherwise in needed:
         if importlib.util.find_spec(module) is None:
             remedy = f"run: pip install {package}, or {otherwise}"
-            raise problem("processing", "package", package, "is not installed", remedy)
+            raise problem(
+                source="processing",
+                field="package",
+                value=package,
+                reason="is not installed",
+                remedy=remedy,
+            )
 
 
 def process(samples: np.ndarray, sample_rate_hz: int, processing: Processing) -> np.ndarray:
-    """`samples` (N,) or (N, channels), finite float32 -> (M,) float32 at 24 kHz within [-1, 1]; `samples` stays as is.
+    """`samples` (N,) or (N, channels), finite float32 -> (M,) float32 at 24 kHz within [-1, 1];
+    `samples` stays as is.
 
-    (0,) if trimming found no speech. Nothing is ever clipped: normalisation stops where the true peak would pass -1 dB
-    below full scale, leaving a clip of high peaks quieter than asked, and what resampling lifts beyond full scale is
-    scaled down as a whole. Raises UserError if a package is missing.
-    """
+    (0,) if trimming found no speech. Nothing is ever clipped: normalisation stops where the true
+    peak would pass -1 dB below full scale, leaving a clip of high peaks quieter than asked, and
+    what resampling lifts beyond full scale is scaled down as a whole. Raises UserError if a package
+    is missing."""
     check_installed(processing)
     result = _resample(mono(samples), sample_rate_hz, SAMPLE_RATE_HZ)
     if processing.trim != "none" and len(result):
-        start, end = _voiced_span(result) if processing.trim == "vad" else _loud_span(result, processing.trim_below_db)
+        start, end = (
+            _voiced_span(result)
+            if processing.trim == "vad"
+            else _loud_span(result, processing.trim_below_db)
+        )
         padding = round(processing.trim_padding_s * SAMPLE_RATE_HZ) if end else 0
         result = result[max(0, start - padding) : end + padding]
     if processing.loudness_lufs is not None:
@@ -109,13 +134,15 @@ def process(samples: np.ndarray, sample_rate_hz: int, processing: Processing) ->
     return _within_full_scale(result)
 
 
-def variants(samples: np.ndarray, clip_id: str, processing: Processing, *, seed: int) -> Iterator[Variant]:
+def variants(
+    samples: np.ndarray, clip_id: str, processing: Processing, *, seed: int
+) -> Iterator[Variant]:
     """The augmented copies of `samples` (N,), as `process` returned them.
 
-    Speed is changed by resampling, as in Ko et al., "Audio Augmentation for Speech Recognition" (Interspeech 2015):
-    duration is divided and pitch multiplied by the factor, so that the voice is another one. Noise is white, its ratio
-    is to the power of the whole clip, and it follows from `seed` and the id only.
-    """
+    Speed is changed by resampling, as in Ko et al., "Audio Augmentation for Speech Recognition"
+    (Interspeech 2015): duration is divided and pitch multiplied by the factor, so that the voice is
+    another one. Noise is white, its ratio is to the power of the whole clip, and it follows from
+    `seed` and the id only."""
     for factor in processing.speed_factors:
         suffix = _speed_suffix(factor)
         faster = _resample(samples, SAMPLE_RATE_HZ * factor, SAMPLE_RATE_HZ)
@@ -127,7 +154,10 @@ def variants(samples: np.ndarray, clip_id: str, processing: Processing, *, seed:
 
 def variant_ids(clip_id: str, processing: Processing) -> list[str]:
     """The ids that `variants` gives."""
-    suffixes = [*map(_speed_suffix, processing.speed_factors), *map(_noise_suffix, processing.noise_snr_db)]
+    suffixes = [
+        *map(_speed_suffix, processing.speed_factors),
+        *map(_noise_suffix, processing.noise_snr_db),
+    ]
     return [clip_id + suffix for suffix in suffixes]
 
 
@@ -155,7 +185,8 @@ def _voiced_span(samples: np.ndarray) -> tuple[int, int]:
     import torch
     from silero_vad import get_speech_timestamps
 
-    # Its default drops speech below 250 ms that a pause follows, and with it a sentence's first word ("One: ...").
+    # Its default drops speech below 250 ms that a pause follows, and with it a sentence's first
+    # word ("One: ...").
     found = get_speech_timestamps(
         torch.from_numpy(_resample(samples, SAMPLE_RATE_HZ, _VAD_RATE_HZ)),
         _silero(),
@@ -178,17 +209,21 @@ def _silero() -> Any:
 
 
 def _normalise(samples: np.ndarray, target_lufs: float) -> np.ndarray:
-    """At `target_lufs`, or quieter where the peak forbids; unchanged if it has no loudness (silent, below 400 ms)."""
+    """At `target_lufs`, or quieter where the peak forbids; unchanged if it has no loudness (silent,
+    below 400 ms)."""
     from pyloudnorm import Meter
 
     if len(samples) < _GATING_BLOCK_S * SAMPLE_RATE_HZ:
         return samples
-    # "DeMan" are the standard's own filters for any rate, the package's default is an approximation (0.05 LU off).
-    loudness_lufs = Meter(SAMPLE_RATE_HZ, filter_class="DeMan").integrated_loudness(samples.astype(np.float64))
+    # "DeMan" are the standard's own filters for any rate, the package's default is an approximation
+    # (0.05 LU off).
+    loudness_lufs = Meter(SAMPLE_RATE_HZ, filter_class="DeMan").integrated_loudness(
+        samples.astype(np.float64)
+    )
     if not np.isfinite(loudness_lufs):
         return samples
-    # Four times oversampled as in BS.1770 annex 2, whose own filter is shorter than soxr's low quality. The samples
-    # count as well: the filter lowers a click.
+    # Four times oversampled as in BS.1770 annex 2, whose own filter is shorter than soxr's low
+    # quality. The samples count as well: the filter lowers a click.
     between = soxr.resample(samples, SAMPLE_RATE_HZ, 4 * SAMPLE_RATE_HZ, quality="LQ")
     true_peak = max(np.abs(samples).max(), np.abs(between).max())
     gain_db = min(target_lufs - loudness_lufs, _MAX_TRUE_PEAK_DB - 20 * np.log10(true_peak))
@@ -197,7 +232,9 @@ def _normalise(samples: np.ndarray, target_lufs: float) -> np.ndarray:
 
 def _with_noise(samples: np.ndarray, snr_db: float, seed: str) -> np.ndarray:
     """White Gaussian noise added, its power exactly `snr_db` below that of `samples`."""
-    generator = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big"))
+    generator = np.random.default_rng(
+        int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
+    )
     noise = generator.standard_normal(len(samples))
     power = np.square(samples, dtype=np.float64).mean() / np.square(noise).mean()
     return (samples + noise * np.sqrt(power / 10 ** (snr_db / 10))).astype(np.float32)

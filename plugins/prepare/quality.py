@@ -1,9 +1,9 @@
 """A recording and its transcript -> why they are unfit for training (L4).
 
-In, by rising cost: the size of the file, its header, its samples, its text. Out: `None`, or ``(reason, value)`` where
-`reason` is constant per kind of fault and names the limit to change. Also the hash that finds one recording twice.
-Whether a file is readable, whole and free of NaN is said by `plugins.audio.waveforms`. Changes no audio.
-"""
+In, by rising cost: the size of the file, its header, its samples, its text. Out: `None`, or
+``(reason, value)`` where `reason` is constant per kind of fault and names the limit to change. Also
+the hash that finds one recording twice. Whether a file is readable, whole and free of NaN is said
+by `plugins.audio.waveforms`. Changes no audio."""
 
 from __future__ import annotations
 
@@ -16,12 +16,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from plugins.audio.waveforms import MAX_CHANNELS, MAX_SAMPLE_RATE_HZ, AudioInfo, mono, to_float, to_pcm16
+from plugins.audio.waveforms import (
+    MAX_CHANNELS,
+    MAX_SAMPLE_RATE_HZ,
+    AudioInfo,
+    mono,
+    to_float,
+    to_pcm16,
+)
 from plugins.errors import problem
 
 Fault = tuple[str, float | str]  # reason, offending value
 FRAME_S = 0.025  # the usual window of speech analysis: two periods of a deep voice
-SILENCE_DBFS = -60.0  # noise floor of a quiet room; below it a frame is silent whatever the rest of the clip
+SILENCE_DBFS = (
+    -60.0
+)  # noise floor of a quiet room; below it a frame is silent whatever the rest of the clip
 _FULL_SCALE = 0.99  # 8 bit ends at 127/128
 _CLIPPED_RUN = 3  # samples: a wave passes its peak in one or two equal ones
 
@@ -41,49 +50,81 @@ def knob(
 
 
 def check_bounds(knobs: Any) -> None:
-    """Raise UserError for a field made by `knob` with a value beyond its bounds or none of its choices."""
+    """Raise UserError for a field made by `knob` with a value beyond its bounds or none of its
+    choices."""
     for each in dataclasses.fields(knobs):
         value, flag = getattr(knobs, each.name), f"--{each.name}"
         (low, high), choices = each.metadata["bounds"], each.metadata["choices"]
         if choices:
             if value not in choices:
-                raise problem("command line", flag, value, "is unknown", f"use one of {', '.join(choices)}")
+                raise problem(
+                    source="command line",
+                    field=flag,
+                    value=value,
+                    reason="is unknown",
+                    remedy=f"use one of {', '.join(choices)}",
+                )
             continue
         values = value if isinstance(value, tuple) else () if value is None else (value,)
         if not all(low <= item <= high for item in values):  # NaN is not between either
             reason = f"is outside {low:g} to {high:g} {each.metadata['unit']}".rstrip()
-            raise problem("command line", flag, value, reason, f"give {each.metadata['help']}")
+            raise problem(
+                source="command line",
+                field=flag,
+                value=value,
+                reason=reason,
+                remedy=f"give {each.metadata['help']}",
+            )
 
 
 @dataclass(frozen=True)
 class Limits:
     """What a usable clip keeps to. All bounds are inclusive.
 
-    Where the numbers come from. *Given*: duration and lowest rate (below 16 kHz the consonants are gone).
-    *Largest file and rate* bound the memory of decoding: 30 s of stereo in 64 bit at 192 kHz are 92 MB.
-    *Characters per second*: LJSpeech has 15.2 on average (1,308,674 in 23:55:17), 362 of Asterisk's English
-    prompts 2.4 to 19.8, Mandarin read aloud 4.3 (255 a minute), slowly 1.7; espeak-ng at 300 words a minute reaches 31.
-    *Silence*: those prompts have 14 % (median) and at most 41 % of their frames 40 dB below the loudest.
-    *Clipping*: speech driven 3 dB over full scale has 1.5 % (16 kHz) clipped samples, 6 dB over 1 to 7 %.
-    """
+    Where the numbers come from. *Given*: duration and lowest rate (below 16 kHz the consonants are
+    gone). *Largest file and rate* bound the memory of decoding: 30 s of stereo in 64 bit at 192 kHz
+    are 92 MB. *Characters per second*: LJSpeech has 15.2 on average (1,308,674 in 23:55:17), 362 of
+    Asterisk's English prompts 2.4 to 19.8, Mandarin read aloud 4.3 (255 a minute), slowly 1.7;
+    espeak-ng at 300 words a minute reaches 31. *Silence*: those prompts have 14 % (median) and at
+    most 41 % of their frames 40 dB below the loudest. *Clipping*: speech driven 3 dB over full
+    scale has 1.5 % (16 kHz) clipped samples, 6 dB over 1 to 7 %."""
 
     min_duration_s: float = knob(1.0, "shortest clip", "s", float)
     max_duration_s: float = knob(30.0, "longest clip", "s", float)
     min_sample_rate_hz: int = knob(16_000, "lowest sample rate", "Hz", int)
-    max_sample_rate_hz: int = knob(MAX_SAMPLE_RATE_HZ, "highest sample rate", "Hz", int, bounds=(0, MAX_SAMPLE_RATE_HZ))
-    max_channels: int = knob(2, "most channels; they are averaged", "channels", int, bounds=(0, MAX_CHANNELS))
+    max_sample_rate_hz: int = knob(
+        MAX_SAMPLE_RATE_HZ, "highest sample rate", "Hz", int, bounds=(0, MAX_SAMPLE_RATE_HZ)
+    )
+    max_channels: int = knob(
+        2, "most channels; they are averaged", "channels", int, bounds=(0, MAX_CHANNELS)
+    )
     max_file_bytes: int = knob(100_000_000, "largest audio file", "bytes", int, bounds=(0, 1e12))
     max_clipped_share: float = knob(
-        0.001, "largest share of clipped samples (runs of 3 or more equal ones at full scale)", "", float, bounds=(0, 1)
+        0.001,
+        "largest share of clipped samples (runs of 3 or more equal ones at full scale)",
+        "",
+        float,
+        bounds=(0, 1),
     )
     max_silence_share: float = knob(
-        0.5, "largest share of silent frames; trim such clips instead of raising it", "", float, bounds=(0, 1)
+        0.5,
+        "largest share of silent frames; trim such clips instead of raising it",
+        "",
+        float,
+        bounds=(0, 1),
     )
     silence_below_db: float = knob(
-        40.0, "how far below the loudest frame a frame is silent; below -60 dBFS it always is", "dB", float
+        40.0,
+        "how far below the loudest frame a frame is silent; below -60 dBFS it always is",
+        "dB",
+        float,
     )
     max_dc_offset: float = knob(
-        0.01, "largest mean of the samples, full scale being 1; 0.01 is -40 dBFS", "", float, bounds=(0, 1)
+        0.01,
+        "largest mean of the samples, full scale being 1; 0.01 is -40 dBFS",
+        "",
+        float,
+        bounds=(0, 1),
     )
     min_chars_per_s: float = knob(1.0, "slowest speech", "characters/s", float)
     max_chars_per_s: float = knob(30.0, "fastest speech", "characters/s", float)
@@ -93,7 +134,13 @@ class Limits:
         for name in ("duration_s", "sample_rate_hz", "chars_per_s"):
             low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if low > high:
-                raise problem("command line", f"--min_{name}", low, f"is above --max_{name} ({high:g})", "swap them")
+                raise problem(
+                    source="command line",
+                    field=f"--min_{name}",
+                    value=low,
+                    reason=f"is above --max_{name} ({high:g})",
+                    remedy="swap them",
+                )
 
 
 def check_file_size(num_bytes: int, limits: Limits) -> Fault | None:
@@ -102,7 +149,8 @@ def check_file_size(num_bytes: int, limits: Limits) -> Fault | None:
 
 
 def check_header(info: AudioInfo, limits: Limits) -> Fault | None:
-    """To be asked before decoding, and again with what was decoded: the length in an MP3's header may be a guess."""
+    """To be asked before decoding, and again with what was decoded: the length in an MP3's header
+    may be a guess."""
     if info.sample_rate_hz < limits.min_sample_rate_hz:
         return "sample rate below min_sample_rate_hz", info.sample_rate_hz
     if info.sample_rate_hz > limits.max_sample_rate_hz:
@@ -117,11 +165,14 @@ def check_header(info: AudioInfo, limits: Limits) -> Fault | None:
 
 
 def check_samples(samples: np.ndarray, sample_rate_hz: int, limits: Limits) -> Fault | None:
-    """`samples`: (N,) or (N, channels), int16 or finite float32. The worst channel counts for clipping and DC."""
+    """`samples`: (N,) or (N, channels), int16 or finite float32. The worst channel counts for
+    clipping and DC."""
     assert samples.size, samples.shape
     channels = np.ascontiguousarray(np.atleast_2d(samples.T))  # along the memory numpy is fastest
     means = [_frame_means(channel, sample_rate_hz) for channel in channels]
-    together = means[0] if len(means) == 1 else _frame_means(mono(to_float(samples)), sample_rate_hz)
+    together = (
+        means[0] if len(means) == 1 else _frame_means(mono(to_float(samples)), sample_rate_hz)
+    )
     silence = 1.0 - float(_is_speech(together, limits.silence_below_db).mean())
     if silence > limits.max_silence_share:
         return "silence share above max_silence_share", round(silence, 6)
@@ -136,7 +187,9 @@ def check_samples(samples: np.ndarray, sample_rate_hz: int, limits: Limits) -> F
 
 def check_text(text: str, duration_s: float | None, limits: Limits) -> Fault | None:
     """`duration_s` None: not measured, then only the text is looked at."""
-    text = unicodedata.normalize("NFC", text.strip())  # decomposed, each Vietnamese accent would be a character
+    text = unicodedata.normalize(
+        "NFC", text.strip()
+    )  # decomposed, each Vietnamese accent would be a character
     if not text:
         return "text is empty", ""
     if not any(character.isalnum() for character in text):
@@ -152,11 +205,12 @@ def check_text(text: str, duration_s: float | None, limits: Limits) -> Fault | N
 
 
 def speech_frames(samples: np.ndarray, sample_rate_hz: int, silence_below_db: float) -> np.ndarray:
-    """Which frames of `FRAME_S` of `samples` (N,) are not silent, (frames,) bool; a rest below one frame is left out.
+    """Which frames of `FRAME_S` of `samples` (N,) are not silent, (frames,) bool; a rest below one
+    frame is left out.
 
-    A frame is silent if its level (RMS, DC removed) is `silence_below_db` below that of the loudest frame, or below
-    `SILENCE_DBFS`. The loudest and no percentile: a word in a minute of silence would pull a percentile down with it.
-    """
+    A frame is silent if its level (RMS, DC removed) is `silence_below_db` below that of the loudest
+    frame, or below `SILENCE_DBFS`. The loudest and no percentile: a word in a minute of silence
+    would pull a percentile down with it."""
     return _is_speech(_frame_means(samples, sample_rate_hz), silence_below_db)
 
 
@@ -166,14 +220,16 @@ def frame_size(sample_rate_hz: int) -> int:
 
 
 def samples_hash(samples: np.ndarray, sample_rate_hz: int) -> str:
-    """Of the rate and the mono samples in 16 bit: equal for one recording as WAV, as FLAC and with other tags.
+    """Of the rate and the mono samples in 16 bit: equal for one recording as WAV, as FLAC and with
+    other tags.
 
-    `samples`: (N,) or (N, channels), int16 or float32 as decoded. Another rate, level or length is another recording,
-    and so is what went through MP3. XXH3 (128 bits) takes a tenth of the time of SHA-256, which would help only against
-    forgery.
-    """
+    `samples`: (N,) or (N, channels), int16 or float32 as decoded. Another rate, level or length is
+    another recording, and so is what went through MP3. XXH3 (128 bits) takes a tenth of the time of
+    SHA-256, which would help only against forgery."""
     is_mono = samples.size == len(samples)
-    quantised = samples if samples.dtype == np.int16 and is_mono else to_pcm16(mono(to_float(samples)))
+    quantised = (
+        samples if samples.dtype == np.int16 and is_mono else to_pcm16(mono(to_float(samples)))
+    )
     content = quantised.reshape(-1).astype("<i2", copy=False)
     return f"{sample_rate_hz}:{xxhash.xxh3_128_hexdigest(content.data)}"
 
@@ -193,7 +249,9 @@ def _frame_means(samples: np.ndarray, sample_rate_hz: int) -> _FrameMeans:
     unit = float(to_float(np.ones(1, samples.dtype))[0])
     # einsum needs neither an array of squares nor numpy's slow means of short rows.
     means, squares = np.einsum("fn->f", floats), np.einsum("fn,fn->f", floats, floats)
-    return _FrameMeans(means.astype(np.float64) * (unit / size), squares.astype(np.float64) * (unit**2 / size))
+    return _FrameMeans(
+        means.astype(np.float64) * (unit / size), squares.astype(np.float64) * (unit**2 / size)
+    )
 
 
 def _is_speech(frames: _FrameMeans, silence_below_db: float) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""The per-clip function over a Ray cluster, for corpora beyond one machine (L4). Needs the extra `ray`.
+"""The per-clip function over a Ray cluster, for corpora beyond one machine (L4). Needs the extra
+`ray`.
 
-Every node must see the corpus and the output folder under the same paths. Chunks come back in order, so that results
-are those of a local run, to the byte.
-"""
+Every node must see the corpus and the output folder under the same paths. Chunks come back in
+order, so that results are those of a local run, to the byte."""
 
 from __future__ import annotations
 
@@ -16,20 +16,31 @@ from plugins.prepare.clips import Outcome, Work
 from plugins.prepare.run import CHUNK, run_chunk
 
 
-def execute(work: Work, utterances: Sequence[Utterance], num_workers: int) -> Iterator[list[Outcome]]:
-    """As `plugins.prepare.run` maps locally, on the cluster of `RAY_ADDRESS`, or on one that is started here.
+def execute(
+    work: Work, utterances: Sequence[Utterance], num_workers: int
+) -> Iterator[list[Outcome]]:
+    """As `plugins.prepare.run` maps locally, on the cluster of `RAY_ADDRESS`, or on one that is
+    started here.
 
     num_workers: chunks at work at a time. Raises UserError if Ray is missing.
     """
     try:
         import ray
     except ImportError:
-        raise problem("--executor", "package", "ray", "is not installed", "run: pip install 'ray[data]'") from None
+        raise problem(
+            source="--executor",
+            field="package",
+            value="ray",
+            reason="is not installed",
+            remedy="run: pip install 'ray[data]'",
+        ) from None
     if not ray.is_initialized():
         # The workers' Python finds this package where this one did.
         root = str(Path(__file__).resolve().parents[2])
         ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
-    chunks = [{"chunk": utterances[start : start + CHUNK]} for start in range(0, len(utterances), CHUNK)]
+    chunks = [
+        {"chunk": utterances[start : start + CHUNK]} for start in range(0, len(utterances), CHUNK)
+    ]
     if not chunks:
         return
     context = ray.data.DataContext.get_current()
@@ -39,7 +50,11 @@ def execute(work: Work, utterances: Sequence[Utterance], num_workers: int) -> It
     work_ref = ray.put(work)
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        return {"outcomes": [outcome.to_json() for outcome in run_chunk(ray.get(work_ref), row["chunk"])]}
+        return {
+            "outcomes": [
+                outcome.to_json() for outcome in run_chunk(ray.get(work_ref), row["chunk"])
+            ]
+        }
 
     for row in data.map(run, concurrency=num_workers).iter_rows():
         yield [Outcome.from_json(values) for values in row["outcomes"]]

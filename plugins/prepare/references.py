@@ -1,4 +1,5 @@
-"""References that rows of our own bring along: as fit as the clips, and on their side of the split (L4)."""
+"""References that rows of our own bring along: as fit as the clips, and on their side of the split
+(L4)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ _COLUMNS = ("reference_audio", "reference_text", "reference_codes")
 
 
 def check_references(
-    found: Sequence[tuple[Utterance, Outcome]], unfit: Collection[str], *, level: Level, limits: Limits
+    found: Sequence[tuple[Utterance, Outcome]],
+    unfit: Collection[str],
+    *,
+    level: Level,
+    limits: Limits,
 ) -> tuple[list[tuple[Utterance, Outcome]], list[Rejected]]:
     """Without rows whose reference is one of the `unfit` recordings, or is found to be one.
 
@@ -40,10 +45,15 @@ def check_references(
         told = next(filter(None, map(fault, references)), None)
         if told is not None:
             reason, value = told
-            more.append(Rejected(utterance.place, utterance.id, f"reference_audio {reason}", str(value)))
+            more.append(
+                Rejected(utterance.place, utterance.id, f"reference_audio {reason}", str(value))
+            )
             continue
         if any(clips.get(path, path) != path for path in references):
-            row = {**(utterance.row or {}), "reference_audio": [clips.get(path, path) for path in references]}
+            row = {
+                **(utterance.row or {}),
+                "reference_audio": [clips.get(path, path) for path in references],
+            }
             row.pop("reference_codes", None)  # of the recording before processing
             utterance = replace(utterance, row=row)
         kept.append((utterance, outcome))
@@ -61,7 +71,10 @@ def within_sides(sides: Mapping[str, Sequence[Clip]]) -> tuple[dict[str, list[Cl
     for name, clips in sides.items():
         for clip in clips:
             if any(side_of.get(path, name) != name for path in _references(clip.row)):
-                clip = replace(clip, row={column: v for column, v in clip.row.items() if column not in _COLUMNS})
+                clip = replace(
+                    clip,
+                    row={column: v for column, v in clip.row.items() if column not in _COLUMNS},
+                )
                 num_left_out += 1
             result[name].append(clip)
     return result, num_left_out
@@ -76,7 +89,9 @@ def _fault(path: str, level: Level, limits: Limits) -> tuple[str, object] | None
             info = probe(path)
             fault = check_header(info, limits)
             if fault is None and level == "full":
-                fault = check_samples(load(path, sample_rate_hz=info.sample_rate_hz), info.sample_rate_hz, limits)
+                fault = check_samples(
+                    load(path, sample_rate_hz=info.sample_rate_hz), info.sample_rate_hz, limits
+                )
     except AudioError as error:
         return error.reason, path
     return fault

@@ -1,8 +1,7 @@
 """Outcomes -> rows, without duplicates; the split; the files (L4).
 
-In: what `plugins.prepare.clips` found. Out: `Clip`, `Rejected`, and files that appear whole or not at all. Knows no
-corpus layout.
-"""
+In: what `plugins.prepare.clips` found. Out: `Clip`, `Rejected`, and files that appear whole or not
+at all. Knows no corpus layout."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugins.audio.waveforms import remove_strays, replace_when_done
 from plugins.corpora import Rejected, Utterance
+from plugins.files.disk import remove_strays, replace_when_done
 from plugins.prepare.clips import File, Level, Outcome, is_same_recording
 
 
@@ -59,7 +58,14 @@ def drop_duplicates(
         twins = contents.setdefault(file.content, []) if file.content is not None else []
         twin = next((each for each in twins if is_same_recording(each, file, level)), None)
         if twin is not None:
-            rejected.append(Rejected(utterance.place, file.id, f"duplicate audio (as {twin.id})", str(utterance.audio)))
+            rejected.append(
+                Rejected(
+                    utterance.place,
+                    file.id,
+                    f"duplicate audio (as {twin.id})",
+                    str(utterance.audio),
+                )
+            )
             continue
         twins.append(file)
         kept.append((utterance, outcome))
@@ -67,14 +73,20 @@ def drop_duplicates(
 
 
 def split(
-    clips: Sequence[Clip], *, val_ratio: float, seed: int, test_ratio: float = 0.0, by_speaker: bool = False
+    clips: Sequence[Clip],
+    *,
+    val_ratio: float,
+    seed: int,
+    test_ratio: float = 0.0,
+    by_speaker: bool = False,
 ) -> dict[str, list[Clip]]:
-    """`clips` as train, val and, with a `test_ratio`, test, each in the given order, no recording in two of them.
+    """`clips` as train, val and, with a `test_ratio`, test, each in the given order, no recording
+    in two of them.
 
-    A recording goes by the hash of its id alone, so it stays on its side when files are added or reordered. by_speaker:
-    by the hash of its speaker, so that val and test hold voices that are never trained. If that leaves a side empty,
-    what lies closest to its border changes over; with too few it stays empty. Augmented copies are only trained on.
-    """
+    A recording goes by the hash of its id alone, so it stays on its side when files are added or
+    reordered. by_speaker: by the hash of its speaker, so that val and test hold voices that are
+    never trained. If that leaves a side empty, what lies closest to its border changes over; with
+    too few it stays empty. Augmented copies are only trained on."""
     groups = _groups(clips, by_speaker=by_speaker)
     position = {group: _unit_hash(group, seed) for group in set(groups.values())}
     order = sorted(position, key=lambda group: (position[group], group))
@@ -83,7 +95,10 @@ def split(
     for name, ratio in ratios.items():
         bounds[name] = (start, start + ratio)
         start += ratio
-    sides = {group: next((n for n, (a, b) in bounds.items() if a <= position[group] < b), "train") for group in order}
+    sides = {
+        group: next((n for n, (a, b) in bounds.items() if a <= position[group] < b), "train")
+        for group in order
+    }
     if len(order) > len(ratios):
         for i, name in enumerate(ratios):
             if name not in sides.values():
@@ -99,7 +114,8 @@ def split(
 
 
 def _groups(clips: Sequence[Clip], *, by_speaker: bool) -> dict[Path, str]:
-    """Recording -> what decides about its side. One named by several rows goes by the smallest of their ids."""
+    """Recording -> what decides about its side. One named by several rows goes by the smallest of
+    their ids."""
     groups: dict[Path, str] = {}
     speakers = {clip.id: clip.speaker for clip in clips}
     for clip in clips:
@@ -112,11 +128,17 @@ def _groups(clips: Sequence[Clip], *, by_speaker: bool) -> dict[Path, str]:
 
 def rejected_row(rejected: Rejected) -> dict[str, Any]:
     """The line of `rejected` in that list."""
-    return {"file": rejected.place, "id": rejected.id, "reason": rejected.reason, "value": rejected.value}
+    return {
+        "file": rejected.place,
+        "id": rejected.id,
+        "reason": rejected.reason,
+        "value": rejected.value,
+    }
 
 
 def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
-    """Write all `files`, bytes as they are and rows as lines of JSON; the last one of the mapping takes its place last.
+    """Write all `files`, bytes as they are and rows as lines of JSON; the last one of the mapping
+    takes its place last.
 
     Only once every one of them is complete do they replace their predecessors.
     """
@@ -133,10 +155,18 @@ def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
 
 def _row(utterance: Utterance, file: File) -> dict[str, Any]:
     row = utterance.to_row() | {"audios": [file.audio]}
-    if file.audio != str(utterance.audio):  # what the row said of the original is not true of the processed one
-        row = {name: value for name, value in row.items() if name not in ("audio_codes", "duration_s")}
+    if file.audio != str(
+        utterance.audio
+    ):  # what the row said of the original is not true of the processed one
+        row = {
+            name: value for name, value in row.items() if name not in ("audio_codes", "duration_s")
+        }
     named = {"speaker": file.speaker, "language": utterance.language}
-    return {**row, **{name: value for name, value in named.items() if value is not None}, "id": file.id}
+    return {
+        **row,
+        **{name: value for name, value in named.items() if value is not None},
+        "id": file.id,
+    }
 
 
 def _unit_hash(id_: str, seed: int) -> float:

@@ -1,10 +1,10 @@
 """Utterances -> outcomes, in parallel and restartable (L4).
 
-Each outcome goes into a journal as soon as it is there and its files are on the disk. After `kill -9` the same command
-takes finished ones from it, those whose line is whole and whose files still are what was written; everything that
-follows is computed from the outcomes in the order of the corpus, so that its results are byte-identical to those of an
-uninterrupted run. One run at a time per output: the journal is locked.
-"""
+Each outcome goes into a journal as soon as it is there and its files are on the disk. After `kill
+-9` the same command takes finished ones from it, those whose line is whole and whose files still
+are what was written; everything that follows is computed from the outcomes in the order of the
+corpus, so that its results are byte-identical to those of an uninterrupted run. One run at a time
+per output: the journal is locked."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from typing import BinaryIO
 import xxhash
 from tqdm import tqdm
 
-from plugins.audio.waveforms import sync
 from plugins.corpora import Utterance
 from plugins.errors import UserError, problem
+from plugins.files.disk import sync
 from plugins.prepare.clips import Outcome, Work
 from plugins.prepare.outputs import journal_path
 from plugins.prepare.processing import variant_ids
@@ -38,7 +38,8 @@ Executor = Callable[[Work, Sequence[Utterance], int], Iterator[list[Outcome]]]
 
 @contextmanager
 def journal_of(output: Path, *, option: str = "--output_file") -> Iterator[Path]:
-    """The journal beside `output`, a file or a folder, locked; it is removed if the body succeeds, or was refused.
+    """The journal beside `output`, a file or a folder, locked; it is removed if the body succeeds,
+    or was refused.
 
     Raises UserError naming the `option` if a run holds it.
     """
@@ -47,7 +48,13 @@ def journal_of(output: Path, *, option: str = "--output_file") -> Iterator[Path]
     with path.open("ab") as file:
         if not _lock(file, path):
             reason = "is being written by another run"
-            raise problem(option, "path", str(output), reason, "wait for it, or name another one")
+            raise problem(
+                source=option,
+                field="path",
+                value=str(output),
+                reason=reason,
+                remedy="wait for it, or name another one",
+            )
         try:
             yield path
         except UserError:
@@ -58,7 +65,8 @@ def journal_of(output: Path, *, option: str = "--output_file") -> Iterator[Path]
 
 
 def _lock(file: BinaryIO, path: Path) -> bool:
-    """Whether `file`, opened as `path`, is ours now. The workers of a run that was killed hold it for a moment."""
+    """Whether `file`, opened as `path`, is ours now. The workers of a run that was killed hold it
+    for a moment."""
     patience_until_s = time.monotonic() + 1.0
     while True:
         try:
@@ -73,22 +81,34 @@ def _lock(file: BinaryIO, path: Path) -> bool:
 
 
 def run_all(
-    utterances: Sequence[Utterance], work: Work, *, journal: Path, num_workers: int, execute: Executor | None = None
+    utterances: Sequence[Utterance],
+    work: Work,
+    *,
+    journal: Path,
+    num_workers: int,
+    execute: Executor | None = None,
 ) -> list[Outcome]:
-    """The outcome of each utterance, in order; those in `journal` are not computed again if their files are there.
+    """The outcome of each utterance, in order; those in `journal` are not computed again if their
+    files are there.
 
-    An utterance with the id of another's augmented copy is refused: rows and files would be mistaken for each other.
-    execute: another way to map `work` over utterances, in order, as lists of outcomes (`plugins.prepare.ray_executor`).
-    Raises UserError if a worker process dies.
-    """
+    An utterance with the id of another's augmented copy is refused: rows and files would be
+    mistaken for each other. execute: another way to map `work` over utterances, in order, as lists
+    of outcomes (`plugins.prepare.ray_executor`). Raises UserError if a worker process dies."""
     keys = [work.key(utterance) for utterance in utterances]
     done = _read(journal)
-    copies = {copy: each.id for each in utterances for copy in variant_ids(each.id, work.processing)}
+    copies = {
+        copy: each.id for each in utterances for copy in variant_ids(each.id, work.processing)
+    }
     for key, utterance in zip(keys, utterances, strict=True):
         if original := copies.get(utterance.id):
-            done[key] = Outcome((f"duplicate id (as the augmented copy of {original})", utterance.id))
+            done[key] = Outcome(
+                (f"duplicate id (as the augmented copy of {original})", utterance.id)
+            )
     waiting = [i for i, key in enumerate(keys) if key not in done or not _is_there(done[key])]
-    with journal.open("ab") as file, tqdm(total=len(keys), desc="clips", unit="clip", disable=None) as bar:
+    with (
+        journal.open("ab") as file,
+        tqdm(total=len(keys), desc="clips", unit="clip", disable=None) as bar,
+    ):
         bar.update(len(keys) - len(waiting))
         bar.refresh()
         position = iter(waiting)
@@ -146,7 +166,9 @@ def _here(work: Work, utterances: Sequence[Utterance], num_workers: int) -> Iter
         yield run_chunk(work, [utterance])
 
 
-def _in_processes(work: Work, utterances: Sequence[Utterance], num_workers: int) -> Iterator[list[Outcome]]:
+def _in_processes(
+    work: Work, utterances: Sequence[Utterance], num_workers: int
+) -> Iterator[list[Outcome]]:
     pending: deque[Future[list[Outcome]]] = deque()
     with ProcessPoolExecutor(num_workers, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         try:
@@ -166,7 +188,8 @@ def _in_processes(work: Work, utterances: Sequence[Utterance], num_workers: int)
 
 
 def _end_with(run: int) -> None:
-    """In a worker: end when the run is gone. A worker that outlives it would wait for ever and hold its lock."""
+    """In a worker: end when the run is gone. A worker that outlives it would wait for ever and hold
+    its lock."""
 
     def watch() -> None:
         while os.getppid() == run:

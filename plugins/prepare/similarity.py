@@ -1,4 +1,5 @@
-"""Whether two clips sound like one speaker, by resemblyzer's embeddings (L4). Needs the package resemblyzer."""
+"""Whether two clips sound like one speaker, by resemblyzer's embeddings (L4). Needs the package
+resemblyzer."""
 
 from __future__ import annotations
 
@@ -17,15 +18,21 @@ _RATE_HZ = 16_000
 class Similarity:
     """`similarity(a, b)`: whether the cosine of their embeddings is at least `floor`.
 
-    One voice has about 0.9, two voices about 0.6 (FACTS, section 9). Raises UserError if resemblyzer is missing.
-    """
+    One voice has about 0.9, two voices about 0.6 (FACTS, section 9). Raises UserError if
+    resemblyzer is missing."""
 
     def __init__(self, floor: float) -> None:
         try:
             from resemblyzer import VoiceEncoder
         except ImportError:
             remedy = "run: pip install --no-deps resemblyzer==0.1.4 webrtcvad-wheels librosa"
-            raise problem("--min_similarity", "package", "resemblyzer", "is not installed", remedy) from None
+            raise problem(
+                source="--min_similarity",
+                field="package",
+                value="resemblyzer",
+                reason="is not installed",
+                remedy=remedy,
+            ) from None
         self.floor = floor
         self._encoder: Any = VoiceEncoder("cpu", verbose=False)
         self._embedding = lru_cache(maxsize=100_000)(self._embed)  # 1 kB each

@@ -1,8 +1,9 @@
-"""A step over tensors that stay where they are -> the same step, compiled, and on a GPU replayed as one graph. L1.
+"""A step over tensors that stay where they are -> the same step, compiled, and on a GPU replayed as
+one graph. L1.
 
-Speaking one frame is a thousand small kernels; a GPU of today does them faster than Python can ask for them. Compiled,
-they are fewer; captured in a CUDA graph, Python asks once. This file knows nothing of what is computed.
-"""
+Speaking one frame is a thousand small kernels; a GPU of today does them faster than Python can ask
+for them. Compiled, they are fewer; captured in a CUDA graph, Python asks once. This file knows
+nothing of what is computed."""
 
 from __future__ import annotations
 
@@ -15,20 +16,20 @@ import torch
 
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile`, once per process: for the shapes of its first call, then for all (sizes become variables).
+    """`torch.compile`, once per process: for the shapes of its first call, then for all (sizes
+    become variables).
 
-    Not `mode="reduce-overhead"`: its graphs want tensors that live as long as the process, and a cache of keys and
-    values for every size of batch would stay in memory.
-    """
+    Not `mode="reduce-overhead"`: its graphs want tensors that live as long as the process, and a
+    cache of keys and values for every size of batch would stay in memory."""
     return torch.compile(function)
 
 
 class Captured:
-    """Calls `step` once as it is, which compiles it and warms it up; then records it, and from there on replays.
+    """Calls `step` once as it is, which compiles it and warms it up; then records it, and from
+    there on replays.
 
-    step: works on tensors in place, the same ones with each call, and never waits for the device. On any other device
-    than a GPU all calls are plain calls.
-    """
+    step: works on tensors in place, the same ones with each call, and never waits for the device.
+    On any other device than a GPU all calls are plain calls."""
 
     def __init__(self, step: Callable[[], None], device: torch.device) -> None:
         self._step = step
@@ -49,7 +50,8 @@ class Captured:
             self._graph.replay()
 
     def _warm_up(self) -> None:
-        """A call in full, on a stream of its own, as PyTorch's documentation asks for before a capture."""
+        """A call in full, on a stream of its own, as PyTorch's documentation asks for before a
+        capture."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

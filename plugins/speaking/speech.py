@@ -60,7 +60,9 @@ def join(parts: Sequence[Speech], *, pause_s: float = 0.0, trim: bool = False) -
     waveforms = [part.audio for part in parts]
     if trim:
         last = len(parts) - 1
-        waveforms = [_trimmed(wave, rate, start=i > 0, end=i < last) for i, wave in enumerate(waveforms)]
+        waveforms = [
+            _trimmed(wave, rate, start=i > 0, end=i < last) for i, wave in enumerate(waveforms)
+        ]
     pause = np.zeros(round(pause_s * rate), dtype=np.float32)
     return Speech(
         audio=np.concatenate([piece for wave in waveforms for piece in (wave, pause)][:-1]),
@@ -73,7 +75,8 @@ def join(parts: Sequence[Speech], *, pause_s: float = 0.0, trim: bool = False) -
 
 
 class SpeechStream:
-    """Pieces of one speech (N,) float32 as they are spoken; when they have all been taken, `speech` is the whole."""
+    """Pieces of one speech (N,) float32 as they are spoken; when they have all been taken, `speech`
+    is the whole."""
 
     def __init__(self, pieces: Iterator[np.ndarray | Speech], sample_rate: int) -> None:
         self._pieces = pieces

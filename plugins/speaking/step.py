@@ -1,11 +1,12 @@
-"""Delayed frames (R, K) -> logits of the next ones (R, K, C): one position of audio through the model. L2.
+"""Delayed frames (R, K) -> logits of the next ones (R, K, C): one position of audio through the
+model. L2.
 
-After <|audio_out_bos|> every position is a frame, so only the audio half of each layer works here: no text embedding,
-no text norm, no text FFN, no text head, no placeholder masks. The maths is the native layer's (its own modules are
-called, LoRA and quantised ones too); what differs is what surrounds it. Keys and values lie in tensors of their final
-size, written in place, and the step counts in a tensor: nothing here asks the device for a value, and every call does
-the same work on the same addresses. This file knows neither sampling nor the delay pattern.
-"""
+After <|audio_out_bos|> every position is a frame, so only the audio half of each layer works here:
+no text embedding, no text norm, no text FFN, no text head, no placeholder masks. The maths is the
+native layer's (its own modules are called, LoRA and quantised ones too); what differs is what
+surrounds it. Keys and values lie in tensors of their final size, written in place, and the step
+counts in a tensor: nothing here asks the device for a value, and every call does the same work on
+the same addresses. This file knows neither sampling nor the delay pattern."""
 
 from __future__ import annotations
 
@@ -16,19 +17,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-_FROM_MEMORY = 2**19  # weights of a matrix that no cache next to a core holds: reading them is all the time it takes
-_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked for in a compiled step, it would break the graph
+_FROM_MEMORY = (
+    2**19
+)  # weights of a matrix that no cache next to a core holds: reading them is all the time it takes
+_HAS_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+)  # asked for in a compiled step, it would break the graph
 
 
 class AudioStep:
     """The model from the end of a batch's prompts on.
 
-    cache: of the prompts, left-padded, after a forward pass; it is taken over. mask (B, S): their attention mask.
-    num_steps: calls to come, at most. whole: attend to the whole cache behind a mask, so that all calls are alike (to
-    be compiled, to be captured), and not just to what is filled.
-    """
+    cache: of the prompts, left-padded, after a forward pass; it is taken over. mask (B, S): their
+    attention mask. num_steps: calls to come, at most. whole: attend to the whole cache behind a
+    mask, so that all calls are alike (to be compiled, to be captured), and not just to what is
+    filled."""
 
-    def __init__(self, model: Any, cache: DynamicCache, mask: Tensor, num_steps: int, *, whole: bool) -> None:
+    def __init__(
+        self, model: Any, cache: DynamicCache, mask: Tensor, num_steps: int, *, whole: bool
+    ) -> None:
         self._model = model
         self._num_filled = mask.shape[1]
         self._whole = whole
@@ -43,7 +50,9 @@ class AudioStep:
         self._called = torch.zeros(1, dtype=torch.long, device=mask.device)
         self._is_padded = bool((mask == 0).any())
         self._places = torch.arange(mask.shape[1] + num_steps, device=mask.device)
-        self._allowed = F.pad(mask.bool(), (0, num_steps), value=True)[:, None, None]  # (R, 1, 1, S + steps)
+        self._allowed = F.pad(mask.bool(), (0, num_steps), value=True)[
+            :, None, None
+        ]  # (R, 1, 1, S + steps)
         positions = mask.sum(dim=-1, keepdim=True) + torch.arange(num_steps, device=mask.device)
         self._cos, self._sin = model.model.rotary_emb(self.keys[0], positions)  # (R, steps, D)
 
@@ -57,20 +66,27 @@ class AudioStep:
         for tensors in (self.keys, self.values):
             for i, each in enumerate(tensors):
                 tensors[i] = each[rows.to(each.device)]
-        self._allowed, self._cos, self._sin = (each[rows] for each in (self._allowed, self._cos, self._sin))
+        self._allowed, self._cos, self._sin = (
+            each[rows] for each in (self._allowed, self._cos, self._sin)
+        )
 
     def __call__(self, frames: Tensor) -> Tensor:
         base, place = self._model.model, self._called + (len(self._places) - self._cos.shape[1])
-        cos, sin = (table.index_select(1, self._called)[:, :, None] for table in (self._cos, self._sin))  # (R, 1, 1, D)
+        cos, sin = (
+            table.index_select(1, self._called)[:, :, None] for table in (self._cos, self._sin)
+        )  # (R, 1, 1, D)
         allowed, end = self._attended(place)
         hidden = base.embed_audio_tokens(frames)
         for layer, keys, values in zip(base.layers, self.keys, self.values, strict=True):
             if keys.device != hidden.device:  # layers spread over several GPUs
-                hidden, cos, sin, place = (each.to(keys.device) for each in (hidden, cos, sin, place))
+                hidden, cos, sin, place = (
+                    each.to(keys.device) for each in (hidden, cos, sin, place)
+                )
                 allowed = None if allowed is None else allowed.to(keys.device)
             attention, mlp = layer.self_attn, layer.audio_mlp
             normed = layer.audio_input_layernorm(hidden)
-            # Queries that share a key head stand beside each other, as if they were positions: (R, KV, heads / KV, D).
+            # Queries that share a key head stand beside each other, as if they were positions: (R,
+            # KV, heads / KV, D).
             query, key, value = (
                 linear(projection, normed).view(len(hidden), keys.shape[1], -1, keys.shape[3])
                 for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -98,15 +114,17 @@ class AudioStep:
         if self._whole:
             return self._allowed & (self._places <= place), len(self._places)
         self._num_filled += 1
-        return (self._allowed[..., : self._num_filled] if self._is_padded else None), self._num_filled
+        return (
+            self._allowed[..., : self._num_filled] if self._is_padded else None
+        ), self._num_filled
 
 
 def linear(module: Any, x: Tensor) -> Tensor:
     """`module(x)` for x (R, H), a few rows.
 
-    torch multiplies fp32 on a CPU with MKL, which reads a large matrix of weights at 0.7 (one row) and 0.6 (four rows)
-    of the speed of oneDNN, which inductor uses; small ones it starts faster (measured on an AMD EPYC with AVX-512).
-    """
+    torch multiplies fp32 on a CPU with MKL, which reads a large matrix of weights at 0.7 (one row)
+    and 0.6 (four rows) of the speed of oneDNN, which inductor uses; small ones it starts faster
+    (measured on an AMD EPYC with AVX-512)."""
     if (
         not torch.compiler.is_compiling()  # which chooses by itself
         and type(module) is nn.Linear

@@ -1,4 +1,5 @@
-"""The card of a training's output folder (`plugins.model.card`), written when the training is over. L3."""
+"""The card of a training's output folder (`plugins.model.card`), written when the training is over.
+L3."""
 
 from __future__ import annotations
 
@@ -9,7 +10,17 @@ from typing import Any
 from swift.utils import get_logger
 
 from plugins.errors import UserError
-from plugins.model.card import CARD, METRICS, NO_METRICS, SAMPLES, TRAINING, card, complete, link_to, name_on_the_hub
+from plugins.model.card import (
+    CARD,
+    METRICS,
+    NO_METRICS,
+    SAMPLES,
+    TRAINING,
+    card,
+    complete,
+    link_to,
+    name_on_the_hub,
+)
 from plugins.training import facts as run_facts
 from plugins.training import saves as checkpoints
 from plugins.training.resume import SAMPLES as SAMPLES_FOLDER
@@ -29,8 +40,9 @@ higgs-audio export {option} {checkpoint} --output my-voice   # one folder to pub
 
 
 def write(trainer: Any) -> None:
-    """On rank 0. A card that is there keeps what its reader wrote: only its sections are written again, and one that
-    has none stays as it is. The training is saved by now, so whatever goes wrong here is only told."""
+    """On rank 0. A card that is there keeps what its reader wrote: only its sections are written
+    again, and one that has none stays as it is. The training is saved by now, so whatever goes
+    wrong here is only told."""
     if not trainer.is_world_process_zero():
         return
     folder = Path(trainer.args.output_dir)
@@ -54,7 +66,9 @@ def _card(trainer: Any, folder: Path, sections: dict[str, str]) -> str:
         folder.resolve().name,
         base=base,
         summary=summary,
-        speak=_SPEAK.format(checkpoint=checkpoint, option="--adapters" if is_adapter else "--model"),
+        speak=_SPEAK.format(
+            checkpoint=checkpoint, option="--adapters" if is_adapter else "--model"
+        ),
         sections={TRAINING: sections[TRAINING], METRICS: NO_METRICS, SAMPLES: sections[SAMPLES]},
         library="peft" if is_adapter else "transformers",
     )
@@ -62,14 +76,17 @@ def _card(trainer: Any, folder: Path, sections: dict[str, str]) -> str:
 
 def _base(trainer: Any) -> str | None:
     settings = run_facts.settings_of(trainer)
-    return name_on_the_hub(settings.get("model") or trainer.template.model_info.model_dir, trainer.model.config)
+    return name_on_the_hub(
+        settings.get("model") or trainer.template.model_info.model_dir, trainer.model.config
+    )
 
 
 def _training(trainer: Any) -> str:
     """Data, settings, versions and curves, as tables."""
     args, state, settings = trainer.args, trainer.state, trainer.template.settings
     train, validation = (
-        run_facts.measure(dataset, settings) for dataset in (trainer.train_dataset, trainer.eval_dataset)
+        run_facts.measure(dataset, settings)
+        for dataset in (trainer.train_dataset, trainer.eval_dataset)
     )
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     facts = {
@@ -100,7 +117,9 @@ def _curves(history: list[dict[str, Any]]) -> list[str]:
 
 def _samples(folder: Path) -> str:
     """A row for each sample of the first and of the last step that has any."""
-    steps = {int(path.name.partition("-")[2]): path for path in (folder / SAMPLES_FOLDER).glob("step-*")}
+    steps = {
+        int(path.name.partition("-")[2]): path for path in (folder / SAMPLES_FOLDER).glob("step-*")
+    }
     if not steps:
         return "None."
     lines = ["| step | text | speech |", "|---|---|---|"]

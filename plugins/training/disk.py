@@ -25,11 +25,14 @@ from plugins.training.saves import discard, is_own
 
 logger = get_logger()
 
-_SMALL_FILES_BYTES = 32 * 2**20  # tokenizer (17 MB with Llama-3's), states of schedule and generators, JSON
+_SMALL_FILES_BYTES = (
+    32 * 2**20
+)  # tokenizer (17 MB with Llama-3's), states of schedule and generators, JSON
 
 
 def checkpoint_bytes(trainer: Any) -> int:
-    """About the size of the next checkpoint on disk, all ranks together, with Adam's two moments at the most."""
+    """About the size of the next checkpoint on disk, all ranks together, with Adam's two moments at
+    the most."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -48,7 +51,9 @@ def checkpoint_bytes(trainer: Any) -> int:
 
 
 def _num_elements(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor in its place
+    return int(
+        getattr(parameter, "ds_numel", parameter.numel())
+    )  # ZeRO-3 leaves an empty tensor in its place
 
 
 def _num_bytes(parameters: list[Any]) -> int:
@@ -56,7 +61,8 @@ def _num_bytes(parameters: list[Any]) -> int:
 
 
 def check_space(trainer: Any) -> None:
-    """Raise UserError, on all ranks, if the next checkpoint does not fit on the disk of the output folder."""
+    """Raise UserError, on all ranks, if the next checkpoint does not fit on the disk of the output
+    folder."""
     refusal: list[str | None] = [None]
     if trainer.is_world_process_zero():
         folder, needed = Path(trainer.args.output_dir), checkpoint_bytes(trainer)
@@ -64,7 +70,17 @@ def check_space(trainer: Any) -> None:
         if free < needed:
             reason = f"has {free / 2**30:.2f} GiB free, and a checkpoint takes about {needed / 2**30:.2f} GiB"
             remedy = "free space, lower save_total_limit, or name another folder; nothing was written or removed"
-            refusal = [str(problem("disk", "output_dir", str(folder), reason, remedy))]
+            refusal = [
+                str(
+                    problem(
+                        source="disk",
+                        field="output_dir",
+                        value=str(folder),
+                        reason=reason,
+                        remedy=remedy,
+                    )
+                )
+            ]
     if dist.is_initialized():
         dist.broadcast_object_list(refusal)
     if refusal[0]:
@@ -73,7 +89,8 @@ def check_space(trainer: Any) -> None:
 
 @contextmanager
 def saving(trainer: Any) -> Iterator[None]:
-    """Around the writing of a checkpoint. Raises UserError if it does not fit, or if a file of it cannot be written."""
+    """Around the writing of a checkpoint. Raises UserError if it does not fit, or if a file of it
+    cannot be written."""
     check_space(trainer)
     try:
         yield
@@ -91,7 +108,8 @@ def saving(trainer: Any) -> Iterator[None]:
 
 @contextmanager
 def log_line(trainer: Any) -> Iterator[None]:
-    """Around the writing of a log line: a line that fails is said and left out, and does not end the run."""
+    """Around the writing of a log line: a line that fails is said and left out, and does not end
+    the run."""
     log = Path(trainer.args.output_dir) / LOG
     num_bytes = log.stat().st_size if log.is_file() else 0
     try:

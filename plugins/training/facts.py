@@ -1,7 +1,7 @@
 """What a run is made of, for those who read about it: data, settings, versions. L3.
 
-trainer --measure, settings_of, versions, commit--> `--dry_run` (plugins.training.preflight.dry_run) and the model card
-"""
+trainer --measure, settings_of, versions, commit--> `--dry_run` (plugins.training.preflight.dry_run)
+and the model card"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from plugins.training import resume
 from plugins.training.packs import table_of
 
 _PACKAGES = ("ms-swift", "transformers", "torch", "peft", "deepspeed")
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -69,17 +69,21 @@ def measure(
 ) -> Statistics | None:
     """Every row of one of MS-SWIFT's data sets, by headers and codes; None for a stream.
 
-    positions: how long a row is, if that is asked for. Raises UserError if a file cannot be read any more.
-    """
+    positions: how long a row is, if that is asked for. Raises UserError if a file cannot be read
+    any more."""
     rows = table_of(dataset)
-    if ROW_SOURCE not in (getattr(rows, "column_names", None) or []) or not hasattr(rows, "__len__"):
+    if ROW_SOURCE not in (getattr(rows, "column_names", None) or []) or not hasattr(
+        rows, "__len__"
+    ):
         return None
     found = Statistics()
     for row in rows:
         dialogue = dialogue_from_row(row, settings)
         found.num_rows += 1
         found.clips += [num_frames(clip, dialogue.source) for clip in dialogue.targets()]
-        found.references += [num_frames(reference.clip, dialogue.source) for reference in dialogue.references]
+        found.references += [
+            num_frames(reference.clip, dialogue.source) for reference in dialogue.references
+        ]
         if row.get(SPEAKER):
             found.speakers.add(row[SPEAKER])
         if positions is not None:
@@ -88,7 +92,8 @@ def measure(
 
 
 def settings_of(trainer: Any) -> dict[str, Any]:
-    """What the weights depend on, and what MS-SWIFT and we made of what was left open; nothing of the rows."""
+    """What the weights depend on, and what MS-SWIFT and we made of what was left open; nothing of
+    the rows."""
     options = resume.fingerprint(trainer)
     for name in ("number of rows", "content of the rows"):
         options.pop(name, None)
@@ -107,10 +112,23 @@ def versions() -> str:
 
 def commit() -> str | None:
     """Of this kit, with `-dirty` if files of it were changed; None if it is no checkout of git."""
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(_ROOT),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         # Not of a repository that this installation happens to lie in.
-        done = subprocess.run(command, capture_output=True, text=True) if (_ROOT / ".git").exists() else None
+        done = (
+            subprocess.run(command, capture_output=True, text=True)
+            if (_ROOT / ".git").exists()
+            else None
+        )
     except OSError:
         return None  # no git
     return done.stdout.strip() or None if done else None

@@ -5,9 +5,8 @@
     torch.OutOfMemoryError             --watching--> one line with what can be lowered
     TMPDIR too long for data workers   --check_temporary_folder--> refused
 
-Every decision is taken by all ranks alike. What ends a run at once (a killed rank, a dead worker) is the launcher's and
-torch's to notice; `ddp_timeout` bounds how long the others wait.
-"""
+Every decision is taken by all ranks alike. What ends a run at once (a killed rank, a dead worker)
+is the launcher's and torch's to notice; `ddp_timeout` bounds how long the others wait."""
 
 from __future__ import annotations
 
@@ -54,38 +53,53 @@ _LONGEST_SOCKET_PATH_BYTES = 107  # Linux: sockaddr_un.sun_path without its fina
 
 @dataclass(frozen=True)
 class NamedRows:
-    """A collator whose batches also hold where their rows come from; pickles into spawned workers."""
+    """A collator whose batches also hold where their rows come from; pickles into spawned
+    workers."""
 
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if get_worker_info() is not None:
-            # Ctrl-C and batch systems signal workers too, but the step that is being finished needs their batches.
+            # Ctrl-C and batch systems signal workers too, but the step that is being finished needs
+            # their batches.
             for number in signals.SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-        return {**self.collate(rows), ROW_SOURCE: [row.get(ROW_SOURCE, "row") for row in single_rows(rows)]}
+        return {
+            **self.collate(rows),
+            ROW_SOURCE: [row.get(ROW_SOURCE, "row") for row in single_rows(rows)],
+        }
 
 
 def check_temporary_folder(num_workers: int) -> None:
-    """Raise UserError if data workers could not open sockets there: torch would wait for their batches for ever."""
+    """Raise UserError if data workers could not open sockets there: torch would wait for their
+    batches for ever."""
     if num_workers == 0 or torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
         return
     folder = tempfile.gettempdir()
     longest = _LONGEST_SOCKET_PATH_BYTES - len(_SOCKET)
     if len(os.fsencode(folder)) > longest:
         reason = f"is too long for the sockets of data workers (at most {longest} bytes)"
-        raise problem("environment", "TMPDIR", folder, reason, "name a shorter one, or set dataloader_num_workers: 0")
+        raise problem(
+            source="environment",
+            field="TMPDIR",
+            value=folder,
+            reason=reason,
+            remedy="name a shorter one, or set dataloader_num_workers: 0",
+        )
 
 
 def _end_workers() -> None:
-    """At exit, before multiprocessing's own hook: that sends SIGTERM, which they ignore, and then waits for ever.
+    """At exit, before multiprocessing's own hook: that sends SIGTERM, which they ignore, and then
+    waits for ever.
 
-    Asked by torch they remove their temporary files. A loader lives on in persistent workers or a kept traceback.
-    """
+    Asked by torch they remove their temporary files. A loader lives on in persistent workers or a
+    kept traceback."""
     for each in gc.get_objects():
         if type(each) is _MultiProcessingDataLoaderIter:
             each._shutdown_workers()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error for each worker that is killed
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # torch raises an error for each worker that is killed
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
@@ -97,7 +111,9 @@ class Guard(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self.rows: list[str] = []
-        self._losses: list[tuple[list[str], Tensor]] = []  # rows and loss () of each micro-batch of the step
+        self._losses: list[
+            tuple[list[str], Tensor]
+        ] = []  # rows and loss () of each micro-batch of the step
         self._signalled_s: float | None = None
         self._stop = False  # agreed by all ranks
 
@@ -106,18 +122,20 @@ class Guard(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self._trainer
         self._losses.clear()
-        # A skipped step leaves no trace in the curves. Meters replace their tensor, so a shallow copy will do.
+        # A skipped step leaves no trace in the curves. Meters replace their tensor, so a shallow
+        # copy will do.
         self._before = trainer._tr_loss.clone(), copy.copy(trainer.meters["train"])
 
     def saw(self, loss: Tensor) -> None:
         self._losses.append((self.rows, loss.detach()))
 
     def settle(self, grad_norm: Any) -> None:
-        """Between the last backward pass and the optimizer: drop the gradients of a sick step, on all ranks.
+        """Between the last backward pass and the optimizer: drop the gradients of a sick step, on
+        all ranks.
 
-        The optimizer then finds nothing to do: weights, moments and their step counts stay as they are. DeepSpeed has
-        stepped already and skips such steps by itself. Raises UserError at the third in a row.
-        """
+        The optimizer then finds nothing to do: weights, moments and their step counts stay as they
+        are. DeepSpeed has stepped already and skips such steps by itself. Raises UserError at the
+        third in a row."""
         sick = torch.stack([~torch.isfinite(loss) for _, loss in self._losses]).any().reshape(1)
         if grad_norm is not None and not self._has_scaler():
             sick |= not math.isfinite(float(grad_norm))
@@ -137,7 +155,8 @@ class Guard(TrainerCallback):
             counts["in_a_row"] = 0
 
     def _has_scaler(self) -> bool:
-        """In fp16 gradients overflow now and then: a scaler of losses skips that step and lowers its scale."""
+        """In fp16 gradients overflow now and then: a scaler of losses skips that step and lowers
+        its scale."""
         trainer = self._trainer
         if trainer.is_deepspeed_enabled:
             return bool(trainer.args.fp16)
@@ -161,8 +180,8 @@ class Guard(TrainerCallback):
             logger.warning(f"step {trainer.state.global_step + 1} skipped: {what}; rows: {rows}")
 
     def _blame(self) -> tuple[str, str, int]:
-        """What is no number, the rows to look at, of all ranks: those whose loss it is, else all of the step; how many
-        rows the step has."""
+        """What is no number, the rows to look at, of all ranks: those whose loss it is, else all of
+        the step; how many rows the step has."""
         mine = [(rows, loss.item()) for rows, loss in self._losses]
         gathered: list[Any] = [mine]
         if dist.is_initialized():
@@ -170,7 +189,9 @@ class Guard(TrainerCallback):
             dist.all_gather_object(gathered, mine)
         seen = [batch for batches in gathered for batch in batches]
         sick = [(rows, loss) for rows, loss in seen if not math.isfinite(loss)]
-        what = f"loss {sick[0][1]}" if sick else "gradients that are not finite, though every loss is,"
+        what = (
+            f"loss {sick[0][1]}" if sick else "gradients that are not finite, though every loss is,"
+        )
         num_rows = sum(len(rows) for rows, _ in seen)
         return what, _listed([row for rows, _ in sick or seen for row in rows]), num_rows
 
@@ -179,8 +200,8 @@ class Guard(TrainerCallback):
         return self._trainer.state.stateful_callbacks.setdefault(_COUNTS, empty)
 
     def amend(self, logs: dict[str, float]) -> None:
-        """Training logs: `skipped_steps` and `skipped_rows` of the run so far, and means over the steps that were
-        taken."""
+        """Training logs: `skipped_steps` and `skipped_rows` of the run so far, and means over the
+        steps that were taken."""
         counts = self._counts()
         if "grad_norm" in logs and not math.isfinite(logs["grad_norm"]):
             del logs["grad_norm"]  # the last step was a skipped one
@@ -196,7 +217,8 @@ class Guard(TrainerCallback):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Around the training: signals wait for the end of a step, torch.OutOfMemoryError becomes a UserError."""
+        """Around the training: signals wait for the end of a step, torch.OutOfMemoryError becomes a
+        UserError."""
         args = self._trainer.args
         atexit.unregister(_end_workers)
         atexit.register(_end_workers)
@@ -214,10 +236,14 @@ class Guard(TrainerCallback):
                 signal.signal(number, handler)
 
     def _release_workers(self) -> None:
-        """Those that would wait for another epoch. Collected together with their queues, in the process's next
-        training, they no longer hear that they are to end, and each is waited for in vain."""
+        """Those that would wait for another epoch. Collected together with their queues, in the
+        process's next training, they no longer hear that they are to end, and each is waited for in
+        vain."""
         trainer = self._trainer
-        for loader in (trainer.callback_handler.train_dataloader, *getattr(trainer, "_eval_dataloaders", {}).values()):
+        for loader in (
+            trainer.callback_handler.train_dataloader,
+            *getattr(trainer, "_eval_dataloaders", {}).values(),
+        ):
             loader = getattr(loader, "base_dataloader", loader)
             if getattr(loader, "_iterator", None) is not None:
                 loader._iterator._shutdown_workers()
@@ -246,16 +272,20 @@ class Guard(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the process here: what follows a finished training would stand in the log and remove checkpoints."""
+        """End the process here: what follows a finished training would stand in the log and remove
+        checkpoints."""
         if not self.stopping:
             return
         trainer = self._trainer
         signals.keep_output()
-        trainer.callback_handler.on_train_end(args, state, control)  # TensorBoard writes its last events
+        trainer.callback_handler.on_train_end(
+            args, state, control
+        )  # TensorBoard writes its last events
         if trainer.is_world_process_zero():
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             print(
-                f"\nstopped by a signal after step {state.global_step}, {checkpoint} is saved; resume with", flush=True
+                f"\nstopped by a signal after step {state.global_step}, {checkpoint} is saved; resume with",
+                flush=True,
             )
             print(resume_command(sys.argv, checkpoint), flush=True)
         if dist.is_initialized():
@@ -278,7 +308,9 @@ class Guard(TrainerCallback):
             " `higgs-audio doctor --config FILE.yaml` computes what each needs"
         )
         rows = _listed(self.rows)
-        return UserError(f"training: out of GPU memory (rows of the batch: {rows}; {first_line}); {remedy}")
+        return UserError(
+            f"training: out of GPU memory (rows of the batch: {rows}; {first_line}); {remedy}"
+        )
 
 
 def _listed(rows: list[str]) -> str:

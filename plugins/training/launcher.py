@@ -1,4 +1,5 @@
-"""The command of MS-SWIFT's launcher -> its process, with nobody between a signal and the training. L0.
+"""The command of MS-SWIFT's launcher -> its process, with nobody between a signal and the training.
+L0.
 
     [python, FILE, ...]                                --exec-->     this process becomes it
     [python, -m, torch.distributed.run, ..., FILE, ...] --torchrun-->  in this process, which hands signals to its ranks
@@ -28,11 +29,11 @@ def launch(command: list[str]) -> NoReturn:
 
 
 def _torchrun(arguments: list[str]) -> int:
-    """The exit code: 0, STOPPED if the ranks saved after a signal, 128 + n if they ended by it unsaved.
+    """The exit code: 0, STOPPED if the ranks saved after a signal, 128 + n if they ended by it
+    unsaved.
 
-    torchrun's own handlers kill ranks that are still there after 30 s, whatever they save, and its exit code is 1.
-    Raises its ChildFailedError if a rank failed by itself.
-    """
+    torchrun's own handlers kill ranks that are still there after 30 s, whatever they save, and its
+    exit code is 1. Raises its ChildFailedError if a rank failed by itself."""
     import psutil
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -2,8 +2,8 @@
 
     batches --BatchMeter--> padding_share, audio_seconds_per_second, memory_gib
 
-The losses have their own meter in `plugins.trainer`. Both are saved with a checkpoint (`plugins.training.resume`).
-"""
+The losses have their own meter in `plugins.trainer`. Both are saved with a checkpoint
+(`plugins.training.resume`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _FRAMES = 2  # their place in the sums of a `BatchMeter`
 
 
 class Meter:
-    """A running sum of one vector, on the device of what is added, and on the CPU only when it is logged."""
+    """A running sum of one vector, on the device of what is added, and on the CPU only when it is
+    logged."""
 
     def __init__(self) -> None:
         self._total: Tensor | None = None
@@ -35,11 +36,14 @@ class Meter:
         self._total = row if self._total is None else self._total + row
 
     def values(self) -> list[float] | None:
-        """The sums of this rank since the last time they were taken, for `restore` in a later process."""
+        """The sums of this rank since the last time they were taken, for `restore` in a later
+        process."""
         return None if self._total is None else self._total.tolist()
 
     def restore(self, values: list[float] | None, device: torch.device) -> None:
-        self._total = None if values is None else torch.tensor(values, dtype=torch.double, device=device)
+        self._total = (
+            None if values is None else torch.tensor(values, dtype=torch.double, device=device)
+        )
 
     def take(self) -> Tensor | None:
         """The sums since the last call over all ranks, on the CPU; None if there were none."""
@@ -74,7 +78,9 @@ class BatchMeter(Meter):
     def restore(self, values: list[float] | None, device: torch.device) -> None:
         super().restore(values, device)
         if self._total is not None:
-            self._total[_FRAMES] = 0  # they count per second, and those seconds passed in another process
+            self._total[_FRAMES] = (
+                0  # they count per second, and those seconds passed in another process
+            )
 
     def add(self, inputs: dict[str, Any]) -> None:
         """A collated batch (`plugins.collator`)."""
@@ -84,12 +90,14 @@ class BatchMeter(Meter):
         codes = inputs["audio_labels"][..., 0]
         # Codebook 0 stands for all; its end of stream is no audio.
         num_frames = ((codes >= 0) & (codes < NUM_CODES)).sum()
-        self.add_row(torch.stack([mask.sum(), torch.full_like(mask.sum(), mask.numel()), num_frames]))
+        self.add_row(
+            torch.stack([mask.sum(), torch.full_like(mask.sum(), mask.numel()), num_frames])
+        )
 
     def drain(self) -> dict[str, float]:
-        """padding_share: of all positions of the batches. audio_seconds_per_second: trained seconds per second of
-        training, all ranks together. memory_gib: the most that this process has had, on its GPU if it has one.
-        """
+        """padding_share: of all positions of the batches. audio_seconds_per_second: trained seconds
+        per second of training, all ranks together. memory_gib: the most that this process has had,
+        on its GPU if it has one."""
         total = self.take()
         if total is None or self._since_s is None:
             return {}

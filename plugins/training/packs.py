@@ -1,4 +1,5 @@
-"""MS-SWIFT's packs (`--packing true`): batches of lists of rows, and a set around the set of rows. L2."""
+"""MS-SWIFT's packs (`--packing true`): batches of lists of rows, and a set around the set of rows.
+L2."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def single_rows(batch: Iterable[Any]) -> Iterator[dict[str, Any]]:
 
 
 def table_of(dataset: Any) -> Any:
-    """The rows below MS-SWIFT's lazy and packing sets, not encoded yet; a set without either is returned as it is."""
+    """The rows below MS-SWIFT's lazy and packing sets, not encoded yet; a set without either is
+    returned as it is."""
     while hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     return dataset
@@ -27,6 +29,18 @@ def refuse_unsupported(args: Any, train_dataset: Any) -> None:
     """Raise UserError for what packs of MS-SWIFT 4.6 cannot be: streamed, or grouped by length."""
     if isinstance(train_dataset, IterablePackingDataset):
         reason = "encodes a stream in processes of its own, where a row that fails is left out in silence"
-        raise problem("options", "packing", "true", reason, "leave --streaming out, or use --padding_free true")
+        raise problem(
+            source="options",
+            field="packing",
+            value="true",
+            reason=reason,
+            remedy="leave --streaming out, or use --padding_free true",
+        )
     if isinstance(train_dataset, PackingDataset) and args.group_by_length:
-        raise problem("options", "group_by_length", "true", "has no meaning for packs, which are full", "leave it out")
+        raise problem(
+            source="options",
+            field="group_by_length",
+            value="true",
+            reason="has no meaning for packs, which are full",
+            remedy="leave it out",
+        )

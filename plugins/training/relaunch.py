@@ -1,4 +1,5 @@
-"""How a process was started -> the shell's line that resumes its run, or trains after its dry run. L2."""
+"""How a process was started -> the shell's line that resumes its run, or trains after its dry run.
+L2."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from plugins.settings import KNOBS
 
 
 def resume_command(argv: list[str], checkpoint: Path) -> str:
-    """The shell's line that goes on from `checkpoint` in its own folder, for a process that was started with `argv`."""
+    """The shell's line that goes on from `checkpoint` in its own folder, for a process that was
+    started with `argv`."""
     go_on = ["--resume_from_checkpoint", str(checkpoint), "--output_dir", str(checkpoint.parent)]
     return _command(argv, {"--resume_from_checkpoint", "--output_dir", "--add_version"},
                     [*go_on, "--add_version", "false"])  # fmt: skip
@@ -55,20 +57,27 @@ def _command(argv: list[str], dropped: set[str], added: list[str]) -> str:
     env = {
         knob.upper(): os.environ[knob.upper()]
         for knob in KNOBS
-        if knob.upper() in os.environ and not {f"--{knob}"} & {*argv, *dropped} and f'"{knob}"' not in typed
+        if knob.upper() in os.environ
+        and not {f"--{knob}"} & {*argv, *dropped}
+        and f'"{knob}"' not in typed
     }
     here = os.environ
     if int(here.get("WORLD_SIZE", "1")) > 1:
         # torchrun's and DeepSpeed's name for the same number
-        env["NPROC_PER_NODE"] = here.get("LOCAL_WORLD_SIZE") or here.get("LOCAL_SIZE") or here["WORLD_SIZE"]
+        env["NPROC_PER_NODE"] = (
+            here.get("LOCAL_WORLD_SIZE") or here.get("LOCAL_SIZE") or here["WORLD_SIZE"]
+        )
     if int(here.get("GROUP_WORLD_SIZE", "1")) > 1:
         env |= {"NNODES": here["GROUP_WORLD_SIZE"], "NODE_RANK": here["GROUP_RANK"]}
         env |= {name: here[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
-    return shlex.join([*(f"{name}={value}" for name, value in env.items()), *command, *kept, *added])
+    return shlex.join(
+        [*(f"{name}={value}" for name, value in env.items()), *command, *kept, *added]
+    )
 
 
 def _typed(name: str) -> str:
-    """A program of this environment, by its name if that is what a shell finds first, else by its path."""
+    """A program of this environment, by its name if that is what a shell finds first, else by its
+    path."""
     ours = Path(sys.executable).with_name(name)
     first = shutil.which(name)
     is_other = ours.is_file() and (first is None or not ours.samefile(first))
@@ -76,10 +85,13 @@ def _typed(name: str) -> str:
 
 
 def _with_yaml(arguments: list[str]) -> list[str]:
-    """MS-SWIFT starts its processes with the flags of a YAML file in its place; back to the file, if they lead."""
+    """MS-SWIFT starts its processes with the flags of a YAML file in its place; back to the file,
+    if they lead."""
     file = os.environ.get("SWIFT_CONFIG_FILE")
     if file is None or not Path(file).is_file():
         return arguments
     expanded = [file]
     parse_yaml_args(expanded)
-    return [file, *arguments[len(expanded) :]] if arguments[: len(expanded)] == expanded else arguments
+    return (
+        [file, *arguments[len(expanded) :]] if arguments[: len(expanded)] == expanded else arguments
+    )

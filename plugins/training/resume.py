@@ -1,9 +1,10 @@
-"""Exact resume: what a trainer must remember between two processes, and whether both are the same run. L3.
+"""Exact resume: what a trainer must remember between two processes, and whether both are the same
+run. L3.
 
-transformers restores weights, optimizer, schedule, step, random generators and the place in the data. This file adds,
-per checkpoint: the fingerprint of the run, length and hash of its log (RUN_FILE), and the loss sums since the last log
-line of each rank (SUMS_FILE). With them a run that is killed and resumed equals one that is not, to the bit.
-"""
+transformers restores weights, optimizer, schedule, step, random generators and the place in the
+data. This file adds, per checkpoint: the fingerprint of the run, length and hash of its log
+(RUN_FILE), and the loss sums since the last log line of each rank (SUMS_FILE). With them a run that
+is killed and resumed equals one that is not, to the bit."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
 from plugins.data.rows import LENGTHS, ROW_SOURCE, SPEAKER
-from plugins.errors import UserError, problem, read_json
+from plugins.errors import UserError, problem
+from plugins.files.disk import read_json
 from plugins.training.packs import table_of
 from plugins.training.saves import require_whole, reserve, rotate, seal, set_aside
 
@@ -41,21 +43,32 @@ _OPTIONS = (
 )  # fmt: skip
 _MODEL = ("model", "tuner_type")
 _PACKING = ("packing", "packing_length", "packing_strategy")
-_ADAPTER = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex", "use_rslora", "use_dora")
+_ADAPTER = (
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "target_regex",
+    "use_rslora",
+    "use_dora",
+)
 _NO_EFFECT = {"preflight", "dry_run", "force_resume", "audio_root", "samples", "sample_texts"}
 # MS-SWIFT's file of a row and its count of tokens, and where the row stood, are not what it says.
 _NO_CONTENT = {ROW_SOURCE, SPEAKER, "dataset", LENGTHS}
 
 
 def fingerprint(trainer: Any) -> dict[str, Any]:
-    """Name -> JSON value of everything that the run's weights depend on, as far as this process can see it."""
+    """Name -> JSON value of everything that the run's weights depend on, as far as this process can
+    see it."""
     args = trainer.args
     # The trainer's model has the adapter of the checkpoint, whatever the command line says.
     path = Path(args.output_dir) / "args.json"
     typed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     options = {**args.to_dict(), "world_size": args.world_size}
     names = (
-        _MODEL + (_ADAPTER if typed.get("tuner_type") != "full" else ()) + (_PACKING if typed.get("packing") else ())
+        _MODEL
+        + (_ADAPTER if typed.get("tuner_type") != "full" else ())
+        + (_PACKING if typed.get("packing") else ())
     )
     settings = dataclasses.asdict(trainer.template.settings)
     found = {
@@ -90,8 +103,8 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def begin(trainer: Any) -> None:
-    """Make `trainer` start anew: log and samples of an earlier run in its folder, the former perhaps ending in half a
-    line, go aside."""
+    """Make `trainer` start anew: log and samples of an earlier run in its folder, the former
+    perhaps ending in half a line, go aside."""
     if not trainer.is_world_process_zero():
         return
     for path in (Path(trainer.args.output_dir) / LOG, Path(trainer.args.output_dir) / SAMPLES):
@@ -102,8 +115,8 @@ def begin(trainer: Any) -> None:
 def prepare(trainer: Any, checkpoint: Path) -> bool:
     """Make `trainer` go on exactly where `checkpoint` was saved; True if nothing is left to do.
 
-    Raises UserError, on every rank, if the checkpoint is not whole, or is of another run without `force_resume`.
-    """
+    Raises UserError, on every rank, if the checkpoint is not whole, or is of another run without
+    `force_resume`."""
     refusal, changed = None, []
     if trainer.is_world_process_zero():
         try:
@@ -122,7 +135,12 @@ def prepare(trainer: Any, checkpoint: Path) -> bool:
         trainer.state = state
         if trainer.args.should_save and _is_own(trainer, checkpoint):
             # The run may have been killed while it removed old ones.
-            rotate(checkpoint, trainer.owner, limit=trainer.args.save_total_limit, best=state.best_model_checkpoint)
+            rotate(
+                checkpoint,
+                trainer.owner,
+                limit=trainer.args.save_total_limit,
+                best=state.best_model_checkpoint,
+            )
         return True
     logger.info(f"resuming from {checkpoint}")
     trainer.add_callback(_Restore(trainer, checkpoint))
@@ -136,7 +154,13 @@ def _examine(trainer: Any, checkpoint: Path) -> list[str]:
     changed = differences({"clean_text": False, **run["fingerprint"]}, trainer.fingerprint)
     if changed and not trainer.template.settings.force_resume:
         remedy = "undo them, or accept another result with --force_resume true"
-        error = problem("options", "resume_from_checkpoint", str(checkpoint), "is of another run", remedy)
+        error = problem(
+            source="options",
+            field="resume_from_checkpoint",
+            value=str(checkpoint),
+            reason="is of another run",
+            remedy=remedy,
+        )
         raise UserError("\n".join([f"{error}:", *(f"  {line}" for line in changed)]))
     log = Path(trainer.args.output_dir) / LOG
     start = _log_start(log, run["log_bytes"])
@@ -145,7 +169,8 @@ def _examine(trainer: Any, checkpoint: Path) -> list[str]:
     if not is_own:
         begin(trainer)
     elif log.is_file():
-        # Steps after the checkpoint are taken again, and a line that was being written is half a line.
+        # Steps after the checkpoint are taken again, and a line that was being written is half a
+        # line.
         os.truncate(log, len(start))
     return changed
 
@@ -166,7 +191,10 @@ class _Restore(TrainerCallback):
     """After transformers has set them to zero: the sums since the last log line."""
 
     def __init__(self, trainer: Any, checkpoint: Path) -> None:
-        self._trainer, self._path = trainer, checkpoint / SUMS_FILE.format(rank=trainer.args.process_index)
+        self._trainer, self._path = (
+            trainer,
+            checkpoint / SUMS_FILE.format(rank=trainer.args.process_index),
+        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self._trainer
@@ -183,8 +211,8 @@ class _Restore(TrainerCallback):
 
 @contextmanager
 def saving(trainer: Any) -> Iterator[None]:
-    """Around transformers' own saving of a checkpoint, inside `keeping`: its note first; what is missing in it, its
-    marker, then the removal of old ones."""
+    """Around transformers' own saving of a checkpoint, inside `keeping`: its note first; what is
+    missing in it, its marker, then the removal of old ones."""
     args, state = trainer.args, trainer.state
     checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
     if args.should_save:
@@ -205,16 +233,20 @@ def saving(trainer: Any) -> Iterator[None]:
     _wait()
     if args.should_save:
         seal(checkpoint, resumable=not args.save_only_model)
-        rotate(checkpoint, trainer.owner, limit=trainer.save_total_limit, best=state.best_model_checkpoint)
+        rotate(
+            checkpoint,
+            trainer.owner,
+            limit=trainer.save_total_limit,
+            best=state.best_model_checkpoint,
+        )
 
 
 @contextmanager
 def keeping(trainer: Any) -> Iterator[None]:
     """Around a training: `rotate` alone removes checkpoints.
 
-    transformers would do so before the new one is on the disk, and with a limit of one it removes at the end every
-    folder that is called checkpoint-... but the best, whoever wrote it.
-    """
+    transformers would do so before the new one is on the disk, and with a limit of one it removes
+    at the end every folder that is called checkpoint-... but the best, whoever wrote it."""
     args = trainer.args
     trainer.save_total_limit, args.save_total_limit = args.save_total_limit, None
     try:

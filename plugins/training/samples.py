@@ -1,13 +1,13 @@
-"""Samples while training: the same few prompts before the first step, at each evaluation and at the end. L3.
+"""Samples while training: the same few prompts before the first step, at each evaluation and at the
+end. L3.
 
     `sample_texts`, rows of the validation set or two sentences of ours --prompts--> HiggsAudioGenerator
         --> OUTPUT/samples/step-N/0.wav ... and samples.jsonl; audio for TensorBoard, wandb and SwanLab;
             sample_stop_rate and sample_seconds in the log
 
-The training does not notice: random states and modes are put back, and what fails here is told and left out. Rank 0
-speaks, at most MOST times MAX_AUDIO_S, while the others wait. Of a model whose weights are divided among the ranks
-(ZeRO-3, FSDP2) there are no samples.
-"""
+The training does not notice: random states and modes are put back, and what fails here is told and
+left out. Rank 0 speaks, at most MOST times MAX_AUDIO_S, while the others wait. Of a model whose
+weights are divided among the ranks (ZeRO-3, FSDP2) there are no samples."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ logger = get_logger()
 MOST = 4
 MAX_AUDIO_S = 10.0
 LIST = "samples.jsonl"
-_SAMPLING = Sampling(seed=0)  # as `higgs-audio speak` does by default, so that the stop rate is what users will hear
+_SAMPLING = Sampling(
+    seed=0
+)  # as `higgs-audio speak` does by default, so that the stop rate is what users will hear
 _OF_VALIDATION = 2
 _SENTENCES = (
     "Good morning! Could you tell me when the next boat to the island leaves?",
@@ -54,13 +56,18 @@ _SENTENCES = (
 
 
 def attach(trainer: Any) -> None:
-    """Let `trainer` speak while it trains, if it is to. Raises UserError for `sample_texts` that cannot be spoken."""
+    """Let `trainer` speak while it trains, if it is to. Raises UserError for `sample_texts` that
+    cannot be spoken."""
     settings: HiggsAudioSettings = trainer.template.settings
     trainer.remove_callback(Samples)
-    if not ("tensorboard" in trainer.args.report_to if settings.samples is None else settings.samples):
+    if not (
+        "tensorboard" in trainer.args.report_to if settings.samples is None else settings.samples
+    ):
         return
     if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-        logger.info("samples: left out, the model's weights are divided among the ranks; speak with its checkpoints")
+        logger.info(
+            "samples: left out, the model's weights are divided among the ranks; speak with its checkpoints"
+        )
         return
     callback = Samples(trainer, prompts(settings, trainer.eval_dataset))
     # In front of TensorBoard's, which closes its file when the training ends.
@@ -68,14 +75,19 @@ def attach(trainer: Any) -> None:
 
 
 def prompts(settings: HiggsAudioSettings, validation: Any) -> list[Dialogue]:
-    """What is spoken, the user's turn last: 1 to MOST dialogues, the same for the same settings and rows.
+    """What is spoken, the user's turn last: 1 to MOST dialogues, the same for the same settings and
+    rows.
 
-    validation: MS-SWIFT's data set, if there is one. Raises UserError for `sample_texts` that cannot be spoken.
-    """
+    validation: MS-SWIFT's data set, if there is one. Raises UserError for `sample_texts` that
+    cannot be spoken."""
     texts = settings.sample_texts[:MOST]
     if len(texts) == 1 and texts[0].endswith(".jsonl"):
-        rows = read_rows(texts[0], settings, check=partial(check_clips, settings=settings), training=False)
-        return [_unanswered(dialogue_from_row(row, settings, training=False)) for row in rows[:MOST]]
+        rows = read_rows(
+            texts[0], settings, check=partial(check_clips, settings=settings), training=False
+        )
+        return [
+            _unanswered(dialogue_from_row(row, settings, training=False)) for row in rows[:MOST]
+        ]
     found = [] if texts else list(_of_validation(validation, settings))
     if found:
         return found
@@ -85,7 +97,9 @@ def prompts(settings: HiggsAudioSettings, validation: Any) -> list[Dialogue]:
 def _of_validation(dataset: Any, settings: HiggsAudioSettings) -> Iterator[Dialogue]:
     """Rows from all over the set whose last turn is a clip; none of a stream."""
     rows = table_of(dataset)
-    if ROW_SOURCE not in (getattr(rows, "column_names", None) or []) or not hasattr(rows, "__len__"):
+    if ROW_SOURCE not in (getattr(rows, "column_names", None) or []) or not hasattr(
+        rows, "__len__"
+    ):
         return
     for row in rows.select(range(0, len(rows), -(-len(rows) // _OF_VALIDATION))):
         dialogue = dialogue_from_row(row, settings)
@@ -102,7 +116,8 @@ def _unanswered(dialogue: Dialogue) -> Dialogue:
 
 @contextmanager
 def unnoticed(model: Any) -> Iterator[None]:
-    """Inside, random numbers may be drawn and modules change their mode: afterwards both are as before."""
+    """Inside, random numbers may be drawn and modules change their mode: afterwards both are as
+    before."""
     python, numpy = random.getstate(), np.random.get_state()
     modes = [(module, module.training) for module in model.modules()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -144,7 +159,9 @@ class Samples(TrainerCallback):
             try:
                 with unnoticed(trainer.model):
                     metrics = [self._speak(step)]
-            except Exception as error:  # a full disk, a model that cannot speak yet: no reason to end a training
+            except (
+                Exception
+            ) as error:  # a full disk, a model that cannot speak yet: no reason to end a training
                 _tell(step, "all", error)
         if dist.is_initialized():
             dist.broadcast_object_list(metrics)
@@ -152,7 +169,8 @@ class Samples(TrainerCallback):
             trainer.log(metrics[0])  # on every rank: MS-SWIFT gathers metrics of its own there
 
     def _speak(self, step: int) -> dict[str, float]:
-        """Speak each prompt and show it; mean stop rate and seconds of those that succeeded, {} if none did."""
+        """Speak each prompt and show it; mean stop rate and seconds of those that succeeded, {} if
+        none did."""
         trainer, template = self._trainer, self._trainer.template
         folder = Path(trainer.args.output_dir) / SAMPLES / f"step-{step}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,11 +181,18 @@ class Samples(TrainerCallback):
         lines = []
         for i, prompt in enumerate(self._prompts):
             try:
-                (speech,) = generator.speak([prompt], samplings=[_SAMPLING], max_audio_s=MAX_AUDIO_S)
+                (speech,) = generator.speak(
+                    [prompt], samplings=[_SAMPLING], max_audio_s=MAX_AUDIO_S
+                )
                 file = folder / f"{i}.wav"
                 speech.save(file)
                 spoken.append(speech)
-                line = {"file": file.name, "text": speech.text, "seconds": speech.duration_s, "stopped": speech.stopped}
+                line = {
+                    "file": file.name,
+                    "text": speech.text,
+                    "seconds": speech.duration_s,
+                    "stopped": speech.stopped,
+                }
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
                 self._show(i, file, speech, step)
             except Exception as error:
@@ -191,7 +216,9 @@ class Samples(TrainerCallback):
             import wandb
 
             # As transformers' own callback gives the step: wandb counts calls.
-            wandb.log({name: wandb.Audio(str(file), caption=speech.text), "train/global_step": step})
+            wandb.log(
+                {name: wandb.Audio(str(file), caption=speech.text), "train/global_step": step}
+            )
         if "swanlab" in trainer.args.report_to:
             import swanlab
 

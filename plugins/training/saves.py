@@ -1,13 +1,13 @@
 """Checkpoint folders on disk: which are whole, which is the newest, which may go. L3.
 
-    checkpoint-N as MS-SWIFT wrote it --seal--> the same, on the disk, with a marker
-    output folder --newest--> the checkpoint to resume from --damage--> None, or what is wrong with it
+    checkpoint-N as MS-SWIFT wrote it --seal--> the same, on the disk, with a marker output folder
+    --newest--> the checkpoint to resume from --damage--> None, or what is wrong with it
 
-transformers writes a checkpoint file by file, so a run that is killed leaves one that looks like any other. The marker
-comes last and at once, and holds size and SHA-256 of every other file: without it, or with a file that differs, a
-checkpoint is not resumed from. A note comes first and says which run is writing: what has none, or another run's, is
-never removed, whoever put it there. This file knows no trainer; what is inside the files is `plugins.training.resume`.
-"""
+transformers writes a checkpoint file by file, so a run that is killed leaves one that looks like
+any other. The marker comes last and at once, and holds size and SHA-256 of every other file:
+without it, or with a file that differs, a checkpoint is not resumed from. A note comes first and
+says which run is writing: what has none, or another run's, is never removed, whoever put it there.
+This file knows no trainer; what is inside the files is `plugins.training.resume`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from plugins.audio import waveforms as audio
-from plugins.errors import UserError, problem, read_json
+from plugins.errors import UserError, problem
+from plugins.files import disk
+from plugins.files.disk import read_json
 
 MARKER = "higgs_audio_complete.json"
 NOTE = "higgs_audio_owner.json"
@@ -48,7 +49,8 @@ class Owner:
 
 
 def owner(fingerprint: dict[str, Any], resumed: Path | None) -> Owner:
-    """Of a run of that fingerprint, which goes on from the checkpoint `resumed`; None: it starts anew."""
+    """Of a run of that fingerprint, which goes on from the checkpoint `resumed`; None: it starts
+    anew."""
     forerunner = None if resumed is None else _note(resumed)
     run = uuid.uuid4().hex if forerunner is None else forerunner.run
     content = json.dumps(fingerprint, sort_keys=True)
@@ -58,9 +60,8 @@ def owner(fingerprint: dict[str, Any], resumed: Path | None) -> Owner:
 def is_own(checkpoint: Path, owner: Owner) -> bool:
     """Whether the run of `owner` wrote `checkpoint`.
 
-    One that was cut short is also its own if it is of the same command: that was killed before it had a whole one to
-    be resumed from.
-    """
+    One that was cut short is also its own if it is of the same command: that was killed before it
+    had a whole one to be resumed from."""
     note = None if checkpoint.is_symlink() else _note(checkpoint)
     if note is None:
         return False
@@ -81,18 +82,22 @@ def reserve(checkpoint: Path, owner: Owner, warn: Callable[[str], None]) -> None
     new = _hidden(checkpoint, "new")
     new.mkdir(parents=True)
     (new / NOTE).write_text(json.dumps(asdict(owner)) + "\n", encoding="utf-8")
-    audio.sync(new / NOTE)
+    disk.sync(new / NOTE)
     new.rename(checkpoint)
 
 
 def set_aside(path: Path) -> Path:
-    """Rename `path`, a file or folder: ``log.jsonl`` -> ``log.1.jsonl``, or the next number that is free."""
-    numbered = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    """Rename `path`, a file or folder: ``log.jsonl`` -> ``log.1.jsonl``, or the next number that is
+    free."""
+    numbered = (
+        path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1)
+    )
     return path.rename(next(name for name in numbered if not os.path.lexists(name)))
 
 
 def seal(checkpoint: Path, *, resumable: bool) -> None:
-    """Return once every file of `checkpoint` is on the disk, and then its marker; resumable: the optimizer is in it."""
+    """Return once every file of `checkpoint` is on the disk, and then its marker; resumable: the
+    optimizer is in it."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         hashes = list(threads.map(_synced_hash, files))
@@ -107,13 +112,14 @@ def seal(checkpoint: Path, *, resumable: bool) -> None:
     }
     for folder in {path.parent for path in files} | {checkpoint, checkpoint.parent}:
         _sync_folder(folder)
-    with audio.replace_when_done(checkpoint / MARKER) as temporary:
+    with disk.replace_when_done(checkpoint / MARKER) as temporary:
         temporary.write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
     _sync_folder(checkpoint)
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove it. It is out of sight at once, and the next `rotate` ends what a kill has interrupted."""
+    """Remove it. It is out of sight at once, and the next `rotate` ends what a kill has
+    interrupted."""
     old = _hidden(checkpoint, "old")
     with contextlib.suppress(OSError):
         checkpoint.rename(old)
@@ -121,7 +127,8 @@ def discard(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Why `checkpoint` cannot be resumed from; None if every file is as it was saved. Reads all of it."""
+    """Why `checkpoint` cannot be resumed from; None if every file is as it was saved. Reads all of
+    it."""
     if not checkpoint.is_dir():
         return "is no folder"
     marker = _marker(checkpoint)
@@ -145,13 +152,25 @@ def require_whole(checkpoint: Path) -> None:
     """Raise UserError if `checkpoint` cannot be resumed from."""
     if reason := damage(checkpoint):
         remedy = "name another checkpoint, or `auto` for the newest whole one"
-        raise problem("options", "resume_from_checkpoint", str(checkpoint), reason, remedy)
+        raise problem(
+            source="options",
+            field="resume_from_checkpoint",
+            value=str(checkpoint),
+            reason=reason,
+            remedy=remedy,
+        )
 
 
 def newest(output_dir: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint of `output_dir` and of the version folders in it; `warn` is told of newer others."""
-    folders = [output_dir, *(path for path in output_dir.glob("v*-*") if _VERSION.fullmatch(path.name))]
-    found = [(_version(folder), *_age(path), path) for folder in folders for path in _checkpoints(folder)]
+    """The newest whole checkpoint of `output_dir` and of the version folders in it; `warn` is told
+    of newer others."""
+    folders = [
+        output_dir,
+        *(path for path in output_dir.glob("v*-*") if _VERSION.fullmatch(path.name)),
+    ]
+    found = [
+        (_version(folder), *_age(path), path) for folder in folders for path in _checkpoints(folder)
+    ]
     for *_, path in sorted(found, reverse=True):
         reason = damage(path)
         if reason is None:
@@ -166,11 +185,11 @@ def owned(folder: Path, owner: Owner) -> list[Path]:
 
 
 def rotate(saved: Path, owner: Owner, *, limit: int | None, best: str | None) -> None:
-    """Of the owner's checkpoints keep `limit` whole ones with `saved`, which was just sealed, and the best one.
+    """Of the owner's checkpoints keep `limit` whole ones with `saved`, which was just sealed, and
+    the best one.
 
-    Without a limit none is removed. `saved` is never removed, nor what the owner did not write; what an earlier
-    removal has left is.
-    """
+    Without a limit none is removed. `saved` is never removed, nor what the owner did not write;
+    what an earlier removal has left is."""
     for path in saved.parent.glob(".checkpoint-*"):
         if _HIDDEN.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
@@ -188,7 +207,11 @@ def rotate(saved: Path, owner: Owner, *, limit: int | None, best: str | None) ->
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return [
+        path
+        for path in folder.glob("checkpoint-*")
+        if _CHECKPOINT.fullmatch(path.name) and path.is_dir()
+    ]
 
 
 def _hidden(checkpoint: Path, state: str) -> Path:
@@ -209,9 +232,12 @@ def _version(folder: Path) -> int:
 
 
 def _age(checkpoint: Path) -> tuple[float, int]:
-    """Sorts checkpoints of one folder from old to new. Not by step: a run may have been started anew in the folder."""
+    """Sorts checkpoints of one folder from old to new. Not by step: a run may have been started
+    anew in the folder."""
     marker = _marker(checkpoint)
-    return (marker["saved_at_s"] if marker else float("inf")), int(checkpoint.name.partition("-")[2])
+    return (marker["saved_at_s"] if marker else float("inf")), int(
+        checkpoint.name.partition("-")[2]
+    )
 
 
 def _marker(checkpoint: Path) -> dict[str, Any] | None:
@@ -222,20 +248,25 @@ def _marker(checkpoint: Path) -> dict[str, Any] | None:
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 return None
             int(saved["bytes"]), str(saved["sha256"])
-        return {**marker, "saved_at_s": float(marker["saved_at_s"]), "resumable": bool(marker["resumable"])}
+        return {
+            **marker,
+            "saved_at_s": float(marker["saved_at_s"]),
+            "resumable": bool(marker["resumable"]),
+        }
     except (UserError, LookupError, TypeError, ValueError, AttributeError):
         return None
 
 
 def _synced_hash(path: Path) -> str:
-    audio.sync(path)
-    return audio.file_hash(path)
+    disk.sync(path)
+    return disk.file_hash(path)
 
 
 @lru_cache(maxsize=4096)
 def _hash_once(path: str, num_bytes: int, mtime_ns: int) -> str:
-    """Our entry looks before MS-SWIFT loads anything, the trainer looks again: gigabytes are read once."""
-    return audio.file_hash(path)
+    """Our entry looks before MS-SWIFT loads anything, the trainer looks again: gigabytes are read
+    once."""
+    return disk.file_hash(path)
 
 
 def _sync_folder(folder: Path) -> None:

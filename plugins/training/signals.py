@@ -1,4 +1,5 @@
-"""Signals that stop a training, and what they do to a process that is not in a step. Standard library only. L0.
+"""Signals that stop a training, and what they do to a process that is not in a step. Standard
+library only. L0.
 
 imports, loading, launching  --end_cleanly-->  one line, exit code 128 + n
 in training                  --guards.Guard->  step finished, checkpoint, resume command, exit code STOPPED
@@ -16,11 +17,14 @@ from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = 75  # a training that is saved: EX_TEMPFAIL of sysexits.h, "try again later"; 128 + n is not saved
-_NEIGHBOURS_END_S = 0.1  # Ctrl-C also ends what reads our output, such as `tee`, and at about the same time
+_NEIGHBOURS_END_S = (
+    0.1  # Ctrl-C also ends what reads our output, such as `tee`, and at about the same time
+)
 
 
 def handle(handler: Callable[[int, Any], Any]) -> dict[signal.Signals, Any]:
-    """Give `handler` to each of SIGNALS; returns what handled them before. `nohup` stays in force."""
+    """Give `handler` to each of SIGNALS; returns what handled them before. `nohup` stays in
+    force."""
     is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     heeded = [number for number in SIGNALS if not (is_nohup and number == signal.SIGHUP)]
     return {number: signal.signal(number, handler) for number in heeded}
@@ -38,7 +42,8 @@ def end_cleanly() -> None:
 
 
 def leave(number: int, *, is_told: bool = True) -> NoReturn:
-    """Raise SystemExit(128 + number) after one line; the next signal does not wait for what that cleans up."""
+    """Raise SystemExit(128 + number) after one line; the next signal does not wait for what that
+    cleans up."""
     handle(end)
     if is_told:
         tell(f"ended by {signal.Signals(number).name} outside of training; nothing was to be saved")
@@ -46,14 +51,18 @@ def leave(number: int, *, is_told: bool = True) -> NoReturn:
 
 
 def end(number: int, frame: Any = None) -> NoReturn:
-    """End this process at once, by the signal itself, so that whoever waits for it sees which one."""
+    """End this process at once, by the signal itself, so that whoever waits for it sees which
+    one."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    os._exit(128 + number)  # the first process of a container outlives signals that it does not handle
+    os._exit(
+        128 + number
+    )  # the first process of a container outlives signals that it does not handle
 
 
 def tell(line: str) -> None:
-    """Write to stderr from a signal handler: Python's own streams may be in the middle of a write."""
+    """Write to stderr from a signal handler: Python's own streams may be in the middle of a
+    write."""
     keep_output()
     os.write(2, f"\n{line}\n".encode())
 
@@ -61,9 +70,8 @@ def tell(line: str) -> None:
 def keep_output() -> None:
     """Let stdout or stderr that nobody reads any more go where the other goes, or nowhere.
 
-    With the terminal (SIGHUP), or with a `tee` that Ctrl-C ended too, every write would raise an error, and the step
-    that is being finished would be lost.
-    """
+    With the terminal (SIGHUP), or with a `tee` that Ctrl-C ended too, every write would raise an
+    error, and the step that is being finished would be lost."""
     time.sleep(_NEIGHBOURS_END_S)
     lost = [descriptor for descriptor in (1, 2) if _is_lost(descriptor)]
     for descriptor in lost:

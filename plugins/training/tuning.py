@@ -59,24 +59,48 @@ def settle(args: Any, model: Any) -> None:
     tuner = args.tuner_type
     if tuner in _UNAVAILABLE:
         remedy = "use lora, boft, fourierft or full"
-        raise problem("options", "tuner_type", tuner, _UNAVAILABLE[tuner], remedy)
+        raise problem(
+            source="options",
+            field="tuner_type",
+            value=tuner,
+            reason=_UNAVAILABLE[tuner],
+            remedy=remedy,
+        )
     if not args.safe_serialization:
         reason = "writes pickles, which are never read"
-        raise problem("options", "safe_serialization", False, reason, "leave it out")
+        raise problem(
+            source="options",
+            field="safe_serialization",
+            value=False,
+            reason=reason,
+            remedy="leave it out",
+        )
     if tuner == "full":
         _check_parameters(args, model)
         return
     if args.use_swift_lora:
-        raise problem("options", "use_swift_lora", True, _NO_ADAPTER, "leave it out")
+        raise problem(
+            source="options",
+            field="use_swift_lora",
+            value=True,
+            reason=_NO_ADAPTER,
+            remedy="leave it out",
+        )
     if str(args.init_weights).startswith(RANDOM_BASE):
         reason = "changes the base at random, otherwise each time that it is loaded"
         remedy = "use pissa, which is exact"
-        raise problem("options", "init_weights", args.init_weights, reason, remedy)
+        raise problem(
+            source="options",
+            field="init_weights",
+            value=args.init_weights,
+            reason=reason,
+            remedy=remedy,
+        )
     for option, nothing in _OF_FULL.items():
         if (value := getattr(args, option)) != nothing:
             reason = f"is ignored by tuner_type {tuner}"
             remedy = "name modules in target_modules or modules_to_save, or use tuner_type full"
-            raise problem("options", option, value, reason, remedy)
+            raise problem(source="options", field=option, value=value, reason=reason, remedy=remedy)
     _settle_modules(args, model)
 
 
@@ -94,7 +118,13 @@ def _settle_modules(args: Any, model: Any) -> None:
         if names and "all-linear" in args.target_modules:
             reason = "are ignored beside all-linear"
             remedy = "name every module instead, or put these into modules_to_save"
-            raise problem("options", "target_modules", sorted(names), reason, remedy)
+            raise problem(
+                source="options",
+                field="target_modules",
+                value=sorted(names),
+                reason=reason,
+                remedy=remedy,
+            )
     args.modules_to_save = [_meant(name) for name in args.modules_to_save]
     # Only LoRA's configuration is made with these words resolved.
     words = {"all-embedding", "all-norm"} if args.tuner_type == "lora" else set()
@@ -116,7 +146,13 @@ def _meant(name: str) -> str:
 def _unknown(option: str, name: str, paths: list[str]) -> Exception:
     leaves = {path.rpartition(".")[2] for path in paths if path}
     known = [leaf for leaf in leaves if not leaf.isdigit()]
-    return problem("options", option, name, "matches no module", did_you_mean(name, known))
+    return problem(
+        source="options",
+        field=option,
+        value=name,
+        reason="matches no module",
+        remedy=did_you_mean(name, known),
+    )
 
 
 def _check_parameters(args: Any, model: Any) -> None:
@@ -130,17 +166,31 @@ def _check_parameters(args: Any, model: Any) -> None:
         for prefix in getattr(args, option):
             if prefix not in own and not any(name.startswith(prefix) for name in names):
                 reason = "is the beginning of no parameter's name"
-                raise problem("options", option, prefix, reason, did_you_mean(prefix, tops))
+                raise problem(
+                    source="options",
+                    field=option,
+                    value=prefix,
+                    reason=reason,
+                    remedy=did_you_mean(prefix, tops),
+                )
         option = f"{option}_regex"
         pattern = getattr(args, option)
         try:
             unmatched = pattern is not None and not any(re.search(pattern, name) for name in names)
         except re.error as error:
             reason = f"is no regular expression ({error})"
-            raise problem("options", option, pattern, reason, "mend it") from None
+            raise problem(
+                source="options", field=option, value=pattern, reason=reason, remedy="mend it"
+            ) from None
         if unmatched:
             remedy = did_you_mean(pattern, tops)
-            raise problem("options", option, pattern, "matches no parameter", remedy)
+            raise problem(
+                source="options",
+                field=option,
+                value=pattern,
+                reason="matches no parameter",
+                remedy=remedy,
+            )
 
 
 def adapter_keys(model: Any) -> set[str]:
@@ -183,7 +233,13 @@ def check_gradients(trainer: Any) -> None:
     if names:
         reason = f"has no gradient after the first step: it is not what runs ({_listed(names)})"
         remedy = "leave it out of modules_to_save, target_modules or trainable_parameters"
-        raise problem("training", "trainable parameter", names[0], reason, remedy)
+        raise problem(
+            source="training",
+            field="trainable parameter",
+            value=names[0],
+            reason=reason,
+            remedy=remedy,
+        )
 
 
 def check_saved(folder: Path, keys: set[str]) -> None:
@@ -196,7 +252,9 @@ def check_saved(folder: Path, keys: set[str]) -> None:
     if missing:
         reason = f"was trained and is not in the file ({_listed(missing)})"
         remedy = "train without the option that names it"
-        raise problem(str(file), "weights", missing[0], reason, remedy)
+        raise problem(
+            source=str(file), field="weights", value=missing[0], reason=reason, remedy=remedy
+        )
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,5 @@
-"""Audio files: what is decoded is right to the sample, and what must not be decoded is refused in one line."""
+"""Audio files: what is decoded is right to the sample, and what must not be decoded is refused in
+one line."""
 
 import json
 import os
@@ -21,7 +22,6 @@ from plugins.audio.waveforms import (
     load,
     mono,
     probe,
-    replace_when_done,
     resolve,
     save_wav,
     to_float,
@@ -31,13 +31,16 @@ from plugins.corpora import Utterance
 from plugins.data.clips import check_clips
 from plugins.data.sources import read_rows
 from plugins.errors import UserError, problem
+from plugins.files.disk import replace_when_done
 from plugins.prepare.clips import Work
 from plugins.prepare.quality import Limits
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.voices import Voice, request
 
 
-def sine(duration_s: float = 1.0, sample_rate_hz: int = 24_000, frequency_hz: float = 440.0) -> np.ndarray:
+def sine(
+    duration_s: float = 1.0, sample_rate_hz: int = 24_000, frequency_hz: float = 440.0
+) -> np.ndarray:
     """A sine of amplitude 0.5, (N,) float32."""
     time_s = np.arange(round(duration_s * sample_rate_hz)) / sample_rate_hz
     return (0.5 * np.sin(2 * np.pi * frequency_hz * time_s)).astype(np.float32)
@@ -119,7 +122,8 @@ def test_a_name_that_no_file_can_have_is_refused():
 
 
 def test_error_survives_the_way_out_of_a_worker_process():
-    """An exception whose `args` do not fit its constructor breaks the pool that should report it."""
+    """An exception whose `args` do not fit its constructor breaks the pool that should report
+    it."""
     error = pickle.loads(pickle.dumps(AudioError("a.wav", "is a folder", "name a file")))
     assert (error.path, error.reason, error.remedy) == ("a.wav", "is a folder", "name a file")
 
@@ -127,7 +131,15 @@ def test_error_survives_the_way_out_of_a_worker_process():
 def test_error_fits_into_the_callers_line():
     """The caller knows the row; the error gives the rest of the line."""
     error = AudioError("a.wav", "not found (looked in clips/)", "mend the path")
-    line = str(problem("train.jsonl:17", "audios[0]", "a.wav", error.reason, error.remedy))
+    line = str(
+        problem(
+            source="train.jsonl:17",
+            field="audios[0]",
+            value="a.wav",
+            reason=error.reason,
+            remedy=error.remedy,
+        )
+    )
     assert line == "train.jsonl:17: audios[0]: 'a.wav' not found (looked in clips/); mend the path"
 
 
@@ -164,7 +176,8 @@ def test_channels_are_averaged(tmp_path):
 
 @pytest.mark.parametrize("block_samples", [1 << 21, 200_001, 65_536, 66_667])
 def test_a_file_longer_than_one_block_keeps_its_order(tmp_path, monkeypatch, block_samples):
-    """Decoding goes piecewise; no seam may lose or repeat a sample, also where the last block is a full one."""
+    """Decoding goes piecewise; no seam may lose or repeat a sample, also where the last block is a
+    full one."""
     monkeypatch.setattr(audio, "_BLOCK_SAMPLES", block_samples)
     samples = (np.arange(200_001) % 30_000 / 32_768).astype(np.float32)
     sf.write(tmp_path / "a.wav", samples, 24_000, subtype="PCM_16")
@@ -177,7 +190,9 @@ def test_resampling_agrees_with_librosa_and_with_the_tone(tmp_path, native_rate_
     samples = sine(1.0, native_rate_hz)
     sf.write(tmp_path / "a.wav", samples, native_rate_hz, subtype="FLOAT")
     loaded = load(tmp_path / "a.wav", sample_rate_hz=24_000)
-    expected = librosa.resample(samples, orig_sr=native_rate_hz, target_sr=24_000, res_type="soxr_hq", fix=False)
+    expected = librosa.resample(
+        samples, orig_sr=native_rate_hz, target_sr=24_000, res_type="soxr_hq", fix=False
+    )
     assert loaded.shape == expected.shape == (24_000,)
     np.testing.assert_allclose(loaded, expected, atol=1e-6)
     np.testing.assert_allclose(loaded[1000:-1000], sine(1.0, 24_000)[1000:-1000], atol=1e-3)
@@ -186,7 +201,8 @@ def test_resampling_agrees_with_librosa_and_with_the_tone(tmp_path, native_rate_
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
 @pytest.mark.parametrize(("subtype", "dtype"), [("PCM_16", np.int16), ("PCM_24", np.float32)])
 def test_samples_are_decoded_as_they_are_stored(tmp_path, suffix, subtype, dtype):
-    """16 bit as integers, which is faster; as floats they are those of libsndfile, to the bit and per channel."""
+    """16 bit as integers, which is faster; as floats they are those of libsndfile, to the bit and
+    per channel."""
     path = tmp_path / f"a.{suffix}"
     sf.write(path, np.random.default_rng(0).uniform(-1, 1, (5_000, 2)), 24_000, subtype=subtype)
     with Source(path) as source:
@@ -197,7 +213,8 @@ def test_samples_are_decoded_as_they_are_stored(tmp_path, suffix, subtype, dtype
 
 
 def test_16_bit_is_the_same_after_a_way_through_floats(tmp_path):
-    """All 65,536 values: libsndfile's own conversion takes another scale for writing than for reading."""
+    """All 65,536 values: libsndfile's own conversion takes another scale for writing than for
+    reading."""
     samples = np.arange(-(2**15), 2**15).astype(np.int16)
     np.testing.assert_array_equal(to_pcm16(to_float(samples)), samples)
     save_wav(tmp_path / "a.wav", to_float(samples), 24_000)
@@ -221,7 +238,9 @@ def test_non_finite_samples_are_refused(tmp_path, value):
         load(tmp_path / "a.wav")
 
 
-@pytest.mark.parametrize(("num_samples", "sample_rate_hz"), [(0, 24_000), (0, 48_000), (1, 192_000)])
+@pytest.mark.parametrize(
+    ("num_samples", "sample_rate_hz"), [(0, 24_000), (0, 48_000), (1, 192_000)]
+)
 def test_a_file_without_samples_is_refused(tmp_path, num_samples, sample_rate_hz):
     """Also one that is empty only after resampling."""
     sf.write(tmp_path / "a.wav", np.zeros(num_samples), sample_rate_hz)
@@ -234,7 +253,8 @@ def test_a_file_without_samples_is_refused(tmp_path, num_samples, sample_rate_hz
     [("wav", "is truncated"), ("flac", "does not decode to its end"), ("mp3", "is truncated")],
 )
 def test_a_file_cut_in_half_is_refused(tmp_path, suffix, reason):
-    """libsndfile shortens a cut WAV without a word: the clip would end in the middle of its transcript."""
+    """libsndfile shortens a cut WAV without a word: the clip would end in the middle of its
+    transcript."""
     sf.write(tmp_path / f"a.{suffix}", sine(2.0), 24_000)
     with pytest.raises(AudioError) as caught:
         load(cut(tmp_path / f"a.{suffix}"))
@@ -272,9 +292,11 @@ def test_an_odd_number_of_bytes_is_no_truncation(tmp_path):
 
 
 def test_an_mp3_without_a_length_is_read_as_far_as_it_goes(tmp_path):
-    """Variable bit rate without the Xing frame: libsndfile's length is a guess, often several times the truth."""
+    """Variable bit rate without the Xing frame: libsndfile's length is a guess, often several times
+    the truth."""
     path = tmp_path / "a.mp3"
-    # Silence takes few bits, noise many: judged by its silent start the file seems far longer than it is.
+    # Silence takes few bits, noise many: judged by its silent start the file seems far longer than
+    # it is.
     samples = np.random.default_rng(0).normal(0, 0.2, 192_000).astype(np.float32)
     samples[:48_000] = 0.0
     sf.write(path, samples, 48_000, bitrate_mode="VARIABLE", compression_level=0.5)
@@ -286,7 +308,8 @@ def test_an_mp3_without_a_length_is_read_as_far_as_it_goes(tmp_path):
 
 
 def test_an_mp3_with_a_tag_in_front_keeps_its_truncation_check(tmp_path):
-    """Cover art stands before the first frame and may be large; the length is looked for behind it."""
+    """Cover art stands before the first frame and may be large; the length is looked for behind
+    it."""
     path = tmp_path / "a.mp3"
     sf.write(path, sine(2.0), 24_000)
     tag = b"ID3\x03\x00\x00" + bytes([0, 0, 2, 0]) + bytes(256)
@@ -315,7 +338,8 @@ def test_a_flac_without_a_length_is_refused_by_its_header(tmp_path):
 
 @pytest.fixture(scope="module")
 def bombs(tmp_path_factory) -> dict[str, Path]:
-    """Name -> a small recording that promises too much. Decoded as it is stored, the first takes 210 MB."""
+    """Name -> a small recording that promises too much. Decoded as it is stored, the first takes
+    210 MB."""
     folder = tmp_path_factory.mktemp("bombs")
     names = ("rate.flac", "channels.ogg", "length.flac", "slow.wav")
     bombs = {Path(name).stem: folder / name for name in names}
@@ -339,11 +363,12 @@ def bombs(tmp_path_factory) -> dict[str, Path]:
     ],
 )
 def test_what_would_fill_the_memory_is_refused_by_its_header(bombs, tmp_path, name, reason):
-    """12 s of silence in 255 channels at 192 kHz were 105 kB of a request, 5.8 GB of memory and 35 s.
+    """12 s of silence in 255 channels at 192 kHz were 105 kB of a request, 5.8 GB of memory and 35
+    s.
 
-    Through all that decodes: a voice, a row of a dataset (which `swift sft` checks so), a corpus. What a browser or a
-    client of `swift deploy` sends becomes a voice or a row (tests/commands/test_app.py, tests/ms_swift/test_swift_deploy.py).
-    """
+    Through all that decodes: a voice, a row of a dataset (which `swift sft` checks so), a corpus.
+    What a browser or a client of `swift deploy` sends becomes a voice or a row
+    (tests/commands/test_app.py, tests/ms_swift/test_swift_deploy.py)."""
     bomb, settings = bombs[name], HiggsAudioSettings()
     if name == "rate":
         with pytest.raises(AssertionError, match="MB"), in_memory_mb(100):
@@ -368,7 +393,8 @@ def test_what_would_fill_the_memory_is_refused_by_its_header(bombs, tmp_path, na
 
 
 def test_the_largest_that_is_taken_fits_into_little_memory(tmp_path):
-    """In blocks, made mono and resampled one by one: at once it would be 180 MB of floats, and those three times."""
+    """In blocks, made mono and resampled one by one: at once it would be 180 MB of floats, and
+    those three times."""
     path = silence(tmp_path / "a.flac", 30, sample_rate_hz=192_000, num_channels=8)
     with in_memory_mb(100):
         assert load(path).shape == (720_000,)
@@ -466,7 +492,9 @@ def test_not_found_lists_where_it_looked(tmp_path, monkeypatch):
     assert caught.value.reason == "not found"
 
 
-@pytest.mark.parametrize("url", ["http://x.org/a.wav", "https://x.org/a.wav", "s3://bucket/a.wav", "HF://a/b.wav"])
+@pytest.mark.parametrize(
+    "url", ["http://x.org/a.wav", "https://x.org/a.wav", "s3://bucket/a.wav", "HF://a/b.wav"]
+)
 def test_url_is_refused_with_the_remedy(url):
     """It would otherwise be looked for as a folder named `https:`."""
     with pytest.raises(AudioError) as caught:
@@ -480,7 +508,9 @@ def test_a_folder_does_not_hide_the_file_of_the_same_name(tmp_path):
     (tmp_path / "first" / "a").mkdir(parents=True)
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "a").write_bytes(b"x")
-    assert resolve("a", folders=[tmp_path / "first", tmp_path / "second"]) == tmp_path / "second" / "a"
+    assert (
+        resolve("a", folders=[tmp_path / "first", tmp_path / "second"]) == tmp_path / "second" / "a"
+    )
     with pytest.raises(AudioError, match="is a folder"):
         resolve("a", folders=[tmp_path / "first"])
 

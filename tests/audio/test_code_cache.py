@@ -119,7 +119,9 @@ def test_what_is_no_codes_is_not_kept(codes: np.ndarray, expected: str, tmp_path
         assert "0" * 32 not in writer
 
 
-def test_a_tenth_above_400_bytes_per_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tenth_above_400_bytes_per_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also of a cache that grew: clips that are finished leave no room behind in the other file."""
     monkeypatch.setattr(code_cache, "_BATCH_S", 1)
     clips = make_clips(4000, num_frames=125)  # 5 s
@@ -170,7 +172,9 @@ def dies(at: str, folder: Path, clips: Clips) -> None:
         writer.commit()
 
 
-@pytest.mark.parametrize("at", ["before connect", "before fsync", "before replace", "after replace"])
+@pytest.mark.parametrize(
+    "at", ["before connect", "before fsync", "before replace", "after replace"]
+)
 def test_killed_while_the_clips_are_made_visible(at: str, tmp_path: Path) -> None:
     """Nothing is encoded again, readers see all of it or none, and nothing stays behind."""
     old, new = make_clips(3, first=50), CLIPS
@@ -253,7 +257,9 @@ def test_disk_full_anywhere_then_run_again(tmp_path: Path, monkeypatch: pytest.M
         command(folder, make_clips(30, num_frames=75))
         assert_holds(CodeCache(folder), make_clips(30, num_frames=75))
     assert "done" in lines
-    pattern = r"F: code cache: '(.*)\.sqlite' cannot be written \(.*\); mend that and run the same .*"
+    pattern = (
+        r"F: code cache: '(.*)\.sqlite' cannot be written \(.*\); mend that and run the same .*"
+    )
     found = [re.fullmatch(pattern, line) for line in lines - {"done"}]
     assert {match[1] for match in found if match} == {"incoming", "codes"}
     assert all(found)
@@ -261,12 +267,15 @@ def test_disk_full_anywhere_then_run_again(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); mend that and run"):
+    with pytest.raises(
+        UserError, match=r"cannot be written \(Not a directory\); mend that and run"
+    ):
         command(tmp_path / "file" / "codes", CLIPS)
 
 
 def test_damage_never_changes_a_code(tmp_path: Path) -> None:
-    """Cut off or one bit flipped, wherever: the codes that were written, or one line with a remedy."""
+    """Cut off or one bit flipped, wherever: the codes that were written, or one line with a
+    remedy."""
     clips = make_clips(8, num_frames=75)
     command(tmp_path, clips)
     file, chance = tmp_path / "codes.sqlite", random.Random(0)
@@ -292,7 +301,9 @@ def test_damage_never_changes_a_code(tmp_path: Path) -> None:
         command(tmp_path, clips)
     file.unlink()
     (tmp_path / "incoming.sqlite").write_text("nonsense " * 100)
-    with pytest.raises(UserError, match=r"'incoming\.sqlite' cannot be written .*; delete that file"):
+    with pytest.raises(
+        UserError, match=r"'incoming\.sqlite' cannot be written .*; delete that file"
+    ):
         command(tmp_path, clips)
 
 
@@ -301,14 +312,20 @@ def test_no_code_of_the_stream_is_trained(code: int, tmp_path: Path) -> None:
     """1024 and 1025 begin and end a stream: whatever wrote them, the row is named."""
     command(tmp_path / "codes", CLIPS)
     key, codes = next(iter(CLIPS.items()))
-    content = np.where(np.arange(codes.size).reshape(codes.shape) == 7, code, codes).astype("<i2").tobytes()
+    content = (
+        np.where(np.arange(codes.size).reshape(codes.shape) == 7, code, codes)
+        .astype("<i2")
+        .tobytes()
+    )
     with sqlite3.connect(tmp_path / "codes" / "codes.sqlite") as file:
         row = (content, zlib.crc32(content), bytes.fromhex(key))
         file.execute("UPDATE clips SET codes = ?, crc32_of_codes = ? WHERE key = ?", row)
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
     row = {"messages": messages, "audio_codes": [f"codes#{key}"]}
     settings = HiggsAudioSettings()
-    expected = rf"^t\.jsonl:7: audio_codes\[0\]: {code} is outside 0\.\.1023; encode with the model's"
+    expected = (
+        rf"^t\.jsonl:7: audio_codes\[0\]: {code} is outside 0\.\.1023; encode with the model's"
+    )
     with pytest.raises(UserError, match=expected):
         dialogue_from_row(canonical_row(row, "t.jsonl:7", settings, beside=tmp_path), settings)
 
@@ -344,9 +361,13 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     assert_holds(CodeCache(tmp_path), runs[0] | runs[1])
 
 
-def test_a_writer_that_does_not_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_does_not_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(code_cache, "_WAIT_S", 0.1)
-    busy = pytest.raises(UserError, match=r"'incoming\.sqlite' cannot be written \(database is locked\)")
+    busy = pytest.raises(
+        UserError, match=r"'incoming\.sqlite' cannot be written \(database is locked\)"
+    )
     with CacheWriter(tmp_path, codec="codec") as first, first._alone(), busy:
         command(tmp_path, CLIPS)
     assert command(tmp_path, CLIPS) == list(CLIPS)

@@ -22,7 +22,8 @@ from plugins.errors import UserError
 def test_a_key_depends_on_the_file_and_on_what_makes_codes_of_it() -> None:
     codec = "cd" * 32 + "\n" + code_cache.METHOD
     key = content_key("ab" * 32, codec)
-    # printf '%s\n%s\n%s' abab... cdcd... METHOD | sha256sum: another key and every cache would be encoded again.
+    # printf '%s\n%s\n%s' abab... cdcd... METHOD | sha256sum: another key and every cache would be
+    # encoded again.
     assert key == "441fb6297eb2b5d2b53ed0c78e127e50"
     assert len({key, content_key("ba" * 32, codec), content_key("ab" * 32, codec[::-1])}) == 3
 
@@ -34,7 +35,9 @@ def codec_folder(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_a_fingerprint_is_that_of_config_weights_and_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fingerprint_is_that_of_config_weights_and_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = {"model.safetensors": "weights"}
     original = codec_fingerprint(codec_folder(tmp_path / "a", **weights))
     assert re.fullmatch(rf"[0-9a-f]{{64}}\n{code_cache.METHOD}", original)
@@ -51,7 +54,9 @@ def test_a_fingerprint_is_that_of_config_weights_and_method(tmp_path: Path, monk
     assert codec_fingerprint(same) != original
 
 
-def test_a_fingerprint_is_cheap_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fingerprint_is_cheap_until_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = codec_folder(tmp_path / "codec", **{"model.safetensors": "weights"})
     before = codec_fingerprint(folder)
     with monkeypatch.context() as patch:
@@ -64,13 +69,22 @@ def test_a_fingerprint_is_cheap_until_a_file_changes(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(
     ("files", "missing"),
-    [({}, "config.json"), ({"config.json": "{}"}, "weights"), ({"model.safetensors": ""}, "config.json")],
+    [
+        ({}, "config.json"),
+        ({"config.json": "{}"}, "weights"),
+        ({"model.safetensors": ""}, "config.json"),
+    ],
 )
-def test_a_folder_without_codec_has_no_fingerprint(files: dict[str, str], missing: str, tmp_path: Path) -> None:
+def test_a_folder_without_codec_has_no_fingerprint(
+    files: dict[str, str], missing: str, tmp_path: Path
+) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     for folder in (tmp_path, tmp_path / "gone") if not files else (tmp_path,):
-        with pytest.raises(UserError, match=rf"^{folder}: codec: '({missing}|weights)' not found; give a codec folder"):
+        with pytest.raises(
+            UserError,
+            match=rf"^{folder}: codec: '({missing}|weights)' not found; give a codec folder",
+        ):
             codec_fingerprint(folder)
 
 
@@ -87,7 +101,9 @@ def test_references_are_relative_to_the_file_of_their_row(tmp_path: Path) -> Non
         (data, f".#{key}"),
     ]:
         assert format_reference(folder, key, beside=data) == expected
-        found, found_key = parse_reference(expected, beside=data, where="train.jsonl:17", field="audio_codes[0]")
+        found, found_key = parse_reference(
+            expected, beside=data, where="train.jsonl:17", field="audio_codes[0]"
+        )
         assert (found.resolve(), found_key) == (folder, key)
 
 
@@ -100,7 +116,9 @@ def test_references_survive_a_link_to_the_data(tmp_path: Path) -> None:
     assert found.resolve() == tmp_path / "codes"
 
 
-@pytest.mark.parametrize("reference", ["", "codes", "#" + "0" * 32, "codes#", "codes#0123", f"codes#{'g' * 32}"])
+@pytest.mark.parametrize(
+    "reference", ["", "codes", "#" + "0" * 32, "codes#", "codes#0123", f"codes#{'g' * 32}"]
+)
 def test_a_wrong_reference_is_named(reference: str, tmp_path: Path) -> None:
     expected = rf"^train\.jsonl:17: audio_codes\[0\]: '{reference}' is no FOLDER#KEY with a key of 32 hex digits; write"
     with pytest.raises(UserError, match=expected):

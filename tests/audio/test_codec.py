@@ -12,7 +12,7 @@ from conftest import CORPUS
 from plugins.audio import waveforms as audio
 from plugins.audio.codec import Codec, find_codec
 from plugins.errors import UserError
-from plugins.settings import DEFAULT_CODEC
+from plugins.files.hub import DEFAULT_CODEC
 
 CLIP = str(CORPUS / "wavs" / "DEMO-0001.flac")
 
@@ -22,9 +22,14 @@ def codec(tiny: Path) -> Codec:
     return Codec(str(tiny / "audio_tokenizer"))
 
 
-@pytest.mark.parametrize(("num_samples", "num_frames"), [(960, 1), (961, 2), (24000, 25), (24959, 26)])
-def test_a_clip_of_n_samples_has_n_over_960_frames_rounded_up(codec: Codec, num_samples: int, num_frames: int) -> None:
-    """Unpadded clips would be padded by half a hop inside the class, which shifts the decoded signal."""
+@pytest.mark.parametrize(
+    ("num_samples", "num_frames"), [(960, 1), (961, 2), (24000, 25), (24959, 26)]
+)
+def test_a_clip_of_n_samples_has_n_over_960_frames_rounded_up(
+    codec: Codec, num_samples: int, num_frames: int
+) -> None:
+    """Unpadded clips would be padded by half a hop inside the class, which shifts the decoded
+    signal."""
     codes = codec.encode(np.random.default_rng(0).normal(0, 0.1, num_samples).astype(np.float32))
     assert codes.shape == (8, num_frames)
     assert codes.dtype == torch.int64
@@ -36,7 +41,9 @@ def test_a_clip_of_n_samples_has_n_over_960_frames_rounded_up(codec: Codec, num_
 def test_codes_of_a_file_are_those_of_its_24_khz_waveform(codec: Codec) -> None:
     waveform = audio.load(CLIP, sample_rate_hz=24_000)
     assert torch.equal(codec.encode_file(CLIP), codec.encode(waveform))
-    assert torch.equal(codec.encode_file(CLIP), codec.encode_file(CLIP)), "eval mode: no dropout in the codes"
+    assert torch.equal(codec.encode_file(CLIP), codec.encode_file(CLIP)), (
+        "eval mode: no dropout in the codes"
+    )
 
 
 def test_it_travels_into_workers_without_its_model(codec: Codec) -> None:

@@ -1,4 +1,5 @@
-"""The codec's original format: same codes and sound as the original, exact round trips, and every wrong folder named.
+"""The codec's original format: same codes and sound as the original, exact round trips, and every
+wrong folder named.
 
 tests/golden/codec/ was written by the original itself (tests/golden/make/codec.py).
 """
@@ -20,7 +21,14 @@ from torch import Tensor
 from transformers import HiggsAudioV2TokenizerModel, HubertConfig
 
 from plugins.audio.codec import Codec
-from plugins.audio.original_codec import DROPPED, is_original, other_model, save_native, to_native, to_original
+from plugins.audio.original_codec import (
+    DROPPED,
+    is_original,
+    other_model,
+    save_native,
+    to_native,
+    to_original,
+)
 from plugins.cli import main
 from plugins.errors import UserError
 
@@ -36,7 +44,8 @@ def original_weights() -> Weights:
 
 @pytest.fixture
 def edited(tmp_path: Path) -> Callable[..., Path]:
-    """A copy of the original codec, its weights and config after `edit_weights` and with the fields `config`."""
+    """A copy of the original codec, its weights and config after `edit_weights` and with the fields
+    `config`."""
 
     def edit(edit_weights: Callable[[Weights], Any] = lambda weights: None, **config: Any) -> Path:
         folder = tmp_path / "original"
@@ -63,7 +72,9 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_is_used_without_conversion() -> None:
     expected = np.load(ORIGINAL / "expected.npz")
-    assert torch.equal(Codec(str(ORIGINAL)).encode(expected["waveform"]), torch.from_numpy(expected["codes"]))
+    assert torch.equal(
+        Codec(str(ORIGINAL)).encode(expected["waveform"]), torch.from_numpy(expected["codes"])
+    )
 
 
 def test_the_convert_command(tmp_path: Path) -> None:
@@ -81,14 +92,21 @@ def test_every_native_key_is_filled_and_every_original_key_used() -> None:
     assert {key: tensor.shape for key, tensor in weights.items()} == {
         key: tensor.shape for key, tensor in expected.items()
     }
-    # Of a merged weight two keys are used; each other key holds its own tensor (no two are alike, `inited` aside).
+    # Of a merged weight two keys are used; each other key holds its own tensor (no two are alike,
+    # `inited` aside).
     original = original_weights()
     num_merged = sum(key.endswith("weight_g") for key in original)
     assert num_merged == 74, "the convolutions of DAC for five ratios"
     assert len(weights) == len(original) - num_merged - len(DROPPED)
-    whole = [tensor for key, tensor in original.items() if not key.endswith(("_g", "_v")) and key not in DROPPED]
+    whole = [
+        tensor
+        for key, tensor in original.items()
+        if not key.endswith(("_g", "_v")) and key not in DROPPED
+    ]
     for tensor in whole:
-        assert any(tensor.shape == found.shape and torch.equal(tensor, found) for found in weights.values())
+        assert any(
+            tensor.shape == found.shape and torch.equal(tensor, found) for found in weights.values()
+        )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +115,10 @@ def test_every_native_key_is_filled_and_every_original_key_used() -> None:
         ("acoustic_decoder.block.4.res_unit3.conv2.bias", "decoder_2.model.5.block.4.block.3.bias"),
         ("acoustic_encoder.snake1.alpha", "encoder.block.6.alpha"),
         ("decoder_semantic.conv2.weight", "decoder_semantic.conv2.conv.weight"),
-        ("decoder_semantic.conv_blocks.1.conv.bias", "decoder_semantic.conv_blocks.1.conv.conv.bias"),
+        (
+            "decoder_semantic.conv_blocks.1.conv.bias",
+            "decoder_semantic.conv_blocks.1.conv.conv.bias",
+        ),
         (
             "decoder_semantic.conv_blocks.0.res_units.1.conv1.weight",
             "decoder_semantic.conv_blocks.0.res_units.1.conv1.conv.weight",
@@ -111,7 +132,8 @@ def test_every_native_key_is_filled_and_every_original_key_used() -> None:
     ],
 )
 def test_a_key_has_the_originals_tensor(native_key: str, original_key: str) -> None:
-    """Most of these are never read for codes or sound: the comparison below would not notice two of them exchanged."""
+    """Most of these are never read for codes or sound: the comparison below would not notice two of
+    them exchanged."""
     assert torch.equal(to_native(ORIGINAL)[1][native_key], original_weights()[original_key])
 
 
@@ -125,7 +147,8 @@ def test_codes_and_sound_are_the_originals(native: Path) -> None:
 
 
 def test_as_many_codebooks_as_the_original_has() -> None:
-    """The published config lists 4 kbit/s, for which a native codec would build 16 codebooks, eight of them random."""
+    """The published config lists 4 kbit/s, for which a native codec would build 16 codebooks, eight
+    of them random."""
     assert 4 in json.loads((ORIGINAL / "config.json").read_text())["target_bandwidths"]
     config, _ = to_native(ORIGINAL)
     assert config.target_bandwidths == [0.5, 1, 1.5, 2]
@@ -143,12 +166,17 @@ def test_the_native_folder_is_what_transformers_writes(native: Path) -> None:
     assert all(torch.equal(saved[key], weights[key]) for key in saved)
 
 
-def rename_pair(weights: Weights, stem: str, before: tuple[str, str], after: tuple[str, str]) -> None:
+def rename_pair(
+    weights: Weights, stem: str, before: tuple[str, str], after: tuple[str, str]
+) -> None:
     for old, new in zip(before, after, strict=True):
         weights[f"{stem}.{new}"] = weights.pop(f"{stem}.{old}")
 
 
-OLD, NEW = ("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")
+OLD, NEW = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
 
 
 @pytest.mark.parametrize(("stem", "before", "after"), [(SPLIT, OLD, NEW), (POSITIONS, NEW, OLD)])
@@ -166,7 +194,9 @@ def test_a_merged_weight_is_that_of_torch() -> None:
     weights = original_weights()
     convolution = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(8, 8, 7))
     spelled = zip(OLD, NEW, strict=True)
-    convolution.load_state_dict({new: weights[f"{SPLIT}.{old}"] for old, new in spelled}, strict=False)
+    convolution.load_state_dict(
+        {new: weights[f"{SPLIT}.{old}"] for old, new in spelled}, strict=False
+    )
     merged = to_native(ORIGINAL)[1]["acoustic_encoder.block.2.res_unit2.conv1.weight"]
     torch.testing.assert_close(merged, convolution.weight.detach(), rtol=1e-6, atol=0)
 
@@ -176,8 +206,13 @@ def test_a_merged_weight_is_that_of_torch() -> None:
 
 def test_round_trip_is_equal_to_the_bit(native: Path, tmp_path: Path) -> None:
     to_original(native, tmp_path / "back")
-    assert (tmp_path / "back" / "config.json").read_bytes() == (ORIGINAL / "config.json").read_bytes()
-    expected, found = original_weights(), torch.load(tmp_path / "back" / "model.pth", weights_only=True)
+    assert (tmp_path / "back" / "config.json").read_bytes() == (
+        ORIGINAL / "config.json"
+    ).read_bytes()
+    expected, found = (
+        original_weights(),
+        torch.load(tmp_path / "back" / "model.pth", weights_only=True),
+    )
     assert list(found) == list(expected), "the same keys in the same order"
     for key, tensor in expected.items():
         assert found[key].dtype == tensor.dtype
@@ -187,14 +222,20 @@ def test_round_trip_is_equal_to_the_bit(native: Path, tmp_path: Path) -> None:
     assert (again / "model.safetensors").read_bytes() == (native / "model.safetensors").read_bytes()
 
 
-def test_the_way_back_needs_what_the_native_codec_does_not_keep(native: Path, tmp_path: Path) -> None:
+def test_the_way_back_needs_what_the_native_codec_does_not_keep(
+    native: Path, tmp_path: Path
+) -> None:
     with safe_open(native / "original.safetensors", framework="pt") as sidecar:
         kept = set(sidecar.keys())
-    assert kept == {key for key in original_weights() if key.endswith(("_g", "_v"))} | DROPPED.keys()
+    assert (
+        kept == {key for key in original_weights() if key.endswith(("_g", "_v"))} | DROPPED.keys()
+    )
     folder = tmp_path / "native"
     shutil.copytree(native, folder)
     (folder / "original.safetensors").unlink()
-    with pytest.raises(UserError, match=r"original\.safetensors' not found: .* not converted .*; download revision"):
+    with pytest.raises(
+        UserError, match=r"original\.safetensors' not found: .* not converted .*; download revision"
+    ):
         to_original(folder, tmp_path / "back")
 
 
@@ -205,7 +246,9 @@ def test_weights_that_changed_since_do_not_go_back(native: Path, tmp_path: Path)
     weights = load_file(folder / "model.safetensors")
     weights[key] *= 1.0001
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=rf"'{key}' has changed since .*; convert the original codec again"):
+    with pytest.raises(
+        UserError, match=rf"'{key}' has changed since .*; convert the original codec again"
+    ):
         to_original(folder, tmp_path / "back")
     assert not list(tmp_path.glob("back*")), "nothing half written"
 
@@ -216,7 +259,9 @@ def test_a_damaged_native_folder_does_not_go_back(native: Path, tmp_path: Path) 
     weights = load_file(folder / "model.safetensors")
     del weights["fc.weight"]
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"fc\.weight.* is missing or damaged; convert the original codec again"):
+    with pytest.raises(
+        UserError, match=r"fc\.weight.* is missing or damaged; convert the original codec again"
+    ):
         to_original(folder, tmp_path / "back")
 
 
@@ -237,16 +282,27 @@ def rename(weights: Weights, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda weights: weights.pop("fc_post2.bias"), r"'fc_post2\.bias' is missing \(1 in all\); download"),
+        (
+            lambda weights: weights.pop("fc_post2.bias"),
+            r"'fc_post2\.bias' is missing \(1 in all\); download",
+        ),
         # Two that the config is read from.
-        (lambda weights: weights.pop("encoder.block.0.weight_v"), r"'encoder\.block\.0\.weight_v' is missing"),
-        (lambda weights: weights.pop("encoder.block.0.weight_g"), r"'encoder\.block\.0\.weight_g' is missing"),
+        (
+            lambda weights: weights.pop("encoder.block.0.weight_v"),
+            r"'encoder\.block\.0\.weight_v' is missing",
+        ),
+        (
+            lambda weights: weights.pop("encoder.block.0.weight_g"),
+            r"'encoder\.block\.0\.weight_g' is missing",
+        ),
         (
             lambda weights: rename(weights, "fc_prior.weight", "fc_before.weight"),
             r"'fc_prior\.weight' is missing \(1 in all\), and 'fc_before\.weight' is not a key of the codec",
         ),
         (
-            lambda weights: weights.update({"quantizer.vq.layers.8._codebook.embed": torch.zeros(1024, 4)}),
+            lambda weights: weights.update(
+                {"quantizer.vq.layers.8._codebook.embed": torch.zeros(1024, 4)}
+            ),
             r"'quantizer\.vq\.layers\.8\._codebook\.embed' is not a key of the codec \(1 such keys\)",
         ),
         (
@@ -257,11 +313,16 @@ def rename(weights: Weights, old: str, new: str) -> None:
             lambda weights: weights.update({f"{SPLIT}.weight_g": torch.ones(1, 1, 1)}),
             rf"'{SPLIT}\.weight_g' has shape \[1, 1, 1\], config\.json asks for \[8, 1, 1\]",
         ),
-        (lambda weights: weights.update({"fc_post1.bias": 0.5}), r"'fc_post1\.bias' is a float, not a tensor"),
+        (
+            lambda weights: weights.update({"fc_post1.bias": 0.5}),
+            r"'fc_post1\.bias' is a float, not a tensor",
+        ),
     ],
     ids=["dropped", "width", "half a pair", "renamed", "extra", "shape", "shape of g", "no tensor"],
 )
-def test_a_wrong_key_is_named(edited: Callable[..., Path], edit: Callable[[Weights], Any], said: str) -> None:
+def test_a_wrong_key_is_named(
+    edited: Callable[..., Path], edit: Callable[[Weights], Any], said: str
+) -> None:
     with pytest.raises(UserError, match=said) as raised:
         to_native(edited(edit))
     assert "\n" not in str(raised.value)
@@ -272,7 +333,9 @@ def test_the_mask_vector_may_be_absent(edited: Callable[..., Path]) -> None:
     to_native(edited(lambda weights: weights.pop("semantic_model.masked_spec_embed")))
 
 
-def test_a_truncated_checkpoint_leaves_nothing_behind(edited: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_leaves_nothing_behind(
+    edited: Callable[..., Path], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="is missing"):
         save_native(edited(lambda weights: weights.pop("fc_post2.bias")), tmp_path / "native")
     assert not list(tmp_path.glob("native*"))
@@ -290,7 +353,9 @@ class Malicious:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_no_code_of_a_checkpoint_is_run(edited: Callable[..., Path], tmp_path: Path, zipped: bool) -> None:
+def test_no_code_of_a_checkpoint_is_run(
+    edited: Callable[..., Path], tmp_path: Path, zipped: bool
+) -> None:
     folder, marker = edited(), tmp_path / "marker"
     weights = {**original_weights(), "fc_prior.weight": Malicious(marker)}
     torch.save(weights, folder / "model.pth", _use_new_zipfile_serialization=zipped)
@@ -316,8 +381,13 @@ def test_a_damaged_file_is_named(edited: Callable[..., Path], content: str) -> N
     file = edited() / "model.pth"
     whole = file.read_bytes()
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 805896395\n"
-    file.write_bytes({"half": whole[: len(whole) // 2], "nothing": b"", "git-lfs pointer": pointer}[content])
-    with pytest.raises(UserError, match=r"model\.pth: weights: 'model\.pth' is damaged or is no file of torch\.save"):
+    file.write_bytes(
+        {"half": whole[: len(whole) // 2], "nothing": b"", "git-lfs pointer": pointer}[content]
+    )
+    with pytest.raises(
+        UserError,
+        match=r"model\.pth: weights: 'model\.pth' is damaged or is no file of torch\.save",
+    ):
         to_native(file.parent)
 
 
@@ -336,18 +406,23 @@ def test_a_config_without_weights_is_named(edited: Callable[..., Path]) -> None:
     (folder / "model.pth").unlink()
     assert is_original(folder)
     with pytest.raises(
-        UserError, match=r"weights: 'model\.pth' not found; download .* is native, 9d4988f\w* is original"
+        UserError,
+        match=r"weights: 'model\.pth' not found; download .* is native, 9d4988f\w* is original",
     ):
         to_native(folder)
 
 
-def test_a_native_config_beside_original_weights_is_named(edited: Callable[..., Path], native: Path) -> None:
-    """As reported when `main` of the Hub repository became native (diodiogod/TTS-Audio-Suite, issue 287)."""
+def test_a_native_config_beside_original_weights_is_named(
+    edited: Callable[..., Path], native: Path
+) -> None:
+    """As reported when `main` of the Hub repository became native (diodiogod/TTS-Audio-Suite, issue
+    287)."""
     folder = edited()
     shutil.copy(native / "config.json", folder)
     assert is_original(folder)
     with pytest.raises(
-        UserError, match=r"'higgs_audio_v2_tokenizer' is the config of the native codec, not of a codec in"
+        UserError,
+        match=r"'higgs_audio_v2_tokenizer' is the config of the native codec, not of a codec in",
     ):
         to_native(folder)
 
@@ -366,23 +441,32 @@ def test_a_native_config_beside_original_weights_is_named(edited: Callable[..., 
 def test_another_models_config_is_named(tmp_path: Path, model_type: str, named: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(
-        UserError, match=f"'{model_type}' is the config of {named}, not of a codec in the original format"
+        UserError,
+        match=f"'{model_type}' is the config of {named}, not of a codec in the original format",
     ):
         to_native(tmp_path)
 
 
 def hubert() -> Weights:
     weights = original_weights()
-    return {key.removeprefix("semantic_model."): weights[key] for key in weights if key.startswith("semantic_model.")}
+    return {
+        key.removeprefix("semantic_model."): weights[key]
+        for key in weights
+        if key.startswith("semantic_model.")
+    }
 
 
 def plain_dac() -> Weights:
     weights = original_weights()
-    ours = {key: tensor for key, tensor in weights.items() if key.startswith(("encoder.", "decoder_2."))}
+    ours = {
+        key: tensor for key, tensor in weights.items() if key.startswith(("encoder.", "decoder_2."))
+    }
     return {key.replace("decoder_2.", "decoder."): tensor for key, tensor in ours.items()}
 
 
-def test_another_models_weights_are_named(edited: Callable[..., Path], tiny: Path, native: Path) -> None:
+def test_another_models_weights_are_named(
+    edited: Callable[..., Path], tiny: Path, native: Path
+) -> None:
     folder = edited()
     generation = load_file(tiny / "model.safetensors")
     original_generation = load_file(GOLDEN / "tiny_original.safetensors")
@@ -394,7 +478,9 @@ def test_another_models_weights_are_named(edited: Callable[..., Path], tiny: Pat
         (plain_dac(), "a plain DAC"),
     ):
         torch.save(weights, folder / "model.pth")
-        with pytest.raises(UserError, match=rf"'model\.pth' holds the weights of {named}, not of a codec"):
+        with pytest.raises(
+            UserError, match=rf"'model\.pth' holds the weights of {named}, not of a codec"
+        ):
             to_native(folder)
 
 
@@ -411,7 +497,9 @@ def test_which_folders_are_original(tiny: Path, native: Path, tmp_path: Path) ->
     both = tmp_path / "both"
     shutil.copytree(native, both)
     shutil.copy(ORIGINAL / "model.pth", both)
-    assert not is_original(both), "a native folder that also has the original's weights is loaded as it is"
+    assert not is_original(both), (
+        "a native folder that also has the original's weights is loaded as it is"
+    )
 
 
 # Variants.
@@ -420,12 +508,27 @@ def test_which_folders_are_original(tiny: Path, native: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"semantic_techer": "wavlm_base_plus"}, "semantic_techer: 'wavlm_base_plus' is none of hubert_base_general"),
-        ({"downsample_mode": "avg"}, "downsample_mode: 'avg' is not 'step_down'; the native codec has no such variant"),
+        (
+            {"semantic_techer": "wavlm_base_plus"},
+            "semantic_techer: 'wavlm_base_plus' is none of hubert_base_general",
+        ),
+        (
+            {"downsample_mode": "avg"},
+            "downsample_mode: 'avg' is not 'step_down'; the native codec has no such variant",
+        ),
         ({"vq_scale": 2}, "vq_scale: 2 is not 1"),
-        ({"target_bandwidths": [0.5, 1]}, r"target_bandwidths: \[0.5, 1\] has none for n_q 8; add 2.0 \(kbit/s\)"),
-        ({"n_q": 6}, r"'quantizer\.vq\.layers\.6\.project_in\.weight' is not a key of the codec \(16 such keys\)"),
-        ({"D": 8}, r"'encoder\.block\.7\.weight_g' has shape \[16, 1, 1\], config\.json asks for \[8, 1, 1\]"),
+        (
+            {"target_bandwidths": [0.5, 1]},
+            r"target_bandwidths: \[0.5, 1\] has none for n_q 8; add 2.0 \(kbit/s\)",
+        ),
+        (
+            {"n_q": 6},
+            r"'quantizer\.vq\.layers\.6\.project_in\.weight' is not a key of the codec \(16 such keys\)",
+        ),
+        (
+            {"D": 8},
+            r"'encoder\.block\.7\.weight_g' has shape \[16, 1, 1\], config\.json asks for \[8, 1, 1\]",
+        ),
     ],
     ids=["teacher", "pooling", "scale", "bandwidths", "fewer codebooks", "width"],
 )

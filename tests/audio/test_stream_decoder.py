@@ -1,4 +1,5 @@
-"""Decoding a stream of codes: exactly the samples of one decode, at a linear cost, as early as the codec allows."""
+"""Decoding a stream of codes: exactly the samples of one decode, at a linear cost, as early as the
+codec allows."""
 
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,17 @@ class CountingCodec(Codec):
 
 
 def build_codec(folder: Path, **acoustic: Any) -> CountingCodec:
-    """A codec with random codebooks and a decoder in which distant frames weigh, at a peak of 0.5; the encoder and
-    HuBERT, which decoding does not run, are narrow."""
+    """A codec with random codebooks and a decoder in which distant frames weigh, at a peak of 0.5;
+    the encoder and HuBERT, which decoding does not run, are narrow."""
     semantic = {
         "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1,
         "conv_dim": [4] * 7, "num_conv_pos_embeddings": 2, "num_conv_pos_embedding_groups": 1,
     }  # fmt: skip
     acoustic = {"encoder_hidden_size": 4, "downsampling_ratios": [8, 5, 4, 2, 3], **acoustic}
     config = HiggsAudioV2TokenizerConfig(
-        target_bandwidths=[0.5, 1, 1.5, 2], acoustic_model_config=acoustic, semantic_model_config=semantic
+        target_bandwidths=[0.5, 1, 1.5, 2],
+        acoustic_model_config=acoustic,
+        semantic_model_config=semantic,
     )
     torch.manual_seed(0)
     model: Any = HiggsAudioV2TokenizerModel(config).eval().requires_grad_(False)
@@ -43,19 +46,28 @@ def build_codec(folder: Path, **acoustic: Any) -> CountingCodec:
         torch.nn.init.normal_(quantizer.codebook.embed)
     for layer in model.acoustic_decoder.modules():
         if isinstance(layer, torch.nn.Conv1d):
-            torch.nn.init.normal_(layer.weight, std=0.8 / (layer.in_channels * layer.kernel_size[0]) ** 0.5)
-    model.acoustic_decoder.conv2.weight /= 2 * model.decode(random_codes(40)[None]).audio_values.abs().max()
+            torch.nn.init.normal_(
+                layer.weight, std=0.8 / (layer.in_channels * layer.kernel_size[0]) ** 0.5
+            )
+    model.acoustic_decoder.conv2.weight /= (
+        2 * model.decode(random_codes(40)[None]).audio_values.abs().max()
+    )
     model.save_pretrained(folder)
     return CountingCodec(str(folder))
 
 
 def random_codes(num_frames: int) -> Tensor:
-    return torch.randint(0, 1024, (8, num_frames), generator=torch.Generator().manual_seed(num_frames))
+    return torch.randint(
+        0, 1024, (8, num_frames), generator=torch.Generator().manual_seed(num_frames)
+    )
 
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> CountingCodec:
-    return build_codec(tmp_path_factory.mktemp("codec"), **PUBLISHED | {"decoder_hidden_size": 64, "hidden_size": 32})
+    return build_codec(
+        tmp_path_factory.mktemp("codec"),
+        **PUBLISHED | {"decoder_hidden_size": 64, "hidden_size": 32},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +89,8 @@ def random_sizes(num_frames: int, seed: int) -> list[int]:
 
 
 def affected_frames(codec: Codec) -> tuple[int, int]:
-    """How many frames before and after a frame it takes part in, measured: a NaN goes wherever it can, whatever the
-    weights are; nothing is lost to rounding."""
+    """How many frames before and after a frame it takes part in, measured: a NaN goes wherever it
+    can, whatever the weights are; nothing is lost to rounding."""
     codes, middle = torch.ones(8, 81, dtype=torch.int64), 40
     codes[0, middle] = 0
     entry = codec.model.quantizer.quantizers[0].codebook.embed[0]
@@ -100,7 +112,8 @@ def test_the_published_decoder_looks_10_frames_back_and_10_ahead(published: Code
 
 @pytest.mark.parametrize("ratios", [[8, 5, 4, 2, 3], [2, 3, 4, 5, 8], [3, 5, 8, 8], [12, 10, 8]])
 def test_the_receptive_field_is_what_a_nan_can_reach(tmp_path: Path, ratios: list[int]) -> None:
-    """Frames touch the past exactly as far as frames look into the future, and the other way round."""
+    """Frames touch the past exactly as far as frames look into the future, and the other way
+    round."""
     codec = build_codec(tmp_path, upsampling_ratios=ratios, decoder_hidden_size=32, hidden_size=16)
     num_before, num_after = affected_frames(codec)
     assert receptive_field_frames(codec.model.acoustic_decoder) == (num_after, num_before)
@@ -112,7 +125,8 @@ def test_the_receptive_field_is_what_a_nan_can_reach(tmp_path: Path, ratios: lis
 @pytest.mark.parametrize("chunk_frames", [1, 5, 25])
 @pytest.mark.parametrize("num_frames", [1, 7, 8, 9, 10, 11, 12, 50, 123])
 def test_the_pieces_are_one_decode(codec: Codec, num_frames: int, chunk_frames: int) -> None:
-    """Including the first and the last samples, one frame, and a decoder that speaks again after `finish`."""
+    """Including the first and the last samples, one frame, and a decoder that speaks again after
+    `finish`."""
     codes = random_codes(num_frames)
     expected = codec.decode(codes)
     decoder = StreamDecoder(codec, chunk_frames=chunk_frames)
@@ -124,7 +138,10 @@ def test_the_pieces_are_one_decode(codec: Codec, num_frames: int, chunk_frames: 
         assert np.abs(joined - expected).max() < TOLERANCE
         borders = np.cumsum([len(piece) for piece in pieces])
         borders = np.unique(borders[(borders > 0) & (borders < len(joined))])
-        jumps, allowed = np.abs(joined[borders] - joined[borders - 1]), np.abs(np.diff(expected)).max()
+        jumps, allowed = (
+            np.abs(joined[borders] - joined[borders - 1]),
+            np.abs(np.diff(expected)).max(),
+        )
         assert jumps.max(initial=0) <= allowed + TOLERANCE
 
 
@@ -139,7 +156,9 @@ def test_with_less_around_a_piece_it_is_not(
     codec: Codec, monkeypatch: pytest.MonkeyPatch, num_left: int, num_right: int
 ) -> None:
     """The tests above would see a single frame too few on either side."""
-    monkeypatch.setattr("plugins.audio.stream_decoder.receptive_field_frames", lambda decoder: (num_left, num_right))
+    monkeypatch.setattr(
+        "plugins.audio.stream_decoder.receptive_field_frames", lambda decoder: (num_left, num_right)
+    )
     codes = random_codes(50)
     joined = np.concatenate(stream(StreamDecoder(codec), codes, [1] * 50))
     assert np.abs(joined - codec.decode(codes)).max() > TOLERANCE
@@ -177,7 +196,8 @@ def test_a_stream_without_frames_has_no_samples(codec: Codec) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 8), (8,), (1, 8, 3), (9, 3)])
 def test_codes_of_another_shape_are_refused(codec: Codec, shape: tuple[int, ...]) -> None:
-    """(1, 8), a frame the wrong way round, would decode to eight frames of the first codebook alone."""
+    """(1, 8), a frame the wrong way round, would decode to eight frames of the first codebook
+    alone."""
     with pytest.raises(ValueError, match=r"expected \(8, frames\)"):
         StreamDecoder(codec).push(torch.zeros(shape, dtype=torch.int64))
 

@@ -11,13 +11,29 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import boson, collate, decode, prepare
 from benchmarks.measure import Comparison, alternate, compare, ratio
 
-HEADER = {"cpu", "load", "python", "torch", "numpy", "soundfile", "soxr", "librosa", "transformers", "commit"}
+HEADER = {
+    "cpu",
+    "load",
+    "python",
+    "torch",
+    "numpy",
+    "soundfile",
+    "soxr",
+    "librosa",
+    "transformers",
+    "commit",
+}
 
 
 @pytest.mark.slow
 def test_prepare_has_all_arms_in_table_and_json(tmp_path, capsys):
     output = tmp_path / "results" / "prepare.json"
-    assert prepare.main(["--clips", "8", "--rows", "9", "--rounds", "2", "--no_codec", "--output", str(output)]) == 0
+    assert (
+        prepare.main(
+            ["--clips", "8", "--rows", "9", "--rounds", "2", "--no_codec", "--output", str(output)]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     report = json.loads(output.read_text(encoding="utf-8"))
     expected = [*prepare.AUDIO, *prepare.CODES]
@@ -30,7 +46,9 @@ def test_prepare_has_all_arms_in_table_and_json(tmp_path, capsys):
             assert arm is None or len(report["per_s"][arm]) == 2
     assert report.keys() >= HEADER
     assert all(f"{name} {report[name]}" in printed for name in HEADER)
-    assert report["cache"]["bytes_per_s"] > 400  # how much more, tells `tests/audio/test_code_cache.py`
+    assert (
+        report["cache"]["bytes_per_s"] > 400
+    )  # how much more, tells `tests/audio/test_code_cache.py`
     assert "P6 left out" in printed
 
 
@@ -39,7 +57,9 @@ def test_an_epoch_with_cached_codes_gives_the_same_samples(tiny, tmp_path):
     utterances = prepare.make_clips(tmp_path / "clips", 2)
     arms = prepare.epoch_arms(utterances, tiny / "audio_tokenizer", tmp_path)
     rates = alternate(arms, 1)
-    assert {each.ours for each in prepare.EPOCH} | {each.peer for each in prepare.EPOCH} == rates.keys()
+    assert {each.ours for each in prepare.EPOCH} | {
+        each.peer for each in prepare.EPOCH
+    } == rates.keys()
 
 
 def test_clips_pass_our_own_rules_and_are_all_different(tmp_path):
@@ -62,7 +82,8 @@ def test_arms_alternate():
 
 
 def test_ratio_is_of_rounds_and_its_interval_holds_the_truth():
-    """Both arms slow down together in some rounds, as on a busy machine: the ratio of each round is untouched."""
+    """Both arms slow down together in some rounds, as on a busy machine: the ratio of each round is
+    untouched."""
     generator = np.random.default_rng(1)
     busy = generator.uniform(0.2, 1, 50)
     noise = generator.normal(1, 0.1, 50)
@@ -73,7 +94,8 @@ def test_ratio_is_of_rounds_and_its_interval_holds_the_truth():
 
 
 @pytest.mark.parametrize(
-    ("target", "limit", "verdict"), [(2, None, "met"), (5, None, "missed"), (5, "bare", "beyond limit")]
+    ("target", "limit", "verdict"),
+    [(2, None, "met"), (5, None, "missed"), (5, "bare", "beyond limit")],
 )
 def test_verdict(target, limit, verdict):
     rates = {"ours": [2.0, 2.0], "peer": [1.0, 1.0], "bare": [4.0, 4.0]}
@@ -94,7 +116,10 @@ def test_one_command_has_every_comparison_of_its_ids(tmp_path, capsys):
 
 def test_every_comparison_is_one_of_an_id_of_the_command():
     known = [*prepare.AUDIO, *prepare.CODES, *prepare.EPOCH, *collate.COLLATE, *collate.PADDING]
-    assert {each.id for each in known} == {*benchmarks.PARTS["prepare"], *benchmarks.PARTS["collate"]}
+    assert {each.id for each in known} == {
+        *benchmarks.PARTS["prepare"],
+        *benchmarks.PARTS["collate"],
+    }
 
 
 def test_decode_has_all_arms(tmp_path):
@@ -118,18 +143,25 @@ def test_lengths_are_those_of_a_plain_prompt(llama_tokenizer):
     plain = json.loads((GOLDEN / "prompts.json").read_text(encoding="utf-8"))["plain"]
     (text,) = (each["content"] for each in plain["row"]["messages"] if each["role"] == "user")
     num_text = len(llama_tokenizer(text, add_special_tokens=False)["input_ids"])
-    assert len(plain["input_tokens"]) == collate._PROMPT + num_text + 1  # one placeholder for the clip
+    assert (
+        len(plain["input_tokens"]) == collate._PROMPT + num_text + 1
+    )  # one placeholder for the clip
 
 
 def test_drawn_durations_have_the_published_mean():
     for corpus, mean_s in (("LJSpeech", 6.57), ("VCTK", 3.6)):
-        assert collate.durations_like(corpus, 50_000, seed=0).mean() == pytest.approx(mean_s, rel=0.01)
+        assert collate.durations_like(corpus, 50_000, seed=0).mean() == pytest.approx(
+            mean_s, rel=0.01
+        )
 
 
 BOSON = ROOT / "benchmarks" / "venvs" / "boson"
 
 
-@pytest.mark.skipif(not (BOSON / "installed").is_file(), reason="`python -m benchmarks --ids P1` has made no venv yet")
+@pytest.mark.skipif(
+    not (BOSON / "installed").is_file(),
+    reason="`python -m benchmarks --ids P1` has made no venv yet",
+)
 def test_collators_agree(tmp_path):
     """`collate_arms` asserts that itself, before it is timed."""
     with boson.peer(boson.python_of(BOSON), ROOT / "benchmarks" / "parity" / "collator.py") as peer:

@@ -1,5 +1,5 @@
-"""benchmarks/curves.py: what is planted is what its name says and the checks find it; numbers and pictures are read
-from what a run leaves. What the curves look like no test can hold."""
+"""benchmarks/curves.py: what is planted is what its name says and the checks find it; numbers and
+pictures are read from what a run leaves. What the curves look like no test can hold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from plugins.training.preflight.labels import audit
 
 EOS = 1025
 SKIPPED = -100
-# Labels of codebook 0 of three frames, codes 1, 2, 3; the delay adds one frame in front and eight behind.
+# Labels of codebook 0 of three frames, codes 1, 2, 3; the delay adds one frame in front and eight
+# behind.
 RIGHT = [SKIPPED, 1, 2, 3, EOS] + 7 * [SKIPPED]
 PLANTED = {
     "unshifted": [SKIPPED, SKIPPED, 1, 2, 3, EOS] + 6 * [SKIPPED],
@@ -33,8 +34,20 @@ PLANTED = {
 }
 LOG = [
     {"sample_stop_rate": 0.0, "sample_seconds": 3.0, "global_step/max_steps": "0/4"},
-    {"loss": 8.0, "loss_text": 1.0, "loss_audio": 7.0, "acc_audio_cb0": 0.0, "global_step/max_steps": "1/4"},
-    {"loss": 5.5, "loss_text": 0.5, "loss_audio": 5.0, "acc_audio_cb0": 0.2, "global_step/max_steps": "4/4"},
+    {
+        "loss": 8.0,
+        "loss_text": 1.0,
+        "loss_audio": 7.0,
+        "acc_audio_cb0": 0.0,
+        "global_step/max_steps": "1/4",
+    },
+    {
+        "loss": 5.5,
+        "loss_text": 0.5,
+        "loss_audio": 5.0,
+        "acc_audio_cb0": 0.2,
+        "global_step/max_steps": "4/4",
+    },
     {"eval_loss": 6.0, "eval_loss_audio": 6.0, "global_step/max_steps": "4/4"},
     {"sample_stop_rate": 1.0, "sample_seconds": 1.0, "global_step/max_steps": "4/4"},
     {"train_runtime": 1.0, "global_step/max_steps": "4/4"},
@@ -117,7 +130,10 @@ def test_curves_are_read_and_drawn(tmp_path: Path) -> None:
     assert picture.stat().st_size < 60_000
     spoken = {"stop_rate": 0.5, "codes_right": 0.25}
     printed = curves.table({"no_eos": {"curves": found, "spoken": spoken}})
-    assert printed.splitlines()[-1] == "| end of stream not trained | 0.50 | 5.00 | 6.00 | 0.20 | 50% | 25% |"
+    assert (
+        printed.splitlines()[-1]
+        == "| end of stream not trained | 0.50 | 5.00 | 6.00 | 0.20 | 50% | 25% |"
+    )
 
 
 @pytest.mark.slow

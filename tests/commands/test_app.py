@@ -64,7 +64,9 @@ def test_lines_name_their_speakers() -> None:
         {"speaker": "Bob", "text": "Hi"},
     ]
     for line in ("Hello!", ": Hello!"):
-        with pytest.raises(UserError, match=r"line 2: speaker: '.*Hello!' is missing; write `Alice: Hello`"):
+        with pytest.raises(
+            UserError, match=r"line 2: speaker: '.*Hello!' is missing; write `Alice: Hello`"
+        ):
             lines_of(f"Alice: Hi\n{line}")
 
 
@@ -75,17 +77,25 @@ def test_voices_have_a_name_and_a_recording_each() -> None:
         "Alice": Voice("a.wav", "Hi."),
         "Bob": Voice("b.wav"),
     }
-    with pytest.raises(UserError, match="voice 2: name: '' is empty; write the name that the lines use"):
+    with pytest.raises(
+        UserError, match="voice 2: name: '' is empty; write the name that the lines use"
+    ):
         voices_of([nobody, ("", "b.wav", "")])
-    with pytest.raises(UserError, match="voice 1: recording: None is missing; add the recording of this transcript"):
+    with pytest.raises(
+        UserError, match="voice 1: recording: None is missing; add the recording of this transcript"
+    ):
         voices_of([("Alice", None, "Hi.")])
     with pytest.raises(UserError, match="voice 2: name: 'Alice' is there twice"):
         voices_of([("Alice", "a.wav", ""), ("Alice", "b.wav", "")])
 
 
 def test_a_voice_is_given_once() -> None:
-    assert voice_of(" ", None, " ") == dict.fromkeys(("voice_description", "reference_audio", "reference_text"))
-    with pytest.raises(UserError, match="voice in words: 'warm' is given beside a recording; give one of the two"):
+    assert voice_of(" ", None, " ") == dict.fromkeys(
+        ("voice_description", "reference_audio", "reference_text")
+    )
+    with pytest.raises(
+        UserError, match="voice in words: 'warm' is given beside a recording; give one of the two"
+    ):
         voice_of("warm", "a.wav", "")
 
 
@@ -95,7 +105,9 @@ def test_a_seed_left_empty_is_drawn_and_told() -> None:
     assert None not in seeds
     sampling = sampling_of(0, 50, 0.95, 7)
     assert (sampling.temperature, sampling.top_k, sampling.seed) == (0.0, 50, 7)
-    speech = Speech(np.zeros(24_000, np.float32), 24_000, torch.zeros(8, 25), stopped=True, text="", took_s=0.5)
+    speech = Speech(
+        np.zeros(24_000, np.float32), 24_000, torch.zeros(8, 25), stopped=True, text="", took_s=0.5
+    )
     assert told(speech, 7) == "1.00 s · real-time factor 0.50 · seed 7 · stopped by itself"
 
 
@@ -103,7 +115,14 @@ def test_a_seed_left_empty_is_drawn_and_told() -> None:
 
 
 def options(**changed: Any) -> Namespace:
-    given = {"model": "x", "adapters": None, "codec": None, "device": None, "host": "127.0.0.1", "port": 0}
+    given = {
+        "model": "x",
+        "adapters": None,
+        "codec": None,
+        "device": None,
+        "host": "127.0.0.1",
+        "port": 0,
+    }
     return Namespace(**{**given, "max_upload_mb": 1, "max_audio_s": 40.0, **changed})
 
 
@@ -118,7 +137,8 @@ def test_a_port_is_tried_before_the_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
-            UserError, match=rf"'127.0.0.1:{port}' cannot be served on \(Address already in use\); give"
+            UserError,
+            match=rf"'127.0.0.1:{port}' cannot be served on \(Address already in use\); give",
         ):
             run(options(port=port))
     for wrong in ({"port": 70_000}, {"host": "256.0.0.1"}):
@@ -130,7 +150,11 @@ class Server:
     """`higgs-audio app` in a process of its own."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        self.audit, self.temporary, self.log = folder / "audit.txt", folder / "tmp", folder / "log.txt"
+        self.audit, self.temporary, self.log = (
+            folder / "audit.txt",
+            folder / "tmp",
+            folder / "log.txt",
+        )
         self.temporary.mkdir()
         command = [sys.executable, "-c", AUDITED, str(self.audit), "app", "--port", "0", *arguments]
         env = {**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
@@ -193,7 +217,8 @@ def server(tiny: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 class Client:
-    """Sends to an event what nobody typed: any value for any field. Gradio's own client obeys the page's rules."""
+    """Sends to an event what nobody typed: any value for any field. Gradio's own client obeys the
+    page's rules."""
 
     def __init__(self, server: Server) -> None:
         import httpx
@@ -207,12 +232,18 @@ class Client:
             self.events[button] = (event["id"], [components[each] for each in event["inputs"]])
 
     def join(self, button: str, **fields: Any) -> str:
-        """Fields by `elem_id`, or label. The others are as the page shows them at first. The session's name."""
+        """Fields by `elem_id`, or label. The others are as the page shows them at first. The
+        session's name."""
         index, inputs = self.events[button]
         names = [each.get("elem_id") or each["label"] for each in inputs]
         assert not set(fields) - set(names), names
-        data = [fields.get(name, each.get("value")) for name, each in zip(names, inputs, strict=True)]
-        data = ["" if value is None and "lines" in each else value for value, each in zip(data, inputs, strict=True)]
+        data = [
+            fields.get(name, each.get("value")) for name, each in zip(names, inputs, strict=True)
+        ]
+        data = [
+            "" if value is None and "lines" in each else value
+            for value, each in zip(data, inputs, strict=True)
+        ]
         session = os.urandom(6).hex()
         body = {"data": data, "fn_index": index, "session_hash": session}
         assert self.http.post("/queue/join", json=body).status_code == 200
@@ -257,17 +288,24 @@ SHORT = {"text": "Hello.", "Longest speech, s": 0.4}
 
 
 def test_what_is_played_is_what_the_generator_says(client: Client, tiny: Path, lora: Path) -> None:
-    """Also what the refusals below are worth: the same request with an upload is spoken, and the upload is heard."""
+    """Also what the refusals below are worth: the same request with an upload is spoken, and the
+    upload is heard."""
     heard, generator = [], HiggsAudioGenerator.from_pretrained(str(tiny), adapters=str(lora))
     upload = client.recording("voice.flac", VOICE.read_bytes())
     for voice, reference in ((None, None), (upload, VOICE)):
         spoken = client.call("generate", **SHORT, Seed=1, recording=voice)
         assert spoken["success"], spoken
-        (path,) = [each["path"] for each in spoken["output"]["data"] if isinstance(each, dict) and "path" in each]
+        (path,) = [
+            each["path"]
+            for each in spoken["output"]["data"]
+            if isinstance(each, dict) and "path" in each
+        ]
         samples, rate = sf.read(io.BytesIO(client.http.get(f"/file={path}").content))
         assert rate == 24_000
         same = {"sampling": Sampling(seed=1), "max_audio_s": 0.4, "reference_audio": reference}
-        np.testing.assert_allclose(samples, generator.generate("Hello.", **same).audio, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            samples, generator.generate("Hello.", **same).audio, rtol=0, atol=1e-4
+        )
         heard.append(samples)
     assert not np.array_equal(*heard)
 
@@ -323,7 +361,9 @@ def test_requests_stand_in_one_queue(client: Client) -> None:
     followers = [threading.Thread(target=follow, args=(first,))]
     followers[0].start()
     wait_for(lambda: first in spans, "the first request")
-    second = client.join("generate_dialogue", lines="Alice: Hi.\nBob: Ho.", **{"Longest speech, s": 0.4})
+    second = client.join(
+        "generate_dialogue", lines="Alice: Hi.\nBob: Ho.", **{"Longest speech, s": 0.4}
+    )
     followers.append(threading.Thread(target=follow, args=(second,)))
     followers[1].start()
     for follower in followers:
@@ -349,13 +389,21 @@ def test_limits_hold_for_any_client(client: Client) -> None:
     ("long.wav", wav(np.ones(31 * 8000) / 3, 8000), "lasts 31.0 s, more than 30; give 3 to 15"),
     ("silent.wav", wav(np.zeros(48_000)), "is silent; give 3 to 15"),
 ])  # fmt: skip
-def test_a_recording_without_a_voice_is_told_by_its_name(client: Client, name: str, content: bytes, error: str) -> None:
+def test_a_recording_without_a_voice_is_told_by_its_name(
+    client: Client, name: str, content: bytes, error: str
+) -> None:
     answer = client.call("generate", **SHORT, recording=client.recording(name, content))
     assert not answer["success"]
-    assert answer["output"]["error"].replace("&#x27;", "'").startswith(f"request: reference_audio: '{name}' {error}")
+    assert (
+        answer["output"]["error"]
+        .replace("&#x27;", "'")
+        .startswith(f"request: reference_audio: '{name}' {error}")
+    )
 
 
-def test_an_upload_that_would_fill_the_memory_is_refused(client: Client, server: Server, tmp_path: Path) -> None:
+def test_an_upload_that_would_fill_the_memory_is_refused(
+    client: Client, server: Server, tmp_path: Path
+) -> None:
     """400 kB, within the limit of uploads: 420 MB of floats, and those held several times."""
     bomb = silence(tmp_path / "bomb.flac", 20, sample_rate_hz=655_350, num_channels=8).read_bytes()
     with in_memory_mb(150, server.process.pid):
@@ -402,7 +450,10 @@ class Page:
     def find(self, selector: str) -> Any:
         from selenium.webdriver.common.by import By
 
-        return wait_for(lambda: next(iter(self.browser.find_elements(By.CSS_SELECTOR, selector)), None), selector)
+        return wait_for(
+            lambda: next(iter(self.browser.find_elements(By.CSS_SELECTOR, selector)), None),
+            selector,
+        )
 
     def type(self, name: str, text: str) -> None:
         from selenium.webdriver.common.keys import Keys
@@ -437,13 +488,19 @@ class Page:
         wait_for(lambda: self.browser.execute_script(script), f"the end of {selector}")
 
     def line(self, name: str) -> str:
-        """The one line about the speech; while it is spoken, and as that fades, progress stands in its place."""
+        """The one line about the speech; while it is spoken, and as that fades, progress stands in
+        its place."""
         told = f"#{name}_line"
-        wait_for(lambda: re.fullmatch(r"\d+\.\d\d s · .*", self.find(told).text), f"the line of {name}", seconds=30)
+        wait_for(
+            lambda: re.fullmatch(r"\d+\.\d\d s · .*", self.find(told).text),
+            f"the line of {name}",
+            seconds=30,
+        )
         return self.find(told).text
 
     def audio(self, name: str) -> tuple[float, bytes]:
-        """Seconds that the browser's own decoder finds in what the player offers to download, and its bytes."""
+        """Seconds that the browser's own decoder finds in what the player offers to download, and
+        its bytes."""
         link = self.find(f"#{name} a[download]").get_attribute("href")
         script = """
             const done = arguments[1], audio = new Audio(arguments[0]);
@@ -487,7 +544,9 @@ def test_a_text_is_spoken_in_an_uploaded_voice(page: Page) -> None:
     line = page.line("speech")
     page.picture("spoken")
     assert re.match(r"\d\.\d\d s · real-time factor ", line)
-    assert line.endswith(("truncated: cut at the limit, it did not stop by itself", "stopped by itself"))
+    assert line.endswith(
+        ("truncated: cut at the limit, it did not stop by itself", "stopped by itself")
+    )
     check(*page.audio("speech"), line)
     page.click("#speech .play-pause-button")
     wait_for(lambda: page.find("#speech #time").text != "0:00", "the second second", seconds=5)
@@ -500,7 +559,9 @@ def test_base_and_tuned_say_the_same_with_one_seed(page: Page) -> None:
     line, base_line = page.line("speech"), page.line("base")
     page.picture("compared")
     assert seed_of(line) == seed_of(base_line) != ""
-    base, tuned = (check(*page.audio(name), told) for name, told in (("base", base_line), ("speech", line)))
+    base, tuned = (
+        check(*page.audio(name), told) for name, told in (("base", base_line), ("speech", line))
+    )
     assert not np.array_equal(base, tuned)
     # The seed that was told makes the same speech again.
     page.click("#compare input")
@@ -570,14 +631,18 @@ def test_errors_are_one_line_in_the_page(page: Page, tmp_path: Path, server: Ser
 
 def test_the_page_asks_no_other_host(page: Page, server: Server) -> None:
     """Fonts, scripts, telemetry: nothing from outside, neither by the browser nor by the server."""
-    messages = [json.loads(each["message"])["message"] for each in page.browser.get_log("performance")]
+    messages = [
+        json.loads(each["message"])["message"] for each in page.browser.get_log("performance")
+    ]
     sent = [each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"]
     urls = {each["request"]["url"] for each in sent if not each["documentURL"].startswith("chrome")}
     assert any(url.startswith(server.url) for url in urls)
     assert {url for url in urls if not url.startswith((server.url, "data:", "blob:"))} == set()
     seen = server.audit.read_text(encoding="utf-8").splitlines()
     assert "socket.bind 127.0.0.1" in seen
-    assert set(seen) <= {f"socket.{event} 127.0.0.1" for event in ("bind", "connect", "getaddrinfo")}
+    assert set(seen) <= {
+        f"socket.{event} 127.0.0.1" for event in ("bind", "connect", "getaddrinfo")
+    }
 
 
 # --- the end ---
@@ -585,10 +650,14 @@ def test_the_page_asks_no_other_host(page: Page, server: Server) -> None:
 
 @needs_gradio
 def test_ctrl_c_ends_it_while_it_speaks(tiny: Path, tmp_path: Path) -> None:
-    """And nothing of what was uploaded stays behind. Another host than this machine's own is warned of."""
+    """And nothing of what was uploaded stays behind. Another host than this machine's own is warned
+    of."""
     server = Server(tmp_path, "--model", str(tiny), "--host", "0.0.0.0")
     log = server.log.read_text(encoding="utf-8")
-    assert "warning: --host 0.0.0.0: everybody who reaches this machine can use the model, there is no pass" in log
+    assert (
+        "warning: --host 0.0.0.0: everybody who reaches this machine can use the model, there is no pass"
+        in log
+    )
     server.url = server.url.replace("0.0.0.0", "127.0.0.1")
     client = Client(server)
     client.recording("voice.flac", VOICE.read_bytes())

@@ -1,8 +1,8 @@
-"""`higgs-audio export`: the folder speaks as base and LoRA do, refers to nothing outside, and is what vLLM-Omni reads.
+"""`higgs-audio export`: the folder speaks as base and LoRA do, refers to nothing outside, and is
+what vLLM-Omni reads.
 
-vLLM-Omni itself cannot run here (no GPU): its names and shapes are held against transformers' own model, its prompts
-and its way to the codec are walked with transformers' classes.
-"""
+vLLM-Omni itself cannot run here (no GPU): its names and shapes are held against transformers' own
+model, its prompts and its way to the codec are walked with transformers' classes."""
 
 from __future__ import annotations
 
@@ -38,13 +38,16 @@ from plugins.speaking.sampling import Sampling
 from plugins.speaking.voices import request
 
 VOICE = str(CORPUS / "wavs" / "DEMO-0002.flac")
-REQUESTS: list[dict[str, Any]] = [{}, {"reference_audio": VOICE, "reference_text": "Glue the sheet."}]
+REQUESTS: list[dict[str, Any]] = [
+    {},
+    {"reference_audio": VOICE, "reference_text": "Glue the sheet."},
+]
 
 
 @pytest.fixture(scope="module")
 def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA folder as MS-SWIFT writes it, with two modules whole, one of them named like the module around it; trained
-    hard enough to speak otherwise than its base."""
+    """A LoRA folder as MS-SWIFT writes it, with two modules whole, one of them named like the
+    module around it; trained hard enough to speak otherwise than its base."""
     folder = tmp_path_factory.mktemp("lora")
     sft(
         tiny, write_jsonl(folder / "train.jsonl", corpus_rows(2)), folder / "out", tuner_type="lora",
@@ -76,19 +79,28 @@ def edited(exported: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def spoken(folder: Path, adapters: Path | None = None) -> list[torch.Tensor]:
-    generator = HiggsAudioGenerator.from_pretrained(str(folder), adapters=str(adapters) if adapters else None)
+    generator = HiggsAudioGenerator.from_pretrained(
+        str(folder), adapters=str(adapters) if adapters else None
+    )
     greedy = Sampling(temperature=0)
-    return [generator.generate("Hello there.", sampling=greedy, max_audio_s=1.0, **each).codes for each in REQUESTS]
+    return [
+        generator.generate("Hello there.", sampling=greedy, max_audio_s=1.0, **each).codes
+        for each in REQUESTS
+    ]
 
 
 def test_it_speaks_as_base_and_adapters_do(exported: Path, tiny: Path, lora: Path) -> None:
     for merged, apart, base in zip(spoken(exported), spoken(tiny, lora), spoken(tiny), strict=True):
         assert torch.equal(merged, apart)
-        assert not torch.equal(merged, base), "the adapters change nothing: the test would prove nothing"
+        assert not torch.equal(merged, base), (
+            "the adapters change nothing: the test would prove nothing"
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_tensor_is_that_of_swift_export(dtype: str, lora: Path, tiny: Path, tmp_path: Path) -> None:
+def test_every_tensor_is_that_of_swift_export(
+    dtype: str, lora: Path, tiny: Path, tmp_path: Path
+) -> None:
     """To the bit: peft's own `safe_merge` differs in bf16."""
     from swift.pipelines import export_main
 
@@ -100,7 +112,10 @@ def test_every_tensor_is_that_of_swift_export(dtype: str, lora: Path, tiny: Path
     for name, tensor in theirs.items():
         assert tensor.dtype == ours[name].dtype == getattr(torch, dtype)
         assert torch.equal(tensor, ours[name]), name
-    before = {name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(tiny / "model.safetensors").items()}
+    before = {
+        name: tensor.to(getattr(torch, dtype))
+        for name, tensor in load_file(tiny / "model.safetensors").items()
+    }
     assert torch.equal(ours["text_lm_head.weight"], before["text_lm_head.weight"])
     for module in ("layers.0.audio_mlp.up_proj", "embed_audio_tokens.embed_audio_tokens"):
         name = f"model.{module}.weight"
@@ -124,9 +139,16 @@ def test_nothing_in_it_is_of_this_machine(exported: Path, lora: Path, tiny: Path
 def test_paths_and_code_of_the_base_are_left_behind(tiny: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tiny, tmp_path / "base")
     (base / "evil.py").write_text("raise SystemExit\n", encoding="utf-8")
-    for file in (base / "config.json", base / "tokenizer_config.json", base / "audio_tokenizer" / "config.json"):
+    for file in (
+        base / "config.json",
+        base / "tokenizer_config.json",
+        base / "audio_tokenizer" / "config.json",
+    ):
         values = json.loads(file.read_text(encoding="utf-8"))
-        values |= {"auto_map": {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", None]}, "made_at": str(tmp_path)}
+        values |= {
+            "auto_map": {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", None]},
+            "made_at": str(tmp_path),
+        }
         file.write_text(json.dumps(values), encoding="utf-8")
     HiggsAudioSettings(codec="someone/codec", audio_root="clips", raw_prompt=True).save(base)
     export(str(base), tmp_path / "new", codec=str(tiny / "audio_tokenizer"))
@@ -140,7 +162,9 @@ def test_paths_and_code_of_the_base_are_left_behind(tiny: Path, tmp_path: Path) 
     assert not list((tmp_path / "new").rglob("*.py"))
 
 
-def test_a_moved_folder_works(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_folder_works(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     moved = shutil.copytree(exported, tmp_path / "elsewhere" / "model")
     generator = HiggsAudioGenerator.from_pretrained(str(moved))
     assert generator.codec.path == str(moved / "audio_tokenizer")
@@ -149,18 +173,27 @@ def test_a_moved_folder_works(exported: Path, tmp_path: Path, monkeypatch: pytes
     codec = AutoProcessor.from_pretrained(str(moved)).audio_tokenizer
     codes = torch.arange(80).reshape(1, 8, 10)
     ours = torch.from_numpy(generator.codec.decode(codes[0]))
-    torch.testing.assert_close(codec.decode(codes).audio_values[0, 0].clamp(-1, 1), ours, atol=0, rtol=0)
+    torch.testing.assert_close(
+        codec.decode(codes).audio_values[0, 0].clamp(-1, 1), ours, atol=0, rtol=0
+    )
 
 
-def test_a_server_finds_the_codec_and_writes_our_prompts(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_finds_the_codec_and_writes_our_prompts(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The steps of vLLM-Omni that need no GPU (sources: plugins/commands/vllm_omni.py)."""
     fields = AutoConfig.from_pretrained(exported).to_dict()
-    assert not fields["audio_tokenizer_id"], "would be taken for a codec elsewhere; absent, for Boson's"
+    assert not fields["audio_tokenizer_id"], (
+        "would be taken for a codec elsewhere; absent, for Boson's"
+    )
     assert (exported / fields["audio_tokenizer_subdir"] / "model.safetensors").is_file()
 
     monkeypatch.chdir(exported)
     conversation = [
-        {"role": "system", "content": [{"type": "text", "text": "Generate audio following instruction."}]},
+        {
+            "role": "system",
+            "content": [{"type": "text", "text": "Generate audio following instruction."}],
+        },
         {"role": "user", "content": [{"type": "text", "text": "Hello there."}]},
     ]
     processor = AutoProcessor.from_pretrained(str(exported))
@@ -173,13 +206,20 @@ def test_a_server_finds_the_codec_and_writes_our_prompts(exported: Path, monkeyp
     assert inputs["input_ids"][0].tolist() == ours.input_ids
 
 
-@pytest.mark.parametrize("config", [None, HiggsAudioV2Config(codebook_size=1026)], ids=["tiny", "published shape"])
-def test_names_and_shapes_are_those_of_the_model(config: HiggsAudioV2Config | None, tiny: Path) -> None:
-    """The list is written after vLLM-Omni's loader; transformers' own class must have nothing else."""
+@pytest.mark.parametrize(
+    "config", [None, HiggsAudioV2Config(codebook_size=1026)], ids=["tiny", "published shape"]
+)
+def test_names_and_shapes_are_those_of_the_model(
+    config: HiggsAudioV2Config | None, tiny: Path
+) -> None:
+    """The list is written after vLLM-Omni's loader; transformers' own class must have nothing
+    else."""
     config = config or HiggsAudioV2Config.from_pretrained(tiny)
     with torch.device("meta"):
         model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-    assert tensors(config) == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert tensors(config) == {
+        name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
+    }
 
 
 def rename(weights: dict[str, Any], old: str, new: str) -> None:
@@ -215,7 +255,9 @@ def test_what_else_hinders_vllm_omni_is_named(exported: Path, tmp_path: Path) ->
     check(exported)
     folder = shutil.copytree(exported, tmp_path / "model")
     (folder / "audio_tokenizer" / "model.pth").write_bytes(b"")
-    with pytest.raises(UserError, match=r"audio_tokenizer: files: 'model\.pth' is not model\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"audio_tokenizer: files: 'model\.pth' is not model\.safetensors"
+    ):
         check(folder)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     del values["audio_tokenizer_id"]
@@ -224,11 +266,15 @@ def test_what_else_hinders_vllm_omni_is_named(exported: Path, tmp_path: Path) ->
         check(folder)
 
 
-def test_nothing_is_overwritten_or_left_half_written(tiny: Path, lora: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_or_left_half_written(
+    tiny: Path, lora: Path, tmp_path: Path
+) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="exists already; name a new folder"):
         export(str(tiny), tmp_path / "there")
-    with pytest.raises(UserError, match="options: model: None is missing; give --model, --adapters or both"):
+    with pytest.raises(
+        UserError, match="options: model: None is missing; give --model, --adapters or both"
+    ):
         export(None, tmp_path / "new")
 
     def broken(change: Callable[[dict[str, Any]], Any]) -> str:
@@ -244,21 +290,33 @@ def test_nothing_is_overwritten_or_left_half_written(tiny: Path, lora: Path, tmp
     for change, message in (
         (lambda weights: weights.pop(first), r"does not belong to both \(1 such weights\)"),
         (lambda weights: weights.pop(whole), f"cannot be loaded .*{re.escape(whole)}"),
-        (lambda weights: rename(weights, first, first.replace("layers.", "layers.7")), r"to both \(2 such weights\)"),
-        (lambda weights: weights[first].fill_(float("nan")), "is not finite in torch.float32: the adapters are broken"),
-        (lambda weights: weights.update({first: torch.zeros(8, 3)}), "cannot be loaded .*size mismatch"),
+        (
+            lambda weights: rename(weights, first, first.replace("layers.", "layers.7")),
+            r"to both \(2 such weights\)",
+        ),
+        (
+            lambda weights: weights[first].fill_(float("nan")),
+            "is not finite in torch.float32: the adapters are broken",
+        ),
+        (
+            lambda weights: weights.update({first: torch.zeros(8, 3)}),
+            "cannot be loaded .*size mismatch",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             export(None, tmp_path / "new", adapters=broken(change))
     folder = Path(broken(dict.copy))
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")  # a pickle would be read by peft
+    (folder / "adapter_model.safetensors").rename(
+        folder / "adapter_model.bin"
+    )  # a pickle would be read by peft
     with pytest.raises(UserError, match=r"adapters: 'adapter_model\.safetensors' not found"):
         export(None, tmp_path / "new", adapters=str(folder))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "there"]
 
 
 @pytest.mark.parametrize(
-    ("stored", "asked", "written"), [("bfloat16", None, "bfloat16"), ("float32", "bfloat16", "bfloat16")]
+    ("stored", "asked", "written"),
+    [("bfloat16", None, "bfloat16"), ("float32", "bfloat16", "bfloat16")],
 )
 def test_the_dtype_is_that_of_the_base_unless_asked(
     stored: str, asked: str | None, written: str, tiny: Path, tmp_path: Path
@@ -266,20 +324,28 @@ def test_the_dtype_is_that_of_the_base_unless_asked(
     """By the weights: config.json says float32 in both."""
     base = shutil.copytree(tiny, tmp_path / "base")
     weights = {
-        name: tensor.to(getattr(torch, stored)) for name, tensor in load_file(base / "model.safetensors").items()
+        name: tensor.to(getattr(torch, stored))
+        for name, tensor in load_file(base / "model.safetensors").items()
     }
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     export(str(base), tmp_path / "new", dtype=asked)
     after = load_file(tmp_path / "new" / "model.safetensors")
     assert {str(tensor.dtype) for tensor in after.values()} == {f"torch.{written}"}
-    assert all(torch.equal(tensor, weights[name].to(tensor.dtype)) for name, tensor in after.items())
-    assert json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))["dtype"] == written
+    assert all(
+        torch.equal(tensor, weights[name].to(tensor.dtype)) for name, tensor in after.items()
+    )
+    assert (
+        json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))["dtype"]
+        == written
+    )
 
 
 def test_original_model_and_codec_become_a_native_folder(original: Path, tmp_path: Path) -> None:  # noqa: F811
     export(str(original), tmp_path / "new", codec=str(GOLDEN / "codec"))
     head = load_file(original / "model.safetensors")["audio_decoder_proj.text_lm_head.weight"]
-    assert torch.equal(load_file(tmp_path / "new" / "model.safetensors")["text_lm_head.weight"], head)
+    assert torch.equal(
+        load_file(tmp_path / "new" / "model.safetensors")["text_lm_head.weight"], head
+    )
     sampling = json.loads((tmp_path / "new" / "generation_config.json").read_text(encoding="utf-8"))
     assert (sampling["top_k"], sampling["ras_win_len"]) == (50, 7)
     expected = np.load(GOLDEN / "codec" / "expected.npz")
@@ -292,10 +358,14 @@ def test_the_command_says_what_it_wrote_and_how_to_serve_it(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "my voice"
-    assert run(Namespace(model=str(tiny), adapters=None, output=output, codec=None, dtype=None)) == 0
+    assert (
+        run(Namespace(model=str(tiny), adapters=None, output=output, codec=None, dtype=None)) == 0
+    )
     printed = capsys.readouterr().out
     assert "MB  audio_tokenizer/model.safetensors" in printed
-    assert "note: vLLM-Omni stops at token 128009, taking it for <|eot_id|>" in printed, "the tiny tokenizer has others"
+    assert "note: vLLM-Omni stops at token 128009, taking it for <|eot_id|>" in printed, (
+        "the tiny tokenizer has others"
+    )
     assert f"serve it: {launch_line(str(output), 'my voice')}" in printed
     assert f"cd '{output}' && HIGGS_AUDIO_TOKENIZER_PATH=\"$PWD\" vllm serve" in printed
 

@@ -1,4 +1,5 @@
-"""Everything that a user asks of the generator beyond one sentence: long texts, dialogues, voices, lists, adapters."""
+"""Everything that a user asks of the generator beyond one sentence: long texts, dialogues, voices,
+lists, adapters."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def heard(generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch) -> li
     prompts: list[Dialogue] = []
     original = HiggsAudioGenerator.speak
 
-    def speak(self: HiggsAudioGenerator, dialogues: Sequence[Dialogue], **options: Any) -> list[Speech]:
+    def speak(
+        self: HiggsAudioGenerator, dialogues: Sequence[Dialogue], **options: Any
+    ) -> list[Speech]:
         prompts.extend(dialogues)
         return original(self, dialogues, **options)
 
@@ -82,7 +85,9 @@ def test_a_long_text_is_spoken_in_pieces_that_hear_each_other(
 ) -> None:
     text = " ".join(f"This is sentence number {i}." for i in range(8))
     speech = generator.generate(text, max_chars=30, **SHORT)
-    assert [texts(each)[-1] for each in heard] == [f"This is sentence number {i}." for i in range(8)]
+    assert [texts(each)[-1] for each in heard] == [
+        f"This is sentence number {i}." for i in range(8)
+    ]
     assert speech.codes.shape == (8, 80)
     assert len(speech.audio) == 8 * 9600, "no pause and nothing cut inside one text"
     assert speech.text == text
@@ -97,7 +102,12 @@ def test_a_long_text_is_spoken_in_pieces_that_hear_each_other(
 
 
 def test_a_stream_of_a_long_text_is_the_same(generator: HiggsAudioGenerator) -> None:
-    options: dict[str, Any] = {"max_chars": 20, "sampling": GREEDY, "max_audio_s": 0.6, "reference_audio": VOICE}
+    options: dict[str, Any] = {
+        "max_chars": 20,
+        "sampling": GREEDY,
+        "max_audio_s": 0.6,
+        "reference_audio": VOICE,
+    }
     text = "The first sentence. The second one. The third."
     whole = generator.generate(text, **options)
     stream = generator.stream(text, **options)
@@ -105,7 +115,9 @@ def test_a_stream_of_a_long_text_is_the_same(generator: HiggsAudioGenerator) -> 
     assert torch.equal(stream.speech.codes, whole.codes)
 
 
-def test_what_was_spoken_is_forgotten_before_there_is_no_room(generator: HiggsAudioGenerator) -> None:
+def test_what_was_spoken_is_forgotten_before_there_is_no_room(
+    generator: HiggsAudioGenerator,
+) -> None:
     """Of 2048 positions three lines of 40 s would take 3000."""
     script = generator.script("One sentence. Another one. A third one. A fourth.", max_chars=14)
     codes = torch.zeros(8, 1000, dtype=torch.long)
@@ -137,7 +149,9 @@ def test_ten_thousand_characters(generator: HiggsAudioGenerator, heard: list[Dia
         ("Ha! [laugh] Yes", "Ha! <SE>[Laughter]</SE> Yes."),
     ],
 )
-def test_texts_of_every_kind(generator: HiggsAudioGenerator, heard: list[Dialogue], text: str, spoken: str) -> None:
+def test_texts_of_every_kind(
+    generator: HiggsAudioGenerator, heard: list[Dialogue], text: str, spoken: str
+) -> None:
     assert generator.generate(text, **SHORT).text == spoken
     assert generator.generate(text, clean_text=False, **SHORT).text == text
 
@@ -151,16 +165,25 @@ def test_a_text_without_words_is_refused(generator: HiggsAudioGenerator, text: s
 # --- voices ---
 
 
-def test_several_references_and_voices_in_words(generator: HiggsAudioGenerator, heard: list[Dialogue]) -> None:
+def test_several_references_and_voices_in_words(
+    generator: HiggsAudioGenerator, heard: list[Dialogue]
+) -> None:
     generator.generate(
-        "[SPEAKER0] One. [SPEAKER1] Two.", reference_audio=[VOICE, OTHER], reference_text=["Glue.", "Smoke."], **SHORT
+        "[SPEAKER0] One. [SPEAKER1] Two.",
+        reference_audio=[VOICE, OTHER],
+        reference_text=["Glue.", "Smoke."],
+        **SHORT,
     )
     assert [reference.text for reference in heard[0].references] == ["Glue.", "Smoke."]
-    generator.generate("Hello.", voice_description="warm, unhurried", scene_description="A hall", **SHORT)
+    generator.generate(
+        "Hello.", voice_description="warm, unhurried", scene_description="A hall", **SHORT
+    )
     assert heard[1].scene == "A hall\n\nSPEAKER0: warm, unhurried"
 
 
-def test_a_transcriber_hears_the_reference(generator: HiggsAudioGenerator, heard: list[Dialogue]) -> None:
+def test_a_transcriber_hears_the_reference(
+    generator: HiggsAudioGenerator, heard: list[Dialogue]
+) -> None:
     asked: list[str] = []
 
     def transcribe(path: str) -> str:
@@ -172,34 +195,49 @@ def test_a_transcriber_hears_the_reference(generator: HiggsAudioGenerator, heard
     assert heard[0].references[0].text == "Glue the sheet."
 
 
-def test_a_reference_is_encoded_once(generator: HiggsAudioGenerator, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_reference_is_encoded_once(
+    generator: HiggsAudioGenerator, tmp_path: Path, monkeypatch: Any
+) -> None:
     voice = shutil.copy(VOICE, tmp_path / "voice.flac")
     encoded: list[str] = []
     original = type(generator.codec).encode_file
     monkeypatch.setattr(
-        type(generator.codec), "encode_file", lambda self, path: encoded.append(path) or original(self, path)
+        type(generator.codec),
+        "encode_file",
+        lambda self, path: encoded.append(path) or original(self, path),
     )
     first = generator.generate("Hello.", reference_audio=voice, **SHORT)
-    assert torch.equal(generator.generate("Hello.", reference_audio=voice, **SHORT).codes, first.codes)
+    assert torch.equal(
+        generator.generate("Hello.", reference_audio=voice, **SHORT).codes, first.codes
+    )
     assert len(encoded) == 1
     shutil.copy(OTHER, voice)
     os.utime(voice, (1, 1))
-    assert not torch.equal(generator.generate("Hello.", reference_audio=voice, **SHORT).codes, first.codes)
+    assert not torch.equal(
+        generator.generate("Hello.", reference_audio=voice, **SHORT).codes, first.codes
+    )
     assert len(encoded) == 2
 
 
-def sound(path: Path, seconds: float, rate: int = 24_000, channels: int = 1, level: float = 0.4) -> str:
+def sound(
+    path: Path, seconds: float, rate: int = 24_000, channels: int = 1, level: float = 0.4
+) -> str:
     time_s = np.arange(round(seconds * rate)) / rate
     tone = level * np.sin(2 * np.pi * 180 * time_s)
     sf.write(path, np.stack([tone] * channels, axis=1), rate)
     return str(path)
 
 
-def test_references_that_hold_no_voice_are_refused(generator: HiggsAudioGenerator, tmp_path: Path) -> None:
+def test_references_that_hold_no_voice_are_refused(
+    generator: HiggsAudioGenerator, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.flac"
     broken.write_bytes(Path(VOICE).read_bytes()[:2000])
     for path, reason in (
-        (sound(tmp_path / "short.wav", 0.5), r"lasts 0\.5 s, less than 1; give 3 to 15 seconds of clear speech"),
+        (
+            sound(tmp_path / "short.wav", 0.5),
+            r"lasts 0\.5 s, less than 1; give 3 to 15 seconds of clear speech",
+        ),
         (sound(tmp_path / "long.wav", 31), r"lasts 31\.0 s, more than 30; give 3 to 15"),
         (sound(tmp_path / "silent.wav", 3, level=0.0), "is silent"),
         (str(broken), "does not decode|is truncated"),
@@ -209,13 +247,20 @@ def test_references_that_hold_no_voice_are_refused(generator: HiggsAudioGenerato
     ):
         with pytest.raises(UserError, match=rf"request: reference_audio: .*({reason})"):
             generator.generate("Hello.", reference_audio=path, **SHORT)
-    with pytest.raises(UserError, match="are 1 transcripts for 0 references; give one per reference_audio"):
+    with pytest.raises(
+        UserError, match="are 1 transcripts for 0 references; give one per reference_audio"
+    ):
         generator.generate("Hello.", reference_text="Glue.", **SHORT)
 
 
-def test_references_of_other_formats_are_heard(generator: HiggsAudioGenerator, tmp_path: Path) -> None:
+def test_references_of_other_formats_are_heard(
+    generator: HiggsAudioGenerator, tmp_path: Path
+) -> None:
     """Stereo is averaged, 8 kHz resampled: nothing that a telephone recorded is refused."""
-    for path in (sound(tmp_path / "stereo.wav", 2, 44_100, 2), sound(tmp_path / "phone.mp3", 2, 8_000)):
+    for path in (
+        sound(tmp_path / "stereo.wav", 2, 44_100, 2),
+        sound(tmp_path / "phone.mp3", 2, 8_000),
+    ):
         assert generator.generate("Hello.", reference_audio=path, **SHORT).codes.shape == (8, 10)
 
 
@@ -246,19 +291,28 @@ def test_a_dialogue_is_one_prompt_whose_lines_hear_each_other(
     assert sf.info(tmp_path / "dialogue.wav").frames == len(speech.audio)
 
 
-def test_voices_in_words_come_after_recorded_ones(generator: HiggsAudioGenerator, heard: list[Dialogue]) -> None:
+def test_voices_in_words_come_after_recorded_ones(
+    generator: HiggsAudioGenerator, heard: list[Dialogue]
+) -> None:
     voices = {"Alice": Voice(description="warm"), "Bob": Voice(OTHER, "Smoke.")}
     generator.synthesize_multi_speaker(LINES, voices, scene_description="A hall", **SHORT)
-    assert [texts(each)[-1] for each in heard][:2] == ["[SPEAKER1] Hello Bob.", "[SPEAKER0] Hi there!"]
+    assert [texts(each)[-1] for each in heard][:2] == [
+        "[SPEAKER1] Hello Bob.",
+        "[SPEAKER0] Hi there!",
+    ]
     assert heard[0].scene == "A hall\n\nSPEAKER1: warm"
 
 
-def test_without_voices_the_model_chooses_two(generator: HiggsAudioGenerator, heard: list[Dialogue]) -> None:
+def test_without_voices_the_model_chooses_two(
+    generator: HiggsAudioGenerator, heard: list[Dialogue]
+) -> None:
     generator.synthesize_multi_speaker(LINES, **SHORT)
     assert heard[0].scene == "SPEAKER0: feminine\nSPEAKER1: masculine"
 
 
-def test_separately_each_line_hears_its_speaker_only(generator: HiggsAudioGenerator, heard: list[Dialogue]) -> None:
+def test_separately_each_line_hears_its_speaker_only(
+    generator: HiggsAudioGenerator, heard: list[Dialogue]
+) -> None:
     voices = {"Alice": (VOICE, "Glue."), "Bob": OTHER}
     generator.synthesize_multi_speaker(LINES, voices, separately=True, **SHORT)
     assert [texts(each) for each in heard] == [["Hello Bob."], ["Hi there!"], ["How are you?"]]
@@ -274,18 +328,30 @@ def test_bad_dialogues_are_one_line(generator: HiggsAudioGenerator) -> None:
             r"dialogue\[0\]: speaker: 'Eve' has no voice \(known: Bob\)",
         ),
         ([{"text": "x"}], None, r"dialogue\[0\]: speaker: None has no voice"),
-        ([{"speaker": "Bob", "text": "..."}], {"Bob": OTHER}, r"dialogue\[0\]: text: '...' has no letter or digit"),
-        ([{"speaker": "Bob", "text": "x"}], {"Bob": "gone.wav"}, "reference_audio: 'gone.wav' not found"),
+        (
+            [{"speaker": "Bob", "text": "..."}],
+            {"Bob": OTHER},
+            r"dialogue\[0\]: text: '...' has no letter or digit",
+        ),
+        (
+            [{"speaker": "Bob", "text": "x"}],
+            {"Bob": "gone.wav"},
+            "reference_audio: 'gone.wav' not found",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             generator.synthesize_multi_speaker(lines, voices, **SHORT)
-    with pytest.raises(UserError, match="voice: audio: None needs either a recording or a description"):
+    with pytest.raises(
+        UserError, match="voice: audio: None needs either a recording or a description"
+    ):
         Voice()
 
 
 def test_joints_are_trimmed_and_ends_are_not() -> None:
     def part(before: int, loud: int, after: int) -> Speech:
-        wave = np.concatenate([np.zeros(before), np.full(loud, 0.5), np.zeros(after)]).astype(np.float32)
+        wave = np.concatenate([np.zeros(before), np.full(loud, 0.5), np.zeros(after)]).astype(
+            np.float32
+        )
         return Speech(wave, 24_000, torch.zeros(8, 1, dtype=torch.long), True, "x", 1.0)
 
     kept = 1200  # 50 ms
@@ -309,7 +375,9 @@ def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
     folders = {}
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
-        config = LoraConfig(r=4, target_modules=["q_proj", "audio_mlp.down_proj"], init_lora_weights=False)
+        config = LoraConfig(
+            r=4, target_modules=["q_proj", "audio_mlp.down_proj"], init_lora_weights=False
+        )
         tuned = get_peft_model(checkpoint.load_model(str(tiny)), config)
         tuned.peft_config["default"].base_model_name_or_path = str(tiny)
         folders[name] = str(tmp_path_factory.mktemp(name))
@@ -317,7 +385,9 @@ def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
     return folders
 
 
-def test_adapters_are_switched_without_loading_the_base_again(tiny: Path, lora: dict[str, str]) -> None:
+def test_adapters_are_switched_without_loading_the_base_again(
+    tiny: Path, lora: dict[str, str]
+) -> None:
     generator = HiggsAudioGenerator.from_pretrained(str(tiny), adapters=lora)
     assert generator.adapters == ("first", "second")
 
@@ -338,22 +408,29 @@ def test_adapters_are_switched_without_loading_the_base_again(tiny: Path, lora: 
         generator.use_adapter("frist")
 
 
-def test_load_model_gives_what_the_generator_takes(tiny: Path, lora: dict[str, str], tmp_path: Path) -> None:
-    model, tokenizer = load_model(str(tiny), model_type="higgs-audio-v2-3b", adapters=lora["first"], attn_impl="eager")
+def test_load_model_gives_what_the_generator_takes(
+    tiny: Path, lora: dict[str, str], tmp_path: Path
+) -> None:
+    model, tokenizer = load_model(
+        str(tiny), model_type="higgs-audio-v2-3b", adapters=lora["first"], attn_impl="eager"
+    )
     speech = HiggsAudioGenerator(model, tokenizer).generate("Hello.", **SHORT)
     (tmp_path / "best").symlink_to(lora["first"])  # MS-SWIFT's `create_checkpoint_symlink`
     linked = HiggsAudioGenerator.from_pretrained(str(tmp_path / "best"))
     assert torch.equal(linked.generate("Hello.", **SHORT).codes, speech.codes)
     assert load_model(str(tiny), dtype=torch.bfloat16)[0].dtype == torch.bfloat16
     with pytest.raises(
-        UserError, match="model_type: 'higgs' is unknown; use one of higgs-audio-v2-3b, higgs-audio-v2-7b"
+        UserError,
+        match="model_type: 'higgs' is unknown; use one of higgs-audio-v2-3b, higgs-audio-v2-7b",
     ):
         load_model(str(tiny), model_type="higgs")
     with pytest.raises(UserError, match=r"adapters: 'adapter_config\.json' not found"):
         load_model(str(tiny), adapters=str(tmp_path))
 
 
-def test_adapters_of_another_model_are_refused(tiny: Path, lora: dict[str, str], tmp_path: Path) -> None:
+def test_adapters_of_another_model_are_refused(
+    tiny: Path, lora: dict[str, str], tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"
@@ -366,7 +443,9 @@ def test_adapters_of_another_model_are_refused(tiny: Path, lora: dict[str, str],
         load_model(str(tiny), adapters=str(broken))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes 0.50 crashes on this machine's CPU")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="bitsandbytes 0.50 crashes on this machine's CPU"
+)
 def test_quantized_weights_speak(tiny: Path) -> None:
     model, tokenizer = load_model(str(tiny), quantization="4bit")
     assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
@@ -374,7 +453,9 @@ def test_quantized_weights_speak(tiny: Path) -> None:
     assert HiggsAudioGenerator(model, tokenizer).generate("Hello.", **SHORT).codes.shape == (8, 10)
 
 
-def test_quantization_keeps_the_audio_head_and_names_its_package(tiny: Path, monkeypatch: Any) -> None:
+def test_quantization_keeps_the_audio_head_and_names_its_package(
+    tiny: Path, monkeypatch: Any
+) -> None:
     from plugins.model.loading import _quantization
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
@@ -382,7 +463,9 @@ def test_quantization_keeps_the_audio_head_and_names_its_package(tiny: Path, mon
     assert (config.load_in_4bit, config.llm_int8_skip_modules) == (True, ["audio_lm_head"])
     assert _quantization("8bit", torch.bfloat16).load_in_8bit
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"quantization: '4bit' needs bitsandbytes; pip install .*\[quantization\]"):
+    with pytest.raises(
+        UserError, match=r"quantization: '4bit' needs bitsandbytes; pip install .*\[quantization\]"
+    ):
         load_model(str(tiny), quantization="4bit")
 
 
@@ -394,7 +477,9 @@ def speak(tiny: Path, *arguments: Any) -> int:
     return main(["speak", *map(str, [*flags, *arguments])])
 
 
-def test_a_list_is_spoken_into_a_folder_and_goes_on(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_list_is_spoken_into_a_folder_and_goes_on(
+    tiny: Path, tmp_path: Path, capsys: Any
+) -> None:
     shutil.copy(VOICE, tmp_path / "voice.flac")
     lines: list[dict[str, Any]] = [
         {"text": "Hello."},
@@ -431,13 +516,16 @@ def test_a_list_is_spoken_into_a_folder_and_goes_on(tiny: Path, tmp_path: Path, 
     lines[0]["text"] = "Changed."
     (folder / "scene.wav").unlink()
     with (folder / "results.jsonl").open("ab") as file:
-        file.write(bytes(20) + b'\n[1]\n{"id": [], "key"\n{"id": "killed wh')  # of a power cut, and of a kill
+        file.write(
+            bytes(20) + b'\n[1]\n{"id": [], "key"\n{"id": "killed wh'
+        )  # of a power cut, and of a kill
     code, out, err = run()
     assert (code, "failed:" in err) == (3, False)
     assert out.endswith("out: 3 spoken (3 truncated), 1 there already, 0 failed\n")
     assert run()[1].endswith("out: 0 spoken (0 truncated), 4 there already, 0 failed\n")
 
-    # A file that is no longer what was written is spoken again; one that is not listed is somebody else's.
+    # A file that is no longer what was written is spoken again; one that is not listed is somebody
+    # else's.
     cloned = (folder / "cloned.wav").read_bytes()
     (folder / "cloned.wav").write_bytes(cloned[:1000])
     assert run()[1].endswith("out: 1 spoken (1 truncated), 3 there already, 0 failed\n")
@@ -453,11 +541,15 @@ def test_a_list_is_spoken_into_a_folder_and_goes_on(tiny: Path, tmp_path: Path, 
     assert (folder / "mine.wav").read_text() == "a recording"
     for content in ("of another program", "of another program\n", '{"text": "x"}\n'):
         (folder / "results.jsonl").write_text(content)
-        assert "holds a results.jsonl that is not from this command; name another folder" in run()[2]
+        assert (
+            "holds a results.jsonl that is not from this command; name another folder" in run()[2]
+        )
         assert (folder / "results.jsonl").read_text() == content
 
 
-def test_bad_lists_are_refused_before_anything_is_spoken(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+def test_bad_lists_are_refused_before_anything_is_spoken(
+    tiny: Path, tmp_path: Path, capsys: Any
+) -> None:
     path = tmp_path / "lines.jsonl"
     for line, message in (
         ("{", "line: '{' is no JSON"),

@@ -1,4 +1,5 @@
-"""Corpora -> utterances: every tree and table yields exactly what it holds, and tells exactly what it lacks."""
+"""Corpora -> utterances: every tree and table yields exactly what it holds, and tells exactly what
+it lacks."""
 
 import json
 import os
@@ -31,8 +32,11 @@ from plugins.prepare.rows import rejected_row
 # --- LibriTTS ---
 
 
-def libritts_utterance(root: Path, id_: str, *, normalized: str | None = None, original: str | None = None) -> Path:
-    """The files of one utterance; a text that is None has no file. Returns the path without its suffixes."""
+def libritts_utterance(
+    root: Path, id_: str, *, normalized: str | None = None, original: str | None = None
+) -> Path:
+    """The files of one utterance; a text that is None has no file. Returns the path without its
+    suffixes."""
     speaker, chapter, *_ = id_.split("_")
     stem = root / speaker / chapter / id_
     clip(stem.with_suffix(".wav"))
@@ -43,7 +47,8 @@ def libritts_utterance(root: Path, id_: str, *, normalized: str | None = None, o
 
 
 def test_libritts_of_several_subsets(tmp_path):
-    """3 subsets of 2 speakers, 2 chapters, 3 utterances, beside the tables that the corpus brings along."""
+    """3 subsets of 2 speakers, 2 chapters, 3 utterances, beside the tables that the corpus brings
+    along."""
     expected = []
     for subset, first_speaker in (("dev-clean", 10), ("test-clean", 20), ("train-clean-100", 30)):
         for speaker in (first_speaker, first_speaker + 1):
@@ -51,7 +56,9 @@ def test_libritts_of_several_subsets(tmp_path):
                 folder = tmp_path / subset / str(speaker) / str(chapter)
                 for number in range(3):
                     id_ = f"{speaker}_{chapter}_000000_{number:06d}"
-                    libritts_utterance(tmp_path / subset, id_, normalized=f"Text of {id_}", original="Mr. 1")
+                    libritts_utterance(
+                        tmp_path / subset, id_, normalized=f"Text of {id_}", original="Mr. 1"
+                    )
                     expected.append((id_, f"Text of {id_}", str(speaker)))
                 said(folder / f"{speaker}_{chapter}.trans.tsv", "x\ty\tz")
                 said(folder / f"{speaker}_{chapter}.book.tsv", "x\ty\tz")
@@ -66,7 +73,9 @@ def test_libritts_of_several_subsets(tmp_path):
         audio=tmp_path / "dev-clean/10/1/10_1_000000_000000.wav",
         speaker="10",
     )
-    assert heard(read_libritts(tmp_path / "dev-clean")) == expected[:12]  # a subset alone is a corpus too
+    assert (
+        heard(read_libritts(tmp_path / "dev-clean")) == expected[:12]
+    )  # a subset alone is a corpus too
 
 
 def test_libritts_takes_the_normalized_text_and_tells_what_lacks_its_other_half(tmp_path):
@@ -77,7 +86,9 @@ def test_libritts_takes_the_normalized_text_and_tells_what_lacks_its_other_half(
     libritts_utterance(tmp_path, "1_2_3_3")
     libritts_utterance(tmp_path, "1_2_3_4", original="gone").with_suffix(".wav").unlink()
     libritts_utterance(tmp_path, "1_2_3_5", normalized="", original="")
-    libritts_utterance(tmp_path, "1_2_3_6", normalized="x").with_suffix(".normalized.txt").write_bytes(b"caf\xe9")
+    libritts_utterance(tmp_path, "1_2_3_6", normalized="x").with_suffix(
+        ".normalized.txt"
+    ).write_bytes(b"caf\xe9")
     found = list(read_libritts(tmp_path))
     folder = tmp_path / "1" / "2"
     assert heard(each for each in found if isinstance(each, Utterance)) == [
@@ -98,7 +109,8 @@ def test_libritts_takes_the_normalized_text_and_tells_what_lacks_its_other_half(
 
 
 def test_folder_at_any_depth(tmp_path):
-    """The speaker is the first folder, capitals in suffixes count, x.txt goes before x.lab (HTS labels are no text)."""
+    """The speaker is the first folder, capitals in suffixes count, x.txt goes before x.lab (HTS
+    labels are no text)."""
     clip(tmp_path / "intro.wav")
     said(tmp_path / "intro.txt", "Hello")
     clip(tmp_path / "anna" / "day 1" / "take.2.flac")
@@ -117,11 +129,14 @@ def test_folder_at_any_depth(tmp_path):
         ("anna/day 1/take.2.flac", "two lines", "anna"),
         ("bert/a.ogg", "text", "bert"),
     ]
-    assert [each.audio.relative_to(tmp_path).as_posix() for each in found] == [each.id for each in found]
+    assert [each.audio.relative_to(tmp_path).as_posix() for each in found] == [
+        each.id for each in found
+    ]
 
 
 def test_folder_tells_every_file_that_it_leaves_out(tmp_path):
-    """A clip without text, a text without clip, one text for two recordings: each would vanish unseen."""
+    """A clip without text, a text without clip, one text for two recordings: each would vanish
+    unseen."""
     clip(tmp_path / "s" / "alone.wav")
     said(tmp_path / "s" / "unspoken.txt", "Hello")
     said(tmp_path / "README.txt", "about")
@@ -170,7 +185,8 @@ def test_folder_with_faulty_files(tmp_path):
 
 
 def test_linked_folders_are_read_once(tmp_path):
-    """Corpora link to other disks, so links are followed; a link to a folder above must not loop."""
+    """Corpora link to other disks, so links are followed; a link to a folder above must not
+    loop."""
     corpus = tmp_path / "corpus"
     clip(tmp_path / "disk" / "x.wav")
     said(tmp_path / "disk" / "x.txt", "X")
@@ -180,13 +196,20 @@ def test_linked_folders_are_read_once(tmp_path):
     (corpus / "outside").symlink_to(tmp_path / "disk")
     (corpus / "again").symlink_to(corpus / "zoe")
     (corpus / "zoe" / "loop").symlink_to(corpus)
-    assert heard(read_folder(corpus)) == [("zoe/y.wav", "Y", "zoe"), ("outside/x.wav", "X", "outside")]
+    assert heard(read_folder(corpus)) == [
+        ("zoe/y.wav", "Y", "zoe"),
+        ("outside/x.wav", "X", "outside"),
+    ]
     assert heard(read_folder(corpus))[1][0] == "outside/x.wav"
-    assert next(each.audio for each in read_folder(corpus) if each.id == "outside/x.wav") == tmp_path / "disk" / "x.wav"
+    assert (
+        next(each.audio for each in read_folder(corpus) if each.id == "outside/x.wav")
+        == tmp_path / "disk" / "x.wav"
+    )
 
 
 def test_a_name_that_is_not_utf8_is_told_and_can_be_written(tmp_path):
-    """JSON could not hold it: the run would end in a traceback after hours, without any list of the rejected."""
+    """JSON could not hold it: the run would end in a traceback after hours, without any list of the
+    rejected."""
     folder = os.fsencode(tmp_path)
     clip(tmp_path / "a.wav").rename(os.fsdecode(folder + b"/caf\xe9.wav"))
     said(tmp_path / "a.txt", "Coffee").rename(os.fsdecode(folder + b"/caf\xe9.txt"))
@@ -205,28 +228,42 @@ def test_a_name_that_is_not_utf8_is_told_and_can_be_written(tmp_path):
 
 
 def test_a_list_whose_own_name_is_not_utf8_is_read(tmp_path):
-    """Its name only tells where a clip was named, and must be the same for one that is rejected later."""
+    """Its name only tells where a clip was named, and must be the same for one that is rejected
+    later."""
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.csv"))
     said(path, "audio,text\na.wav,A")
     clip(tmp_path / "a.wav")
     [utterance] = read_custom(tmp_path, path, Columns())
     assert isinstance(utterance, Utterance)
-    assert utterance.place == Rejected(utterance.place, "a", "b", 0).place == rf"{tmp_path}/caf\udce9.csv:2"
+    assert (
+        utterance.place
+        == Rejected(utterance.place, "a", "b", 0).place
+        == rf"{tmp_path}/caf\udce9.csv:2"
+    )
 
 
 # --- VCTK ---
 
 
 def test_vctk_microphones(tmp_path):
-    """The second microphone where it was asked for and recorded; p280 and p315 have the first one only."""
+    """The second microphone where it was asked for and recorded; p280 and p315 have the first one
+    only."""
     tree = tmp_path / "wav48_silence_trimmed"
-    for name in ("p225_001_mic1", "p225_001_mic2", "p280_001_mic1", "p225_002_mic2", "p315_001_mic1"):
+    for name in (
+        "p225_001_mic1",
+        "p225_001_mic2",
+        "p280_001_mic1",
+        "p225_002_mic2",
+        "p315_001_mic1",
+    ):
         clip(tree / name[:4] / f"{name}.flac")
     for id_ in ("p225_001", "p225_002", "p280_001"):
         said(tmp_path / "txt" / id_[:4] / f"{id_}.txt", id_)
 
     def names(mic: int) -> list[str]:
-        return [each.audio.name for each in read_vctk(tmp_path, mic=mic) if isinstance(each, Utterance)]
+        return [
+            each.audio.name for each in read_vctk(tmp_path, mic=mic) if isinstance(each, Utterance)
+        ]
 
     assert names(1) == ["p225_001_mic1.flac", "p225_002_mic2.flac", "p280_001_mic1.flac"]
     assert names(2) == ["p225_001_mic2.flac", "p225_002_mic2.flac", "p280_001_mic1.flac"]
@@ -239,12 +276,19 @@ def test_vctk_counts(tmp_path):
     speakers = [*range(225, 234), 315]
     for speaker in speakers:
         for number in range(1, 12):
-            clip(tmp_path / "wav48" / f"p{speaker}" / f"p{speaker}_{number:03d}.wav", duration_s=0.01)
+            clip(
+                tmp_path / "wav48" / f"p{speaker}" / f"p{speaker}_{number:03d}.wav", duration_s=0.01
+            )
             if speaker != 315:
-                said(tmp_path / "txt" / f"p{speaker}" / f"p{speaker}_{number:03d}.txt", f"Text {number}")
+                said(
+                    tmp_path / "txt" / f"p{speaker}" / f"p{speaker}_{number:03d}.txt",
+                    f"Text {number}",
+                )
     found = list(read_vctk(tmp_path))
     assert Counter(type(each) for each in found) == {Utterance: 99, Rejected: 11}
-    assert Counter(each.speaker for each in found if isinstance(each, Utterance)) == {f"p{i}": 11 for i in speakers[:9]}
+    assert Counter(each.speaker for each in found if isinstance(each, Utterance)) == {
+        f"p{i}": 11 for i in speakers[:9]
+    }
     assert {each.kind for each in found if isinstance(each, Rejected)} == {"no transcript"}
 
 
@@ -254,14 +298,17 @@ def test_a_pipe_in_the_place_of_a_vctk_text(tmp_path):
     (tmp_path / "txt" / "p225").mkdir(parents=True)
     os.mkfifo(tmp_path / "txt" / "p225" / "p225_001.txt")
     with at_most(10):
-        assert [reason for _, reason, _ in sorted_out(read_vctk(tmp_path))[1]] == ["transcript is not a regular file"]
+        assert [reason for _, reason, _ in sorted_out(read_vctk(tmp_path))[1]] == [
+            "transcript is not a regular file"
+        ]
 
 
 # --- GPT-SoVITS lists ---
 
 
 def test_gpt_sovits_list(tmp_path):
-    """Byte order mark, CRLF, blank lines; bars and lone quotes belong to the text, since nothing can quote them."""
+    """Byte order mark, CRLF, blank lines; bars and lone quotes belong to the text, since nothing
+    can quote them."""
     for name in ("a.wav", "sub/b.flac"):
         clip(tmp_path / "clips" / name)
     outside = clip(tmp_path / "outside.wav")
@@ -277,7 +324,11 @@ def test_gpt_sovits_list(tmp_path):
     table = tmp_path / "anna.list"
     table.write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode())
     found = list(read_gpt_sovits(tmp_path / "clips", table))
-    assert [(each.id, each.text, each.speaker, each.language) for each in found if isinstance(each, Utterance)] == [
+    assert [
+        (each.id, each.text, each.speaker, each.language)
+        for each in found
+        if isinstance(each, Utterance)
+    ] == [
         ("a.wav", 'He said "no', "anna", "en"),
         ("sub/b.flac", "left | right|", "bert", "ja"),
         (str(outside), "你 好", None, "zh"),
@@ -292,7 +343,10 @@ def test_gpt_sovits_list(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a.wav|anna|en|One\n\na.wav|anna|Two\n", "x.list:3: fields: 3 are not 4; write path|speaker|language|text"),
+        (
+            b"a.wav|anna|en|One\n\na.wav|anna|Two\n",
+            "x.list:3: fields: 3 are not 4; write path|speaker|language|text",
+        ),
         (b"a.wav|anna|en|caf\xe9\n", "x.list' is not UTF-8; save it as UTF-8"),
     ],
 )
@@ -318,14 +372,18 @@ def table(folder: Path, text: str, *names: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("typed", "character"), [("^", "^"), (":", ":"), (" ", " "), (r"\t", "\t"), ("\t", "\t"), ("§", "§")]
+    ("typed", "character"),
+    [("^", "^"), (":", ":"), (" ", " "), (r"\t", "\t"), ("\t", "\t"), ("§", "§")],
 )
 def test_any_character_delimits_if_named(tmp_path, typed, character):
     """A shell passes a tab on as backslash and t; delimiters inside quotes stay text."""
     rows = [("x", "file"), (f'"One{character} two"', "1.wav"), ("Thr33", "2.wav")]
     path = table(tmp_path, "".join(f"{character.join(row)}\r\n" for row in rows), "1.wav", "2.wav")
     found = read_custom(tmp_path, path, Columns(text="x", audio="file"), delimiter=typed)
-    assert heard(found) == [("1.wav", " ".join(f"One{character} two".split()), None), ("2.wav", "Thr33", None)]
+    assert heard(found) == [
+        ("1.wav", " ".join(f"One{character} two".split()), None),
+        ("2.wav", "Thr33", None),
+    ]
 
 
 @pytest.mark.parametrize("delimiter", ["", "::", '"', "\n", "\r"])
@@ -333,7 +391,8 @@ def test_what_cannot_delimit_is_refused(tmp_path, delimiter):
     """Python's reader would raise TypeError, or read nonsense."""
     path = table(tmp_path, "audio,text\n")
     with pytest.raises(
-        UserError, match=r"^custom: delimiter: .* delimits no fields; name one character, not the quote"
+        UserError,
+        match=r"^custom: delimiter: .* delimits no fields; name one character, not the quote",
     ):
         list(read_custom(tmp_path, path, Columns(), delimiter=delimiter))
 
@@ -341,12 +400,15 @@ def test_what_cannot_delimit_is_refused(tmp_path, delimiter):
 def test_an_unguessable_delimiter_is_asked_for(tmp_path):
     """ "use one of audio^text" would be no help."""
     path = table(tmp_path, "audio^text\na.wav^One\n", "a.wav")
-    with pytest.raises(UserError, match=r"meta\.csv:1: column: 'text' not found; name the delimiter of the file"):
+    with pytest.raises(
+        UserError, match=r"meta\.csv:1: column: 'text' not found; name the delimiter of the file"
+    ):
         list(read_custom(tmp_path, path, Columns()))
 
 
 def test_quotes_as_text(tmp_path):
-    """Common Voice's TSV files quote nothing: the quote that opens a sentence would swallow the lines after it."""
+    """Common Voice's TSV files quote nothing: the quote that opens a sentence would swallow the
+    lines after it."""
     text = 'audio\ttext\na.wav\t"Stop," she said.\nb.wav\t"Why\n'
     path = table(tmp_path, text, "a.wav", "b.wav")
     with pytest.raises(UserError, match=r"meta\.csv:2: CSV: .*; mend the quotes there"):
@@ -356,7 +418,8 @@ def test_quotes_as_text(tmp_path):
 
 
 def test_csv_with_all_its_columns_and_oddities(tmp_path):
-    """BOM, CRLF, blank lines, a line break and doubled quotes inside a text; a record goes by its first line."""
+    """BOM, CRLF, blank lines, a line break and doubled quotes inside a text; a record goes by its
+    first line."""
     text = '\ufeffid,audio,text,who,lang\r\n\r\nu1,a.wav,"She said ""no"",\r\nthen left.",anna,en\r\n ,b, Hi ,,\r\n'
     path = table(tmp_path, text + "u1,gone.wav,Hello,anna,en\r\n", "a.wav", "b.mp3")
     found = list(read_custom(tmp_path, path, Columns(speaker="who", id="id", language="lang")))
@@ -370,7 +433,10 @@ def test_csv_with_all_its_columns_and_oddities(tmp_path):
 def test_ids_that_occur_twice_are_both_yielded(tmp_path):
     """Which of them to keep is not for a reader to decide."""
     path = table(tmp_path, "audio,text\na.wav,One\na.wav,Two\n", "a.wav")
-    assert heard(read_custom(tmp_path, path, Columns())) == [("a.wav", "One", None), ("a.wav", "Two", None)]
+    assert heard(read_custom(tmp_path, path, Columns())) == [
+        ("a.wav", "One", None),
+        ("a.wav", "Two", None),
+    ]
 
 
 # --- what no reader may do ---
@@ -403,20 +469,31 @@ def test_url_opens_no_socket(tmp_path, monkeypatch, kind):
 
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
-    for url in ("http://127.0.0.1:9/a.wav", "https://x.org/a.wav", "s3://bucket/a.wav", "hf://datasets/a/b.wav"):
-        assert [each[1:] for each in sorted_out(list_files(tmp_path, url)[kind]())[1]] == [("is a URL", url)]
+    for url in (
+        "http://127.0.0.1:9/a.wav",
+        "https://x.org/a.wav",
+        "s3://bucket/a.wav",
+        "hf://datasets/a/b.wav",
+    ):
+        assert [each[1:] for each in sorted_out(list_files(tmp_path, url)[kind]())[1]] == [
+            ("is a URL", url)
+        ]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "gpt_sovits", "custom", "ljspeech"])
 def test_audio_root_jails_every_list(tmp_path, kind):
-    """Without it a list from elsewhere may name any file of the machine, and its sound ends in a model."""
+    """Without it a list from elsewhere may name any file of the machine, and its sound ends in a
+    model."""
     secret = clip(tmp_path / "secret.wav")
     corpus = tmp_path / "corpus"
     (corpus / "wavs").mkdir(parents=True)
     (corpus / "link.wav").symlink_to(secret)
     (corpus / "wavs" / "link.wav").symlink_to(secret)
     up, link = ("../../secret", "link") if kind == "ljspeech" else ("../secret.wav", "link.wav")
-    for name, reason in ((up, 'holds "..", which the audio root forbids'), (link, "leads out of the audio root")):
+    for name, reason in (
+        (up, 'holds "..", which the audio root forbids'),
+        (link, "leads out of the audio root"),
+    ):
         reader = list_files(corpus, name)[kind]
         assert [each.audio for each in reader() if isinstance(each, Utterance)] == [secret]
         assert [each.kind for each in reader(root=corpus) if isinstance(each, Rejected)] == [reason]
@@ -443,11 +520,15 @@ def test_audio_root_jails_every_transcript(tmp_path, kind):
         clip(corpus / audio)
         (corpus / text).symlink_to(secret)
     [(_, heard_text, _)] = heard(reader(corpus))
-    assert heard_text == ("Hello" if kind == "recording" else "secret"), "the proof of concept is none"
+    assert heard_text == ("Hello" if kind == "recording" else "secret"), (
+        "the proof of concept is none"
+    )
     [rejected] = reader(corpus, root=corpus)
     assert isinstance(rejected, Rejected)
     assert rejected.kind.removeprefix("transcript ") == "leads out of the audio root"
-    assert heard(reader(corpus, root=tmp_path)) == heard(reader(corpus)), "a root above takes them in"
+    assert heard(reader(corpus, root=tmp_path)) == heard(reader(corpus)), (
+        "a root above takes them in"
+    )
 
 
 def test_audio_root_jails_lists_and_folders(tmp_path):
@@ -459,7 +540,10 @@ def test_audio_root_jails_lists_and_folders(tmp_path):
     listed = said(outside / "metadata.csv", "a|Hello")
     (corpus / "metadata.csv").symlink_to(listed)
     assert heard(read_ljspeech(corpus)) == [("a", "Hello", None)]
-    with pytest.raises(UserError, match=r"metadata\.csv: leads out of the audio root \(to .*\); move it into [^\n]*$"):
+    with pytest.raises(
+        UserError,
+        match=r"metadata\.csv: leads out of the audio root \(to .*\); move it into [^\n]*$",
+    ):
         list(read_ljspeech(corpus, root=corpus))
     table_file = said(corpus / "table.csv", "audio,text\nwavs/a.wav,Hello")
     mine = table_file.rename(outside / "table.csv")
@@ -470,20 +554,24 @@ def test_audio_root_jails_lists_and_folders(tmp_path):
     (corpus / "metadata.csv").unlink()
     (corpus / "more").symlink_to(outside)
     assert ("more/b.wav", "secret", "more") in [
-        (each.id, each.text, each.speaker) for each in read_folder(corpus) if isinstance(each, Utterance)
+        (each.id, each.text, each.speaker)
+        for each in read_folder(corpus)
+        if isinstance(each, Utterance)
     ]
     with pytest.raises(UserError, match="more: leads out of the audio root"):
         list(read_folder(corpus, root=corpus))
 
 
 def test_no_permission_is_named(tmp_path):
-    """ "not found" or "not readable audio" would send the user looking for the wrong fault. Root reads everything, so
-    the reading is done by another user where the tests run as root."""
+    """ "not found" or "not readable audio" would send the user looking for the wrong fault. Root
+    reads everything, so the reading is done by another user where the tests run as root."""
     with folder_of_others() as corpus:
         for name in ("open", "locked", "hidden/x", "mute"):
             clip(corpus / "clips" / f"{name}.wav")
             said(corpus / "clips" / f"{name}.txt", "Hello")
-        table_file = said(corpus / "meta.csv", "audio,text\nopen.wav,A\nlocked.wav,B\nhidden/x.wav,C")
+        table_file = said(
+            corpus / "meta.csv", "audio,text\nopen.wav,A\nlocked.wav,B\nhidden/x.wav,C"
+        )
         (corpus / "clips" / "mute.txt").chmod(0)
         (corpus / "clips" / "locked.wav").chmod(0)
         (corpus / "clips" / "hidden").chmod(0)
@@ -502,7 +590,9 @@ def test_no_permission_is_named(tmp_path):
                 ["hidden/x.wav", "may not be read", str(clips / "hidden" / "x.wav")],
             ],
         ]
-        assert as_nobody(from_folder) == f"[Errno 13] Permission denied: '{clips}/hidden'"  # of the whole corpus
+        assert (
+            as_nobody(from_folder) == f"[Errno 13] Permission denied: '{clips}/hidden'"
+        )  # of the whole corpus
         (clips / "hidden").rename(corpus / "elsewhere")
         text = str(clips / "mute.txt")
         assert json.loads(as_nobody(from_folder)) == [
@@ -515,7 +605,8 @@ def test_no_permission_is_named(tmp_path):
 
 
 def test_readers_run_where_torch_swift_and_datasets_cannot_be_imported(tmp_path):
-    """Only `read_huggingface`, and only when called, needs `datasets` (and with it pandas and pyarrow)."""
+    """Only `read_huggingface`, and only when called, needs `datasets` (and with it pandas and
+    pyarrow)."""
     clip(tmp_path / "s" / "a.wav")
     said(tmp_path / "s" / "a.txt", "Hello")
     list_files(tmp_path, "s/a.wav")
@@ -542,7 +633,9 @@ def test_readers_run_where_torch_swift_and_datasets_cannot_be_imported(tmp_path)
         except ValueError as error:
             print(error)
     """)
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "[1, 0, 1, 1, 1]",

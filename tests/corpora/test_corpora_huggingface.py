@@ -1,4 +1,5 @@
-"""Hugging Face datasets -> utterances, from folders and from the Hub; without torchcodec and without network."""
+"""Hugging Face datasets -> utterances, from folders and from the Hub; without torchcodec and
+without network."""
 
 import hashlib
 import json
@@ -31,10 +32,15 @@ WITH_SPEAKER = Columns(speaker="speaker")
 
 @pytest.fixture(autouse=True)
 def _quiet_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No progress bars; the cache of `load_dataset` beside the test; whoever opens a socket fails."""
+    """No progress bars; the cache of `load_dataset` beside the test; whoever opens a socket
+    fails."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: pytest.fail("opened a connection"))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: pytest.fail("asked for a host"))
+    monkeypatch.setattr(
+        socket, "create_connection", lambda *args, **kwargs: pytest.fail("opened a connection")
+    )
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *args, **kwargs: pytest.fail("asked for a host")
+    )
     datasets.disable_progress_bars()
     yield
     datasets.enable_progress_bars()
@@ -42,7 +48,10 @@ def _quiet_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 def sound(folder: Path, name: str, frequency_hz: float = 220.0) -> dict[str, Any]:
     """A recording as a dataset holds it: its bytes, and the name that it had."""
-    return {"bytes": clip(folder / "made" / name, frequency_hz=frequency_hz).read_bytes(), "path": name}
+    return {
+        "bytes": clip(folder / "made" / name, frequency_hz=frequency_hz).read_bytes(),
+        "path": name,
+    }
 
 
 def table(audio: list[Any], **columns: list[Any]) -> Dataset:
@@ -56,17 +65,26 @@ def saved(folder: Path, dataset: Dataset | DatasetDict) -> str:
 
 
 def test_bytes_become_files_named_by_their_content(tmp_path):
-    """WAV, FLAC, MP3 and OGG keep their kind, whatever the dataset calls them; the id survives every reordering."""
+    """WAV, FLAC, MP3 and OGG keep their kind, whatever the dataset calls them; the id survives
+    every reordering."""
     names = ["a.wav", "b.flac", "c.mp3", "d.ogg"]
     sounds = [sound(tmp_path, name) for name in names]
     for number, each in enumerate(sounds):
         each["path"] = f"audio{number}" if number else None
-    source = saved(tmp_path, table(sounds, speaker=["x", "", None, "y"]).cast_column("audio", Audio()))
+    source = saved(
+        tmp_path, table(sounds, speaker=["x", "", None, "y"]).cast_column("audio", Audio())
+    )
     found = list(read_huggingface(source, WITH_SPEAKER, audio_dir=tmp_path / "out"))
     digests = [hashlib.sha256(each["bytes"]).hexdigest() for each in sounds]
     speakers = ["x", None, None, "y"]
     expected = [
-        Utterance(f"{source}[{i}]", digest, f"Text {i}", tmp_path / f"out/{digest[:2]}/{digest}{name[1:]}", speakers[i])
+        Utterance(
+            f"{source}[{i}]",
+            digest,
+            f"Text {i}",
+            tmp_path / f"out/{digest[:2]}/{digest}{name[1:]}",
+            speakers[i],
+        )
         for i, (digest, name) in enumerate(zip(digests, names, strict=True))
     ]
     assert found == expected
@@ -82,7 +100,9 @@ def test_a_second_run_and_a_run_after_a_crash_write_the_same(tmp_path):
     sounds = [sound(tmp_path, f"{number}.wav", 200 + 10 * number) for number in range(5)]
     source = saved(tmp_path, table(sounds))
     first = list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))
-    stamps = {each.audio: each.audio.stat().st_mtime_ns for each in first if isinstance(each, Utterance)}
+    stamps = {
+        each.audio: each.audio.stat().st_mtime_ns for each in first if isinstance(each, Utterance)
+    }
     assert len(stamps) == 5
     damaged, gone, *others = stamps
     damaged.write_bytes(b"RIFF")
@@ -109,9 +129,12 @@ def test_a_failed_write_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
 
 
 def test_paths_stay_where_they_are(tmp_path):
-    """A column of texts is a column of paths; nothing is copied. Relative ones lie beside the dataset's files."""
+    """A column of texts is a column of paths; nothing is copied. Relative ones lie beside the
+    dataset's files."""
     here = clip(tmp_path / "here.wav")
-    source = saved(tmp_path, table([str(here), "beside.wav", "gone.wav", "https://x.org/a.wav", None]))
+    source = saved(
+        tmp_path, table([str(here), "beside.wav", "gone.wav", "https://x.org/a.wav", None])
+    )
     clip(Path(source) / "beside.wav")
     found = list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))
     assert [(each.id, each.audio) for each in found if isinstance(each, Utterance)] == [
@@ -130,10 +153,16 @@ def test_root_jails_paths_but_not_what_we_wrote_ourselves(tmp_path):
     """A dataset from elsewhere may name any file of the machine."""
     outside = clip(tmp_path / "outside.wav")
     inside = {"bytes": sound(tmp_path, "a.wav")["bytes"], "path": "../../a.wav"}
-    structs = [inside, {"bytes": None, "path": str(outside)}, {"bytes": None, "path": "../outside.wav"}]
+    structs = [
+        inside,
+        {"bytes": None, "path": str(outside)},
+        {"bytes": None, "path": "../outside.wav"},
+    ]
     source = saved(tmp_path, table(structs))
     assert len(heard(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))) == 3
-    read, rejected = sorted_out(read_huggingface(source, Columns(), audio_dir=tmp_path / "out", root=Path(source)))
+    read, rejected = sorted_out(
+        read_huggingface(source, Columns(), audio_dir=tmp_path / "out", root=Path(source))
+    )
     assert read == [hashlib.sha256(inside["bytes"]).hexdigest()]
     assert [each[1] for each in rejected] == [
         "is absolute, which the audio root forbids",
@@ -142,8 +171,12 @@ def test_root_jails_paths_but_not_what_we_wrote_ourselves(tmp_path):
 
 
 def test_odd_bytes_are_told(tmp_path):
-    """Empty ones at once; what is no audio gets a name that claims none, and fails when it is probed."""
-    source = saved(tmp_path, table([{"bytes": b"", "path": "a.wav"}, {"bytes": b"hello", "path": "../../b.wav"}]))
+    """Empty ones at once; what is no audio gets a name that claims none, and fails when it is
+    probed."""
+    source = saved(
+        tmp_path,
+        table([{"bytes": b"", "path": "a.wav"}, {"bytes": b"hello", "path": "../../b.wav"}]),
+    )
     empty, text = read_huggingface(source, Columns(), audio_dir=tmp_path / "out")
     assert empty == Rejected(f"{source}[0]", "a.wav", "is empty (0 bytes)", "a.wav")
     assert isinstance(text, Utterance)
@@ -151,7 +184,8 @@ def test_odd_bytes_are_told(tmp_path):
 
 
 def test_columns(tmp_path):
-    """Other names, labels of classes by their names (-1: none), numbers as speakers, no text, other columns unread."""
+    """Other names, labels of classes by their names (-1: none), numbers as speakers, no text, other
+    columns unread."""
     dataset = Dataset.from_dict(
         {
             "clip": [sound(tmp_path, f"{number}.wav") for number in range(3)],
@@ -174,9 +208,15 @@ def test_columns(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (Columns(audio="sound"), "column: 'sound' not found; use one of array, audio, number, text, words"),
+        (
+            Columns(audio="sound"),
+            "column: 'sound' not found; use one of array, audio, number, text, words",
+        ),
         (Columns(text="txt"), "column: 'txt' not found; did you mean 'text'"),
-        (Columns(audio="number"), "column: 'number' holds no audio files; cast it to datasets.Audio"),
+        (
+            Columns(audio="number"),
+            "column: 'number' holds no audio files; cast it to datasets.Audio",
+        ),
         (Columns(audio="array"), "column: 'array' holds no audio files; cast it to datasets.Audio"),
         (Columns(text="words"), "column: 'words' holds no text; name another column"),
     ],
@@ -184,7 +224,9 @@ def test_columns(tmp_path):
 def test_wrong_column(tmp_path, columns, message):
     """Decoded samples would need an encoder; lists of words a rule to join them."""
     samples = {"array": [0.0, 0.5], "sampling_rate": 24_000}
-    source = saved(tmp_path, table([sound(tmp_path, "a.wav")], number=[1], array=[samples], words=[["a", "b"]]))
+    source = saved(
+        tmp_path, table([sound(tmp_path, "a.wav")], number=[1], array=[samples], words=[["a", "b"]])
+    )
     with pytest.raises(UserError) as caught:
         list(read_huggingface(source, columns, audio_dir=tmp_path / "out"))
     assert str(caught.value) == f"{source}: {message}" + ("?" if "mean" in message else "")
@@ -192,21 +234,38 @@ def test_wrong_column(tmp_path, columns, message):
 
 def test_splits(tmp_path):
     """The only one is meant without being named, and of several `train`."""
-    train, test = table([sound(tmp_path, "a.wav")], text=["A"]), table([sound(tmp_path, "b.wav")], text=["B"])
+    train, test = (
+        table([sound(tmp_path, "a.wav")], text=["A"]),
+        table([sound(tmp_path, "b.wav")], text=["B"]),
+    )
     both = saved(tmp_path / "both", DatasetDict(train=train, test=test))
     others = saved(tmp_path / "others", DatasetDict(dev=train, test=test))
     single = saved(tmp_path / "single", DatasetDict(train=train))
     alone = saved(tmp_path / "alone", train)
 
     def texts(source: str, split: str | None = None) -> list[str]:
-        return [text for _, text, _ in heard(read_huggingface(source, Columns(), audio_dir=tmp_path, split=split))]
+        return [
+            text
+            for _, text, _ in heard(
+                read_huggingface(source, Columns(), audio_dir=tmp_path, split=split)
+            )
+        ]
 
-    assert (texts(both), texts(both, "test"), texts(single), texts(alone)) == (["A"], ["B"], ["A"], ["A"])
+    assert (texts(both), texts(both, "test"), texts(single), texts(alone)) == (
+        ["A"],
+        ["B"],
+        ["A"],
+        ["A"],
+    )
     assert texts(both, "train") == ["A"]
     for source, split, message in (
         (others, None, "huggingface: split: None is not named; use one of dev, test"),
         (both, "tran", "huggingface: split: 'tran' not found; did you mean 'train'?"),
-        (alone, "train", "huggingface: split: 'train' is none: the folder holds one table; leave it out"),
+        (
+            alone,
+            "train",
+            "huggingface: split: 'train' is none: the folder holds one table; leave it out",
+        ),
     ):
         with pytest.raises(UserError) as caught:
             texts(source, split)
@@ -214,14 +273,20 @@ def test_splits(tmp_path):
 
 
 def test_a_folder_of_parquet_files(tmp_path):
-    """A clone of a dataset repository, which `load_dataset` reads; slices of splits are its own syntax."""
+    """A clone of a dataset repository, which `load_dataset` reads; slices of splits are its own
+    syntax."""
     sounds = [sound(tmp_path, f"{number}.wav", 200 + number) for number in range(4)]
     (tmp_path / "clone").mkdir()
     table(sounds).cast_column("audio", Audio()).to_parquet(tmp_path / "clone" / "train.parquet")
     source = str(tmp_path / "clone")
 
     def texts(split: str | None) -> list[str]:
-        return [text for _, text, _ in heard(read_huggingface(source, Columns(), audio_dir=tmp_path, split=split))]
+        return [
+            text
+            for _, text, _ in heard(
+                read_huggingface(source, Columns(), audio_dir=tmp_path, split=split)
+            )
+        ]
 
     assert texts(None) == ["Text 0", "Text 1", "Text 2", "Text 3"]
     assert texts("train[:50%]") == ["Text 0", "Text 1"]
@@ -244,7 +309,9 @@ def test_configurations_and_splits_are_found_by_name(tmp_path):
         table([sound(tmp_path, "a.wav")], text=[name]).to_parquet(clone / name)
 
     def texts(config: str | None, split: str | None) -> list[str]:
-        found = read_huggingface(str(clone), Columns(), audio_dir=tmp_path, config=config, split=split)
+        found = read_huggingface(
+            str(clone), Columns(), audio_dir=tmp_path, config=config, split=split
+        )
         return [text.partition("-0")[0] for _, text, _ in heard(found)]
 
     assert texts("clean", "train.100") == ["clean/train.100", "clean/train.100"]
@@ -263,7 +330,10 @@ def test_configurations_and_splits_are_found_by_name(tmp_path):
 def test_a_folder_without_tables_is_told(tmp_path):
     clip(tmp_path / "folder" / "train" / "a.wav")
     (tmp_path / "folder" / "train" / "metadata.csv").write_text("file_name,text\na.wav,Hello\n")
-    with pytest.raises(UserError, match=r"holds no \.parquet file; name a folder of save_to_disk or of Parquet files"):
+    with pytest.raises(
+        UserError,
+        match=r"holds no \.parquet file; name a folder of save_to_disk or of Parquet files",
+    ):
         list(read_huggingface(str(tmp_path / "folder"), Columns(), audio_dir=tmp_path / "out"))
 
 
@@ -293,13 +363,16 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     ],
 )
 def test_what_a_readme_names_is_not_read(tmp_path, attempts, capsys, path):
-    """`configs: data_files` may be URLs and any file of the machine; `load_dataset` reads them, offline or not."""
+    """`configs: data_files` may be URLs and any file of the machine; `load_dataset` reads them,
+    offline or not."""
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "rows.csv").write_text("text,audio\nsecret,a.wav\n")
     hostile = tmp_path / "hostile"
     hostile.mkdir()
     named = path.format(folder=tmp_path)
-    (hostile / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {named!r}\n---\n")
+    (hostile / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files: {named!r}\n---\n"
+    )
     try:
         read = datasets.load_dataset(str(hostile), split="train")["text"][:]
     except Exception:
@@ -320,7 +393,9 @@ def test_what_a_readme_names_is_not_read(tmp_path, attempts, capsys, path):
     rows = table(own).cast_column("audio", Audio(decode=False))
     # `to_parquet` itself would ask the URL for its size.
     parquet.write_table(rows.data.table.cast(rows.features.arrow_schema), hostile / "rows.parquet")
-    read, rejected = sorted_out(read_huggingface(str(hostile), Columns(), audio_dir=tmp_path / "out"))
+    read, rejected = sorted_out(
+        read_huggingface(str(hostile), Columns(), audio_dir=tmp_path / "out")
+    )
     assert (len(read), [reason for _, reason, _ in rejected]) == (1, ["is a URL"])
     assert attempts == []
 
@@ -329,7 +404,9 @@ def test_saved_datasets_name_files_beside_them_only(tmp_path):
     """`load_from_disk` joins whatever state.json and dataset_dict.json say to the folder."""
     private = Path(saved(tmp_path / "private", table([sound(tmp_path, "a.wav")], text=["secret"])))
     arrow = next(private.glob("*.arrow"))
-    both = DatasetDict(train=table([sound(tmp_path, "b.wav")]), test=table([sound(tmp_path, "c.wav")]))
+    both = DatasetDict(
+        train=table([sound(tmp_path, "b.wav")]), test=table([sound(tmp_path, "c.wav")])
+    )
     for file, key, value in (
         ("train/state.json", "_data_files", [{"filename": f"../../../private/saved/{arrow.name}"}]),
         ("train/state.json", "_data_files", [{"filename": str(arrow)}]),
@@ -344,8 +421,12 @@ def test_saved_datasets_name_files_beside_them_only(tmp_path):
         target.write_text(json.dumps({**json.loads(target.read_text()), key: value}))
         if isinstance(value, list) and "private" in str(value):
             loaded = datasets.load_from_disk(source)
-            assert "secret" in str([each["text"][:] for each in loaded.values()]), "the proof of concept is none"
-        with pytest.raises(UserError, match=f"{file}: {key}: .*(does not lie beside this file|lists nothing)"):
+            assert "secret" in str([each["text"][:] for each in loaded.values()]), (
+                "the proof of concept is none"
+            )
+        with pytest.raises(
+            UserError, match=f"{file}: {key}: .*(does not lie beside this file|lists nothing)"
+        ):
             list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))
 
 
@@ -372,12 +453,15 @@ def test_root_refuses_tables_that_lead_out(tmp_path, kind):
         return [text for _, text, _ in heard(found)]
 
     assert read(None) == read(tmp_path) == ["secret"]
-    with pytest.raises(UserError, match=r"leads out of the audio root \(to .*/outside.*\); move it into [^\n]*$"):
+    with pytest.raises(
+        UserError, match=r"leads out of the audio root \(to .*/outside.*\); move it into [^\n]*$"
+    ):
         read(source)
 
 
 def test_a_hub_id_is_asked_for_its_tables_only(tmp_path, monkeypatch, attempts):
-    """Those of the configuration. What its README.md names elsewhere is not, and of this machine it reads nothing."""
+    """Those of the configuration. What its README.md names elsewhere is not, and of this machine it
+    reads nothing."""
     snapshot = tmp_path / "hub" / "datasets--owner--speech-1.0" / "snapshots" / ("0" * 40)
     for config in ("clean", "other"):
         (snapshot / config).mkdir(parents=True)
@@ -386,7 +470,9 @@ def test_a_hub_id_is_asked_for_its_tables_only(tmp_path, monkeypatch, attempts):
         (snapshot / config / "train-00000-of-00001.parquet").symlink_to(blob)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
-    (snapshot / "README.md").write_text("---\nconfigs: [{config_name: clean, data_files: /etc/*.csv}]\n---\n")
+    (snapshot / "README.md").write_text(
+        "---\nconfigs: [{config_name: clean, data_files: /etc/*.csv}]\n---\n"
+    )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     download = partial(huggingface_hub.snapshot_download, cache_dir=tmp_path / "hub")
     asked = []
@@ -403,11 +489,19 @@ def test_a_hub_id_is_asked_for_its_tables_only(tmp_path, monkeypatch, attempts):
         return [each.text for each in found if isinstance(each, Utterance)]
 
     assert texts() == ["clean"], "offline: from the cache"
-    names = ["README.md", *(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.parquet"))]
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, *args, **kwargs: names)
+    names = [
+        "README.md",
+        *(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.parquet")),
+    ]
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "list_repo_files", lambda self, *args, **kwargs: names
+    )
     assert texts() == ["clean"]
     tables = [["*.parquet"], ["clean/train-00000-of-00001.parquet"]]
-    expected = [(("owner/speech-1.0",), {"repo_type": "dataset", "allow_patterns": wanted}) for wanted in tables]
+    expected = [
+        (("owner/speech-1.0",), {"repo_type": "dataset", "allow_patterns": wanted})
+        for wanted in tables
+    ]
     assert asked == expected
     assert attempts == []
 
@@ -416,11 +510,15 @@ def test_offline_is_said_in_one_line(tmp_path):
     """The cluster's nodes have no network; the message of the Hub's client has a second line."""
     with pytest.raises(UserError) as error:
         list(read_huggingface("nobody/nothing", Columns(), audio_dir=tmp_path))
-    assert str(error.value).startswith("huggingface: dataset: 'nobody/nothing' does not load (Cannot")
+    assert str(error.value).startswith(
+        "huggingface: dataset: 'nobody/nothing' does not load (Cannot"
+    )
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("source", ["/nowhere/set", "../set", "~/set", "https://x.org/set", "a/b/c", "file.parquet"])
+@pytest.mark.parametrize(
+    "source", ["/nowhere/set", "../set", "~/set", "https://x.org/set", "a/b/c", "file.parquet"]
+)
 def test_what_is_neither_folder_nor_id_stays_off_the_network(tmp_path, monkeypatch, source):
     """A mistyped path must not be asked for on the Hub."""
     monkeypatch.chdir(tmp_path)
@@ -433,7 +531,15 @@ def test_what_is_neither_folder_nor_id_stays_off_the_network(tmp_path, monkeypat
 def test_names_of_stored_files_cannot_be_chosen_by_the_dataset(tmp_path):
     """A path inside a dataset is somebody else's text."""
     names = [
-        huggingface._store(content, tmp_path) for content in (b"RIFF1", b"fLaC1", b"OggS1", b"ID31", b"\xff\xfb", b"?")
+        huggingface._store(content, tmp_path)
+        for content in (b"RIFF1", b"fLaC1", b"OggS1", b"ID31", b"\xff\xfb", b"?")
     ]
-    assert [os.path.splitext(name)[1] for name in names] == [".wav", ".flac", ".ogg", ".mp3", ".mp3", ".bin"]
+    assert [os.path.splitext(name)[1] for name in names] == [
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".mp3",
+        ".mp3",
+        ".bin",
+    ]
     assert all((tmp_path / name).is_file() for name in names)

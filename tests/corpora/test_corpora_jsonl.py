@@ -1,4 +1,5 @@
-"""JSONL in: what `read_jsonl` takes is what training takes, and every other line is told by its reason."""
+"""JSONL in: what `read_jsonl` takes is what training takes, and every other line is told by its
+reason."""
 
 import json
 import os
@@ -32,16 +33,22 @@ def corpus(folder: Path, *lines: object) -> Path:
     for name in ("a.wav", "b.wav", "c.wav"):
         clip(folder / name)
     path = folder / "rows.jsonl"
-    texts = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
+    texts = [
+        line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines
+    ]
     path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     return path
 
 
 def test_columns_are_those_of_training():
-    """Written down twice because `plugins.data.rows` needs torch; a column added there must not be unknown here."""
+    """Written down twice because `plugins.data.rows` needs torch; a column added there must not be
+    unknown here."""
     assert {*rows.COLUMNS, *rows.METADATA_COLUMNS, rows.ROW_SOURCE, "audio"} == jsonl.COLUMNS
     assert jsonl.AUDIO_TAG == rows.AUDIO_TAG
-    assert (jsonl.OLD_PREFIX.pattern, jsonl.OLD_PREFIX.flags) == (rows._OLD_PREFIX.pattern, rows._OLD_PREFIX.flags)
+    assert (jsonl.OLD_PREFIX.pattern, jsonl.OLD_PREFIX.flags) == (
+        rows._OLD_PREFIX.pattern,
+        rows._OLD_PREFIX.flags,
+    )
 
 
 def test_own_output_comes_back_unchanged(tmp_path):
@@ -50,7 +57,19 @@ def test_own_output_comes_back_unchanged(tmp_path):
         clip(tmp_path / "wavs" / name)
     (tmp_path / "metadata.csv").write_text("x|One\ny|Zwei, ähem\n", encoding="utf-8")
     output = tmp_path / "out.jsonl"
-    assert main(["--dataset_type", "ljspeech", "--input_dir", str(tmp_path), "--output_file", str(output)]) == 0
+    assert (
+        main(
+            [
+                "--dataset_type",
+                "ljspeech",
+                "--input_dir",
+                str(tmp_path),
+                "--output_file",
+                str(output),
+            ]
+        )
+        == 0
+    )
     found = list(read_jsonl(tmp_path, output))
     assert heard(found) == [("x", "One", None), ("y", "Zwei, ähem", None)]
     written = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
@@ -58,8 +77,11 @@ def test_own_output_comes_back_unchanged(tmp_path):
 
 
 def test_everything_in_a_row_is_kept(tmp_path):
-    """System message, scene, references, codes, names: losing one of them would train something else."""
-    scene = "Generate audio following instruction.\n\n<|scene_desc_start|>\nQuiet\n<|scene_desc_end|>"
+    """System message, scene, references, codes, names: losing one of them would train something
+    else."""
+    scene = (
+        "Generate audio following instruction.\n\n<|scene_desc_start|>\nQuiet\n<|scene_desc_end|>"
+    )
     full = with_turns(
         ("system", scene),
         ("user", "please speak:  Hello\n world"),
@@ -75,8 +97,13 @@ def test_everything_in_a_row_is_kept(tmp_path):
         row_source="old.jsonl:7",
     )
     [found] = read_jsonl(tmp_path, corpus(tmp_path, full))
-    kept = {name: value for name, value in full.items() if name not in ("row_source", "reference_codes")}
-    audios = {"audios": [f"{tmp_path}/a.wav"], "reference_audio": [f"{tmp_path}/b.wav", f"{tmp_path}/c.wav"]}
+    kept = {
+        name: value for name, value in full.items() if name not in ("row_source", "reference_codes")
+    }
+    audios = {
+        "audios": [f"{tmp_path}/a.wav"],
+        "reference_audio": [f"{tmp_path}/b.wav", f"{tmp_path}/c.wav"],
+    }
     assert found == Utterance(
         place=f"{tmp_path}/rows.jsonl:1",
         id="u1",
@@ -89,13 +116,20 @@ def test_everything_in_a_row_is_kept(tmp_path):
 
 
 def test_other_spellings_of_a_plain_row(tmp_path):
-    """MS-SWIFT's content lists, `audio` for `audios`, one path instead of a list, numbers for names, no id."""
+    """MS-SWIFT's content lists, `audio` for `audios`, one path instead of a list, numbers for
+    names, no id."""
     lists = with_turns(
         ("user", [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]),
         ("assistant", [{"type": "audio", "audio": "a.wav"}]),
         audios=None,
     )
-    single = {"messages": TURNS, "audio": "a.wav", "reference_audio": "b.wav", "speaker": 7, "raw_prompt": False}
+    single = {
+        "messages": TURNS,
+        "audio": "a.wav",
+        "reference_audio": "b.wav",
+        "speaker": 7,
+        "raw_prompt": False,
+    }
     no_content = with_turns(("user", "Hello"), ("assistant", None), id=3)
     found = list(read_jsonl(tmp_path, corpus(tmp_path, lists, single, no_content)))
     assert heard(found) == [("u1", "Hello", None), ("a.wav", "Hello", "7"), ("3", "Hello", None)]
@@ -103,7 +137,13 @@ def test_other_spellings_of_a_plain_row(tmp_path):
     tagged = [TURNS[0], {"role": "assistant", "content": "<audio>"}]
     assert [each.row for each in found if isinstance(each, Utterance)] == [
         {**plain, "messages": tagged, "id": "u1"},
-        {**plain, "reference_audio": f"{tmp_path}/b.wav", "speaker": "7", "raw_prompt": False, "id": "a.wav"},
+        {
+            **plain,
+            "reference_audio": f"{tmp_path}/b.wav",
+            "speaker": "7",
+            "raw_prompt": False,
+            "id": "a.wav",
+        },
         {**plain, "id": "3"},
     ]
 
@@ -111,8 +151,17 @@ def test_other_spellings_of_a_plain_row(tmp_path):
 def test_prefix_counts_as_text_in_a_raw_prompt_only(tmp_path):
     """Training strips it from every other prompt, so it is not spoken there."""
     turns = (("user", "Please speak: Hello"), ("assistant", ""))
-    path = corpus(tmp_path, with_turns(*turns), with_turns(*turns, raw_prompt=True), with_turns(("user", ""), turns[1]))
-    assert [text for _, text, _ in heard(read_jsonl(tmp_path, path))] == ["Hello", "Please speak: Hello", ""]
+    path = corpus(
+        tmp_path,
+        with_turns(*turns),
+        with_turns(*turns, raw_prompt=True),
+        with_turns(("user", ""), turns[1]),
+    )
+    assert [text for _, text, _ in heard(read_jsonl(tmp_path, path))] == [
+        "Hello",
+        "Please speak: Hello",
+        "",
+    ]
 
 
 def test_bom_crlf_blank_lines_and_line_separators(tmp_path):
@@ -133,7 +182,11 @@ FAULTS: dict[str, tuple[object, str, str]] = {
     "half a character": (r'{"id": "\ud83d"}', "line escapes half a character", r'{"id": "\ud83d"}'),
     "mistyped column": (row(audoi="a.wav"), "column is unknown (did you mean 'audio'?)", "audoi"),
     "no messages": ({"audios": ["a.wav"]}, "messages is no list of messages", "null"),
-    "flat row": ({"audio": "a.wav", "messages": "Hello"}, "messages is no list of messages", "Hello"),
+    "flat row": (
+        {"audio": "a.wav", "messages": "Hello"},
+        "messages is no list of messages",
+        "Hello",
+    ),
     "no messages in it": (row(messages=["Hello"]), "messages is no list of messages", '["Hello"]'),
     "dialogue": (
         row(messages=TURNS * 2, audios=["a.wav", "b.wav"]),
@@ -151,14 +204,26 @@ FAULTS: dict[str, tuple[object, str, str]] = {
         "is no plain text-to-speech row (assistant text)",
         "Sure: <audio>",
     ),
-    "two clips": (row(audios=["a.wav", "b.wav"]), "is no plain text-to-speech row (2 clips)", '["a.wav", "b.wav"]'),
-    "codes only": (row(audios=[], audio_codes=[[[1] * 8]]), "is no plain text-to-speech row (0 clips)", "[]"),
+    "two clips": (
+        row(audios=["a.wav", "b.wav"]),
+        "is no plain text-to-speech row (2 clips)",
+        '["a.wav", "b.wav"]',
+    ),
+    "codes only": (
+        row(audios=[], audio_codes=[[[1] * 8]]),
+        "is no plain text-to-speech row (0 clips)",
+        "[]",
+    ),
     "clip named twice": (
         with_turns(("user", "Hello"), ("assistant", [{"type": "audio", "audio": "b.wav"}])),
         "audios are named twice",
         '["a.wav"]',
     ),
-    "heard user": (with_turns(("user", "<audio>"), ("assistant", "")), "user turn holds audio", "<audio>"),
+    "heard user": (
+        with_turns(("user", "<audio>"), ("assistant", "")),
+        "user turn holds audio",
+        "<audio>",
+    ),
     "odd content": (
         with_turns(("user", [{"type": "image", "image": "x"}]), ("assistant", "")),
         "content is neither text nor audio",
@@ -169,16 +234,32 @@ FAULTS: dict[str, tuple[object, str, str]] = {
         "has no turn to train on",
         '["user", "assistant"]',
     ),
-    "number for a flag": (row(messages=[TURNS[0], {**TURNS[1], "loss": 1}]), "loss is neither true nor false", "1"),
+    "number for a flag": (
+        row(messages=[TURNS[0], {**TURNS[1], "loss": 1}]),
+        "loss is neither true nor false",
+        "1",
+    ),
     "text for a flag": (row(raw_prompt="no"), "raw_prompt is neither true nor false", "no"),
     "id that is no text": (row(id=["u1"]), "id is no text", '["u1"]'),
     "speaker that is no text": (row(speaker=True), "speaker is no text", "true"),
-    "path that is no text": (row(audios=[{"path": "a.wav"}]), "audios is no path", '{"path": "a.wav"}'),
+    "path that is no text": (
+        row(audios=[{"path": "a.wav"}]),
+        "audios is no path",
+        '{"path": "a.wav"}',
+    ),
     "missing clip": (row(audios=["gone.wav"]), "not found", "gone.wav"),
     "url": (row(audios=["https://x.org/a.wav"]), "is a URL", "https://x.org/a.wav"),
     "missing reference": (row(reference_audio="gone.wav"), "reference_audio not found", "gone.wav"),
-    "target as reference": (row(reference_audio="a.wav"), "reference_audio is the target itself", "a.wav"),
-    "linked target as reference": (row(reference_audio="link.wav"), "reference_audio is the target itself", "a.wav"),
+    "target as reference": (
+        row(reference_audio="a.wav"),
+        "reference_audio is the target itself",
+        "a.wav",
+    ),
+    "linked target as reference": (
+        row(reference_audio="link.wav"),
+        "reference_audio is the target itself",
+        "a.wav",
+    ),
     "reference text that is none": (
         row(reference_audio="b.wav", reference_text=[7]),
         "reference_text is no text",
@@ -203,14 +284,22 @@ def test_a_faulty_line_is_told_and_costs_no_other(tmp_path, fault):
     assert str(rejected.value).removeprefix(f"{tmp_path}/") == value
 
 
-@pytest.mark.parametrize("fault", [name for name, (line, *_) in FAULTS.items() if isinstance(line, dict)])
+@pytest.mark.parametrize(
+    "fault", [name for name, (line, *_) in FAULTS.items() if isinstance(line, dict)]
+)
 def test_what_training_takes_is_only_left_out_for_not_being_plain(tmp_path, monkeypatch, fault):
     """The light reading here and the whole one of training must agree on every fault."""
     (tmp_path / "link.wav").symlink_to("a.wav")
     path = corpus(tmp_path, FAULTS[fault][0])
     settings = HiggsAudioSettings()
     monkeypatch.chdir("/")
-    plain = fault in ("dialogue", "written answer", "codes only", "speaker that is no text", "id that is no text")
+    plain = fault in (
+        "dialogue",
+        "written answer",
+        "codes only",
+        "speaker that is no text",
+        "id that is no text",
+    )
     if plain:
         row_sources.read_rows(str(path), settings, check=lambda dialogue: None)
     else:
@@ -223,10 +312,20 @@ def test_training_takes_every_row_that_is_read(tmp_path):
     path = corpus(
         tmp_path,
         row(),
-        with_turns(("system", "Be kind."), ("user", "Hello"), ("assistant", "<audio>"), reference_audio="b.wav"),
-        with_turns(("user", [{"type": "text", "text": "x"}]), ("assistant", [{"type": "audio", "audio": "a.wav"}]))
+        with_turns(
+            ("system", "Be kind."),
+            ("user", "Hello"),
+            ("assistant", "<audio>"),
+            reference_audio="b.wav",
+        ),
+        with_turns(
+            ("user", [{"type": "text", "text": "x"}]),
+            ("assistant", [{"type": "audio", "audio": "a.wav"}]),
+        )
         | {"audios": None},
-        row(reference_audio=["b.wav", "c.wav"], reference_text=["B"], speaker="anna", language="en"),
+        row(
+            reference_audio=["b.wav", "c.wav"], reference_text=["B"], speaker="anna", language="en"
+        ),
     )
     found = [each for each in read_jsonl(tmp_path, path) if isinstance(each, Utterance)]
     assert len(found) == 4
@@ -255,7 +354,12 @@ def test_lines_that_are_not_utf8(tmp_path):
 def test_references_are_jailed_too(tmp_path):
     """A reference is heard by the model like any clip."""
     outside = clip(tmp_path / "outside.wav")
-    path = corpus(tmp_path / "root", row(reference_audio="../outside.wav"), row(reference_audio=str(outside)), row())
+    path = corpus(
+        tmp_path / "root",
+        row(reference_audio="../outside.wav"),
+        row(reference_audio=str(outside)),
+        row(),
+    )
     found = list(read_jsonl(path.parent, path, root=path.parent))
     assert Counter(each.kind for each in found if isinstance(each, Rejected)) == {
         'reference_audio holds "..", which the audio root forbids': 1,

@@ -1,4 +1,5 @@
-"""`resolve` with an audio root: nothing outside of it can be named; and what no caller may be given, root or not."""
+"""`resolve` with an audio root: nothing outside of it can be named; and what no caller may be
+given, root or not."""
 
 import os
 import socket
@@ -27,19 +28,25 @@ def refusal(path: str, root: Path) -> AudioError:
 
 
 def test_what_lies_inside_is_found(root, tmp_path, monkeypatch):
-    """Also through links that stay inside, through a root that is a link itself, and by a relative root."""
+    """Also through links that stay inside, through a root that is a link itself, and by a relative
+    root."""
     (root / "link.wav").symlink_to(root / "sub" / "a.wav")
     (root / "folder").symlink_to("sub")
     (tmp_path / "alias").symlink_to(root)
     for name in ("sub/a.wav", "./sub//a.wav", "link.wav", "folder/a.wav"):
         assert resolve(name, folders=[root], root=root) == root / name
-        assert resolve(name, folders=[tmp_path / "alias"], root=tmp_path / "alias") == tmp_path / "alias" / name
+        assert (
+            resolve(name, folders=[tmp_path / "alias"], root=tmp_path / "alias")
+            == tmp_path / "alias" / name
+        )
         assert resolve(name, folders=[tmp_path / "alias"], root=root) == tmp_path / "alias" / name
     monkeypatch.chdir(tmp_path)
     assert resolve("sub/a.wav", folders=[Path("root")], root=Path("root")) == Path("root/sub/a.wav")
 
 
-@pytest.mark.parametrize("path", ["../outside.wav", "sub/../../outside.wav", "sub/../sub/a.wav", "..", "sub/.."])
+@pytest.mark.parametrize(
+    "path", ["../outside.wav", "sub/../../outside.wav", "sub/../sub/a.wav", "..", "sub/.."]
+)
 def test_dots_are_refused_wherever_they_lead(root, path):
     """After a link, `..` leads elsewhere than it reads."""
     error = refusal(path, root)
@@ -55,7 +62,12 @@ def test_dots_inside_a_name_are_no_way_up(root):
 
 def test_absolute_paths_are_refused_wherever_they_lead(root, tmp_path):
     """A row that names a machine's folders is no row to carry around; without a root it may."""
-    for path in (str(tmp_path / "outside.wav"), str(root / "sub" / "a.wav"), "/etc/passwd", "/dev/zero"):
+    for path in (
+        str(tmp_path / "outside.wav"),
+        str(root / "sub" / "a.wav"),
+        "/etc/passwd",
+        "/dev/zero",
+    ):
         assert refusal(path, root).reason == "is absolute, which the audio root forbids"
     assert resolve(str(root / "sub" / "a.wav"), folders=[]) == root / "sub" / "a.wav"
 
@@ -73,7 +85,8 @@ def test_a_name_with_a_tilde_can_be_written(root):
 
 
 def test_links_that_lead_out_are_refused_by_their_target(root, tmp_path):
-    """A file, a folder, a chain of links, a link to a device, a neighbour whose name only begins like the root."""
+    """A file, a folder, a chain of links, a link to a device, a neighbour whose name only begins
+    like the root."""
     outside = tmp_path / "outside.wav"
     neighbour = clip(tmp_path / "root2" / "a.wav")
     (root / "file.wav").symlink_to(outside)
@@ -90,7 +103,10 @@ def test_links_that_lead_out_are_refused_by_their_target(root, tmp_path):
     }
     for path, target in targets.items():
         error = refusal(path, root)
-        assert (error.reason, error.remedy) == (f"leads out of the audio root (to {target})", f"move it into {root}")
+        assert (error.reason, error.remedy) == (
+            f"leads out of the audio root (to {target})",
+            f"move it into {root}",
+        )
         if path != "device.wav":
             assert resolve(path, folders=[root]) == root / path
 
@@ -121,7 +137,9 @@ def test_what_is_no_file_of_samples_is_refused_unopened(tmp_path):
     """A pipe, a socket, a device, a folder, an empty file, a link to itself, a name too long."""
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(tmp_path / "socket"))  # the absolute path may be longer than a socket's name
+        server.bind(
+            os.path.relpath(tmp_path / "socket")
+        )  # the absolute path may be longer than a socket's name
     (tmp_path / "device").symlink_to("/dev/zero")
     (tmp_path / "terminal").symlink_to("/dev/tty")
     (tmp_path / "folder").mkdir()

@@ -1,8 +1,9 @@
-"""One decision per model, `clean_text`: the prompt that is trained is the prompt that everything else uses.
+"""One decision per model, `clean_text`: the prompt that is trained is the prompt that everything
+else uses.
 
-The bug: speaking cleaned texts, training and evaluation did not, and the doctor said that all was well. So a model was
-trained on typographic quotes and texts without a final stop, was scored on them, and was spoken with other tokens.
-"""
+The bug: speaking cleaned texts, training and evaluation did not, and the doctor said that all was
+well. So a model was trained on typographic quotes and texts without a final stop, was scored on
+them, and was spoken with other tokens."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ TRANSCRIPT, SCENE = "“Smoke” — no stop\ufeff", "a cafe\u0301 — noisy"
 def rows() -> list[dict[str, Any]]:
     """Each text alone, and the second one with a scene in the hearing of a voice."""
     plain = [
-        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}], "audios": [CLIP]}
+        {
+            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}],
+            "audios": [CLIP],
+        }
         for text in TEXTS
     ]
     scene = {"role": "system", "content": f"<|scene_desc_start|>{SCENE}<|scene_desc_end|>"}
@@ -57,12 +61,16 @@ def saved(tiny: Path, folder: Path, *, clean_text: bool) -> Path:
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["clean", "raw"])
-def trained(request: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bool, Path]:
+def trained(
+    request: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[bool, Path]:
     folder = tmp_path_factory.mktemp("trained") / "model"
     return request.param, saved(tiny, folder, clean_text=request.param)
 
 
-def test_the_same_ids_in_training_samples_evaluation_and_speaking(trained: tuple[bool, Path], tmp_path: Path) -> None:
+def test_the_same_ids_in_training_samples_evaluation_and_speaking(
+    trained: tuple[bool, Path], tmp_path: Path
+) -> None:
     from swift.model import get_model_processor
     from swift.template import get_template
 
@@ -70,12 +78,16 @@ def test_the_same_ids_in_training_samples_evaluation_and_speaking(trained: tuple
 
     is_clean, folder = trained
     register_higgs_audio_all()
-    _, processor = get_model_processor(str(folder), model_type="higgs-audio-v2-3b", load_model=False)
+    _, processor = get_model_processor(
+        str(folder), model_type="higgs-audio-v2-3b", load_model=False
+    )
     template = get_template(processor)
     template.go_on_from(folder)
     generator = HiggsAudioGenerator.from_pretrained(str(folder))
     file = write_jsonl(tmp_path / "rows.jsonl", rows())
-    sampled = samples.prompts(HiggsAudioSettings(sample_texts=(str(file),), clean_text=is_clean), None)
+    sampled = samples.prompts(
+        HiggsAudioSettings(sample_texts=(str(file),), clean_text=is_clean), None
+    )
     items = read_items(str(file), HiggsAudioSettings.of_checkpoint(folder))
 
     for i, (row, item) in enumerate(zip(rows(), items, strict=True)):
@@ -105,13 +117,16 @@ def test_what_is_nobodys_to_speak_keeps_its_marks() -> None:
     row["messages"].append({"role": "user", "content": "And"})
     row["messages"].append({"role": "assistant", "content": "“Sure” cafe\u0301<audio>"})
     row["audios"] *= 2
-    dialogue = dialogue_from_row(canonical_row(row, "row", HiggsAudioSettings()), HiggsAudioSettings())
+    dialogue = dialogue_from_row(
+        canonical_row(row, "row", HiggsAudioSettings()), HiggsAudioSettings()
+    )
     assert dialogue.references[0].text == "“Smoke” — no stop"
     assert dialogue.scene == "a caf\u00e9 — noisy"
     assert dialogue.turns[2].parts == ("And.",)
     assert dialogue.turns[3].parts[0] == "“Sure” caf\u00e9"
     raw = dialogue_from_row(
-        canonical_row({**row, "raw_prompt": True}, "row", HiggsAudioSettings()), HiggsAudioSettings()
+        canonical_row({**row, "raw_prompt": True}, "row", HiggsAudioSettings()),
+        HiggsAudioSettings(),
     )
     assert raw.turns[0].parts == (row["messages"][1]["content"],)
     assert raw.references[0].text == TRANSCRIPT
@@ -127,7 +142,9 @@ def test_pieces_of_a_long_text_hold_what_the_whole_holds(trained: tuple[bool, Pa
     assert " ".join(lines) == (whole if is_clean else text)
 
 
-def test_lines_of_a_dialogue_are_prompts_of_rows_with_one_turn_each(trained: tuple[bool, Path]) -> None:
+def test_lines_of_a_dialogue_are_prompts_of_rows_with_one_turn_each(
+    trained: tuple[bool, Path],
+) -> None:
     is_clean, folder = trained
     generator = HiggsAudioGenerator.from_pretrained(str(folder))
     said = [{"speaker": "a", "text": "“Hi”, you"}, {"speaker": "b", "text": "Hello"}]
@@ -152,17 +169,25 @@ def test_a_base_is_clean_and_what_was_trained_before_the_setting_is_raw(
     (tmp_path / SETTINGS_FILE).write_text('{"raw_prompt": false}', encoding="utf-8")
     for _ in range(2):
         assert not HiggsAudioSettings.of_checkpoint(tmp_path, {}).clean_text
-    assert [record.message for record in caplog.records if "trained before texts were cleaned" in record.message] == [
+    assert [
+        record.message
+        for record in caplog.records
+        if "trained before texts were cleaned" in record.message
+    ] == [
         f"{tmp_path}: trained before texts were cleaned (no clean_text in {SETTINGS_FILE}): used with raw ones"
     ]
     assert HiggsAudioSettings.of_checkpoint(tmp_path, {"CLEAN_TEXT": "true"}).clean_text
     assert "trained with clean_text false, used with CLEAN_TEXT=true: other prompts" in caplog.text
     (tmp_path / SETTINGS_FILE).write_text('{"clean_text": "no"}', encoding="utf-8")
-    with pytest.raises(UserError, match=r"higgs_audio_settings\.json: clean_text: 'no' is neither true nor false"):
+    with pytest.raises(
+        UserError, match=r"higgs_audio_settings\.json: clean_text: 'no' is neither true nor false"
+    ):
         HiggsAudioSettings.of_checkpoint(tmp_path, {})
 
 
-def test_who_asks_otherwise_is_told_once(trained: tuple[bool, Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_who_asks_otherwise_is_told_once(
+    trained: tuple[bool, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     is_clean, folder = trained
     generator = HiggsAudioGenerator.from_pretrained(str(folder))
     lines = [generator.script("It’s", clean_text=not is_clean).lines for _ in range(2)]
@@ -180,7 +205,9 @@ def test_each_adapter_speaks_its_own_prompts(tiny: Path, tmp_path: Path) -> None
     from plugins.model import load as checkpoint
 
     for name, clean_text in (("clean", True), ("raw", False)):
-        tuned = get_peft_model(checkpoint.load_model(str(tiny)), LoraConfig(r=2, target_modules=["q_proj"]))
+        tuned = get_peft_model(
+            checkpoint.load_model(str(tiny)), LoraConfig(r=2, target_modules=["q_proj"])
+        )
         tuned.save_pretrained(tmp_path / name)
         HiggsAudioSettings(clean_text=clean_text).save(tmp_path / name)
     folders = {name: str(tmp_path / name) for name in ("clean", "raw")}
@@ -189,7 +216,9 @@ def test_each_adapter_speaks_its_own_prompts(tiny: Path, tmp_path: Path) -> None
     generator.use_adapter("raw")
     assert generator.script("It’s").lines == ("It’s",)
     generator.use_adapter(None)
-    assert generator.script("It’s").lines == ("It’s",), "the base is compared on the prompts of the tuned model"
+    assert generator.script("It’s").lines == ("It’s",), (
+        "the base is compared on the prompts of the tuned model"
+    )
 
 
 def test_the_command_speaks_as_trained_or_says_otherwise(
@@ -197,7 +226,16 @@ def test_the_command_speaks_as_trained_or_says_otherwise(
 ) -> None:
     is_clean, folder = trained
     said = tmp_path / "said.wav"
-    flags = ["--model", str(folder), "--text", "It’s", "--output", str(said), "--max_audio_s", "0.04"]
+    flags = [
+        "--model",
+        str(folder),
+        "--text",
+        "It’s",
+        "--output",
+        str(said),
+        "--max_audio_s",
+        "0.04",
+    ]
     main(["speak", *flags])
     assert not caplog.records
     main(["speak", *flags, "--raw_text"])
@@ -207,9 +245,13 @@ def test_the_command_speaks_as_trained_or_says_otherwise(
 # --- before training ---
 
 
-def findings(given: list[dict[str, Any]], settings: HiggsAudioSettings, origin: Path) -> list[tuple[str, str, str]]:
+def findings(
+    given: list[dict[str, Any]], settings: HiggsAudioSettings, origin: Path
+) -> list[tuple[str, str, str]]:
     report = Report(lambda text: None)
-    canonical = [canonical_row(row, f"rows.jsonl:{i}", settings) for i, row in enumerate(given, start=1)]
+    canonical = [
+        canonical_row(row, f"rows.jsonl:{i}", settings) for i, row in enumerate(given, start=1)
+    ]
     check_texts(report, canonical, settings, origin)
     return [(finding.status, finding.text, finding.evidence) for finding in report.findings]
 
@@ -239,11 +281,23 @@ def test_the_doctor_sees_the_prompts_that_are_spoken(
     is_clean, folder = trained
     given = rows()[:3]
     given[0]["messages"][0]["content"] = "A sentence. " * 30
-    main(["doctor", "--model", str(folder), "--dataset", str(write_jsonl(tmp_path / "rows.jsonl", given))])
+    main(
+        [
+            "doctor",
+            "--model",
+            str(folder),
+            "--dataset",
+            str(write_jsonl(tmp_path / "rows.jsonl", given)),
+        ]
+    )
     out = capsys.readouterr().out
-    decision = "cleaned texts: clean_text changes" if is_clean else "raw texts: clean_text would change"
+    decision = (
+        "cleaned texts: clean_text changes" if is_clean else "raw texts: clean_text would change"
+    )
     assert f"{decision} 2 of 3 rows" in out
-    assert "1 of 3 rows have texts of more than 300 characters: speaking cuts them into pieces" in out
+    assert (
+        "1 of 3 rows have texts of more than 300 characters: speaking cuts them into pieces" in out
+    )
     assert "speaking uses the prompts that are trained (3 rows)" in out
 
 
@@ -261,4 +315,11 @@ def test_a_training_keeps_the_decision_of_its_checkpoint_and_a_resume_cannot_cha
     assert not HiggsAudioSettings.of_checkpoint(checkpoint, {}).clean_text
     monkeypatch.setenv("CLEAN_TEXT", "true")
     with pytest.raises(UserError, match="clean_text: False in the checkpoint, True now"):
-        sft(base, data, tmp_path / "out", max_steps=2, save_steps=1, resume_from_checkpoint=checkpoint)
+        sft(
+            base,
+            data,
+            tmp_path / "out",
+            max_steps=2,
+            save_steps=1,
+            resume_from_checkpoint=checkpoint,
+        )

@@ -1,4 +1,5 @@
-"""Rows of every accepted shape become the model's own prompt; what cannot be meant is one line with a remedy."""
+"""Rows of every accepted shape become the model's own prompt; what cannot be meant is one line with
+a remedy."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ def read_rows(path: str, settings: HiggsAudioSettings) -> list[dict[str, Any]]:
 
 
 def row(*messages: tuple[str, Any], **columns: Any) -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content} for role, content in messages], **columns}
+    return {
+        "messages": [{"role": role, "content": content} for role, content in messages],
+        **columns,
+    }
 
 
 def clips(of: Dialogue) -> list[str | None]:
@@ -67,7 +71,15 @@ def test_raw_prompt_is_taken_as_written() -> None:
 
 
 def test_assistant_turns_take_audios_in_order() -> None:
-    result = dialogue(row(("user", "1"), ("assistant", ""), ("user", "2"), ("assistant", "so: <audio>"), audios=[A, B]))
+    result = dialogue(
+        row(
+            ("user", "1"),
+            ("assistant", ""),
+            ("user", "2"),
+            ("assistant", "so: <audio>"),
+            audios=[A, B],
+        )
+    )
     assert clips(result) == [A, B]
     assert result.turns[3].parts[0] == "so: "
 
@@ -102,23 +114,36 @@ def test_a_canonical_row_stays_as_it_is() -> None:
 def test_relative_paths_are_found_beside_the_file_or_under_audio_root(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.flac").write_bytes(Path(A).read_bytes())
-    path = write_jsonl(tmp_path / "t.jsonl", [row(("user", "1"), ("assistant", ""), audios=["clips/a.flac"])])
+    path = write_jsonl(
+        tmp_path / "t.jsonl", [row(("user", "1"), ("assistant", ""), audios=["clips/a.flac"])]
+    )
     assert read_rows(str(path), SETTINGS)[0]["audios"] == [str(tmp_path / "clips" / "a.flac")]
-    other = write_jsonl(tmp_path / "u.jsonl", [row(("user", "1"), ("assistant", ""), audios=["a.flac"])])
+    other = write_jsonl(
+        tmp_path / "u.jsonl", [row(("user", "1"), ("assistant", ""), audios=["a.flac"])]
+    )
     settings = HiggsAudioSettings(audio_root=str(tmp_path / "clips"))
     assert read_rows(str(other), settings)[0]["audios"] == [str(tmp_path / "clips" / "a.flac")]
 
 
 def test_two_speakers_in_a_scene_get_the_multi_speaker_instruction() -> None:
     scene = "<|scene_desc_start|>\nSPEAKER0: feminine\nSPEAKER1: masculine\n<|scene_desc_end|>"
-    result = dialogue(row(("system", scene), ("user", "[SPEAKER0] Hi\n[SPEAKER1] Ho"), ("assistant", ""), audios=[A]))
+    result = dialogue(
+        row(
+            ("system", scene),
+            ("user", "[SPEAKER0] Hi\n[SPEAKER1] Ho"),
+            ("assistant", ""),
+            audios=[A],
+        )
+    )
     assert result.instruction == MULTI_SPEAKER_INSTRUCTION
     assert result.scene == "SPEAKER0: feminine\nSPEAKER1: masculine"
 
 
 def test_columns_can_be_renamed(tmp_path: Path) -> None:
     """MS-SWIFT's `--columns`."""
-    path = write_jsonl(tmp_path / "t.jsonl", [row(("user", "1"), ("assistant", ""), voice=B, audios=[A])])
+    path = write_jsonl(
+        tmp_path / "t.jsonl", [row(("user", "1"), ("assistant", ""), voice=B, audios=[A])]
+    )
     columns = {"voice": "reference_audio"}
     rows = read_checked_rows(str(path), SETTINGS, check=lambda _: None, columns=columns)
     assert rows[0]["reference_audio"] == [B]
@@ -132,24 +157,54 @@ def test_a_validation_file_that_ms_swift_split_off_is_accepted(tmp_path: Path) -
 
 GOOD = row(("user", "Hi"), ("assistant", ""), audios=[A])
 BAD_ROWS = {
-    "missing audio": ({**GOOD, "audios": ["gone.wav"]}, r"audios\[0\]: 'gone.wav' not found \(looked in "),
-    "audio by url": ({**GOOD, "audios": ["https://x/a.wav"]}, r"audios\[0\]: 'https://x/a.wav' .*download"),
-    "empty text": (row(("user", " "), ("assistant", ""), audios=[A]), r"messages\[0\]\.content: ' ' is empty; give"),
+    "missing audio": (
+        {**GOOD, "audios": ["gone.wav"]},
+        r"audios\[0\]: 'gone.wav' not found \(looked in ",
+    ),
+    "audio by url": (
+        {**GOOD, "audios": ["https://x/a.wav"]},
+        r"audios\[0\]: 'https://x/a.wav' .*download",
+    ),
+    "empty text": (
+        row(("user", " "), ("assistant", ""), audios=[A]),
+        r"messages\[0\]\.content: ' ' is empty; give",
+    ),
     "only an old prefix": (
         row(("system", "x"), ("user", "Please speak: "), ("assistant", ""), audios=[A]),
         r"messages\[1\]\.content: 'Please speak: ' is empty",
     ),
-    "two audios for one turn": ({**GOOD, "audios": [A, B]}, r"audios: .* are 2 clips for 1 assistant turn\(s\)"),
-    "no audio for a turn": (row(("user", "Hi"), ("assistant", "")), r"audios: None has no clip for messages\[1\]"),
+    "two audios for one turn": (
+        {**GOOD, "audios": [A, B]},
+        r"audios: .* are 2 clips for 1 assistant turn\(s\)",
+    ),
+    "no audio for a turn": (
+        row(("user", "Hi"), ("assistant", "")),
+        r"audios: None has no clip for messages\[1\]",
+    ),
     "wrong codebook count": (
         {**GOOD, "audio_codes": [[[1, 2, 3]]]},
         r"audio_codes\[0\]: \[1, 3\] is not \[F\]\[8\]; give a list of F frames of 8 codes",
     ),
-    "code out of range": ({**GOOD, "audio_codes": [[[1024] * 8]]}, r"audio_codes\[0\]: 1024 is outside 0..1023"),
-    "ragged codes": ({**GOOD, "audio_codes": [[[1] * 8, [1]]]}, r"audio_codes\[0\]: .* is no rectangular list"),
-    "codes for one of two": ({**GOOD, "audio_codes": [CODES, CODES]}, r"audio_codes: 2 entries for 1 clips"),
-    "unknown column": ({**GOOD, "refrence_audio": B}, r"'refrence_audio' is unknown; did you mean 'reference_audio'"),
-    "reference is the target": ({**GOOD, "reference_audio": A}, r"reference_audio: .* is the target itself"),
+    "code out of range": (
+        {**GOOD, "audio_codes": [[[1024] * 8]]},
+        r"audio_codes\[0\]: 1024 is outside 0..1023",
+    ),
+    "ragged codes": (
+        {**GOOD, "audio_codes": [[[1] * 8, [1]]]},
+        r"audio_codes\[0\]: .* is no rectangular list",
+    ),
+    "codes for one of two": (
+        {**GOOD, "audio_codes": [CODES, CODES]},
+        r"audio_codes: 2 entries for 1 clips",
+    ),
+    "unknown column": (
+        {**GOOD, "refrence_audio": B},
+        r"'refrence_audio' is unknown; did you mean 'reference_audio'",
+    ),
+    "reference is the target": (
+        {**GOOD, "reference_audio": A},
+        r"reference_audio: .* is the target itself",
+    ),
     "transcript without reference": (
         {**GOOD, "reference_text": "x"},
         r"reference_text: .* 1 transcripts for 0 clips",
@@ -161,7 +216,10 @@ BAD_ROWS = {
     ),
     "nothing to train": (row(("user", "Hi")), r"messages: \['user'\] has no turn to train on"),
     "audio in a user turn": (
-        row(("user", [{"type": "audio", "audio": B}, {"type": "text", "text": "Hi"}]), ("assistant", "")),
+        row(
+            ("user", [{"type": "audio", "audio": B}, {"type": "text", "text": "Hi"}]),
+            ("assistant", ""),
+        ),
         r"messages\[0\]\.content: '<audio>Hi' has audio in a user turn; put voices into reference_audio",
     ),
     "clips here and there": (
@@ -169,25 +227,45 @@ BAD_ROWS = {
         r"audios: .* are clips in addition to those in the contents",
     ),
     "text after the scene": (
-        row(("system", "<|scene_desc_start|>x<|scene_desc_end|> Slow."), ("user", "Hi"), ("assistant", ""), audios=[A]),
+        row(
+            ("system", "<|scene_desc_start|>x<|scene_desc_end|> Slow."),
+            ("user", "Hi"),
+            ("assistant", ""),
+            audios=[A],
+        ),
         r"messages\[0\]\.content: .* has scene tags or text out of place",
     ),
     "raw prompt without a place for the reference": (
         {**GOOD, "raw_prompt": True, "reference_audio": B},
         r"reference_audio: .* has no place in a raw prompt without system message",
     ),
-    "content of bare strings": (row(("user", ["Hi"])), r"messages\[0\]\.content: 'Hi' is neither a text nor an audio"),
-    "image": (row(("user", [{"type": "image", "image": "x"}])), r"is neither a text nor an audio item"),
+    "content of bare strings": (
+        row(("user", ["Hi"])),
+        r"messages\[0\]\.content: 'Hi' is neither a text nor an audio",
+    ),
+    "image": (
+        row(("user", [{"type": "image", "image": "x"}])),
+        r"is neither a text nor an audio item",
+    ),
     "transcript as number": (
         {**GOOD, "reference_audio": B, "reference_text": 5},
         r"reference_text: 5 is no text",
     ),
-    "raw_prompt as text": ({**GOOD, "raw_prompt": "false"}, r"raw_prompt: 'false' is neither true nor false"),
+    "raw_prompt as text": (
+        {**GOOD, "raw_prompt": "false"},
+        r"raw_prompt: 'false' is neither true nor false",
+    ),
     "loss as number": (
-        {**GOOD, "messages": [*GOOD["messages"][:1], {"role": "assistant", "content": "", "loss": 0}]},
+        {
+            **GOOD,
+            "messages": [*GOOD["messages"][:1], {"role": "assistant", "content": "", "loss": 0}],
+        },
         r"messages\[1\]\.loss: 0 is neither true nor false",
     ),
-    "codes with fractions": ({**GOOD, "audio_codes": [[[1.7] * 8]]}, r"audio_codes\[0\]: 1\.7.* is no integer"),
+    "codes with fractions": (
+        {**GOOD, "audio_codes": [[[1.7] * 8]]},
+        r"audio_codes\[0\]: 1\.7.* is no integer",
+    ),
     "no messages": ({"audios": [A]}, r"messages: None is no list of messages"),
     "too long": (
         {**GOOD, "audio_codes": [[[0] * 8] * 1025]},
@@ -197,7 +275,9 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_bad_row_is_one_line_with_file_row_field_value_and_remedy(case: str, tmp_path: Path) -> None:
+def test_bad_row_is_one_line_with_file_row_field_value_and_remedy(
+    case: str, tmp_path: Path
+) -> None:
     bad, expected = BAD_ROWS[case]
     path = write_jsonl(tmp_path / "train.jsonl", [GOOD, bad, GOOD])
     with pytest.raises(UserError, match=expected) as error:
@@ -209,7 +289,9 @@ def test_bad_row_is_one_line_with_file_row_field_value_and_remedy(case: str, tmp
 
 
 def test_all_bad_rows_are_named_at_once(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "train.jsonl", [{**GOOD, "audios": [f"gone{i}.wav"]} for i in range(25)])
+    path = write_jsonl(
+        tmp_path / "train.jsonl", [{**GOOD, "audios": [f"gone{i}.wav"]} for i in range(25)]
+    )
     with pytest.raises(UserError) as error:
         read_rows(str(path), SETTINGS)
     lines = str(error.value).splitlines()
@@ -227,7 +309,9 @@ def test_broken_json_and_blank_lines(tmp_path: Path) -> None:
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_bytes(b'{"messages": "\xe9"}\n')
-    with pytest.raises(UserError, match=r"train\.jsonl:1: line: .* is not UTF-8; save the file as UTF-8"):
+    with pytest.raises(
+        UserError, match=r"train\.jsonl:1: line: .* is not UTF-8; save the file as UTF-8"
+    ):
         read_rows(str(path), SETTINGS)
 
 

@@ -25,7 +25,10 @@ from plugins.data.text import SPEAKER_TAG, clean_transcript, has_words, pieces, 
         ("Vie\u0302\u0323t Nam\u200b.", "Vi\u1ec7t Nam."),
         ("\ufeffDonau\u00addampf\u2060", "Donaudampf."),
         ("می\u200cخواهم", "می\u200cخواهم."),
-        ("\u0915\u094d\u200d\u0937 \u0d28\u0d4d\u200d", "\u0915\u094d\u200d\u0937 \u0d28\u0d4d\u200d."),
+        (
+            "\u0915\u094d\u200d\u0937 \u0d28\u0d4d\u200d",
+            "\u0915\u094d\u200d\u0937 \u0d28\u0d4d\u200d.",
+        ),
         ("می\u200c \u200cra\u200dil", "می rail."),
         ("\u0387", "."),
         ("", ""),
@@ -37,7 +40,8 @@ def test_texts_are_written_as_in_the_models_examples(text: str, clean: str) -> N
 
 
 def test_clean_texts_stay_as_they_are() -> None:
-    """Of all that can meet in a text: marks that a step makes must not be work for an earlier one."""
+    """Of all that can meet in a text: marks that a step makes must not be work for an earlier
+    one."""
     generator = random.Random(0)
     alphabet = [
         *"aA.,!?;'\"()[]<>0 \n\t°FC", *"“”‘’—…，。（）【】《》·", *"\u0387\u037e\u2329\u212b\u00a0\u2028\x85\x1c",
@@ -55,7 +59,11 @@ def test_clean_texts_stay_as_they_are() -> None:
 
 
 def test_what_can_be_spoken() -> None:
-    assert all(map(has_words, ["Hi.", "你好", "שלום", "مرحبا", "42", "[SPEAKER0] a", "<SE>[Laughter]</SE>"]))
+    assert all(
+        map(
+            has_words, ["Hi.", "你好", "שלום", "مرحبا", "42", "[SPEAKER0] a", "<SE>[Laughter]</SE>"]
+        )
+    )
     assert not any(map(has_words, ["", "  ", "...", "🙂🙂", "[SPEAKER0] ...", "—"]))
 
 
@@ -71,23 +79,46 @@ def test_pieces_end_where_sentences_end() -> None:
         'It rained! Did it? "Yes."',
         "He left, e.g. by train.",
     ]
-    assert pieces("第一句话。第二句话！第三句话？", 20) == ["第一句话。", "第二句话！", "第三句话？"]
+    assert pieces("第一句话。第二句话！第三句话？", 20) == [
+        "第一句话。",
+        "第二句话！",
+        "第三句话？",
+    ]
 
 
 def test_long_sentences_are_cut_at_clauses_then_words_then_anywhere() -> None:
-    assert pieces("one two three, four five six, seven", 16) == ["one two three,", "four five six,", "seven"]
+    assert pieces("one two three, four five six, seven", 16) == [
+        "one two three,",
+        "four five six,",
+        "seven",
+    ]
     assert pieces("aaaa bbbb cccc dddd", 10) == ["aaaa bbbb", "cccc dddd"]
     assert pieces("x" * 20, 9) == ["x" * 9, "x" * 9, "xx"]
 
 
 def test_a_speakers_turn_in_pieces_keeps_its_tag() -> None:
     text = "[SPEAKER0] First one. Second one.\n[SPEAKER1] Third one."
-    assert pieces(text, 24) == ["[SPEAKER0] First one.", "[SPEAKER0] Second one.", "[SPEAKER1] Third one."]
+    assert pieces(text, 24) == [
+        "[SPEAKER0] First one.",
+        "[SPEAKER0] Second one.",
+        "[SPEAKER1] Third one.",
+    ]
 
 
 def test_pieces_lose_nothing_and_keep_to_their_size() -> None:
     generator = random.Random(0)
-    words = ["a", "word", "Mr.", "longerword", "end.", "what?", "你好。", "x" * 40, "clause,", "[SPEAKER1]"]
+    words = [
+        "a",
+        "word",
+        "Mr.",
+        "longerword",
+        "end.",
+        "what?",
+        "你好。",
+        "x" * 40,
+        "clause,",
+        "[SPEAKER1]",
+    ]
     for _ in range(200):
         text = " ".join(generator.choices(words, k=generator.randint(1, 60)))
         limit = generator.choice([15, 30, 60, 300])

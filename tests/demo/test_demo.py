@@ -1,4 +1,5 @@
-"""The demo: what is trained and what is asked for, and, slowly, that a recogniser understands what comes out."""
+"""The demo: what is trained and what is asked for, and, slowly, that a recogniser understands what
+comes out."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def clips() -> list[dict[str, Any]]:
 
 def pairs(found: list[rows.Row]) -> set[tuple[str, str]]:
     """Targets and the references they are said after."""
-    return {(row["audios"][0], row["reference_audio"][0]) for row in found if "reference_audio" in row}
+    return {
+        (row["audios"][0], row["reference_audio"][0]) for row in found if "reference_audio" in row
+    }
 
 
 def voice_of(path: str) -> str:
@@ -59,9 +62,13 @@ def test_what_is_asked_for_was_never_trained(clips: list[dict[str, Any]]) -> Non
     assert all([line] in [each[i : i + 1] for each in taught] for i, line in enumerate(dialogue))
 
 
-def test_a_reference_is_another_sentence_of_the_voice_that_answers(clips: list[dict[str, Any]]) -> None:
+def test_a_reference_is_another_sentence_of_the_voice_that_answers(
+    clips: list[dict[str, Any]],
+) -> None:
     for row in [*rows.trained(clips), *rows.cloned(clips)]:
-        for reference, text in zip(row.get("reference_audio", []), row.get("reference_text", []), strict=True):
+        for reference, text in zip(
+            row.get("reference_audio", []), row.get("reference_text", []), strict=True
+        ):
             assert reference != row["audios"][0]
             assert voice_of(reference) == voice_of(row["audios"][0]) == row["speaker"]
             (transcript,) = (rows.text_of(clip) for clip in clips if clip["audios"] == [reference])
@@ -137,7 +144,9 @@ def test_the_demo_speaks_what_it_learnt(demo: dict[str, dict[str, Any]]) -> None
 
 @pytest.mark.slow
 def test_the_demo_clones(demo: dict[str, dict[str, Any]]) -> None:
-    assert mean(demo["cloned"], "model", "similarity") > mean(demo["cloned"], "model", "similarity_others")
+    assert mean(demo["cloned"], "model", "similarity") > mean(
+        demo["cloned"], "model", "similarity_others"
+    )
 
 
 @pytest.mark.slow

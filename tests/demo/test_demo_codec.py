@@ -1,4 +1,5 @@
-"""The embedded codec: its corpus, targets and training, on a handful of seconds; the weights in demo/codec/."""
+"""The embedded codec: its corpus, targets and training, on a handful of seconds; the weights in
+demo/codec/."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from demo.run import CORPUS as SENTENCES
 from plugins.audio import waveforms as audio
 from plugins.audio.codec import NUM_CODEBOOKS, NUM_CODES, Codec
 
-TINY = training.Recipe(encoder_steps=4, solo_steps=4, joint_steps=4, batch=2, segment_frames=5, warmup_steps=2)
+TINY = training.Recipe(
+    encoder_steps=4, solo_steps=4, joint_steps=4, batch=2, segment_frames=5, warmup_steps=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,12 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("codec") / "samples.npy"
     frames = 1200
     loudness = 0.1 * np.random.default_rng(0).uniform(0, 1, frames).repeat(corpus.HOP)
-    np.save(path, audio.to_pcm16((loudness * np.random.default_rng(1).standard_normal(len(loudness))).astype("f4")))
+    np.save(
+        path,
+        audio.to_pcm16(
+            (loudness * np.random.default_rng(1).standard_normal(len(loudness))).astype("f4")
+        ),
+    )
     return path
 
 
@@ -64,12 +72,15 @@ def test_codebooks_explain_more_and_more() -> None:
     assert latents.std() == pytest.approx(1, abs=1e-3)
     books = targets.fit_codebooks(latents, seed=0, rounds=3)
     assert books.shape == (NUM_CODEBOOKS, NUM_CODES, targets.LATENT)
-    errors = [(latents - targets.quantise(latents, books[:k])[1]).square().mean() for k in range(1, 9)]
+    errors = [
+        (latents - targets.quantise(latents, books[:k])[1]).square().mean() for k in range(1, 9)
+    ]
     assert errors == sorted(errors, reverse=True)
 
 
 def test_the_public_path_is_the_trained_path(tmp_path: Path) -> None:
-    """encode and decode of the saved codec give what encoder, codebooks and decoder give by themselves."""
+    """encode and decode of the saved codec give what encoder, codebooks and decoder give by
+    themselves."""
     codec = network.build(seed=0)
     waveform = torch.randn(6 * corpus.HOP) * 0.1
     with torch.no_grad():
@@ -94,9 +105,13 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda part: part)
 
 
-def test_a_killed_run_ends_with_the_same_weights(samples: Path, tmp_path: Path, eager: None) -> None:
+def test_a_killed_run_ends_with_the_same_weights(
+    samples: Path, tmp_path: Path, eager: None
+) -> None:
     def trained(work: Path, stops: tuple[int, ...]) -> dict[str, torch.Tensor]:
-        data = training.Data(np.load(samples), torch.randn(1200, targets.LATENT, generator=torch.manual_seed(0)))
+        data = training.Data(
+            np.load(samples), torch.randn(1200, targets.LATENT, generator=torch.manual_seed(0))
+        )
         for stop in stops:
             run, loss_of = training._decoder_run(TINY, data, work)
             run.until(stop, loss_of)
@@ -107,12 +122,17 @@ def test_a_killed_run_ends_with_the_same_weights(samples: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_training_from_samples_to_weights(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All phases, in two processes; run again it has nothing left to do and gives the same codec."""
+def test_training_from_samples_to_weights(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All phases, in two processes; run again it has nothing left to do and gives the same
+    codec."""
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling takes longer than these steps
     codec = training.train(TINY, samples, tmp_path)
     again = training.train(TINY, samples, tmp_path)
-    assert all(torch.equal(ours, again.state_dict()[name]) for name, ours in codec.state_dict().items())
+    assert all(
+        torch.equal(ours, again.state_dict()[name]) for name, ours in codec.state_dict().items()
+    )
     untrained = network.build(seed=TINY.seed).state_dict()
     for part in (
         "acoustic_encoder.conv1.weight",
@@ -125,7 +145,9 @@ def test_training_from_samples_to_weights(samples: Path, tmp_path: Path, monkeyp
 def test_averaged_gradients_are_those_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     part = torch.nn.Linear(2, 1)
     part.weight.grad, part.bias.grad = torch.tensor([[1.0, 2.0]]), torch.tensor([3.0])
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(3))  # the other one has twice ours
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda flat: flat.mul_(3)
+    )  # the other one has twice ours
     training._average_gradients(part, 2)
     assert part.weight.grad.tolist() == [[1.5, 3.0]]
     assert part.bias.grad.tolist() == [4.5]
@@ -139,7 +161,10 @@ def test_perplexity() -> None:
 def test_the_shipped_codec_gives_back_what_was_said() -> None:
     """Not only some speech: nearer to the clip that went in than another one of that voice is."""
     codec, difference = Codec(str(CODEC)), SpectralLoss()
-    clips = [audio.load(SENTENCES / "wavs" / f"{name}.flac")[: 60 * corpus.HOP] for name in ("slt-01", "slt-02")]
+    clips = [
+        audio.load(SENTENCES / "wavs" / f"{name}.flac")[: 60 * corpus.HOP]
+        for name in ("slt-01", "slt-02")
+    ]
     given, other = (torch.from_numpy(clip)[None] for clip in clips)
     decoded = torch.from_numpy(codec.decode(codec.encode(clips[0])))[None]
     assert difference(decoded, given) < 0.5 * difference(other, given)

@@ -1,4 +1,5 @@
-"""`higgs-audio evaluate`: arithmetic by hand, lists of other kits, the tiny model through the whole command."""
+"""`higgs-audio evaluate`: arithmetic by hand, lists of other kits, the tiny model through the whole
+command."""
 
 from __future__ import annotations
 
@@ -28,7 +29,13 @@ from plugins.evaluation.run import Clip, Journal
 from plugins.evaluation.scores import METRICS, column, score
 from plugins.evaluation.speaking import seeded, speak_batch, stop_rate
 from plugins.evaluation.statistics import difference, estimate
-from plugins.evaluation.text import character_errors, seed_style, whisper_style, word_errors, words_to_say
+from plugins.evaluation.text import (
+    character_errors,
+    seed_style,
+    whisper_style,
+    word_errors,
+    words_to_say,
+)
 from plugins.inference import HiggsAudioGenerator
 from plugins.model import card as model_card
 from plugins.settings import HiggsAudioSettings
@@ -46,7 +53,9 @@ def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from plugins.model import load as checkpoint
 
     torch.manual_seed(1)
-    config = LoraConfig(r=4, target_modules=["q_proj", "audio_mlp.down_proj"], init_lora_weights=False)
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "audio_mlp.down_proj"], init_lora_weights=False
+    )
     tuned = get_peft_model(checkpoint.load_model(str(tiny)), config)
     tuned.peft_config["default"].base_model_name_or_path = str(tiny)
     folder = tmp_path_factory.mktemp("lora")
@@ -56,16 +65,22 @@ def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def only_sound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one scorer that takes no time; those with weights are tried in test_evaluation_speech.py."""
+    """The one scorer that takes no time; those with weights are tried in
+    test_evaluation_speech.py."""
     original = scorers.load_scorers
-    monkeypatch.setattr(evaluate, "load_scorers", lambda **options: (original(**options)[0][:1], []))
+    monkeypatch.setattr(
+        evaluate, "load_scorers", lambda **options: (original(**options)[0][:1], [])
+    )
 
 
 def dataset(folder: Path, num_rows: int = 3) -> Path:
     rows = corpus_rows(num_rows)
     for number, row in enumerate(rows):
         row["speaker"] = f"voice{number % 2}"
-    rows[0] |= {"reference_audio": str(CORPUS / "wavs" / "DEMO-0009.flac"), "reference_text": "Some words."}
+    rows[0] |= {
+        "reference_audio": str(CORPUS / "wavs" / "DEMO-0009.flac"),
+        "reference_text": "Some words.",
+    }
     return write_jsonl(folder / "test.jsonl", rows)
 
 
@@ -106,7 +121,9 @@ def test_means_are_ratios_of_sums_and_skip_what_is_not_there() -> None:
     found = estimate([(0.5, 2.0), None, (0.0, 8.0)])
     assert found is not None
     assert (found.mean, found.items) == (0.1, 2)
-    assert (found.low, found.high) == (0.0, 0.5), "of two items the resamples are both ends and the middle"
+    assert (found.low, found.high) == (0.0, 0.5), (
+        "of two items the resamples are both ends and the middle"
+    )
     assert estimate([None]) is None
     alone = estimate([(3.0, 1.0)])
     assert alone is not None
@@ -129,7 +146,10 @@ def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
     random = np.random.default_rng(2)
     hard = random.normal(0, 1, 50)
     first = [(float(value), 1.0) for value in hard + 0.1]
-    second = [(float(value + noise), 1.0) for value, noise in zip(hard, random.normal(0, 0.05, 50), strict=True)]
+    second = [
+        (float(value + noise), 1.0)
+        for value, noise in zip(hard, random.normal(0, 0.05, 50), strict=True)
+    ]
     a, b, both = estimate(first), estimate(second), difference(first, second)
     assert a is not None
     assert b is not None
@@ -139,7 +159,9 @@ def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
     assert both.low is not None
     assert a.low < b.high, "apart they overlap"
     assert both.low > 0
-    assert difference([None, (1.0, 1.0)], [(5.0, 1.0), (0.0, 1.0)]) == difference([(1.0, 1.0)], [(0.0, 1.0)])
+    assert difference([None, (1.0, 1.0)], [(5.0, 1.0), (0.0, 1.0)]) == difference(
+        [(1.0, 1.0)], [(0.0, 1.0)]
+    )
 
 
 # --- lists and rows ---
@@ -191,7 +213,9 @@ def test_rows_become_items(tmp_path: Path) -> None:
     rows[2]["speaker"] = "me"
     first, second, third = read_items(str(write_jsonl(tmp_path / "test.jsonl", rows)), SETTINGS)
     assert first.id == "the_first_one"
-    assert first.text == "The birch canoe slid on the planks.", "as training reads it, without `Please speak:`"
+    assert first.text == "The birch canoe slid on the planks.", (
+        "as training reads it, without `Please speak:`"
+    )
     assert first.truth == str(CORPUS / "wavs" / "DEMO-0001.flac")
     assert first.dialogue.turns[-1] == Turn("user", (first.text,))
     assert first.dialogue.scene == "Indoor quiet"
@@ -213,7 +237,11 @@ def item(id_: str, text: str, speaker: str | None = None) -> Item:
 def test_scores_of_three_items_by_hand() -> None:
     pytest.importorskip("jiwer")
     pytest.importorskip("whisper_normalizer")
-    items = [item("a", "red green blue grey", "x"), item("b", "old book", "x"), item("c", "big tree", "y")]
+    items = [
+        item("a", "red green blue grey", "x"),
+        item("b", "old book", "x"),
+        item("c", "big tree", "y"),
+    ]
     sound = {"duration_s": 2.0, "silence": 0.25}
     heard: dict[Path, Any] = {
         Path("/a.wav"): {"voice": [100, 0], "sound": sound, "transcript": ""},
@@ -223,11 +251,22 @@ def test_scores_of_three_items_by_hand() -> None:
                               "transcript": "Red, green, glue gray"},
         Path("/said_c.wav"): {"error": "is truncated"},
     }  # fmt: skip
-    said = [Clip(Path("/said_a.wav"), True), Clip(None, False, "gave no audio"), Clip(Path("/said_c.wav"), True)]
+    said = [
+        Clip(Path("/said_a.wav"), True),
+        Clip(None, False, "gave no audio"),
+        Clip(Path("/said_c.wav"), True),
+    ]
     rows = score(items, {"tuned": said}, heard, language="en", transcribed=True)
     first, failed, unreadable = (row["systems"]["tuned"] for row in rows)
-    assert (first["wer"], first["words"], first["duration_ratio"], first["stopped"]) == (0.25, 4, 1.5, 1.0)
-    assert first["similarity"] == pytest.approx(0.8 * 0.6 + 0.6 * 0.8), "the speaker's other recording"
+    assert (first["wer"], first["words"], first["duration_ratio"], first["stopped"]) == (
+        0.25,
+        4,
+        1.5,
+        1.0,
+    )
+    assert first["similarity"] == pytest.approx(0.8 * 0.6 + 0.6 * 0.8), (
+        "the speaker's other recording"
+    )
     assert first["similarity_others"] == pytest.approx(0.6)
     for lost in (failed, unreadable):
         assert (lost["wer"], lost["cer"], lost["wer_seed"], lost["stopped"]) == (1.0, 1.0, 1.0, 0.0)
@@ -238,7 +277,9 @@ def test_scores_of_three_items_by_hand() -> None:
     assert pooled.mean == pytest.approx((1 + 2 + 2) / 8), "errors per word"
     assert mean.mean == pytest.approx((0.5 + 1 + 1) / 3), "over items, and gray is not grey"
     unheard = score(items, {"tuned": said}, heard, language="en", transcribed=False)
-    assert column(unheard, "tuned", BY_NAME["wer"]) == [None, None, None], "failures alone are no word error rate"
+    assert column(unheard, "tuned", BY_NAME["wer"]) == [None, None, None], (
+        "failures alone are no word error rate"
+    )
 
 
 def test_a_silent_share() -> None:
@@ -259,12 +300,26 @@ def test_missing_scorers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "distillmos is not installed" in told["distillmos"]
     gone.remove("jiwer")
     _, missing = scorers.load_scorers(language="de")
-    assert "hears English, not 'de'; give --asr" in next(str(each) for each in missing if each.name == "transcript")
+    assert "hears English, not 'de'; give --asr" in next(
+        str(each) for each in missing if each.name == "transcript"
+    )
 
 
-def test_missing_scorers_are_shown_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_missing_scorers_are_shown_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     monkeypatch.setattr(scorers, "find_spec", lambda name: None)
-    assert run("--generated", CORPUS / "wavs", "--dataset", dataset(tmp_path), "--output", tmp_path / "out") == 0
+    assert (
+        run(
+            "--generated",
+            CORPUS / "wavs",
+            "--dataset",
+            dataset(tmp_path),
+            "--output",
+            tmp_path / "out",
+        )
+        == 0
+    )
     told = capsys.readouterr().err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
@@ -298,9 +353,13 @@ def test_models_of_transformers_by_folder(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(
         json.dumps({name: i for i, name in enumerate(["<pad>", "<unk>", "|", *"abc"])})
     )
-    Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), pad_token="<pad>", unk_token="<unk>").save_pretrained(asr)
+    Wav2Vec2CTCTokenizer(
+        str(tmp_path / "vocab.json"), pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(asr)
     Wav2Vec2ForCTC(Wav2Vec2Config(**small, vocab_size=6)).save_pretrained(asr)
-    WavLMForXVector(WavLMConfig(**small, tdnn_dim=(8,) * 5, xvector_output_dim=8)).save_pretrained(voice)
+    WavLMForXVector(WavLMConfig(**small, tdnn_dim=(8,) * 5, xvector_output_dim=8)).save_pretrained(
+        voice
+    )
     for folder in (asr, voice):
         Wav2Vec2FeatureExtractor().save_pretrained(folder)
     found, _ = scorers.load_scorers(asr=str(asr), speaker_model=str(voice), language="de")
@@ -308,16 +367,26 @@ def test_models_of_transformers_by_folder(tmp_path: Path) -> None:
     for num_samples in (800, 32_000):
         samples = np.random.default_rng(0).normal(0, 0.1, num_samples).astype(np.float32)
         assert isinstance(by_name["transcript"].hear(samples), str)
-        assert np.linalg.norm(by_name["voice"].hear(samples)) == pytest.approx(scorers.VOICE_UNIT, rel=1e-3)
+        assert np.linalg.norm(by_name["voice"].hear(samples)) == pytest.approx(
+            scorers.VOICE_UNIT, rel=1e-3
+        )
     assert by_name["voice"].identity.startswith(f"voice {scorers.fingerprint(voice)}")
     with pytest.raises(UserError, match="asr: 'gone' is neither a folder nor a Hub id"):
         scorers.load_scorers(asr="gone")
 
 
-def test_a_fingerprint_is_of_the_model_and_not_of_what_lies_beside_it(tiny: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_is_of_the_model_and_not_of_what_lies_beside_it(
+    tiny: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "other name"))
     before = scorers.fingerprint(tiny)
-    for name in ("trainer_state.json", "optimizer.pt", "rng_state_0.pth", "summary.json", "README.md"):
+    for name in (
+        "trainer_state.json",
+        "optimizer.pt",
+        "rng_state_0.pth",
+        "summary.json",
+        "README.md",
+    ):
         (folder / name).write_text("{}")
     assert scorers.fingerprint(folder) == before
     weights = folder / "model.safetensors"
@@ -346,30 +415,49 @@ def test_one_that_cannot_be_spoken_does_not_harm_the_others(tiny: Path) -> None:
 
 
 @pytest.mark.usefixtures("only_sound")
-def test_base_tuned_codec_and_truth_side_by_side(tiny: Path, lora: Path, tmp_path: Path, capsys: Any) -> None:
+def test_base_tuned_codec_and_truth_side_by_side(
+    tiny: Path, lora: Path, tmp_path: Path, capsys: Any
+) -> None:
     out = tmp_path / "out"
     empty = {model_card.METRICS: model_card.NO_METRICS}
-    (lora / "README.md").write_text(model_card.card("x", base=None, summary="", speak="", sections=empty))
+    (lora / "README.md").write_text(
+        model_card.card("x", base=None, summary="", speak="", sections=empty)
+    )
     assert run("--model", lora, "--dataset", dataset(tmp_path), "--output", out) == 0
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert list(summary["systems"]) == ["base", "tuned", "codec", "truth"]
     assert summary["items"] == 3
     for name, ratio in (("codec", 1.0), ("truth", 1.0)):
         assert summary["systems"][name]["scores"]["duration_ratio"]["mean"] == pytest.approx(ratio)
-    assert summary["systems"]["tuned"]["scores"]["stopped"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "items": 3}
+    assert summary["systems"]["tuned"]["scores"]["stopped"] == {
+        "mean": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "items": 3,
+    }
     assert summary["systems"]["truth"]["scores"]["stopped"] is None
     assert summary["differences"]["tuned - base"]["duration_ratio"]["items"] == 3
     rows = read(out / "items.jsonl")
     assert [row["id"] for row in rows] == ["DEMO-0001", "DEMO-0002", "DEMO-0003"]
     assert rows[1]["systems"]["tuned"]["file"] == "audio/tuned/DEMO-0002.wav"
-    said = {name: (out / "audio" / name / "DEMO-0001.wav").read_bytes() for name in ("base", "tuned")}
+    said = {
+        name: (out / "audio" / name / "DEMO-0001.wav").read_bytes() for name in ("base", "tuned")
+    }
     assert said["base"] != said["tuned"]
     report = (out / "report.md").read_text(encoding="utf-8")
-    assert "| stopped by itself | higher | 0.0 % [0.0, 0.0] | 0.0 % [0.0, 0.0] |  |  | +0.0 % [+0.0, +0.0] |" in report
+    assert (
+        "| stopped by itself | higher | 0.0 % [0.0, 0.0] | 0.0 % [0.0, 0.0] |  |  | +0.0 % [+0.0, +0.0] |"
+        in report
+    )
     assert report in capsys.readouterr().out
     completed = (lora / "README.md").read_text(encoding="utf-8")
     assert model_card.NO_METRICS not in completed
-    assert completed.split(f"<!-- higgs-audio {model_card.METRICS} -->\n")[1].split("\n<!-- end")[0].strip() in report
+    assert (
+        completed.split(f"<!-- higgs-audio {model_card.METRICS} -->\n")[1]
+        .split("\n<!-- end")[0]
+        .strip()
+        in report
+    )
     # Lists for other kits, read back by what reads theirs.
     again = read_items(str(out / "meta.lst"), SETTINGS)
     assert [each.text for each in again] == [row["text"] for row in rows]
@@ -383,7 +471,9 @@ def test_base_tuned_codec_and_truth_side_by_side(tiny: Path, lora: Path, tmp_pat
     samplings = [seeded(Sampling(), 0, each.id) for each in items]
     (tmp_path / "alone").mkdir()
     speak_batch(generator, [items[1].dialogue], samplings[1:2], 0.4)[0].save(tmp_path / "alone.wav")  # type: ignore[union-attr]
-    assert (tmp_path / "alone.wav").read_bytes() == (out / "audio" / "tuned" / "DEMO-0002.wav").read_bytes()
+    assert (tmp_path / "alone.wav").read_bytes() == (
+        out / "audio" / "tuned" / "DEMO-0002.wav"
+    ).read_bytes()
 
 
 def killed_at(put: int, *, torn: bool) -> Callable[..., None]:
@@ -419,12 +509,16 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(
     assert run(*arguments, broken) == 0
     for name in ("summary.json", "report.md", "items.jsonl", "report.png"):
         assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert (broken / "progress.jsonl").read_bytes() == (tmp_path / "whole" / "progress.jsonl").read_bytes()
+    assert (broken / "progress.jsonl").read_bytes() == (
+        tmp_path / "whole" / "progress.jsonl"
+    ).read_bytes()
 
     # The same command once more does nothing; a clip that was changed or lost is said again.
     before = contents(broken)
     with monkeypatch.context() as patch:
-        patch.setattr(HiggsAudioGenerator, "speak", lambda *_, **__: pytest.fail("everything has been said"))
+        patch.setattr(
+            HiggsAudioGenerator, "speak", lambda *_, **__: pytest.fail("everything has been said")
+        )
         assert run(*arguments, broken) == 0
     assert contents(broken) == before
     (broken / "audio" / "tuned" / "DEMO-0002.wav").unlink()
@@ -442,7 +536,11 @@ def test_two_models_are_never_mixed(tiny: Path, lora: Path, tmp_path: Path, caps
     assert run("--model", tiny, "--dataset", rows, "--output", out) == 0
     before = contents(out)
     capsys.readouterr()
-    for change in (["--model", lora], ["--model", tiny, "--seed", 1], ["--model", tiny, "--temperature", 0]):
+    for change in (
+        ["--model", lora],
+        ["--model", tiny, "--seed", 1],
+        ["--model", tiny, "--temperature", 0],
+    ):
         assert run("--dataset", rows, "--output", out, *change) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "what the evaluation there was made with" in line
@@ -467,7 +565,10 @@ def test_a_fully_trained_model_against_its_base(tiny: Path, lora: Path, tmp_path
     assert run("--model", merged, "--base", tiny, "--output", tmp_path / "full", *arguments) == 0
     assert run("--model", tiny, "--adapters", lora, "--output", tmp_path / "lora", *arguments) == 0
     for name in ("base", "tuned"):
-        clips = [(tmp_path / kind / "audio" / name / "DEMO-0002.wav").read_bytes() for kind in ("full", "lora")]
+        clips = [
+            (tmp_path / kind / "audio" / name / "DEMO-0002.wav").read_bytes()
+            for kind in ("full", "lora")
+        ]
         assert clips[0] == clips[1], "merged weights say greedily what the adapter says"
 
 
@@ -476,7 +577,11 @@ def test_a_fully_trained_model_against_its_base(tiny: Path, lora: Path, tmp_path
 def test_recordings_that_exist_are_scored(tmp_path: Path, kind: str) -> None:
     rows = dataset(tmp_path)
     given = {f"DEMO-000{number}": CORPUS / "wavs" / f"DEMO-000{number}.flac" for number in (1, 2)}
-    source = {"folder": CORPUS / "wavs", "scp": tmp_path / "wav.scp", "jsonl": tmp_path / "said.jsonl"}[kind]
+    source = {
+        "folder": CORPUS / "wavs",
+        "scp": tmp_path / "wav.scp",
+        "jsonl": tmp_path / "said.jsonl",
+    }[kind]
     if kind == "scp":
         formats.write_kaldi(source, {id_: str(path) for id_, path in given.items()})
     elif kind == "jsonl":
@@ -492,7 +597,9 @@ def test_recordings_that_exist_are_scored(tmp_path: Path, kind: str) -> None:
 
 def test_bad_input_is_one_clear_line(tiny: Path, tmp_path: Path, capsys: Any) -> None:
     rows = dataset(tmp_path, 1)
-    bare = write_jsonl(tmp_path / "bare.jsonl", [{"messages": [{"role": "user", "content": "..."}]}])
+    bare = write_jsonl(
+        tmp_path / "bare.jsonl", [{"messages": [{"role": "user", "content": "..."}]}]
+    )
     empty = tmp_path / "empty.lst"
     empty.write_text("\n")
     wide = tmp_path / "wide.lst"
@@ -500,18 +607,42 @@ def test_bad_input_is_one_clear_line(tiny: Path, tmp_path: Path, capsys: Any) ->
     (tmp_path / "nothing").mkdir()
     for arguments, told in (
         (["--dataset", rows], "model: None is missing; give --model, or --generated"),
-        (["--dataset", rows, "--generated", CORPUS, "--base", tiny], "base: .* has no --model to belong to"),
+        (
+            ["--dataset", rows, "--generated", CORPUS, "--base", tiny],
+            "base: .* has no --model to belong to",
+        ),
         (["--dataset", "gone.jsonl", "--model", tiny], "gone.jsonl: file: .* cannot be read"),
-        (["--dataset", bare, "--model", tiny], "bare.jsonl:1: messages: '...' leaves nothing to say"),
+        (
+            ["--dataset", bare, "--model", tiny],
+            "bare.jsonl:1: messages: '...' leaves nothing to say",
+        ),
         (["--dataset", empty, "--model", tiny], "rows: 0 there is no row"),
         (["--dataset", wide, "--model", tiny], "wide.lst:1: line: .* has 6 fields; write ID"),
-        (["--dataset", rows, "--model", tmp_path / "gone"], "model: .*gone' is neither a folder nor a Hub id"),
-        (["--dataset", rows, "--model", tiny, "--adapters", tmp_path / "nothing"], "adapter_config.json' not found"),
-        (["--dataset", rows, "--generated", tmp_path / "nothing"], "holds none of the dataset's ids .DEMO-0001."),
+        (
+            ["--dataset", rows, "--model", tmp_path / "gone"],
+            "model: .*gone' is neither a folder nor a Hub id",
+        ),
+        (
+            ["--dataset", rows, "--model", tiny, "--adapters", tmp_path / "nothing"],
+            "adapter_config.json' not found",
+        ),
+        (
+            ["--dataset", rows, "--generated", tmp_path / "nothing"],
+            "holds none of the dataset's ids .DEMO-0001.",
+        ),
         (["--dataset", rows, "--generated", tmp_path / "gone"], "cannot be read"),
-        (["--dataset", rows, "--model", tiny, "--codec", tmp_path / "nothing"], "codec: .*nothing' "),
-        (["--dataset", rows, "--model", tiny, "--max_audio_s", "-1"], "max_audio_s: -1.0 is not positive"),
-        (["--dataset", rows, "--model", tiny, "--temperature", "-1"], "temperature: -1.0 is negative"),
+        (
+            ["--dataset", rows, "--model", tiny, "--codec", tmp_path / "nothing"],
+            "codec: .*nothing' ",
+        ),
+        (
+            ["--dataset", rows, "--model", tiny, "--max_audio_s", "-1"],
+            "max_audio_s: -1.0 is not positive",
+        ),
+        (
+            ["--dataset", rows, "--model", tiny, "--temperature", "-1"],
+            "temperature: -1.0 is negative",
+        ),
     ):
         assert run("--output", tmp_path / "out", *arguments) == 1, arguments
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
@@ -522,10 +653,16 @@ def test_bad_input_is_one_clear_line(tiny: Path, tmp_path: Path, capsys: Any) ->
 
 @pytest.mark.usefixtures("only_sound")
 def test_a_folder_of_others_is_written_to_only_if_that_is_said(tmp_path: Path, capsys: Any) -> None:
-    """Its `text` and `report.md` were overwritten. With --overwrite they are; the rest of it stays in any case."""
+    """Its `text` and `report.md` were overwritten. With --overwrite they are; the rest of it stays
+    in any case."""
     out, rows = tmp_path / "out", dataset(tmp_path, 1)
     arguments = ["--generated", CORPUS / "wavs", "--dataset", rows, "--output", out]
-    mine = {"report.md": "my report", "text": "my text", "notes/a.wav": "my clip", "audio/x.wav": "my other clip"}
+    mine = {
+        "report.md": "my report",
+        "text": "my text",
+        "notes/a.wav": "my clip",
+        "audio/x.wav": "my other clip",
+    }
     for name, content in mine.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(content)
@@ -552,24 +689,38 @@ def test_what_is_read_is_not_written_over(tmp_path: Path, capsys: Any) -> None:
     formats.write_kaldi(tmp_path / formats.SCP, {id_: str(path) for id_, path in clips.items()})
     formats.write_kaldi(tmp_path / formats.TEXT, dict.fromkeys(clips, "Some words."))
     before = contents(tmp_path)
-    arguments = ["--dataset", tmp_path, "--limit", 1, "--generated", CORPUS / "wavs", "--output", tmp_path]
+    arguments = [
+        "--dataset",
+        tmp_path,
+        "--limit",
+        1,
+        "--generated",
+        CORPUS / "wavs",
+        "--output",
+        tmp_path,
+    ]
     assert run(*arguments, "--overwrite") == 1
     assert f"would be written over {tmp_path / 'text'}, which is read" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    "content", ["half a line", '{"id": "a"}\n', '["a", 1]\n', '["settings", 1]\n', "[" * 50_000 + "\n"]
+    "content",
+    ["half a line", '{"id": "a"}\n', '["a", 1]\n', '["settings", 1]\n', "[" * 50_000 + "\n"],
 )
 def test_a_journal_of_another_program_is_not_written_to(content: str, tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
     path.write_text(content)
-    with pytest.raises(UserError, match=r"is damaged|does not begin with the settings of an evaluation"):
+    with pytest.raises(
+        UserError, match=r"is damaged|does not begin with the settings of an evaluation"
+    ):
         Journal(path, {})
     assert path.read_text() == content
 
 
 def test_a_damaged_journal_is_told(tmp_path: Path) -> None:
     (tmp_path / "progress.jsonl").write_text('["a", 1]\nnonsense\n["b", 2]\n')
-    with pytest.raises(UserError, match=r"progress\.jsonl:2: line: 'nonsense' is damaged; delete the line"):
+    with pytest.raises(
+        UserError, match=r"progress\.jsonl:2: line: 'nonsense' is damaged; delete the line"
+    ):
         Journal(tmp_path / "progress.jsonl", {})

@@ -1,8 +1,7 @@
 """Evaluation of real speech with the real scorers: Asterisk's prompts (CC-BY-SA-3.0), and flite.
 
-They come from Debian packages and are never committed; `.ci/run` installs them. Elsewhere the tests are skipped and say
-what is missing.
-"""
+They come from Debian packages and are never committed; `.ci/run` installs them. Elsewhere the tests
+are skipped and say what is missing."""
 
 from __future__ import annotations
 
@@ -52,7 +51,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     for name, text in _transcripts():
         path = SOUNDS / f"{name}.g722"
         num_bytes = path.stat().st_size if path.is_file() else 0
-        if "[" not in text and MIN_S <= num_bytes / (RATE_HZ // 2) <= MAX_S:  # one byte holds two samples
+        if (
+            "[" not in text and MIN_S <= num_bytes / (RATE_HZ // 2) <= MAX_S
+        ):  # one byte holds two samples
             found.append((name, text, path))
     folder = tmp_path_factory.mktemp("prompts")
     chosen = []
@@ -102,7 +103,8 @@ def rows(path: Path, prompts: Sequence[dict[str, str]], texts: Sequence[str] | N
 
 @pytest.fixture(scope="module")
 def evaluated(prompts: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`evaluated(test rows, folder of recordings)`: scores of "generated". What has been heard is heard once."""
+    """`evaluated(test rows, folder of recordings)`: scores of "generated". What has been heard is
+    heard once."""
     out = tmp_path_factory.mktemp("evaluated")
 
     def evaluate(test_rows: Path, generated: Path) -> dict[str, float]:
@@ -127,13 +129,17 @@ def evaluated(prompts: list[dict[str, str]], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def recordings(prompts: list[dict[str, str]], evaluated: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def recordings(
+    prompts: list[dict[str, str]], evaluated: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """The recordings themselves as generated: function of the number of clips -> their scores."""
     folder = tmp_path_factory.mktemp("rows")
 
     def scores(num_clips: int) -> dict[str, float]:
         chosen = prompts[:num_clips]
-        return evaluated(rows(folder / f"{num_clips}.jsonl", chosen), Path(chosen[0]["audio"]).parent)
+        return evaluated(
+            rows(folder / f"{num_clips}.jsonl", chosen), Path(chosen[0]["audio"]).parent
+        )
 
     return scores
 
@@ -146,7 +152,9 @@ def test_recordings_are_understood_and_known_again(recordings: Any) -> None:
     assert scores["duration_ratio"] == 1.0
 
 
-def test_other_transcripts_are_not_what_is_heard(prompts: list[dict[str, str]], evaluated: Any, tmp_path: Path) -> None:
+def test_other_transcripts_are_not_what_is_heard(
+    prompts: list[dict[str, str]], evaluated: Any, tmp_path: Path
+) -> None:
     texts = [prompt["text"] for prompt in prompts]
     shuffled = rows(tmp_path / "shuffled.jsonl", prompts, texts[7:] + texts[:7])
     scores = evaluated(shuffled, Path(prompts[0]["audio"]).parent)
@@ -161,7 +169,15 @@ def test_another_speaker_is_told_apart(
         pytest.skip("needs Debian's flite: apt-get install flite")
     same, chosen = recordings(8)["similarity"], prompts[:8]
     for prompt in chosen:
-        command = ["flite", "-voice", "slt", "-t", prompt["text"], "-o", str(tmp_path / f"{prompt['id']}.wav")]
+        command = [
+            "flite",
+            "-voice",
+            "slt",
+            "-t",
+            prompt["text"],
+            "-o",
+            str(tmp_path / f"{prompt['id']}.wav"),
+        ]
         subprocess.run(command, check=True, timeout=60)
     scores = evaluated(rows(tmp_path / "test.jsonl", chosen), tmp_path)
     assert scores["similarity"] <= same - 0.15
@@ -191,10 +207,21 @@ def test_a_killed_evaluation_of_real_speech_ends_with_the_same_bytes(
 
     def command(out: str) -> list[str]:
         generated = str(Path(chosen[0]["audio"]).parent)
-        arguments = ["--dataset", str(test_rows), "--generated", generated, "--output", str(tmp_path / out)]
+        arguments = [
+            "--dataset",
+            str(test_rows),
+            "--generated",
+            generated,
+            "--output",
+            str(tmp_path / out),
+        ]
         return [sys.executable, "-m", "plugins", "evaluate", *arguments, "--device", "cpu"]
 
-    options: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    options: dict[str, Any] = {
+        "cwd": ROOT,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
     subprocess.run(command("whole"), check=True, timeout=300, **options)
     for num_lines in (4, 8):
         process = subprocess.Popen(command("broken"), **options)
@@ -207,4 +234,6 @@ def test_a_killed_evaluation_of_real_speech_ends_with_the_same_bytes(
         assert not (tmp_path / "broken" / "summary.json").exists()
     subprocess.run(command("broken"), check=True, timeout=300, **options)
     for name in ("summary.json", "items.jsonl", "report.md"):
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (tmp_path / "broken" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes(), name

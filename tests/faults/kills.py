@@ -16,10 +16,10 @@ _EFFECTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.
 def deadly(*, folder: str, at: int) -> None:
     """Kill this process at the `at`-th effect below `folder`.
 
-    Effects are counted before they happen: opening for writing, renaming, removing, making a folder, truncating; each
-    write is one more, in whose middle it ends. Not counted is syncing: what a killed process has written is the
-    kernel's and stays. torch and safetensors write from their own code, unseen by Python: they count as one write.
-    """
+    Effects are counted before they happen: opening for writing, renaming, removing, making a
+    folder, truncating; each write is one more, in whose middle it ends. Not counted is syncing:
+    what a killed process has written is the kernel's and stays. torch and safetensors write from
+    their own code, unseen by Python: they count as one write."""
     import safetensors.torch
     import torch
 
@@ -31,24 +31,37 @@ def deadly(*, folder: str, at: int) -> None:
         return count == at
 
     def below(path: object) -> bool:
-        return isinstance(path, (str, os.PathLike)) and os.path.abspath(os.fspath(path)).startswith(folder)
+        return isinstance(path, (str, os.PathLike)) and os.path.abspath(os.fspath(path)).startswith(
+            folder
+        )
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def heard(event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
+        if event == "open" and not (
+            isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        ):
             return
         if event == "open" or event in _EFFECTS:
             path = args[0]
-            if event in {"os.remove", "os.rmdir"} and args[1] >= 0:  # `shutil.rmtree` names files by their folder
+            if (
+                event in {"os.remove", "os.rmdir"} and args[1] >= 0
+            ):  # `shutil.rmtree` names files by their folder
                 path = os.path.join(os.readlink(f"/proc/self/fd/{args[1]}"), path)
             if below(path) and due():
                 die()
 
     original_open = io.open
 
-    def torn_open(path: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, *rest: Any, **named: Any):
+    def torn_open(
+        path: Any,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: Any = None,
+        *rest: Any,
+        **named: Any,
+    ):
         if not set(mode) & set("wax+") or not below(path):
             return original_open(path, mode, buffering, encoding, *rest, **named)
 

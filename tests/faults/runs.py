@@ -31,13 +31,18 @@ class Runs:
         self.log = log
         env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **env}
         command = [sys.executable, __file__]
-        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def sft(self, flags: list[str], **fault: Any) -> int:
-        """Exit status; its output is in `log`. fault: arguments of `kills.deadly`, or `sigterm_after_s`."""
+        """Exit status; its output is in `log`. fault: arguments of `kills.deadly`, or
+        `sigterm_after_s`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"flags": flags, "fault": fault, "log": str(self.log)}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"flags": flags, "fault": fault, "log": str(self.log)}) + "\n"
+        )
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
@@ -53,7 +58,8 @@ class Runs:
 
 
 def options(**changed: Any) -> dict[str, Any]:
-    """LoRA with dropout, shuffled rows, accumulation: 5 rows are 3 steps of an epoch, so 2 and 4 stand inside one."""
+    """LoRA with dropout, shuffled rows, accumulation: 5 rows are 3 steps of an epoch, so 2 and 4
+    stand inside one."""
     return {
         "tuner_type": "lora", "target_modules": "all-linear", "lora_rank": 4, "lora_dropout": 0.1,
         "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "max_steps": 6,
@@ -77,7 +83,8 @@ def timeless(log: Path) -> list[dict[str, Any]]:
 
 
 def steps_of(log: Path) -> list[dict[str, Any]]:
-    """Without the last line, which is missing if the run is killed after its last checkpoint was whole."""
+    """Without the last line, which is missing if the run is killed after its last checkpoint was
+    whole."""
     return [record for record in timeless(log) if "train_loss" not in record]
 
 

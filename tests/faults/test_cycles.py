@@ -20,7 +20,11 @@ from plugins.training.signals import STOPPED
 CYCLES = 200
 LAST = "checkpoint-30"
 OPTIONS = options(
-    save_total_limit=1, max_steps=30, save_steps=10, dataloader_num_workers=1, resume_from_checkpoint="auto"
+    save_total_limit=1,
+    max_steps=30,
+    save_steps=10,
+    dataloader_num_workers=1,
+    resume_from_checkpoint="auto",
 )
 
 
@@ -28,13 +32,19 @@ OPTIONS = options(
 def test_two_hundred_starts_and_stops_leave_nothing(
     tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """SIGTERM at any moment, then the same command again; each training that gets to its end ends alike."""
+    """SIGTERM at any moment, then the same command again; each training that gets to its end ends
+    alike."""
     from plugins.audio.codec import Codec
 
     codec = Codec(str(tiny / "audio_tokenizer"))
-    rows = [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(5)]
+    rows = [
+        {**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]}
+        for row in corpus_rows(5)
+    ]
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
-    scratch = tmp_path_factory.mktemp("tmp")  # as short as can be: data workers have their sockets there
+    scratch = tmp_path_factory.mktemp(
+        "tmp"
+    )  # as short as can be: data workers have their sockets there
 
     def cycles(seed: int) -> tuple[Counter[int], set[str]]:
         """Half of them, in a folder of their own: how they ended, and with which adapters."""
@@ -47,7 +57,9 @@ def test_two_hundred_starts_and_stops_leave_nothing(
         try:
             for cycle in range(CYCLES // 2):
                 # The last cycle is not disturbed, so that one end is compared at least.
-                fault = {"sigterm_after_s": generator.uniform(0, 3)} if cycle < CYCLES // 2 - 1 else {}
+                fault = (
+                    {"sigterm_after_s": generator.uniform(0, 3)} if cycle < CYCLES // 2 - 1 else {}
+                )
                 status = runs.sft(command, **fault)
                 statuses[status] += 1
                 assert status in {0, STOPPED, -15}, runs.end()
@@ -66,6 +78,8 @@ def test_two_hundred_starts_and_stops_leave_nothing(
     statuses = found[0][0] + found[1][0]
     print(f"{CYCLES} cycles ended with {dict(statuses)}")
     assert len(found[0][1] | found[1][1]) == 1
-    assert statuses[STOPPED] > CYCLES / 10, "the signals came too early or too late to stop a training"
+    assert statuses[STOPPED] > CYCLES / 10, (
+        "the signals came too early or too late to stop a training"
+    )
     assert [path.name for path in scratch.iterdir()] == []
     assert [*tmp_path.rglob("*.lock"), *Path(tempfile.gettempdir()).glob("*.lock")] == []

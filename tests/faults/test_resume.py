@@ -1,4 +1,5 @@
-"""A training that is killed anywhere and resumed ends as if nothing had happened, or one line says why it cannot."""
+"""A training that is killed anywhere and resumed ends as if nothing had happened, or one line says
+why it cannot."""
 
 from __future__ import annotations
 
@@ -33,11 +34,16 @@ def rows(tiny: Path) -> list[dict[str, Any]]:
     from plugins.audio.codec import Codec
 
     codec = Codec(str(tiny / "audio_tokenizer"))
-    return [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(5)]
+    return [
+        {**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]}
+        for row in corpus_rows(5)
+    ]
 
 
 @pytest.fixture(scope="module")
-def command(tiny: Path, rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def command(
+    tiny: Path, rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Any]:
     """(output folder, options that differ) -> flags of the usual run."""
     dataset = write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", rows)
     return lambda folder, **changed: flags(
@@ -46,7 +52,9 @@ def command(tiny: Path, rows: list[dict[str, Any]], tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="module")
-def whole(runs: Runs, command: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(
+    runs: Runs, command: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The folder of a run that nothing happened to, with its checkpoints 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("whole") / "out"
     assert runs.sft(command(folder)) == 0, runs.end()
@@ -87,20 +95,29 @@ def test_killed_and_resumed_is_never_killed(
     check_exact(runs, command, tmp_path, **VARIANTS[variant])
 
 
-def test_a_codec_that_is_loaded_after_the_resume(runs: Runs, command: Callable[..., Any], tmp_path: Path) -> None:
-    """Building it draws random numbers: at the end of an epoch it came after the generators had been restored."""
+def test_a_codec_that_is_loaded_after_the_resume(
+    runs: Runs, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Building it draws random numbers: at the end of an epoch it came after the generators had
+    been restored."""
     dataset = write_jsonl(tmp_path / "clips.jsonl", corpus_rows(5))
     check_exact(runs, command, tmp_path, dataset=dataset, save_steps=3)
 
 
-def test_a_finished_training_has_nothing_left_to_do(runs: Runs, command: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_finished_training_has_nothing_left_to_do(
+    runs: Runs, command: Callable[..., Any], tmp_path: Path
+) -> None:
     """transformers takes one step more, beyond max_steps, whenever the last epoch is not over."""
     assert runs.sft(command(tmp_path, max_steps=5)) == 0, runs.end()
     adapter = adapter_of(tmp_path / "checkpoint-5")
     for _ in range(2):
-        assert runs.sft(command(tmp_path, max_steps=5, resume_from_checkpoint="auto")) == 0, runs.end()
+        assert runs.sft(command(tmp_path, max_steps=5, resume_from_checkpoint="auto")) == 0, (
+            runs.end()
+        )
         assert "is the end of its training: nothing is left to do" in runs.said()
-    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (2, 4, 5)}
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {
+        f"checkpoint-{step}" for step in (2, 4, 5)
+    }
     assert adapter_of(tmp_path / "checkpoint-5") == adapter
 
 
@@ -124,18 +141,25 @@ def test_auto_in_yaml_goes_on_in_the_version_folder(
 def test_a_training_removes_only_checkpoints_of_its_own(
     runs: Runs, command: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """With a limit of one and evaluation transformers removed all but the best at the end, whoever wrote them."""
+    """With a limit of one and evaluation transformers removed all but the best at the end, whoever
+    wrote them."""
     foreign = {f"checkpoint-{step}": f"weights of step {step}" for step in (1, 4, 100)}
     for name, weights in foreign.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text(weights)
-    words = command(tmp_path, **VARIANTS["evaluation"], save_total_limit=1, max_steps=4, save_steps=1)
+    words = command(
+        tmp_path, **VARIANTS["evaluation"], save_total_limit=1, max_steps=4, save_steps=1
+    )
     assert runs.sft(words) == 0, runs.end()
     moved = tmp_path / "checkpoint-4.1"
-    assert f"{tmp_path / 'checkpoint-4'} is not of this run: it is {moved} from now on" in runs.said()
+    assert (
+        f"{tmp_path / 'checkpoint-4'} is not of this run: it is {moved} from now on" in runs.said()
+    )
     foreign[moved.name] = foreign.pop("checkpoint-4")
     foreign["checkpoint-1.1"] = foreign.pop("checkpoint-1")
-    assert {name: (tmp_path / name / "model.safetensors").read_text() for name in foreign} == foreign
+    assert {
+        name: (tmp_path / name / "model.safetensors").read_text() for name in foreign
+    } == foreign
     own = [path for path in tmp_path.glob("checkpoint-*") if path.name not in foreign]
     assert (tmp_path / "checkpoint-4" / MARKER).is_file()
     assert len(own) <= 2, "the last and the best"
@@ -152,7 +176,9 @@ def test_the_log_of_another_run_in_the_folder_is_not_cut(
     second_log = log.read_bytes()
     assert (folder / "logging.1.jsonl").read_bytes() == (whole / "logging.jsonl").read_bytes()
     shutil.rmtree(folder / LAST)
-    assert runs.sft(command(folder, resume_from_checkpoint=folder / "checkpoint-4")) == 0, runs.end()
+    assert runs.sft(command(folder, resume_from_checkpoint=folder / "checkpoint-4")) == 0, (
+        runs.end()
+    )
     assert (folder / "logging.2.jsonl").read_bytes() == second_log
     assert adapter_of(folder / LAST) == adapter_of(whole / LAST)
 
@@ -161,14 +187,20 @@ def test_the_log_of_another_run_in_the_folder_is_not_cut(
 
 
 def killed_at(runs: Runs, command: Callable[..., Any], whole: Path, folder: Path, at: int) -> bool:
-    """Kill a run with rotation at its `at`-th effect, resume it, compare; False: it ended before."""
+    """Kill a run with rotation at its `at`-th effect, resume it, compare; False: it ended
+    before."""
     limit = {"save_total_limit": 1}
     status = runs.sft(command(folder, **limit), folder=str(folder), at=at)
     assert status in (0, -9), (at, runs.end())
     if (folder / "checkpoint-4").exists():
-        assert newest(folder, lambda text: None) is not None, f"{at}: the last whole checkpoint is gone"
+        assert newest(folder, lambda text: None) is not None, (
+            f"{at}: the last whole checkpoint is gone"
+        )
     if status:
-        assert runs.sft(command(folder, **limit, resume_from_checkpoint="auto")) == 0, (at, runs.end())
+        assert runs.sft(command(folder, **limit, resume_from_checkpoint="auto")) == 0, (
+            at,
+            runs.end(),
+        )
     assert [path.name for path in folder.iterdir() if "checkpoint-" in path.name] == [LAST], at
     assert adapter_of(folder / LAST) == adapter_of(whole / LAST), at
     assert steps_of(folder / "logging.jsonl") == steps_of(whole / "logging.jsonl"), at
@@ -176,9 +208,13 @@ def killed_at(runs: Runs, command: Callable[..., Any], whole: Path, folder: Path
     return status != 0
 
 
-def test_killed_at_some_effects(runs: Runs, command: Callable[..., Any], whole: Path, tmp_path: Path) -> None:
+def test_killed_at_some_effects(
+    runs: Runs, command: Callable[..., Any], whole: Path, tmp_path: Path
+) -> None:
     """Three saves and two removals; `make faults` tries every one."""
-    kills = [at for at in range(7, 180, 19) if killed_at(runs, command, whole, tmp_path / "out", at)]
+    kills = [
+        at for at in range(7, 180, 19) if killed_at(runs, command, whole, tmp_path / "out", at)
+    ]
     assert len(kills) > 6, "it has fewer effects than it had"
 
 
@@ -211,16 +247,28 @@ def flip(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "flipped byte": (lambda path: flip(path / "optimizer.pt"), "(optimizer.pt has changed since it was saved)"),
-    "missing shard": (lambda path: (path / "adapter_model.safetensors").unlink(), "safetensors is missing)"),
-    "empty state": (lambda path: (path / "trainer_state.json").write_text(""), "(trainer_state.json has 0 bytes"),
+    "flipped byte": (
+        lambda path: flip(path / "optimizer.pt"),
+        "(optimizer.pt has changed since it was saved)",
+    ),
+    "missing shard": (
+        lambda path: (path / "adapter_model.safetensors").unlink(),
+        "safetensors is missing)",
+    ),
+    "empty state": (
+        lambda path: (path / "trainer_state.json").write_text(""),
+        "(trainer_state.json has 0 bytes",
+    ),
     "no marker": (lambda path: (path / MARKER).unlink(), "is incomplete"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_checkpoint(case: str, runs: Runs, command: Callable[..., Any], whole: Path, tmp_path: Path) -> None:
-    """Named explicitly it is refused; `auto` names it, takes the one before, and ends as if nothing had happened."""
+def test_a_damaged_checkpoint(
+    case: str, runs: Runs, command: Callable[..., Any], whole: Path, tmp_path: Path
+) -> None:
+    """Named explicitly it is refused; `auto` names it, takes the one before, and ends as if nothing
+    had happened."""
     harm, reason = DAMAGES[case]
     folder = tmp_path / "out"
     shutil.copytree(whole, folder)
@@ -242,7 +290,10 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"seed": 7, "data_seed": 7},
         ["content of the rows: ", "seed: 42 in the checkpoint, 7 now", "data_seed: 42 in the"],
     ),
-    "batch": ({"per_device_train_batch_size": 2}, ["per_device_train_batch_size: 1 in the checkpoint, 2 now"]),
+    "batch": (
+        {"per_device_train_batch_size": 2},
+        ["per_device_train_batch_size: 1 in the checkpoint, 2 now"],
+    ),
     "loss": ({"audio_loss_weight": 0.5}, ["audio_loss_weight: 1.0 in the checkpoint, 0.5 now"]),
 }
 
@@ -253,7 +304,9 @@ def test_another_run_is_refused_with_what_differs(
 ) -> None:
     changed, expected = CHANGES[case]
     checkpoint = whole / "checkpoint-4"
-    assert runs.sft(command(tmp_path, **changed, resume_from_checkpoint=checkpoint)) == 1, runs.end()
+    assert runs.sft(command(tmp_path, **changed, resume_from_checkpoint=checkpoint)) == 1, (
+        runs.end()
+    )
     start, *lines = runs.said().splitlines()[-1 - len(expected) :]
     assert start == (
         f"error: options: resume_from_checkpoint: '{checkpoint}' is of another run; undo them, or accept another result"
@@ -267,7 +320,9 @@ def test_other_rows_are_refused_unless_forced(
 ) -> None:
     changed = [*rows[:-1], {**rows[-1], "messages": rows[0]["messages"]}]
     dataset = write_jsonl(tmp_path / "train.jsonl", changed)
-    words = command(tmp_path / "out", dataset=dataset, resume_from_checkpoint=whole / "checkpoint-4")
+    words = command(
+        tmp_path / "out", dataset=dataset, resume_from_checkpoint=whole / "checkpoint-4"
+    )
     assert runs.sft(words) == 1
     assert last_line(runs).startswith("  content of the rows: '")
     assert runs.sft([*words, "--force_resume", "true"]) == 0, runs.end()
@@ -279,13 +334,17 @@ def test_the_same_rows_elsewhere_are_the_same(
     runs: Runs, command: Callable[..., Any], rows: list[dict[str, Any]], whole: Path, tmp_path: Path
 ) -> None:
     dataset = write_jsonl(tmp_path / "moved.jsonl", rows)
-    words = command(tmp_path / "out", dataset=dataset, resume_from_checkpoint=whole / "checkpoint-4")
+    words = command(
+        tmp_path / "out", dataset=dataset, resume_from_checkpoint=whole / "checkpoint-4"
+    )
     assert runs.sft(words) == 0, runs.end()
     assert adapter_of(tmp_path / "out" / LAST) == adapter_of(whole / LAST)
 
 
 @pytest.mark.slow
-def test_two_processes_are_resumed_exactly_and_not_by_one(command: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_processes_are_resumed_exactly_and_not_by_one(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
     def launch(folder: Path, processes: int, **changed: Any) -> Any:
         words = command(folder, ddp_backend="gloo", max_steps=4, logging_steps=3, **changed)
         env = {"NPROC_PER_NODE": str(processes), "OMP_NUM_THREADS": "1"}
@@ -303,4 +362,6 @@ def test_two_processes_are_resumed_exactly_and_not_by_one(command: Callable[...,
     assert timeless(log) == logged
     alone = launch(tmp_path / "alone", 1, resume_from_checkpoint=last.with_name("checkpoint-2"))
     assert alone.returncode == 1
-    assert "world_size: 2 in the checkpoint, 1 now" in alone.stderr  # beneath which torchrun says its own
+    assert (
+        "world_size: 2 in the checkpoint, 1 now" in alone.stderr
+    )  # beneath which torchrun says its own

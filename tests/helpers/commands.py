@@ -1,4 +1,5 @@
-"""Runs of the whole command `prepare_dataset.py` on small corpora of real audio files, shared by its tests."""
+"""Runs of the whole command `prepare_dataset.py` on small corpora of real audio files, shared by
+its tests."""
 
 from __future__ import annotations
 
@@ -22,9 +23,16 @@ TEXT = "Twenty letters here."  # fits clips from one second to twenty
 
 
 def speech(
-    path: Path, duration_s: float = 1.2, *, seed: int = 0, rate: int = 24_000, channels: int = 1, pad_s: float = 0.0
+    path: Path,
+    duration_s: float = 1.2,
+    *,
+    seed: int = 0,
+    rate: int = 24_000,
+    channels: int = 1,
+    pad_s: float = 0.0,
 ) -> Path:
-    """A tone of a pitch of its own for each `seed`, with `pad_s` of silence at both ends; the format by the suffix."""
+    """A tone of a pitch of its own for each `seed`, with `pad_s` of silence at both ends; the
+    format by the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     time_s = np.arange(round(duration_s * rate)) / rate
     tone = np.pad(0.4 * np.sin(2 * np.pi * (150 + 7 * seed) * time_s), round(pad_s * rate))
@@ -33,10 +41,14 @@ def speech(
 
 
 def table(root: Path, clips: Mapping[str, str] | list[str], *, text: str = TEXT) -> list[Any]:
-    """A CSV of the files `clips` (name -> speaker) in `root`, and the arguments that name it. Makes no audio."""
+    """A CSV of the files `clips` (name -> speaker) in `root`, and the arguments that name it. Makes
+    no audio."""
     root.mkdir(parents=True, exist_ok=True)
     speakers = clips if isinstance(clips, Mapping) else dict.fromkeys(clips, "")
-    lines = ["audio,text,speaker", *(f"{name},{text},{speaker}" for name, speaker in speakers.items())]
+    lines = [
+        "audio,text,speaker",
+        *(f"{name},{text},{speaker}" for name, speaker in speakers.items()),
+    ]
     (root / "meta.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return ["--dataset_type", "custom", "--input_dir", root, "--csv_file", root / "meta.csv", "--speaker_column",
             "speaker"]  # fmt: skip
@@ -61,7 +73,9 @@ def command_line(*arguments: Any) -> list[str]:
 
 def prepare_apart(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command as a user's shell runs it."""
-    return subprocess.run(command_line(*arguments), capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        command_line(*arguments), capture_output=True, text=True, timeout=120, **options
+    )
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -74,9 +88,12 @@ def reasons(output: Path) -> list[tuple[str, str]]:
 
 
 def contents(*folders: Path) -> dict[str, bytes]:
-    """Every file below `folders`, hidden ones too. Of a code cache the rows: its bytes tell their history."""
+    """Every file below `folders`, hidden ones too. Of a code cache the rows: its bytes tell their
+    history."""
     return {
-        str(path.relative_to(folder.parent)): _clips(path) if path.suffix == ".sqlite" else path.read_bytes()
+        str(path.relative_to(folder.parent)): _clips(path)
+        if path.suffix == ".sqlite"
+        else path.read_bytes()
         for folder in folders
         for path in sorted(folder.rglob("*"))
         if path.is_file()
@@ -89,7 +106,8 @@ def _clips(path: Path) -> bytes:
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """The status of a forked process that did `work`: 0, or minus the signal that ended it. What fails there fails."""
+    """The status of a forked process that did `work`: 0, or minus the signal that ended it. What
+    fails there fails."""
     child = os.fork()
     if child == 0:
         try:

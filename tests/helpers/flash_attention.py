@@ -1,4 +1,5 @@
-"""Flash attention for a CPU: its two functions written out, under everything that transformers builds around them.
+"""Flash attention for a CPU: its two functions written out, under everything that transformers
+builds around them.
 
 The package needs CUDA to be installed. What is ours is what reaches it: where each sequence begins.
 """
@@ -21,7 +22,9 @@ def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, sof
     """q (B, S, heads, D), k and v (B, S, kv heads, D) -> (B, S, heads, D)."""
     heads_first = (each.transpose(1, 2) for each in (q, k, v))
     attend = torch.nn.functional.scaled_dot_product_attention
-    return attend(*heads_first, is_causal=causal, scale=softmax_scale, enable_gqa=True).transpose(1, 2)
+    return attend(*heads_first, is_causal=causal, scale=softmax_scale, enable_gqa=True).transpose(
+        1, 2
+    )
 
 
 def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
@@ -29,17 +32,25 @@ def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor
                            softmax_scale: float | None = None, causal: bool = False,
                            deterministic: bool = False) -> Tensor:  # fmt: skip
     """q, k, v (sum of S, heads, D), each sequence between two entries of cu_seqlens, by itself."""
-    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32, "the CUDA function takes nothing else"
-    assert max_seqlen_q == int(cu_seqlens_q.diff().max()), "the CUDA function would read past the end"
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32, (
+        "the CUDA function takes nothing else"
+    )
+    assert max_seqlen_q == int(cu_seqlens_q.diff().max()), (
+        "the CUDA function would read past the end"
+    )
     assert cu_seqlens_q.equal(cu_seqlens_k)
     parts = zip(*(each.split(cu_seqlens_q.diff().tolist()) for each in (q, k, v)), strict=True)
-    done = [flash_attn_func(*(x[None] for x in part), softmax_scale=softmax_scale, causal=causal) for part in parts]
+    done = [
+        flash_attn_func(*(x[None] for x in part), softmax_scale=softmax_scale, causal=causal)
+        for part in parts
+    ]
     return torch.cat(done, dim=1)[0]
 
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    """Inside, `attn_implementation="flash_attention_2"` runs through transformers' own code down to these functions."""
+    """Inside, `attn_implementation="flash_attention_2"` runs through transformers' own code down to
+    these functions."""
 
     def imports(*_: Any, **__: Any) -> tuple[Any, ...]:
         return flash_attn_func, flash_attn_varlen_func, None, glue._pad_input, glue._unpad_input

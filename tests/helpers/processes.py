@@ -1,4 +1,5 @@
-"""Trainings in processes of their own, which are signalled, killed and looked after. Shared by slow tests."""
+"""Trainings in processes of their own, which are signalled, killed and looked after. Shared by slow
+tests."""
 
 from __future__ import annotations
 
@@ -29,7 +30,13 @@ def training_step(self, *args, **kwargs):
 if original_step.__module__ != __name__:  # MS-SWIFT may import this file twice
     HiggsAudioTrainer.training_step = training_step
 """
-OPTIONS = {**LORA, "max_steps": 12, "per_device_train_batch_size": 1, "save_strategy": "no", "learning_rate": 1e-3}
+OPTIONS = {
+    **LORA,
+    "max_steps": 12,
+    "per_device_train_batch_size": 1,
+    "save_strategy": "no",
+    "learning_rate": 1e-3,
+}
 TRAIN = str(ROOT / "plugins" / "train.py")
 
 
@@ -43,7 +50,9 @@ def running(*command: str, **env: str) -> Iterator[subprocess.Popen[str]]:
     """A process group of its own, of which nothing is left afterwards."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}", **env}
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=variables, start_new_session=True, **pipes
+    ) as process:
         try:
             yield process
         finally:
@@ -76,17 +85,28 @@ def ended(process: subprocess.Popen[str], timeout_s: float) -> str:
 
 
 def training(model: Path, rows: Path, out: Path, *plugins: Path, **options: Any) -> list[str]:
-    return flags(model, rows, out, **{**OPTIONS, "external_plugins": [REGISTER, *plugins], **options})
+    return flags(
+        model, rows, out, **{**OPTIONS, "external_plugins": [REGISTER, *plugins], **options}
+    )
 
 
 def torchrun(*arguments: str) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     return [*launcher, TRAIN, *arguments, "--ddp_backend", "gloo"]
 
 
 def rank(number: int, launcher: subprocess.Popen[str]) -> psutil.Process:
     (found,) = (
-        child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == str(number)
+        child
+        for child in psutil.Process(launcher.pid).children()
+        if child.environ().get("RANK") == str(number)
     )
     return found
 

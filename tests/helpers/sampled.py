@@ -35,7 +35,8 @@ class SampledRun:
 
 @contextmanager
 def own_environment() -> Iterator[None]:
-    """MS-SWIFT leaves its settings and its folder of events in the environment, for all runs that follow."""
+    """MS-SWIFT leaves its settings and its folder of events in the environment, for all runs that
+    follow."""
     before = dict(os.environ)
     os.environ.pop("TENSORBOARD_LOGGING_DIR", None)
     try:
@@ -66,7 +67,9 @@ def train(model: Path, train: Path, validation: Path, folder: Path, **options: A
     with own_environment(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "MAX_AUDIO_S", MAX_AUDIO_S)
         patch.setattr(HiggsAudioGenerator, "speak", drawing)
-        patch.setattr(trainer.training_card, "write", lambda each: trainers.append(each) or write(each))
+        patch.setattr(
+            trainer.training_card, "write", lambda each: trainers.append(each) or write(each)
+        )
         records = sft(model, train, folder, val_dataset=validation, **{**OPTIONS, **options})
     return SampledRun(folder, model, train, validation, trainers[0], records)
 
@@ -76,11 +79,19 @@ def run(model: Path, folder: Path) -> SampledRun:
 
     codec = Codec(str(model / "audio_tokenizer"))
     rows = [
-        {**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()], "speaker": ("ann", "bob")[i % 2]}
+        {
+            **row,
+            "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()],
+            "speaker": ("ann", "bob")[i % 2],
+        }
         for i, row in enumerate(corpus_rows(12))
     ]
     # A voice that is trained, so that the samples have something to clone.
-    voice = {"reference_audio": rows[0]["audios"][0], "reference_text": "Glue the sheet.", "speaker": "ann"}
+    voice = {
+        "reference_audio": rows[0]["audios"][0],
+        "reference_text": "Glue the sheet.",
+        "speaker": "ann",
+    }
     validation = [{**row, **voice} for row in rows[8:]]
     return train(
         model,

@@ -17,7 +17,12 @@ from conftest import ROOT, corpus_rows, write_jsonl
 
 REGISTER = str(ROOT / "plugins" / "register.py")
 BIN = Path(sys.executable).parent
-LORA = {"tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.1, "gradient_checkpointing": "false"}
+LORA = {
+    "tuner_type": "lora",
+    "lora_rank": 4,
+    "lora_dropout": 0.1,
+    "gradient_checkpointing": "false",
+}
 IN_ORDER = {"dataset_shuffle": "false", "train_dataloader_shuffle": "false"}
 
 
@@ -51,7 +56,10 @@ def with_codes(tiny: Path, path: Path) -> Path:
     from plugins.audio.codec import Codec
 
     codec = Codec(str(tiny / "audio_tokenizer"))
-    rows = [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(8)]
+    rows = [
+        {**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]}
+        for row in corpus_rows(8)
+    ]
     return write_jsonl(path, rows)
 
 
@@ -69,7 +77,8 @@ def swift(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Completed
 
 
 def run(*command: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    # MS-SWIFT leaves the folder of the first run of a process there, and every later run then logs into it.
+    # MS-SWIFT leaves the folder of the first run of a process there, and every later run then logs
+    # into it.
     kept = {name: value for name, value in os.environ.items() if name != "TENSORBOARD_LOGGING_DIR"}
     return subprocess.run(command, cwd=cwd, env={**kept, **env}, capture_output=True, text=True)
 

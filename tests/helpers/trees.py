@@ -22,7 +22,12 @@ def clip(path: Path, duration_s: float = 0.1, frequency_hz: float = 220.0) -> Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     time_s = np.arange(round(duration_s * 24_000)) / 24_000
     with path.open("wb") as file:
-        sf.write(file, 0.5 * np.sin(2 * np.pi * frequency_hz * time_s), 24_000, format=path.suffix[1:].upper())
+        sf.write(
+            file,
+            0.5 * np.sin(2 * np.pi * frequency_hz * time_s),
+            24_000,
+            format=path.suffix[1:].upper(),
+        )
     return path
 
 
@@ -40,7 +45,9 @@ def heard(found: Iterable[Utterance | Rejected]) -> list[tuple[str, str, str | N
     return [(utterance.id, utterance.text, utterance.speaker) for utterance in each]
 
 
-def sorted_out(found: Iterable[Utterance | Rejected]) -> tuple[list[str], list[tuple[str, str, str | float]]]:
+def sorted_out(
+    found: Iterable[Utterance | Rejected],
+) -> tuple[list[str], list[tuple[str, str, str | float]]]:
     """The ids of the utterances; (id, reason, value) of the rejected."""
     each = list(found)
     rejected = [(one.id, one.reason, one.value) for one in each if isinstance(one, Rejected)]

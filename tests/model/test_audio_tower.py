@@ -1,4 +1,5 @@
-"""The Whisper encoder against the original's (tests/golden/audio_tower/README.md): features, positions, gradients."""
+"""The Whisper encoder against the original's (tests/golden/audio_tower/README.md): features,
+positions, gradients."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +24,10 @@ HIDDEN = 64
 
 
 def weights() -> dict[str, Tensor]:
-    return {key.removeprefix("audio_tower."): value for key, value in load_file(FOLDER / "tower.safetensors").items()}
+    return {
+        key.removeprefix("audio_tower."): value
+        for key, value in load_file(FOLDER / "tower.safetensors").items()
+    }
 
 
 @pytest.fixture
@@ -44,7 +48,9 @@ def waveform(num_samples: int, seed: int) -> np.ndarray:
 def golden_case(name: str) -> tuple[list[np.ndarray], Any]:
     """The clips of a case in order, and what the original made of them."""
     clips = [clip for sample in CASES[name]["samples"] for clip in sample["references"]]
-    return [waveform(clip["num_samples"], clip["seed"]) for clip in clips], np.load(FOLDER / f"{name}.npz")
+    return [waveform(clip["num_samples"], clip["seed"]) for clip in clips], np.load(
+        FOLDER / f"{name}.npz"
+    )
 
 
 def trained(tower: AudioTower) -> dict[str, Tensor]:
@@ -85,11 +91,14 @@ def test_gradients_equal_the_original(tower: AudioTower, name: str) -> None:
     norms = {key: float(parameter.grad.norm()) for key, parameter in trained(tower).items()}
     assert norms == pytest.approx(CASES[name]["grad_norms"], rel=1e-4)
     assert {"audio_tower.conv1.weight", "audio_encoder_proj.linear.weight"} <= norms.keys()
-    assert "audio_tower.embed_positions.weight" not in norms, "the original trains everything but the sinusoids"
+    assert "audio_tower.embed_positions.weight" not in norms, (
+        "the original trains everything but the sinusoids"
+    )
 
 
 def test_a_rest_too_short_for_a_position_leaves_no_trace(tower: AudioTower) -> None:
-    """A second chunk of 100 samples has one mel frame: neither an embedding nor a NaN in the gradients."""
+    """A second chunk of 100 samples has one mel frame: neither an embedding nor a NaN in the
+    gradients."""
     clip = waveform(480_100, seed=5)
     embeddings = tower(*log_mel_features([clip], 128))
     assert len(embeddings) == sum(num_positions(len(clip))) == 750
@@ -115,7 +124,9 @@ def test_a_batch_without_clips_touches_every_parameter(tower: AudioTower) -> Non
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("name", ["one", "none"])
-def test_gradient_checkpointing_changes_nothing(tower: AudioTower, name: str, use_reentrant: bool) -> None:
+def test_gradient_checkpointing_changes_nothing(
+    tower: AudioTower, name: str, use_reentrant: bool
+) -> None:
     features, mask = log_mel_features(golden_case(name)[0] if name != "none" else [], 128)
 
     def gradients() -> dict[str, Tensor]:
@@ -172,12 +183,16 @@ def test_keys_left_out_mean_whisper_large_v3() -> None:
         tower = AudioTower({"model_type": "higgs_audio_encoder"}, 3072)
     sizes = {name: value.numel() for name, value in tower.state_dict().items()}
     # transformers' WhisperEncoder of large v3 has 636 968 960.
-    assert sum(size for name, size in sizes.items() if "audio_encoder_proj" not in name) == 636_968_960
+    assert (
+        sum(size for name, size in sizes.items() if "audio_encoder_proj" not in name) == 636_968_960
+    )
     assert len(tower.layers) == 32
     assert tower.layers[0].self_attn.num_heads == 20
     assert type(tower.layers[0].activation_fn).__name__ == "GELUActivation"
 
 
 def test_layer_drop_is_refused() -> None:
-    with pytest.raises(UserError, match=r"config\.json: audio_encoder_config\.encoder_layerdrop: 0\.1 skips layers"):
+    with pytest.raises(
+        UserError, match=r"config\.json: audio_encoder_config\.encoder_layerdrop: 0\.1 skips layers"
+    ):
         AudioTower({**ENCODER, "encoder_layerdrop": 0.1}, HIDDEN)

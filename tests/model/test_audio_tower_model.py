@@ -1,4 +1,5 @@
-"""A checkpoint with an audio tower, from prompt to loss, against the original (tests/golden/audio_tower/README.md)."""
+"""A checkpoint with an audio tower, from prompt to loss, against the original
+(tests/golden/audio_tower/README.md)."""
 
 import json
 import shutil
@@ -30,7 +31,8 @@ REFERENCE_BOS, HEARD, AUDIO, DELAY, AUDIO_EOS = 299, 303, 304, 302, 300
 
 @pytest.fixture(scope="session")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """Original checkpoints with a tower: references heard through it alone, or through their codes too."""
+    """Original checkpoints with a tower: references heard through it alone, or through their codes
+    too."""
     folders = {}
     for with_codes in (False, True):
         folder = folders[with_codes] = tmp_path_factory.mktemp("tower") / "model"
@@ -38,7 +40,9 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
         config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
         text = json.dumps(config | {"encode_audio_in_tokens": with_codes})
         (folder / "config.json").write_text(text, encoding="utf-8")
-        weights = load_file(GOLDEN / "tiny_original.safetensors") | load_file(FOLDER / "tower.safetensors")
+        weights = load_file(GOLDEN / "tiny_original.safetensors") | load_file(
+            FOLDER / "tower.safetensors"
+        )
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         toy_tokenizer().save_pretrained(folder)
     return folders
@@ -48,12 +52,17 @@ def samples_of(case: dict[str, Any]) -> list[EncodedSample]:
     """The golden samples, each placeholder expanded as `plugins.data.prompt` does it."""
     samples = []
     for golden in case["samples"]:
-        references = [torch.from_numpy(waveform(each["num_samples"], each["seed"])) for each in golden["references"]]
+        references = [
+            torch.from_numpy(waveform(each["num_samples"], each["seed"]))
+            for each in golden["references"]
+        ]
         codes = [torch.tensor(each) for each in golden["codes"]]
         sample = EncodedSample([], [], heard=references)
         waiting = zip(references, codes, strict=False)
 
-        def write(ids: list[int], labels: list[int] | None = None, sample: EncodedSample = sample) -> None:
+        def write(
+            ids: list[int], labels: list[int] | None = None, sample: EncodedSample = sample
+        ) -> None:
             sample.input_ids.extend(ids)
             sample.labels.extend(labels or [-100] * len(ids))
 
@@ -80,7 +89,9 @@ def samples_of(case: dict[str, Any]) -> list[EncodedSample]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_losses_and_gradients_equal_the_original(name: str, towers: dict[bool, Path]) -> None:
+def test_logits_losses_and_gradients_equal_the_original(
+    name: str, towers: dict[bool, Path]
+) -> None:
     case, golden = CASES[name], np.load(FOLDER / f"{name}.npz")
     folder = towers[case["encode_audio_in_tokens"]]
     model = load_model(str(folder), attn_implementation="eager").train()
@@ -99,7 +110,9 @@ def test_logits_losses_and_gradients_equal_the_original(name: str, towers: dict[
     np.testing.assert_allclose(audio, golden["audio_logits"], atol=1e-5, rtol=0)
 
     outputs = model(**batch)
-    np.testing.assert_allclose(float(outputs.text_loss.detach() / outputs.text_count), golden["text_loss"], atol=1e-5)
+    np.testing.assert_allclose(
+        float(outputs.text_loss.detach() / outputs.text_count), golden["text_loss"], atol=1e-5
+    )
     np.testing.assert_allclose(
         (outputs.audio_loss / outputs.audio_count).detach(), golden["codebook_losses"], atol=1e-5
     )
@@ -146,7 +159,9 @@ def with_codes(llama_tokenizer: Any) -> dict[bool, SpecialTokens]:
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_prompt_of_a_heard_reference(both: bool, with_codes: dict[bool, SpecialTokens], llama_tokenizer: Any) -> None:
+def test_prompt_of_a_heard_reference(
+    both: bool, with_codes: dict[bool, SpecialTokens], llama_tokenizer: Any
+) -> None:
     """The ids of the original's expansion; a reference with transcript is codes, tower or not."""
     heard = AudioClip("voice.wav", torch.zeros(8, 3, dtype=torch.long), torch.zeros(4000))
     references = (Reference(heard), Reference(clip(1), "Ho."))
@@ -160,27 +175,42 @@ def test_prompt_of_a_heard_reference(both: bool, with_codes: dict[bool, SpecialT
     assert [codes.shape[1] for codes in sample.clips] == ([3, 1, 3] if both else [1, 3])
 
 
-def test_references_of_more_than_30_s(with_codes: dict[bool, SpecialTokens], llama_tokenizer: Any) -> None:
+def test_references_of_more_than_30_s(
+    with_codes: dict[bool, SpecialTokens], llama_tokenizer: Any
+) -> None:
     long = Dialogue(
-        HELLO, (Reference(AudioClip("v.wav", torch.zeros(8, 800, dtype=torch.long), torch.zeros(512_000))),)
+        HELLO,
+        (
+            Reference(
+                AudioClip("v.wav", torch.zeros(8, 800, dtype=torch.long), torch.zeros(512_000))
+            ),
+        ),
     )
     ids = encode(long, llama_tokenizer, with_codes[False]).input_ids
     assert ids.count(128011) == 2
     assert ids.count(128015) == sum(num_positions(512_000)) == 800
-    with pytest.raises(UserError, match=r"reference_audio: 'v.wav' is longer than the 30 s .*; cut it, or add"):
+    with pytest.raises(
+        UserError, match=r"reference_audio: 'v.wav' is longer than the 30 s .*; cut it, or add"
+    ):
         encode(long, llama_tokenizer, with_codes[True])
 
 
 def test_conversion_keeps_the_tower(towers: dict[bool, Path], tmp_path: Path) -> None:
     convert(towers[True], tmp_path / "native", to="native", show_progress=False)
     convert(tmp_path / "native", tmp_path / "back", to="original", show_progress=False)
-    before, after = load_file(towers[True] / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    before, after = (
+        load_file(towers[True] / "model.safetensors"),
+        load_file(tmp_path / "back" / "model.safetensors"),
+    )
     assert before.keys() == after.keys()
     assert all(before[key].numpy().tobytes() == after[key].numpy().tobytes() for key in before)
     native = load_model(str(tmp_path / "native"))
     key = "audio_encoder_proj.linear.weight"
     assert torch.equal(native.audio_tower.audio_encoder_proj.linear.weight, before[key])
-    configs = [json.loads((folder / "config.json").read_text()) for folder in (towers[True], tmp_path / "back")]
+    configs = [
+        json.loads((folder / "config.json").read_text())
+        for folder in (towers[True], tmp_path / "back")
+    ]
     for name in ("skip_audio_tower", "encode_whisper_embed", "encode_audio_in_tokens"):
         assert configs[0][name] == configs[1][name], name
 
@@ -194,10 +224,14 @@ def tiny_tower(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_tower") / "model"
     shutil.copytree(tiny, folder)
     config = HiggsAudioV2Config.from_pretrained(tiny)
-    config.audio_encoder_config = json.loads((FOLDER / "config.json").read_text())["audio_encoder_config"]
+    config.audio_encoder_config = json.loads((FOLDER / "config.json").read_text())[
+        "audio_encoder_config"
+    ]
     from transformers import AutoTokenizer
 
-    config.audio_in_token_id = AutoTokenizer.from_pretrained(tiny).convert_tokens_to_ids("<|AUDIO|>")
+    config.audio_in_token_id = AutoTokenizer.from_pretrained(tiny).convert_tokens_to_ids(
+        "<|AUDIO|>"
+    )
     torch.manual_seed(0)
     HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).save_pretrained(folder)
     return folder
@@ -205,10 +239,17 @@ def tiny_tower(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"freeze_aligner": "false"}, {"freeze_vit": "false"}, {"tuner_type": "lora", "target_modules": "all-linear"}],
+    [
+        {},
+        {"freeze_aligner": "false"},
+        {"freeze_vit": "false"},
+        {"tuner_type": "lora", "target_modules": "all-linear"},
+    ],
     ids=str,
 )
-def test_it_trains_in_swift_and_speaks(tiny_tower: Path, tmp_path: Path, options: dict[str, str]) -> None:
+def test_it_trains_in_swift_and_speaks(
+    tiny_tower: Path, tmp_path: Path, options: dict[str, str]
+) -> None:
     """A reference without transcript, one with, and a row without any, in one batch."""
     from plugins.inference import HiggsAudioGenerator
     from plugins.speaking.sampling import Sampling
@@ -223,14 +264,23 @@ def test_it_trains_in_swift_and_speaks(tiny_tower: Path, tmp_path: Path, options
     generator = HiggsAudioGenerator.from_pretrained(str(checkpoint))
     trained = load_file(next(checkpoint.glob("*model.safetensors")))
     if "tuner_type" in options:
-        assert not any("audio_tower.layers" in key for key in trained), "the encoder is frozen, as MS-SWIFT has it"
+        assert not any("audio_tower.layers" in key for key in trained), (
+            "the encoder is frozen, as MS-SWIFT has it"
+        )
     else:
         before = load_file(tiny_tower / "model.safetensors")
-        encoder, projector = "audio_tower.conv1.weight", "audio_tower.audio_encoder_proj.linear.weight"
+        encoder, projector = (
+            "audio_tower.conv1.weight",
+            "audio_tower.audio_encoder_proj.linear.weight",
+        )
         assert torch.equal(trained[encoder], before[encoder]) == ("freeze_vit" not in options)
-        assert torch.equal(trained[projector], before[projector]) == ("freeze_aligner" not in options)
+        assert torch.equal(trained[projector], before[projector]) == (
+            "freeze_aligner" not in options
+        )
     with_voice, without = (
-        generator.generate("Hello.", reference_audio=reference, sampling=Sampling(temperature=0), max_audio_s=0.4)
+        generator.generate(
+            "Hello.", reference_audio=reference, sampling=Sampling(temperature=0), max_audio_s=0.4
+        )
         for reference in (voice, None)
     )
     assert not torch.equal(with_voice.codes, without.codes)

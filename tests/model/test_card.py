@@ -1,4 +1,5 @@
-"""The card of a training: what it says, what it keeps to itself, and that what a user wrote into it stays."""
+"""The card of a training: what it says, what it keeps to itself, and that what a user wrote into it
+stays."""
 
 from __future__ import annotations
 
@@ -32,12 +33,24 @@ def test_it_says_what_was_trained_on_what_and_how(sampled: SampledRun, written: 
     found = run_facts.measure(sampled.trainer.train_dataset, HiggsAudioSettings())
     assert found is not None
     minutes = sum(found.clips) / 25 / 60
-    assert f"| training data | 8 rows, {minutes:.2f} min of speech in 8 clips, 2 speaker(s) |" in written
+    assert (
+        f"| training data | 8 rows, {minutes:.2f} min of speech in 8 clips, 2 speaker(s) |"
+        in written
+    )
     assert "in 4 clips, 1 speaker(s) |" in written
     assert "| steps | 4 of up to 2 rows, 1.00 epochs |" in written
-    for setting in ("lora_rank 4", "lora_dropout 0.1", "learning_rate 0.001", "seed 42", "auxiliary_loss_weight 0.001"):
+    for setting in (
+        "lora_rank 4",
+        "lora_dropout 0.1",
+        "learning_rate 0.001",
+        "seed 42",
+        "auxiliary_loss_weight 0.001",
+    ):
         assert setting in written
-    assert re.search(r"\| made with \| higgs-audio-swift \S+, Python \S+, ms-swift 4\.6\.\d, transformers 5", written)
+    assert re.search(
+        r"\| made with \| higgs-audio-swift \S+, Python \S+, ms-swift 4\.6\.\d, transformers 5",
+        written,
+    )
     losses = [record["loss_audio"] for record in sampled.records if "loss_audio" in record]
     assert f"| loss_audio | {losses[0]:.4g} | {losses[-1]:.4g} |" in written
     assert "| sample_stop_rate | " in written
@@ -51,7 +64,11 @@ def test_it_links_the_first_and_the_last_samples(sampled: SampledRun, written: s
 
 def test_licences_consent_and_what_the_hub_reads(written: str) -> None:
     front = yaml.safe_load(written.split("---\n")[1])
-    assert (front["license"], front["library_name"], front["pipeline_tag"]) == ("other", "peft", "text-to-speech")
+    assert (front["license"], front["library_name"], front["pipeline_tag"]) == (
+        "other",
+        "peft",
+        "text-to-speech",
+    )
     assert "base_model" not in front, "nobody knows the tiny model's name"
     assert "Boson AI's" in written
     assert "**not filled in yet**" in written, "the data's licences are the user's to state"
@@ -64,11 +81,17 @@ def test_it_tells_nothing_of_this_machine(sampled: SampledRun, written: str) -> 
     assert not re.search(r"(?<![\w.:/])/\w+/", written), "an absolute path"
 
 
-def test_what_a_user_wrote_stays_when_the_training_goes_on(sampled: SampledRun, written: str) -> None:
-    edited = written.replace("**not filled in yet**", "CC-BY-4.0, by me").replace("| steps | 4 of", "| steps | 1 of")
+def test_what_a_user_wrote_stays_when_the_training_goes_on(
+    sampled: SampledRun, written: str
+) -> None:
+    edited = written.replace("**not filled in yet**", "CC-BY-4.0, by me").replace(
+        "| steps | 4 of", "| steps | 1 of"
+    )
     (sampled.folder / "README.md").write_text(edited, encoding="utf-8")
     training_card.write(sampled.trainer)
-    assert (sampled.folder / "README.md").read_text(encoding="utf-8") == edited.replace("| 1 of", "| 4 of")
+    assert (sampled.folder / "README.md").read_text(encoding="utf-8") == edited.replace(
+        "| 1 of", "| 4 of"
+    )
 
 
 def test_a_card_of_somebody_else_stays(sampled: SampledRun, written: str) -> None:
@@ -77,12 +100,17 @@ def test_a_card_of_somebody_else_stays(sampled: SampledRun, written: str) -> Non
     assert (sampled.folder / "README.md").read_text(encoding="utf-8") == "# Mine\n"
 
 
-def test_evaluation_completes_the_card_of_a_checkpoints_training_in_place(sampled: SampledRun, written: str) -> None:
-    """And the checkpoint stays whole: its own README, of peft, is one of the files that its hashes cover."""
+def test_evaluation_completes_the_card_of_a_checkpoints_training_in_place(
+    sampled: SampledRun, written: str
+) -> None:
+    """And the checkpoint stays whole: its own README, of peft, is one of the files that its hashes
+    cover."""
     checkpoint = sampled.folder / "checkpoint-4"
     for table in ("| WER | 4 \\% |", "| WER | 3 % |"):
         assert complete(checkpoint, {METRICS: table}) == sampled.folder.resolve() / "README.md"
-        assert (sampled.folder / "README.md").read_text(encoding="utf-8") == written.replace(NO_METRICS, table)
+        assert (sampled.folder / "README.md").read_text(encoding="utf-8") == written.replace(
+            NO_METRICS, table
+        )
     assert damage(checkpoint) is None
     assert complete(sampled.folder, {METRICS: NO_METRICS}) is not None
 
@@ -111,7 +139,10 @@ def test_a_card_that_cannot_be_written_costs_no_training(
 
 def test_an_exported_model_has_room_for_metrics_too() -> None:
     text = exported_card("x", base=BASE_3B, adapters=True, parameters=1, dtype="bfloat16")
-    assert f"## Metrics\n\n<!-- higgs-audio metrics -->\n{NO_METRICS}\n<!-- end of metrics -->\n\n## Speak" in text
+    assert (
+        f"## Metrics\n\n<!-- higgs-audio metrics -->\n{NO_METRICS}\n<!-- end of metrics -->\n\n## Speak"
+        in text
+    )
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == BASE_3B
 
 

@@ -31,8 +31,12 @@ def edited(tiny: Path, tmp_path: Path) -> Callable[..., str]:
 def test_loads_with_the_text_head(tiny: Path) -> None:
     model = load_model(str(tiny))
     assert model.text_lm_head is not None
-    assert torch.equal(model.text_lm_head.weight, load_file(tiny / "model.safetensors")["text_lm_head.weight"])
-    assert type(model).__name__ == "HiggsAudioV2ForConditionalGeneration", "saved checkpoints must stay native"
+    assert torch.equal(
+        model.text_lm_head.weight, load_file(tiny / "model.safetensors")["text_lm_head.weight"]
+    )
+    assert type(model).__name__ == "HiggsAudioV2ForConditionalGeneration", (
+        "saved checkpoints must stay native"
+    )
 
 
 def test_speaking_needs_no_text_head(edited: Callable[..., str]) -> None:
@@ -41,29 +45,38 @@ def test_speaking_needs_no_text_head(edited: Callable[..., str]) -> None:
 
 def test_checkpoint_without_text_head_is_refused(edited: Callable[..., str]) -> None:
     with pytest.raises(
-        UserError, match=r"'text_lm_head\.weight' is missing: .* without its text head; start from|which"
+        UserError,
+        match=r"'text_lm_head\.weight' is missing: .* without its text head; start from|which",
     ):
         load_model(edited(drop=("text_lm_head.weight",)))
 
 
 def test_missing_key_is_named(edited: Callable[..., str]) -> None:
     key = "model.layers.1.audio_mlp.up_proj.weight"
-    with pytest.raises(UserError, match=rf"weights: '{key}' is missing \(1 keys in all\); download it again"):
+    with pytest.raises(
+        UserError, match=rf"weights: '{key}' is missing \(1 keys in all\); download it again"
+    ):
         load_model(edited(drop=(key,)))
 
 
 def test_surplus_key_is_named(edited: Callable[..., str]) -> None:
-    with pytest.raises(UserError, match=r"'model\.layers\.9\.x' is not a weight of this model; check"):
+    with pytest.raises(
+        UserError, match=r"'model\.layers\.9\.x' is not a weight of this model; check"
+    ):
         load_model(edited(add=("model.layers.9.x",)))
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match=r"config\.json: model_type: 'llama' is no Higgs-Audio V2; give the folder"):
+    with pytest.raises(
+        UserError, match=r"config\.json: model_type: 'llama' is no Higgs-Audio V2; give the folder"
+    ):
         load_model(str(tmp_path))
 
 
 def test_folder_without_weights_is_refused(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(tiny / "config.json", tmp_path / "config.json")
-    with pytest.raises(UserError, match=r"weights: '\*\.safetensors' not found; download the whole checkpoint"):
+    with pytest.raises(
+        UserError, match=r"weights: '\*\.safetensors' not found; download the whole checkpoint"
+    ):
         load_model(str(tmp_path))

@@ -1,4 +1,5 @@
-"""Index-once layers against transformers' own: numbers, gradients, hosts, and what makes a GPU wait for the CPU."""
+"""Index-once layers against transformers' own: numbers, gradients, hosts, and what makes a GPU wait
+for the CPU."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def make_config(num_layers: int = 2, **overrides: Any) -> HiggsAudioV2Config:
 
 
 def pair(config: HiggsAudioV2Config, **options: Any) -> tuple[Any, Any]:
-    """transformers' model, and the same with index-once layers. Weights are large: FFNs must matter."""
+    """transformers' model, and the same with index-once layers. Weights are large: FFNs must
+    matter."""
     torch.manual_seed(0)
     native = Native(config, use_text_head=True, **options).train()
     with torch.no_grad():
@@ -60,13 +62,20 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 def make_inputs(rows: list[str]) -> dict[str, Tensor]:
     torch.manual_seed(1)
     kinds = [list(row) for row in rows]
-    ids = torch.tensor([[{"a": AUDIO, "d": DELAY, ".": PAD}.get(kind, 5) for kind in row] for row in kinds])
+    ids = torch.tensor(
+        [[{"a": AUDIO, "d": DELAY, ".": PAD}.get(kind, 5) for kind in row] for row in kinds]
+    )
     ids = torch.where(ids == 5, torch.randint(5, 300, ids.shape), ids)
     num_frames = [sum(kind in "ad" for kind in row) for row in kinds]
-    inputs = {"input_ids": ids, "attention_mask": torch.tensor([[int(k != ".") for k in row] for row in kinds])}
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[int(k != ".") for k in row] for row in kinds]),
+    }
     if max(num_frames):
         inputs["audio_input_ids"] = torch.randint(0, 34, (len(rows), max(num_frames), K))
-        inputs["audio_input_ids_mask"] = torch.arange(max(num_frames)) < torch.tensor(num_frames)[:, None]
+        inputs["audio_input_ids_mask"] = (
+            torch.arange(max(num_frames)) < torch.tensor(num_frames)[:, None]
+        )
     return inputs
 
 
@@ -78,31 +87,44 @@ def hidden_and_gradients(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor,
     model.zero_grad()
     torch.manual_seed(2)
     (hidden.float() * torch.randn(hidden.shape)).mean().backward()
-    gradients = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+    gradients = {
+        name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None
+    }
     return hidden.detach(), gradients
 
 
 def assert_same(models: tuple[Any, Any], inputs: dict[str, Tensor], **bounds: float) -> None:
     atol = {"hidden": 1e-6, "gradients": 1e-5, **bounds}
-    (expected, expected_gradients), (hidden, gradients) = (hidden_and_gradients(each, inputs) for each in models)
+    (expected, expected_gradients), (hidden, gradients) = (
+        hidden_and_gradients(each, inputs) for each in models
+    )
     largest = expected.abs().max().item()
     torch.testing.assert_close(hidden, expected, rtol=0, atol=atol["hidden"] * largest)
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(
-            gradient, expected_gradients[name], rtol=1e-5, atol=atol["gradients"], msg=lambda m, n=name: f"{n}: {m}"
+            gradient,
+            expected_gradients[name],
+            rtol=1e-5,
+            atol=atol["gradients"],
+            msg=lambda m, n=name: f"{n}: {m}",
         )
     assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
-def test_hidden_states_and_gradients_are_the_native_ones(models: tuple[Any, Any], rows: list[str]) -> None:
+def test_hidden_states_and_gradients_are_the_native_ones(
+    models: tuple[Any, Any], rows: list[str]
+) -> None:
     assert_same(models, make_inputs(rows))
 
 
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
-def test_every_parameter_of_the_layers_gets_a_gradient(models: tuple[Any, Any], rows: list[str]) -> None:
-    """Also those of an FFN without rows: a rank without a gradient, or without a call, leaves the others waiting."""
+def test_every_parameter_of_the_layers_gets_a_gradient(
+    models: tuple[Any, Any], rows: list[str]
+) -> None:
+    """Also those of an FFN without rows: a rank without a gradient, or without a call, leaves the
+    others waiting."""
     ours, called = models[1], Counter[str]()
     hooks = [
         module.register_forward_hook(lambda *_, name=name: called.update([name]))
@@ -114,7 +136,11 @@ def test_every_parameter_of_the_layers_gets_a_gradient(models: tuple[Any, Any], 
     assert {name for name, _ in ours.model.layers.named_parameters()} <= {
         name.removeprefix("model.layers.") for name in gradients
     }
-    names = {name for name, module in ours.model.layers.named_modules() if any(True for _ in module.parameters(False))}
+    names = {
+        name
+        for name, module in ours.model.layers.named_modules()
+        if any(True for _ in module.parameters(False))
+    }
     assert all(called[name] == 1 for name in names)
 
 
@@ -122,31 +148,46 @@ def test_padding_reaches_nothing(models: tuple[Any, Any]) -> None:
     """Whatever ids stand there."""
     inputs = make_inputs(BATCHES["left"])
     other = {**inputs, "input_ids": inputs["input_ids"].where(inputs["attention_mask"].bool(), 77)}
-    (hidden, gradients), (again, gradients_again) = (hidden_and_gradients(models[1], each) for each in (inputs, other))
+    (hidden, gradients), (again, gradients_again) = (
+        hidden_and_gradients(models[1], each) for each in (inputs, other)
+    )
     assert torch.equal(hidden, again)
     assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
-    padded = models[1].model(**inputs, use_cache=False).last_hidden_state[inputs["attention_mask"] == 0]
+    padded = (
+        models[1].model(**inputs, use_cache=False).last_hidden_state[inputs["attention_mask"] == 0]
+    )
     assert padded.abs().max() == 0
 
 
 def test_names_of_weights_stay(models: tuple[Any, Any]) -> None:
     native, ours = models
     assert list(native.state_dict()) == list(ours.state_dict())
-    assert [type(each).__name__ for each in native.modules()] == [type(each).__name__ for each in ours.modules()]
+    assert [type(each).__name__ for each in native.modules()] == [
+        type(each).__name__ for each in ours.modules()
+    ]
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing(use_reentrant: bool) -> None:
     models = pair(make_config())
     for model in models:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": use_reentrant}
+        )
         model.enable_input_require_grads()
     for rows in BATCHES.values():
         assert_same(models, make_inputs(rows))
 
 
 def test_lora() -> None:
-    targets = ["q_proj", "o_proj", "mlp.up_proj", "mlp.down_proj", "audio_mlp.gate_proj", "audio_mlp.down_proj"]
+    targets = [
+        "q_proj",
+        "o_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+        "audio_mlp.gate_proj",
+        "audio_mlp.down_proj",
+    ]
     models = tuple(
         get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
         for model in pair(make_config())
@@ -169,7 +210,8 @@ def test_autocast(weights: torch.dtype) -> None:
 
 
 def test_cache_after_a_padded_prompt(models: tuple[Any, Any]) -> None:
-    """Prompt, a step of audio alone (no ids: the native path), a step of text ids on a longer mask."""
+    """Prompt, a step of audio alone (no ids: the native path), a step of text ids on a longer
+    mask."""
     inputs, seen = make_inputs(BATCHES["left"]), []
     frames = torch.randint(0, 34, (3, 1, K))
     for model in models:
@@ -179,7 +221,9 @@ def test_cache_after_a_padded_prompt(models: tuple[Any, Any]) -> None:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -1:] if given is not inputs else None
             given = {**given, "attention_mask": mask, "position_ids": positions}
             with torch.no_grad():
-                steps.append(model.model(**given, past_key_values=cache, use_cache=True).last_hidden_state)
+                steps.append(
+                    model.model(**given, past_key_values=cache, use_cache=True).last_hidden_state
+                )
         seen.append([steps[0][inputs["attention_mask"].bool()], *steps[1:]])
     for ours, expected in zip(seen[1], seen[0], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
@@ -210,18 +254,27 @@ def test_rows_are_sorted_by_kind() -> None:
 
 
 class Waits(TorchDispatchMode):
-    """Counts operators for which a GPU and the CPU wait for each other, because the result's size depends on values."""
+    """Counts operators for which a GPU and the CPU wait for each other, because the result's size
+    depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         name = function.overloadpacket.__name__
         if name in {"index", "index_put", "index_put_", "_index_put_impl_"}:
             if any(isinstance(each, Tensor) and each.dtype == torch.bool for each in args[1]):
                 self.seen["boolean mask"] += 1
-        elif name in {"nonzero", "masked_select", "_local_scalar_dense", "masked_scatter", "masked_scatter_backward"}:
+        elif name in {
+            "nonzero",
+            "masked_select",
+            "_local_scalar_dense",
+            "masked_scatter",
+            "masked_scatter_backward",
+        }:
             self.seen[name] += 1
         return function(*args, **(kwargs or {}))
 
@@ -238,7 +291,9 @@ def test_layers_do_not_make_the_device_wait() -> None:
     inputs = make_inputs(BATCHES["right"])
     assert waits(many[1], inputs) == waits(few[1], inputs)
     per_layer = (waits(many[0], inputs) - waits(few[0], inputs)).total() / 3
-    assert per_layer >= 10, "transformers no longer looks up rows in each layer: our layers may be needless"
+    assert per_layer >= 10, (
+        "transformers no longer looks up rows in each layer: our layers may be needless"
+    )
     # The counts of one look-up: `tolist` of two numbers reads them one by one on a CPU.
     extra = waits(many[1], inputs) - waits(few[0], inputs)
     assert set(extra) <= {"_local_scalar_dense"}
@@ -250,7 +305,9 @@ def test_heads_see_only_rows_with_labels() -> None:
     inputs, seen = make_inputs(BATCHES["right"]), {}
     for name in ("text_lm_head", "audio_lm_head"):
         head = getattr(model, name)
-        head.register_forward_hook(lambda _, args, out, name=name: seen.update({name: out.shape[0]}))
+        head.register_forward_hook(
+            lambda _, args, out, name=name: seen.update({name: out.shape[0]})
+        )
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[0, 1] = labels[2, 9] = 7
     frames = inputs["audio_input_ids"]
@@ -261,7 +318,9 @@ def test_heads_see_only_rows_with_labels() -> None:
 
 
 def is_ours(model: Any) -> bool:
-    return all(type(layer) is not native_module.HiggsAudioV2DecoderLayer for layer in model.model.layers)
+    return all(
+        type(layer) is not native_module.HiggsAudioV2DecoderLayer for layer in model.model.layers
+    )
 
 
 def test_our_model_has_them_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""The dual loss: parity with `F.cross_entropy`, empty masks, zero weights, and where gradients go."""
+"""The dual loss: parity with `F.cross_entropy`, empty masks, zero weights, and where gradients
+go."""
 
 import pytest
 import torch
@@ -33,20 +34,27 @@ def case() -> dict[str, torch.Tensor]:
 
 
 def dual_loss(case: dict[str, torch.Tensor], w: LossWeights) -> torch.Tensor:
-    text = text_loss_sums(*shifted_rows(case["hidden"], case["labels"]), lambda rows: rows @ case["text_head"].T)
+    text = text_loss_sums(
+        *shifted_rows(case["hidden"], case["labels"]), lambda rows: rows @ case["text_head"].T
+    )
     audio = audio_loss_sums(
-        *shifted_rows(case["hidden"], case["audio_labels"]), lambda rows: rows @ case["audio_head"].T, C
+        *shifted_rows(case["hidden"], case["audio_labels"]),
+        lambda rows: rows @ case["audio_head"].T,
+        C,
     )
     return combine(text, audio, num_text=text.count, num_frames=audio.count[0], weights=w)
 
 
 def test_equals_cross_entropy_over_shifted_logits(case: dict[str, torch.Tensor]) -> None:
-    """Mean over text tokens plus mean over codebooks of the mean over frames, both predicting the next position."""
+    """Mean over text tokens plus mean over codebooks of the mean over frames, both predicting the
+    next position."""
     text_logits = case["hidden"] @ case["text_head"].T
     audio_logits = (case["hidden"] @ case["audio_head"].T).view(B, S, K, C)
     text = F.cross_entropy(text_logits[:, :-1].flatten(0, 1), case["labels"][:, 1:].flatten())
     audio = [
-        F.cross_entropy(audio_logits[:, :-1, k].flatten(0, 1), case["audio_labels"][:, 1:, k].flatten())
+        F.cross_entropy(
+            audio_logits[:, :-1, k].flatten(0, 1), case["audio_labels"][:, 1:, k].flatten()
+        )
         for k in range(K)
     ]
     torch.testing.assert_close(dual_loss(case, weights()), text + sum(audio) / K)
@@ -62,12 +70,17 @@ def test_z_loss_is_the_mean_squared_log_partition(case: dict[str, torch.Tensor])
     trained = [text_z[0, 0], text_z[1, 4]]
     trained += [audio_z[0, step - 1, k] for k in range(K) for step in (2 + k, 3 + k)]
     expected = torch.stack(trained).mean()
-    torch.testing.assert_close(dual_loss(case, weights(text=0.0, audio=0.0, auxiliary=1.0)), expected)
+    torch.testing.assert_close(
+        dual_loss(case, weights(text=0.0, audio=0.0, auxiliary=1.0)), expected
+    )
 
 
 @pytest.mark.parametrize("empty", ["labels", "audio_labels"])
-def test_a_modality_without_labels_gives_zero_and_zero_gradients(case: dict[str, torch.Tensor], empty: str) -> None:
-    """DDP hangs if a parameter has no gradient on one rank: an absent modality must give zeros, not None or NaN."""
+def test_a_modality_without_labels_gives_zero_and_zero_gradients(
+    case: dict[str, torch.Tensor], empty: str
+) -> None:
+    """DDP hangs if a parameter has no gradient on one rank: an absent modality must give zeros, not
+    None or NaN."""
     case[empty].fill_(IGNORE_INDEX)
     dual_loss(case, weights(auxiliary=0.1)).backward()
     head = {"labels": "text_head", "audio_labels": "audio_head"}[empty]

@@ -1,4 +1,5 @@
-"""The model against the original implementation: logits, both losses, gradients (tests/golden/README.md)."""
+"""The model against the original implementation: logits, both losses, gradients
+(tests/golden/README.md)."""
 
 import json
 import re
@@ -38,7 +39,9 @@ def native_key(key: str) -> str:
 
 @pytest.fixture(scope="module")
 def model() -> HiggsAudioV2ForConditionalGeneration:
-    original = json.loads((GOLDEN / "tiny_original_config.json").read_text(encoding="utf-8"))["text_config"]
+    original = json.loads((GOLDEN / "tiny_original_config.json").read_text(encoding="utf-8"))[
+        "text_config"
+    ]
     shape = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings")  # fmt: skip
     config = HiggsAudioV2Config(
@@ -49,14 +52,22 @@ def model() -> HiggsAudioV2ForConditionalGeneration:
         attn_implementation="eager",
     )  # fmt: skip
     model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-    weights = {native_key(key): value for key, value in load_file(GOLDEN / "tiny_original.safetensors").items()}
-    weights = {key: value for key, value in weights.items() if "rotary" not in key and key != "audio_codebook_weights"}
+    weights = {
+        native_key(key): value
+        for key, value in load_file(GOLDEN / "tiny_original.safetensors").items()
+    }
+    weights = {
+        key: value
+        for key, value in weights.items()
+        if "rotary" not in key and key != "audio_codebook_weights"
+    }
     model.load_state_dict(weights, strict=True)
     return model.train()
 
 
 def golden_batch(name: str) -> tuple[dict[str, torch.Tensor], Any, Any]:
-    """The golden sample through our collator: each `<|AUDIO_OUT|>` becomes F + 2 + 7 placeholders."""
+    """The golden sample through our collator: each `<|AUDIO_OUT|>` becomes F + 2 + 7
+    placeholders."""
     meta = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     samples = []
     for case in meta["samples"]:
@@ -65,7 +76,9 @@ def golden_batch(name: str) -> tuple[dict[str, torch.Tensor], Any, Any]:
         clips = [torch.tensor(codes) for codes in case["codes"]]
         waiting = iter(clips)
         for token, label in zip(case["input_ids"], case["label_ids"], strict=True):
-            run = [token] if token != AUDIO else [AUDIO] * (next(waiting).shape[1] + 2) + [DELAY] * 7
+            run = (
+                [token] if token != AUDIO else [AUDIO] * (next(waiting).shape[1] + 2) + [DELAY] * 7
+            )
             ids += run
             labels += [label if token != AUDIO else -100] * len(run)
         trained = [False] * (len(clips) - 1) + [True]
@@ -89,12 +102,16 @@ def test_logits_equal_the_original(model: HiggsAudioV2ForConditionalGeneration, 
 
 
 @pytest.mark.parametrize("name", ["golden_single", "golden_clone"])
-def test_losses_and_gradients_equal_the_original(model: HiggsAudioV2ForConditionalGeneration, name: str) -> None:
+def test_losses_and_gradients_equal_the_original(
+    model: HiggsAudioV2ForConditionalGeneration, name: str
+) -> None:
     batch, meta, golden = golden_batch(name)
     outputs = model(**batch)
     assert outputs.text_count == golden["text_count"]
     assert outputs.audio_count.tolist() == golden["codebook_counts"].tolist()
-    np.testing.assert_allclose(float(outputs.text_loss.detach() / outputs.text_count), golden["text_loss"], atol=1e-5)
+    np.testing.assert_allclose(
+        float(outputs.text_loss.detach() / outputs.text_count), golden["text_loss"], atol=1e-5
+    )
     per_codebook = (outputs.audio_loss / outputs.audio_count).detach().numpy()
     np.testing.assert_allclose(per_codebook, golden["codebook_losses"], atol=1e-5)
 
@@ -107,14 +124,21 @@ def test_losses_and_gradients_equal_the_original(model: HiggsAudioV2ForCondition
         assert gradients[native_key(key)] == pytest.approx(norm, rel=1e-4), key
 
 
-def test_text_only_batch_touches_every_parameter(model: HiggsAudioV2ForConditionalGeneration) -> None:
-    """A rank whose batch has no audio must still give each audio parameter a (zero) gradient, or DDP hangs."""
+def test_text_only_batch_touches_every_parameter(
+    model: HiggsAudioV2ForConditionalGeneration,
+) -> None:
+    """A rank whose batch has no audio must still give each audio parameter a (zero) gradient, or
+    DDP hangs."""
     batch = collate([EncodedSample([2, 50, 298], [-100, 50, 298])], TOKENS, training=True)
     outputs = model(**batch)
     model.zero_grad()
     weights = LossWeights(1.0, 1.0, 0.001, (1.0,) * 8)
     combine(
-        outputs.text, outputs.audio, num_text=torch.tensor(2), num_frames=torch.tensor(0), weights=weights
+        outputs.text,
+        outputs.audio,
+        num_text=torch.tensor(2),
+        num_frames=torch.tensor(0),
+        weights=weights,
     ).backward()
     untouched = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert untouched == []
@@ -126,15 +150,23 @@ def test_text_only_batch_touches_every_parameter(model: HiggsAudioV2ForCondition
     [
         ({}, 5.77, 2.16),
         (
-            {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+            {
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+            },
             13.7,
             5.7,
         ),
     ],
     ids=["3b", "7b"],
 )
-def test_real_shapes_have_the_known_sizes(shape: dict[str, int], billions: float, audio_billions: float) -> None:
-    """Without weights, on the meta device: the published 3B configuration, and a Llama-3.1-8B-shaped one."""
+def test_real_shapes_have_the_known_sizes(
+    shape: dict[str, int], billions: float, audio_billions: float
+) -> None:
+    """Without weights, on the meta device: the published 3B configuration, and a
+    Llama-3.1-8B-shaped one."""
     from plugins.trainer import is_audio_parameter
 
     with torch.device("meta"):
@@ -147,7 +179,8 @@ def test_real_shapes_have_the_known_sizes(shape: dict[str, int], billions: float
 
 
 def test_the_body_stays_in_bf16_under_the_autocast_of_cuda() -> None:
-    """Every bf16 run without DeepSpeed raised in its first forward: unlike a CPU's, CUDA's autocast sums in fp32.
+    """Every bf16 run without DeepSpeed raised in its first forward: unlike a CPU's, CUDA's autocast
+    sums in fp32.
 
     Fake tensors follow CUDA's rules without a GPU.
     """

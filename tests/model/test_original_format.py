@@ -1,7 +1,8 @@
-"""Checkpoints of boson-multimodal: loaded directly, converted, converted back; every fault is named.
+"""Checkpoints of boson-multimodal: loaded directly, converted, converted back; every fault is
+named.
 
-The original is the golden tiny model (tests/golden/README.md), so logits are also held against the original itself.
-"""
+The original is the golden tiny model (tests/golden/README.md), so logits are also held against the
+original itself."""
 
 import json
 import shutil
@@ -38,7 +39,10 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="word0"))
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|end_of_text|>"
+        tokenizer_object=tokenizer,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|end_of_text|>",
     )
 
 
@@ -76,7 +80,9 @@ def logits(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     batch, _, _ = golden_batch("golden_clone")
     model = load_model(str(folder), attn_implementation="eager").eval()
     with torch.no_grad():
-        hidden = model.model(**{key: value for key, value in batch.items() if "labels" not in key}).last_hidden_state
+        hidden = model.model(
+            **{key: value for key, value in batch.items() if "labels" not in key}
+        ).last_hidden_state
         return model.text_lm_head(hidden), model.audio_lm_head(hidden)
 
 
@@ -86,7 +92,9 @@ def split(tensors: dict[str, Any], key: str, kind: str, at: int) -> None:
     tensors[f"{key}.{kind}_trainable.weight"] = matrix[at:].clone()
 
 
-def test_round_trip_is_exact_and_every_loader_gives_the_same_logits(original: Path, tmp_path: Path) -> None:
+def test_round_trip_is_exact_and_every_loader_gives_the_same_logits(
+    original: Path, tmp_path: Path
+) -> None:
     native, back = tmp_path / "native", tmp_path / "back"
     assert main(["convert", str(original), str(native)]) == 0
     assert main(["convert", str(native), str(back), "--to", "original"]) == 0
@@ -102,7 +110,9 @@ def test_round_trip_is_exact_and_every_loader_gives_the_same_logits(original: Pa
         torch.testing.assert_close(others[2], others[0], atol=0, rtol=0)
     batch, _, golden = golden_batch("golden_clone")
     real, there = batch["attention_mask"].bool(), golden["expanded_attention_mask"].astype(bool)
-    np.testing.assert_allclose(texts[0][real].numpy(), golden["text_logits"][there], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        texts[0][real].numpy(), golden["text_logits"][there], atol=1e-5, rtol=0
+    )
 
 
 def test_the_original_config_comes_back(original: Path, tmp_path: Path) -> None:
@@ -112,14 +122,22 @@ def test_the_original_config_comes_back(original: Path, tmp_path: Path) -> None:
     before = json.loads((original / "config.json").read_text(encoding="utf-8"))
     after = json.loads((tmp_path / "back" / "config.json").read_text(encoding="utf-8"))
     # Without a tower its shape means nothing; the others are defaults of transformers, or names.
-    for name in set(after) - {"text_config", "audio_encoder_config", "architectures", "torch_dtype"}:
+    for name in set(after) - {
+        "text_config",
+        "audio_encoder_config",
+        "architectures",
+        "torch_dtype",
+    }:
         assert after[name] == before[name], name
     for name in after["text_config"]:
         assert after["text_config"][name] == before["text_config"][name], name
 
 
-def test_halves_of_a_matrix_are_joined(original: Path, edited: Callable[..., Path], tmp_path: Path) -> None:
-    """Original fine-tunes with `freeze_embed_until_idx` hold embedding and text head in two parts."""
+def test_halves_of_a_matrix_are_joined(
+    original: Path, edited: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Original fine-tunes with `freeze_embed_until_idx` hold embedding and text head in two
+    parts."""
 
     def split_both(tensors: dict[str, Any]) -> None:
         split(tensors, "embed_tokens", "embedding", 298)
@@ -141,7 +159,9 @@ def test_shards_stay_shards(original: Path, edited: Callable[..., Path], tmp_pat
         weight_map[key] = f"model-0000{i % 2 + 1}-of-00002.safetensors"
     for name in set(weight_map.values()):
         save_file({key: tensors[key] for key in tensors if weight_map[key] == name}, folder / name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map}), encoding="utf-8"
+    )
     convert(folder, tmp_path / "native", to="native", show_progress=False)
     assert len(list((tmp_path / "native").glob("*.safetensors"))) == 2
     assert torch.equal(logits(tmp_path / "native")[1], logits(original)[1])
@@ -186,14 +206,19 @@ def test_a_file_that_breaks_off_is_named(edited: Callable[..., Path]) -> None:
     folder = edited()
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=r"model\.safetensors: weights: .* is damaged .*; download it again"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: weights: .* is damaged .*; download it again"
+    ):
         load_model(str(folder))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"audio_adapter_type": "stack"}, "audio_adapter_type: 'stack in layers .* is not an audio FFN in every layer"),
+        (
+            {"audio_adapter_type": "stack"},
+            "audio_adapter_type: 'stack in layers .* is not an audio FFN in every layer",
+        ),
         ({"audio_dual_ffn_layers": [0, 2]}, "is not an audio FFN in every layer"),
         ({"use_delay_pattern": False}, "use_delay_pattern: False is not True"),
         ({"audio_embed_avg": True}, "audio_embed_avg: True is not False"),
@@ -208,7 +233,9 @@ def test_variants_that_the_native_class_cannot_express_are_refused(
         load_model(str(edited(**change)))
 
 
-def test_nothing_is_overwritten(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "there").mkdir()
     assert main(["convert", str(original), str(tmp_path / "there")]) == 1
     assert "exists already; name a new folder" in capsys.readouterr().err
@@ -217,7 +244,8 @@ def test_nothing_is_overwritten(original: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_swift_loads_an_original_checkpoint(original: Path) -> None:
-    """MS-SWIFT reads config.json by itself, before any loader of ours, and knows no `higgs_audio`."""
+    """MS-SWIFT reads config.json by itself, before any loader of ours, and knows no
+    `higgs_audio`."""
     from swift.model import get_model_processor
 
     from plugins.register import register_higgs_audio_all
@@ -231,8 +259,11 @@ def test_swift_loads_an_original_checkpoint(original: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["higgs_audio", "higgs_audio_v2"])
-def test_code_beside_the_weights_is_never_executed(model_type: str, original: Path, tiny: Path, tmp_path: Path) -> None:
-    """MS-SWIFT reads config.json with trust_remote_code=True: an `auto_map` in it would run a stranger's file."""
+def test_code_beside_the_weights_is_never_executed(
+    model_type: str, original: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """MS-SWIFT reads config.json with trust_remote_code=True: an `auto_map` in it would run a
+    stranger's file."""
     from swift.model import get_model_processor
 
     from plugins.register import register_higgs_audio_all
@@ -241,9 +272,17 @@ def test_code_beside_the_weights_is_never_executed(model_type: str, original: Pa
     folder, witness = tmp_path / "hostile", tmp_path / "witness"
     shutil.copytree(original if model_type == "higgs_audio" else tiny, folder)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    auto_map = {"AutoConfig": "hostile.Config", "AutoModel": "hostile.Model", "AutoTokenizer": "hostile.Tokenizer"}
-    (folder / "config.json").write_text(json.dumps({**values, "auto_map": auto_map}), encoding="utf-8")
-    (folder / "hostile.py").write_text(f"open({str(witness)!r}, 'w')\nraise SystemExit\n", encoding="utf-8")
+    auto_map = {
+        "AutoConfig": "hostile.Config",
+        "AutoModel": "hostile.Model",
+        "AutoTokenizer": "hostile.Tokenizer",
+    }
+    (folder / "config.json").write_text(
+        json.dumps({**values, "auto_map": auto_map}), encoding="utf-8"
+    )
+    (folder / "hostile.py").write_text(
+        f"open({str(witness)!r}, 'w')\nraise SystemExit\n", encoding="utf-8"
+    )
     get_model_processor(str(folder), model_type="higgs-audio-v2-3b", torch_dtype=torch.float32)
     assert not witness.exists()
 

@@ -1,4 +1,5 @@
-"""Wrong and damaged checkpoint folders: one line that names file, field, value and remedy; nothing is left behind."""
+"""Wrong and damaged checkpoint folders: one line that names file, field, value and remedy; nothing
+is left behind."""
 
 import json
 import re
@@ -17,7 +18,8 @@ from test_original_format import toy_tokenizer
 from plugins.audio.codec import Codec, find_codec
 from plugins.audio.original_codec import to_native
 from plugins.cli import main
-from plugins.errors import UserError, read_json
+from plugins.errors import UserError
+from plugins.files.disk import read_json
 from plugins.model import original_format
 from plugins.model.load import base_and_adapters, load_model
 from plugins.model.original_format import convert
@@ -36,7 +38,11 @@ def original(tmp_path: Path) -> Path:
     folder = tmp_path / "original"
     folder.mkdir()
     shutil.copy(GOLDEN / "tiny_original_config.json", folder / "config.json")
-    save_file(load_file(GOLDEN / "tiny_original.safetensors"), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        load_file(GOLDEN / "tiny_original.safetensors"),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     toy_tokenizer().save_pretrained(folder)
     return folder
 
@@ -57,7 +63,11 @@ def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def refused(capsys: pytest.CaptureFixture[str], source: Path, target: Path, *options: str) -> str:
@@ -87,7 +97,9 @@ def refused(capsys: pytest.CaptureFixture[str], source: Path, target: Path, *opt
         ("processor_config.json", lambda folder: find_codec([str(folder)])),
     ],
 )
-def test_a_damaged_json_file_is_named(original: Path, name: str, read: Callable[[Path], Any], damage: str) -> None:
+def test_a_damaged_json_file_is_named(
+    original: Path, name: str, read: Callable[[Path], Any], damage: str
+) -> None:
     content, said = DAMAGED[damage]
     write(original / name, content)
     with pytest.raises(UserError, match=said) as raised:
@@ -97,33 +109,49 @@ def test_a_damaged_json_file_is_named(original: Path, name: str, read: Callable[
 
 
 def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent\.json' cannot be read \(No such file or directory\); mend it"):
+    with pytest.raises(
+        UserError, match=r"absent\.json' cannot be read \(No such file or directory\); mend it"
+    ):
         read_json(tmp_path / "absent.json", "mend it")
 
 
-@pytest.mark.parametrize("content", ['{"other": 1}', '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content", ['{"other": 1}', '{"weight_map": []}', '{"weight_map": {"a": 1}}']
+)
 def test_an_index_without_weight_map_is_named(original: Path, content: str) -> None:
     write(original / "model.safetensors.index.json", content)
-    with pytest.raises(UserError, match=r"index\.json: weight_map: .* does not map weights to files; download it"):
+    with pytest.raises(
+        UserError, match=r"index\.json: weight_map: .* does not map weights to files; download it"
+    ):
         load_model(str(original))
 
 
-@pytest.mark.parametrize("content", ["{}", '{"base_model_name_or_path": null}', '{"base_model_name_or_path": 3}'])
+@pytest.mark.parametrize(
+    "content", ["{}", '{"base_model_name_or_path": null}', '{"base_model_name_or_path": 3}']
+)
 def test_a_lora_folder_that_names_no_base_is_named(tmp_path: Path, content: str) -> None:
     write(tmp_path / "adapter_config.json", content)
-    with pytest.raises(UserError, match=r"adapter_config\.json: base_model_name_or_path: .* names no model; write"):
+    with pytest.raises(
+        UserError, match=r"adapter_config\.json: base_model_name_or_path: .* names no model; write"
+    ):
         base_and_adapters(str(tmp_path))
 
 
 def test_partial_settings_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     write(tmp_path / SETTINGS_FILE, '{"raw_prompt": true}')
-    assert HiggsAudioSettings.of_checkpoint(tmp_path, {}) == HiggsAudioSettings(raw_prompt=True, clean_text=False)
+    assert HiggsAudioSettings.of_checkpoint(tmp_path, {}) == HiggsAudioSettings(
+        raw_prompt=True, clean_text=False
+    )
     write(tmp_path / SETTINGS_FILE, '{"codec": "mine"}')
-    assert HiggsAudioSettings.of_checkpoint(tmp_path, {}) == HiggsAudioSettings(codec="mine", clean_text=False)
+    assert HiggsAudioSettings.of_checkpoint(tmp_path, {}) == HiggsAudioSettings(
+        codec="mine", clean_text=False
+    )
 
 
 @pytest.mark.parametrize("named", ['"audio_tokenizer"', "null", "[]", "{}"])
-def test_a_processor_that_names_no_codec_leaves_the_published_one(tmp_path: Path, named: str) -> None:
+def test_a_processor_that_names_no_codec_leaves_the_published_one(
+    tmp_path: Path, named: str
+) -> None:
     assert find_codec([str(tmp_path)]) == find_codec([])
     write(tmp_path / "processor_config.json", f'{{"audio_tokenizer": {named}}}')
     assert find_codec([str(tmp_path)]) == find_codec([])
@@ -151,7 +179,9 @@ def test_a_missing_field_of_an_original_config_is_named(original: Path, name: st
         del values[last]
 
     edit(original / "config.json", drop)
-    with pytest.raises(UserError, match=rf"config\.json: {name}: None is missing; download the file again"):
+    with pytest.raises(
+        UserError, match=rf"config\.json: {name}: None is missing; download the file again"
+    ):
         load_model(str(original))
 
 
@@ -171,10 +201,15 @@ def test_the_older_name_of_the_rope_type_is_not_taken_for_it(original: Path) -> 
         ({"text_config": [1]}, r"text_config: \[1\] is no JSON object"),
         ({"audio_num_codebooks": "8"}, "content: .*num_codebooks.* is no config of this model"),
         ({"audio_codebook_size": None}, "content: .* is no config of this model"),
-        ({"skip_audio_tower": False, "encode_whisper_embed": False}, "encode_whisper_embed: False switches off the"),
+        (
+            {"skip_audio_tower": False, "encode_whisper_embed": False},
+            "encode_whisper_embed: False switches off the",
+        ),
     ],
 )
-def test_a_wrong_field_of_an_original_config_is_named(original: Path, change: dict[str, Any], said: str) -> None:
+def test_a_wrong_field_of_an_original_config_is_named(
+    original: Path, change: dict[str, Any], said: str
+) -> None:
     edit(original / "config.json", lambda values: values.update(change))
     with pytest.raises(UserError, match=rf"config\.json: {said}") as raised:
         load_model(str(original))
@@ -184,7 +219,9 @@ def test_a_wrong_field_of_an_original_config_is_named(original: Path, change: di
 def test_a_wrong_field_of_a_native_config_is_named(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(tiny / "config.json", tmp_path)
     edit(tmp_path / "config.json", lambda values: values.update(num_codebooks="8"))
-    with pytest.raises(UserError, match=r"config\.json: content: .*num_codebooks.* is no config of this model"):
+    with pytest.raises(
+        UserError, match=r"config\.json: content: .*num_codebooks.* is no config of this model"
+    ):
         load_model(str(tmp_path))
 
 
@@ -237,7 +274,9 @@ def cut(folder: Path) -> None:
     ],
     ids=["dac", "generation", "llama", "type", "cut", "shape", "unexpected"],
 )  # fmt: skip
-def test_a_wrong_native_codec_is_named(codec: Path, damage: Callable[[Path], None], said: str) -> None:
+def test_a_wrong_native_codec_is_named(
+    codec: Path, damage: Callable[[Path], None], said: str
+) -> None:
     damage(codec)
     with pytest.raises(UserError, match=rf"^settings: codec: '{codec}' {said}") as raised:
         _ = Codec(str(codec)).model
@@ -245,7 +284,9 @@ def test_a_wrong_native_codec_is_named(codec: Path, damage: Callable[[Path], Non
 
 
 def test_the_mask_vector_of_a_native_codec_is_no_surplus_key(codec: Path) -> None:
-    tensors(lambda weights: weights.update({"semantic_model.masked_spec_embed": torch.zeros(64)}))(codec)
+    tensors(lambda weights: weights.update({"semantic_model.masked_spec_embed": torch.zeros(64)}))(
+        codec
+    )
     assert Codec(str(codec)).sample_rate_hz == 24_000
 
 
@@ -282,16 +323,22 @@ def test_a_native_model_without_tokenizer_is_not_converted(
 ) -> None:
     shutil.copytree(tiny, tmp_path / "model")
     drop_tokenizer(tmp_path / "model")
-    assert "tokenizer: " in refused(capsys, tmp_path / "model", tmp_path / "new", "--to", "original")
+    assert "tokenizer: " in refused(
+        capsys, tmp_path / "model", tmp_path / "new", "--to", "original"
+    )
 
 
-def test_convert_refuses_a_source_that_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_refuses_a_source_that_is_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     for name in ("file", "link"):
         assert "source: " in (line := refused(capsys, tmp_path / name, tmp_path / "new"))
         assert "is no folder; give the folder that holds config.json" in line
-    assert "is neither a folder nor a Hub id" in refused(capsys, tmp_path / "absent", tmp_path / "new")
+    assert "is neither a folder nor a Hub id" in refused(
+        capsys, tmp_path / "absent", tmp_path / "new"
+    )
 
 
 @pytest.mark.parametrize("is_codec", [False, True])

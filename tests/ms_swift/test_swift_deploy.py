@@ -1,4 +1,5 @@
-"""`swift deploy` speaks: a real server process on the loopback, real requests, and what it refuses to read."""
+"""`swift deploy` speaks: a real server process on the loopback, real requests, and what it refuses
+to read."""
 
 from __future__ import annotations
 
@@ -40,18 +41,40 @@ START_S = 120
 
 @pytest.fixture(scope="module")
 def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running `swift deploy`. It would be allowed to fetch from this machine, were it not ours."""
+    """The address of a running `swift deploy`. It would be allowed to fetch from this machine, were
+    it not ours."""
     log = tmp_path_factory.mktemp("deploy") / "server.log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(BIN / "swift"), "deploy", "--model", str(tiny), "--model_type", "higgs-audio-v2-3b"]
-    command += ["--external_plugins", REGISTER, "--host", "127.0.0.1", "--port", str(port), "--verbose", "false"]
+    command = [
+        str(BIN / "swift"),
+        "deploy",
+        "--model",
+        str(tiny),
+        "--model_type",
+        "higgs-audio-v2-3b",
+    ]
+    command += [
+        "--external_plugins",
+        REGISTER,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--verbose",
+        "false",
+    ]
     command += ["--torch_dtype", "float32", "--served_model_name", "higgs", "--temperature", "0"]
     env = {**os.environ, "SWIFT_ALLOW_INTERNAL_URL": "1", "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             _wait(process, f"http://127.0.0.1:{port}/health", log)
@@ -88,7 +111,9 @@ def post(server: str, messages: list[dict[str, Any]], **fields: Any) -> tuple[in
 
 
 def post_to(address: str, body: dict[str, Any]) -> tuple[int, bytes]:
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        address, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
@@ -98,7 +123,10 @@ def post_to(address: str, body: dict[str, Any]) -> tuple[int, bytes]:
 
 def post_to_infer(server: str, messages: list[dict[str, Any]]) -> int:
     """Status of MS-SWIFT's other way in, which has no error messages."""
-    body = {"infer_requests": [{"messages": messages}], "request_config": {"max_tokens": MAX_TOKENS}}
+    body = {
+        "infer_requests": [{"messages": messages}],
+        "request_config": {"max_tokens": MAX_TOKENS},
+    }
     return post_to(f"{server}/infer/", body)[0]
 
 
@@ -114,7 +142,9 @@ def spoken(server: str, messages: list[dict[str, Any]], **fields: Any) -> np.nda
     return samples
 
 
-def expected(generator: HiggsAudioGenerator, folder: Path, text: str = "Hello.", **options: Any) -> np.ndarray:
+def expected(
+    generator: HiggsAudioGenerator, folder: Path, text: str = "Hello.", **options: Any
+) -> np.ndarray:
     options = {"sampling": Sampling(temperature=0), "max_audio_s": MAX_AUDIO_S, **options}
     generator.generate(text, **options).save(folder / "expected.wav")
     samples, _ = soundfile.read(folder / "expected.wav", dtype="int16")
@@ -134,17 +164,23 @@ def test_a_text_is_spoken_as_the_generator_speaks_it(
     assert answer["usage"]["completion_tokens"] == MAX_TOKENS
 
 
-def test_a_system_message_is_the_scene(server: str, generator: HiggsAudioGenerator, tmp_path: Path) -> None:
+def test_a_system_message_is_the_scene(
+    server: str, generator: HiggsAudioGenerator, tmp_path: Path
+) -> None:
     quiet = expected(generator, tmp_path, scene_description="Indoor quiet")
     assert not np.array_equal(quiet, expected(generator, tmp_path))
     tagged = "<|scene_desc_start|> Indoor quiet <|scene_desc_end|>"
     for content in ("Indoor quiet", tagged, f"Generate audio following instruction.\n\n{tagged}"):
-        assert np.array_equal(spoken(server, [{"role": "system", "content": content}, *HELLO]), quiet)
+        assert np.array_equal(
+            spoken(server, [{"role": "system", "content": content}, *HELLO]), quiet
+        )
     plain = [{"role": "system", "content": "Generate audio following instruction."}, *HELLO]
     assert np.array_equal(spoken(server, plain), expected(generator, tmp_path))
 
 
-def test_a_voice_in_the_message_is_cloned(server: str, generator: HiggsAudioGenerator, tmp_path: Path) -> None:
+def test_a_voice_in_the_message_is_cloned(
+    server: str, generator: HiggsAudioGenerator, tmp_path: Path
+) -> None:
     without_text = expected(generator, tmp_path, reference_audio=VOICE)
     for item in (
         {"type": "audio_url", "audio_url": {"url": VOICE_URL}},
@@ -152,13 +188,19 @@ def test_a_voice_in_the_message_is_cloned(server: str, generator: HiggsAudioGene
         {"type": "audio", "audio": VOICE_URL.partition(",")[2]},
     ):
         assert np.array_equal(spoken(server, with_voice(item)), without_text)
-    with_text = spoken(server, with_voice(item), chat_template_kwargs={"reference_text": "Glue the sheet."})
-    reference = expected(generator, tmp_path, reference_audio=VOICE, reference_text="Glue the sheet.")
+    with_text = spoken(
+        server, with_voice(item), chat_template_kwargs={"reference_text": "Glue the sheet."}
+    )
+    reference = expected(
+        generator, tmp_path, reference_audio=VOICE, reference_text="Glue the sheet."
+    )
     assert np.array_equal(with_text, reference)
     assert not np.array_equal(with_text, without_text)
 
 
-def test_sampling_of_the_request_is_honoured(server: str, generator: HiggsAudioGenerator, tmp_path: Path) -> None:
+def test_sampling_of_the_request_is_honoured(
+    server: str, generator: HiggsAudioGenerator, tmp_path: Path
+) -> None:
     fields = {"temperature": 0.9, "top_k": 20, "top_p": 0.8}
     first, again, other = (spoken(server, HELLO, **fields, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
@@ -169,12 +211,27 @@ def test_sampling_of_the_request_is_honoured(server: str, generator: HiggsAudioG
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"stream": True}, "request: stream: True is not available: speech is sent whole; leave it out"),
-        ({"n": 2, "temperature": 1}, "request: num_return_sequences: 2 is not available for speech; leave it out"),
-        ({"max_tokens": 9}, "request: max_new_tokens: 9 is no room for a frame of audio (25 per second); give 10"),
+        (
+            {"stream": True},
+            "request: stream: True is not available: speech is sent whole; leave it out",
+        ),
+        (
+            {"n": 2, "temperature": 1},
+            "request: num_return_sequences: 2 is not available for speech; leave it out",
+        ),
+        (
+            {"max_tokens": 9},
+            "request: max_new_tokens: 9 is no room for a frame of audio (25 per second); give 10",
+        ),
         ({"logprobs": True}, "request: logprobs: True is not available for speech; leave it out"),
-        ({"messages": [{"role": "user", "content": " "}]}, "messages[0].content: ' ' is empty; give the text to speak"),
-        ({"audios": [VOICE_URL]}, "request: audios: 1 are in no message; put audio into a message's content list"),
+        (
+            {"messages": [{"role": "user", "content": " "}]},
+            "messages[0].content: ' ' is empty; give the text to speak",
+        ),
+        (
+            {"audios": [VOICE_URL]},
+            "request: audios: 1 are in no message; put audio into a message's content list",
+        ),
         (
             {"chat_template_kwargs": {"reference_txt": "x"}},
             "'reference_txt' is unknown; did you mean 'reference",
@@ -225,7 +282,10 @@ def test_no_file_of_the_server_is_read(server: str, tmp_path: Path) -> None:
     assert post_to_infer(server, with_voice({"type": "audio", "audio": VOICE_URL})) == 200
     gone = str(tmp_path / "gone.flac")
     for path in (str(VOICE), gone):
-        for item in ({"type": "audio_url", "audio_url": {"url": path}}, {"type": "audio", "audio": path}):
+        for item in (
+            {"type": "audio_url", "audio_url": {"url": path}},
+            {"type": "audio", "audio": path},
+        ):
             status, answer = post(server, with_voice(item))
             assert status in (400, 422)
             assert "Refusing to read the media file" in json.dumps(answer)
@@ -233,9 +293,16 @@ def test_no_file_of_the_server_is_read(server: str, tmp_path: Path) -> None:
         assert post_to_infer(server, with_voice({"type": "audio", "audio": path})) == 500
     status, answer = post(server, with_voice({"type": "audio", "audio": f"file://{VOICE}"}))
     assert status in (400, 422)
-    status, answer = post(server, with_voice({"type": "audio_url", "audio_url": {"url": "data:audio/wav,RIFF"}}))
-    assert (status, "is no audio in base64; send data:audio/wav;base64" in answer["message"]) == (400, True)
-    status, answer = post(server, with_voice({"type": "audio", "audio": "data:audio/wav;base64,AAAA"}))
+    status, answer = post(
+        server, with_voice({"type": "audio_url", "audio_url": {"url": "data:audio/wav,RIFF"}})
+    )
+    assert (status, "is no audio in base64; send data:audio/wav;base64" in answer["message"]) == (
+        400,
+        True,
+    )
+    status, answer = post(
+        server, with_voice({"type": "audio", "audio": "data:audio/wav;base64,AAAA"})
+    )
     assert (status, "request: audio: " in answer["message"]) == (400, True)
 
 
@@ -244,18 +311,27 @@ def test_an_upload_that_would_fill_the_memory_is_refused(server: str, tmp_path: 
     fields = {"sample_rate_hz": 655_350, "num_channels": 8}
     bomb = base64.b64encode(silence(tmp_path / "bomb.flac", 20, **fields).read_bytes()).decode()
     with in_memory_mb(150, process_of(server)):
-        status, answer = post(server, with_voice({"type": "audio", "audio": f"data:audio/flac;base64,{bomb}"}))
+        status, answer = post(
+            server, with_voice({"type": "audio", "audio": f"data:audio/flac;base64,{bomb}"})
+        )
     assert status == 400
-    assert "has too high a sample rate (655350 Hz, more than 192000); resample it to 24 kHz" in answer["message"]
+    assert (
+        "has too high a sample rate (655350 Hz, more than 192000); resample it to 24 kHz"
+        in answer["message"]
+    )
 
 
 def process_of(server: str) -> int:
     """The process that serves: the last started of those with this port."""
     port = server.rpartition(":")[2].encode()
-    commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    commands = {
+        int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")
+    }
     return max(process for process, command in commands.items() if port in command.split(b"\0"))
 
 
-def test_the_server_goes_on_after_an_error(server: str, generator: HiggsAudioGenerator, tmp_path: Path) -> None:
+def test_the_server_goes_on_after_an_error(
+    server: str, generator: HiggsAudioGenerator, tmp_path: Path
+) -> None:
     assert post(server, HELLO, stream=True)[0] == 400
     assert np.array_equal(spoken(server, HELLO), expected(generator, tmp_path))

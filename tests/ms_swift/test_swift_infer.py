@@ -1,4 +1,5 @@
-"""`swift infer` speaks every row of a JSONL file, as the generator would, without a look at the row's own clip."""
+"""`swift infer` speaks every row of a JSONL file, as the generator would, without a look at the
+row's own clip."""
 
 from __future__ import annotations
 
@@ -29,11 +30,15 @@ def generator(tiny: Path) -> HiggsAudioGenerator:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Plain; in another's voice with transcript, and without; a second turn after a finished one."""
+    """Plain; in another's voice with transcript, and without; a second turn after a finished
+    one."""
     first, second, third, fourth = corpus_rows(4)
     second |= {"reference_audio": first["audios"][0], "reference_text": "The birch canoe."}
     third |= {"reference_audio": first["audios"][0]}
-    fourth["messages"] += [{"role": "user", "content": "And again."}, {"role": "assistant", "content": ""}]
+    fourth["messages"] += [
+        {"role": "user", "content": "And again."},
+        {"role": "assistant", "content": ""},
+    ]
     fourth["messages"][2]["loss"] = False
     fourth["audios"] += third["audios"]
     return [first, second, third, fourth]
@@ -76,7 +81,9 @@ def wav(row: dict[str, Any]) -> bytes:
     return Path(answer(row)["audio"]).read_bytes()
 
 
-def expected(generator: HiggsAudioGenerator, folder: Path, row: dict[str, Any], sampling: Sampling = GREEDY) -> bytes:
+def expected(
+    generator: HiggsAudioGenerator, folder: Path, row: dict[str, Any], sampling: Sampling = GREEDY
+) -> bytes:
     """The WAV file of what the generator says, when it is asked for the row's text."""
     speech = generator.generate(
         row["messages"][1]["content"],
@@ -102,27 +109,34 @@ def result(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_row_has_its_file_beside_the_results(result: Path) -> None:
     names = [f"rows-{line:05d}.wav" for line in (1, 2, 3, 4)]
-    assert [answer(row)["audio"] for row in read(result)] == [str(result.with_name("said_audio") / n) for n in names]
+    assert [answer(row)["audio"] for row in read(result)] == [
+        str(result.with_name("said_audio") / n) for n in names
+    ]
     for row in read(result):
         assert answer(row) == {**answer(row), "type": "audio", "duration_s": 0.4, "stopped": False}
     assert sorted(path.name for path in result.with_name("said_audio").iterdir()) == names
 
 
-def test_greedy_speech_is_that_of_the_generator(result: Path, generator: HiggsAudioGenerator, tmp_path: Path) -> None:
+def test_greedy_speech_is_that_of_the_generator(
+    result: Path, generator: HiggsAudioGenerator, tmp_path: Path
+) -> None:
     said = [wav(row) for row in read(result)]
     assert said[:3] == [expected(generator, tmp_path, row) for row in rows()[:3]]
     assert len(set(said)) == 4
 
 
 def test_a_finished_turn_is_heard(tiny: Path, result: Path, tmp_path: Path) -> None:
-    """The fourth row speaks after a clip of its own: with another clip there it says something else."""
+    """The fourth row speaks after a clip of its own: with another clip there it says something
+    else."""
     row = rows()[3]
     row["audios"][0] = rows()[0]["audios"][0]
     [other] = infer(tiny, write_jsonl(tmp_path / "rows.jsonl", [row]), tmp_path / "said.jsonl")
     assert wav(other) != wav(read(result)[3])
 
 
-def test_the_row_s_own_clip_and_label_are_not_given_to_the_model(tiny: Path, result: Path, tmp_path: Path) -> None:
+def test_the_row_s_own_clip_and_label_are_not_given_to_the_model(
+    tiny: Path, result: Path, tmp_path: Path
+) -> None:
     """Neither the clip, nor its codes, nor a text in its place change what is said."""
     other_clip, with_codes, with_text = (corpus_rows(1)[0] for _ in range(3))
     other_clip["audios"] = corpus_rows(2)[1]["audios"]
@@ -141,12 +155,16 @@ def _num_frames(path: str) -> int:
     return num_frames(AudioClip(path), "row")
 
 
-def test_sampling_options_and_batches(tiny: Path, generator: HiggsAudioGenerator, tmp_path: Path) -> None:
+def test_sampling_options_and_batches(
+    tiny: Path, generator: HiggsAudioGenerator, tmp_path: Path
+) -> None:
     dataset = write_jsonl(tmp_path / "rows.jsonl", rows()[:2])
     options = {"temperature": 0.8, "top_k": 30, "top_p": 0.7}
     said = infer(tiny, dataset, tmp_path / "a.jsonl", **options, seed=3, max_batch_size=2)
     sampling = Sampling(**options, seed=3)
-    assert [wav(row) for row in said] == [expected(generator, tmp_path, row, sampling) for row in rows()[:2]]
+    assert [wav(row) for row in said] == [
+        expected(generator, tmp_path, row, sampling) for row in rows()[:2]
+    ]
     other = infer(tiny, dataset, tmp_path / "b.jsonl", **options, seed=4)
     assert wav(other[0]) != wav(said[0])
 
@@ -163,12 +181,16 @@ def test_a_second_run_keeps_the_files_of_the_first(tiny: Path, tmp_path: Path) -
     dataset = write_jsonl(tmp_path / "rows.jsonl", rows()[:1])
     infer(tiny, dataset, tmp_path / "said.jsonl")
     longer = infer(tiny, dataset, tmp_path / "said.jsonl", max_new_tokens=MAX_NEW_TOKENS + 5)
-    assert [Path(answer(row)["audio"]).name for row in longer] == ["rows-00001.wav", "rows-00001-2.wav"]
+    assert [Path(answer(row)["audio"]).name for row in longer] == [
+        "rows-00001.wav",
+        "rows-00001-2.wav",
+    ]
     assert [answer(row)["duration_s"] for row in longer] == [0.4, 0.6]
 
 
 def test_lora_checkpoint(tiny: Path, result: Path, tmp_path: Path) -> None:
-    """`--adapters` alone: model and plugin are found from what the training wrote, and so is its codec."""
+    """`--adapters` alone: model and plugin are found from what the training wrote, and so is its
+    codec."""
     dataset = write_jsonl(tmp_path / "rows.jsonl", rows()[:1])
     lora = {"tuner_type": "lora", "target_modules": "all-linear", "learning_rate": 0.01, "max_steps": 2,
             "modules_to_save": ["audio_lm_head", "embed_audio_tokens"]}  # fmt: skip
@@ -184,8 +206,11 @@ def test_lora_checkpoint(tiny: Path, result: Path, tmp_path: Path) -> None:
     assert wav(row) != wav(read(result)[0])
 
 
-def test_an_end_of_its_own_is_told(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model never stops by itself: what it says is put in its place, one clip at the limit, one before."""
+def test_an_end_of_its_own_is_told(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model never stops by itself: what it says is put in its place, one clip at the
+    limit, one before."""
     from plugins.ms_swift.speaking_template import SpeakingTemplate
 
     said = iter([(10, True), (3, True), (10, False)])
@@ -209,7 +234,11 @@ def test_an_end_of_its_own_is_told(tiny: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(SpeakingTemplate, "decode_generate_ids", decode)
     dataset = write_jsonl(tmp_path / "rows.jsonl", rows()[:3])
     answers = [answer(row) for row in infer(tiny, dataset, tmp_path / "said.jsonl")]
-    assert [(each["stopped"], each["duration_s"]) for each in answers] == [(True, 0.4), (True, 0.12), (False, 0.4)]
+    assert [(each["stopped"], each["duration_s"]) for each in answers] == [
+        (True, 0.4),
+        (True, 0.12),
+        (False, 0.4),
+    ]
     # MS-SWIFT says "length" from the limit on, else "stop".
     assert seen == [MAX_NEW_TOKENS - 1, 12, MAX_NEW_TOKENS]
 
@@ -220,11 +249,16 @@ def test_an_end_of_its_own_is_told(tiny: Path, tmp_path: Path, monkeypatch: pyte
         ({"stream": "true"}, "options: stream: True is not available; add --stream false"),
         ({"max_new_tokens": 9}, "request: max_new_tokens: 9 is no room for a frame of audio"),
         ({"num_beams": 2}, "request: num_beams: 2 is not available for speech; leave it out"),
-        ({"repetition_penalty": 1.2}, "request: repetition_penalty: 1.2 is not available for speech; leave it out"),
+        (
+            {"repetition_penalty": 1.2},
+            "request: repetition_penalty: 1.2 is not available for speech; leave it out",
+        ),
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_cannot_be_done_is_one_line(tiny: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_done_is_one_line(
+    tiny: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     dataset = write_jsonl(tmp_path / "rows.jsonl", rows()[:1])
     with pytest.raises(UserError) as caught:
         infer(tiny, dataset, tmp_path / "said.jsonl", **options)
@@ -235,7 +269,9 @@ def test_what_cannot_be_done_is_one_line(tiny: Path, tmp_path: Path, options: di
 def test_a_url_as_reference_is_refused(tiny: Path, tmp_path: Path) -> None:
     row = {**rows()[0], "reference_audio": "http://127.0.0.1:9/voice.wav"}
     dataset = write_jsonl(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: reference_audio: .* is a URL; download it first"):
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:1: reference_audio: .* is a URL; download it first"
+    ):
         infer(tiny, dataset, tmp_path / "said.jsonl")
 
 

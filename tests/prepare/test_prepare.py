@@ -1,4 +1,5 @@
-"""Corpora -> JSONL: every usable clip becomes exactly its row, every other one is told with its reason."""
+"""Corpora -> JSONL: every usable clip becomes exactly its row, every other one is told with its
+reason."""
 
 import json
 import os
@@ -26,8 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # --- corpora in a temporary folder ---
 
 
-def tone(path: Path, duration_s: float = 1.5, sample_rate_hz: int = 24_000, amplitude: float = 0.5) -> Path:
-    """A sine at `path`, whose folder is made; its pitch follows from the name, so that no two clips are the same."""
+def tone(
+    path: Path, duration_s: float = 1.5, sample_rate_hz: int = 24_000, amplitude: float = 0.5
+) -> Path:
+    """A sine at `path`, whose folder is made; its pitch follows from the name, so that no two clips
+    are the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     time_s = np.arange(round(duration_s * sample_rate_hz)) / sample_rate_hz
     pitch_hz = 200 + zlib.crc32(path.stem.encode()) % 50_000 / 100
@@ -46,7 +50,9 @@ def ljspeech(root: Path, lines: list[str], audio: list[str]) -> Path:
 def many(root: Path, count: int) -> Path:
     """LJSpeech with `count` clips LJ000, LJ001, ..."""
     ids = [f"LJ{number:03d}" for number in range(count)]
-    return ljspeech(root, [f"{id_}|Text {id_}|Text {id_}" for id_ in ids], [f"{id_}.wav" for id_ in ids])
+    return ljspeech(
+        root, [f"{id_}|Text {id_}|Text {id_}" for id_ in ids], [f"{id_}.wav" for id_ in ids]
+    )
 
 
 def custom(root: Path, table: str, audio: list[str]) -> tuple[Path, Path]:
@@ -93,7 +99,8 @@ def test_instruction_is_the_models_own():
 
 
 def test_ljspeech_rows(tmp_path):
-    """Normalized text before raw text, FLAC as well as WAV, lone quotes as they are, whitespace collapsed."""
+    """Normalized text before raw text, FLAC as well as WAV, lone quotes as they are, whitespace
+    collapsed."""
     root = ljspeech(
         tmp_path / "lj",
         [
@@ -121,11 +128,14 @@ def test_paths_are_absolute_even_if_the_corpus_was_named_relatively(tmp_path, mo
     many(tmp_path / "lj", 1)
     monkeypatch.chdir(tmp_path)
     assert run("ljspeech", Path("lj"), Path("train.jsonl")) == 0
-    assert read(tmp_path / "train.jsonl") == [row("Text LJ000", tmp_path / "lj" / "wavs" / "LJ000.wav", "LJ000")]
+    assert read(tmp_path / "train.jsonl") == [
+        row("Text LJ000", tmp_path / "lj" / "wavs" / "LJ000.wav", "LJ000")
+    ]
 
 
 def test_ljspeech_line_with_a_wrong_number_of_fields(tmp_path, capsys):
-    """A bar inside a text would otherwise train half a sentence; the line number counts blank lines too."""
+    """A bar inside a text would otherwise train half a sentence; the line number counts blank lines
+    too."""
     root = ljspeech(tmp_path / "lj", ["LJ1|a|a", "", "LJ2"], ["LJ1.wav"])
     assert run("ljspeech", root, tmp_path / "train.jsonl") == 1
     assert f"{root}/metadata.csv:3: fields: 1 are not 2 or 3; " in one_line_error(capsys)
@@ -141,7 +151,8 @@ def vctk_text(root: Path, id_: str, text: str) -> None:
 
 
 def test_vctk_092_prefers_the_first_microphone(tmp_path):
-    """Both microphones recorded the same take: using both would put one recording into train and validation."""
+    """Both microphones recorded the same take: using both would put one recording into train and
+    validation."""
     root = tmp_path / "vctk"
     tree = root / "wav48_silence_trimmed"
     for name in ("p225_001_mic1", "p225_001_mic2", "p280_001_mic2", "._p225_001_mic1"):
@@ -172,7 +183,12 @@ def test_vctk_080_and_what_lacks_its_other_half(tmp_path, capsys):
     ]
     latin = str(text / "p225" / "p225_003.txt")
     assert read(tmp_path / "train.rejected.jsonl") == [
-        {"file": str(text / "p225" / "p225_002.txt"), "id": "p225_002", "reason": "no recording", "value": "p225_002"},
+        {
+            "file": str(text / "p225" / "p225_002.txt"),
+            "id": "p225_002",
+            "reason": "no recording",
+            "value": "p225_002",
+        },
         {"file": latin, "id": "p225_003", "reason": "transcript is not UTF-8", "value": latin},
         {
             "file": str(audio / "p315" / "p315_001.wav"),
@@ -189,30 +205,40 @@ def test_vctk_080_and_what_lacks_its_other_half(tmp_path, capsys):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
 def test_custom_csv_in_every_delimiter(tmp_path, delimiter):
-    """The seed document's column names, a byte order mark as spreadsheets write it, quotes around a delimiter."""
+    """The seed document's column names, a byte order mark as spreadsheets write it, quotes around a
+    delimiter."""
     root = tmp_path / "clips"
     tone(root / "a.wav")
     tone(root / "sub" / "b.flac")
     header = delimiter.join(["filename", "transcript", "speaker_id"])
     first = delimiter.join(["a.wav", f'"One{delimiter} two"', "alice"])
     second = (
-        delimiter.join(["sub/b", "It, was; so", ""]) if delimiter in "|\t" else f"sub/b{delimiter}It was{delimiter}"
+        delimiter.join(["sub/b", "It, was; so", ""])
+        if delimiter in "|\t"
+        else f"sub/b{delimiter}It was{delimiter}"
     )
-    (tmp_path / "meta.csv").write_text(f"\ufeff{header}\r\n{first}\r\n{second}\r\n", encoding="utf-8", newline="")
+    (tmp_path / "meta.csv").write_text(
+        f"\ufeff{header}\r\n{first}\r\n{second}\r\n", encoding="utf-8", newline=""
+    )
     flags = ["--csv_file", tmp_path / "meta.csv", "--text_column", "transcript"]
     flags += ["--audio_column", "filename", "--speaker_column", "speaker_id"]
     assert run("custom", root, tmp_path / "train.jsonl", *flags) == 0
     assert read(tmp_path / "train.jsonl") == [
         row(" ".join(f"One{delimiter} two".split()), root / "a.wav", "a.wav", "alice"),
-        row("It, was; so" if delimiter in "|\t" else "It was", root / "sub" / "b.flac", "sub/b.flac"),
+        row(
+            "It, was; so" if delimiter in "|\t" else "It was", root / "sub" / "b.flac", "sub/b.flac"
+        ),
     ]
 
 
 def test_custom_absolute_paths_and_missing_extensions(tmp_path):
-    """The id of a clip in the corpus is relative to it, so that a move of the corpus keeps the split."""
+    """The id of a clip in the corpus is relative to it, so that a move of the corpus keeps the
+    split."""
     elsewhere = tone(tmp_path / "elsewhere" / "c.wav")
     root, table = custom(
-        tmp_path / "clips", f"audio,text\n./sub/../a.wav,A\nb,B\n{elsewhere},C\n", ["a.wav", "b.ogg", "sub/x.wav"]
+        tmp_path / "clips",
+        f"audio,text\n./sub/../a.wav,A\nb,B\n{elsewhere},C\n",
+        ["a.wav", "b.ogg", "sub/x.wav"],
     )
     assert run("custom", root, tmp_path / "train.jsonl", "--csv_file", table) == 0
     assert read(tmp_path / "train.jsonl") == [
@@ -225,11 +251,20 @@ def test_custom_absolute_paths_and_missing_extensions(tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("audio,text\na.wav,One\n\nb.wav,Two, three\n", "meta.csv:4: fields: 3 where the header has 2; "),
-        ('audio,text\na.wav,"One\nmore"\nb.wav\n', "meta.csv:4: fields: 1 where the header has 2; "),
+        (
+            "audio,text\na.wav,One\n\nb.wav,Two, three\n",
+            "meta.csv:4: fields: 3 where the header has 2; ",
+        ),
+        (
+            'audio,text\na.wav,"One\nmore"\nb.wav\n',
+            "meta.csv:4: fields: 1 where the header has 2; ",
+        ),
         ('audio,text\na.wav,One\nb.wav,"Two" three\nc.wav,Four\n', "meta.csv:3: CSV: "),
         ("audio,txt\na.wav,One\n", "meta.csv:1: column: 'text' not found; did you mean 'txt'?"),
-        ("path,sentence\na.wav,One\n", "meta.csv:1: column: 'text' not found; use one of path, sentence"),
+        (
+            "path,sentence\na.wav,One\n",
+            "meta.csv:1: column: 'text' not found; use one of path, sentence",
+        ),
         ("audio,text,text\na.wav,One,Two\n", "meta.csv:1: column: 'text' occurs twice; "),
         ("", "custom: csv_file: "),
         ("audio,text\n", "holds no utterance; "),
@@ -292,13 +327,18 @@ def test_validate_tells_every_unfit_clip_with_its_reason(tmp_path, capsys):
     names = ["ok.wav", *faults]
     lines = ["audio,text", *(f"{name},Hello" for name in names), "ok.wav,  ", ",Hello"]
     (root / "meta.csv").write_text("\n".join(lines), encoding="utf-8")
-    assert run("custom", root, tmp_path / "train.jsonl", "--csv_file", root / "meta.csv", "--validate") == 0
+    assert (
+        run("custom", root, tmp_path / "train.jsonl", "--csv_file", root / "meta.csv", "--validate")
+        == 0
+    )
     assert read(tmp_path / "train.jsonl") == [row("Hello", root / "ok.wav", "ok.wav")]
     told = [
         {"file": f"{root}/meta.csv:{line}", "id": name, "reason": reason, "value": value}
         for line, (name, (reason, value)) in enumerate(faults.items(), start=3)
     ]
-    told.append({"file": f"{root}/meta.csv:15", "id": "ok.wav", "reason": "text is empty", "value": ""})
+    told.append(
+        {"file": f"{root}/meta.csv:15", "id": "ok.wav", "reason": "text is empty", "value": ""}
+    )
     told.append({"file": f"{root}/meta.csv:16", "id": "", "reason": "names no file", "value": ""})
     assert read(tmp_path / "train.rejected.jsonl") == told
     summary = capsys.readouterr().out
@@ -307,38 +347,52 @@ def test_validate_tells_every_unfit_clip_with_its_reason(tmp_path, capsys):
 
 
 def test_without_validate_no_audio_is_opened(tmp_path, monkeypatch):
-    """A quick look at 40,000 clips must not read them; what can be seen from outside is still told."""
+    """A quick look at 40,000 clips must not read them; what can be seen from outside is still
+    told."""
     root = tmp_path / "clips"
     faults = _broken(root)
     monkeypatch.setattr(sf, "SoundFile", lambda *args: pytest.fail("opened"))
-    (root / "meta.csv").write_text("audio,text\n" + "".join(f"{name},Hello\n" for name in faults), encoding="utf-8")
+    (root / "meta.csv").write_text(
+        "audio,text\n" + "".join(f"{name},Hello\n" for name in faults), encoding="utf-8"
+    )
     assert run("custom", root, tmp_path / "train.jsonl", "--csv_file", root / "meta.csv") == 0
     usable = ["low.wav", "short.wav", "long.wav", "silent.wav", "nan.wav", "cut.wav", "notes.wav"]
     assert [each["id"] for each in read(tmp_path / "train.jsonl")] == usable
     assert len(read(tmp_path / "train.rejected.jsonl")) == len(faults) - len(usable)
 
 
-@pytest.mark.parametrize(("duration_s", "accepted"), [(1.0, True), (30.0, True), (0.99, False), (30.01, False)])
+@pytest.mark.parametrize(
+    ("duration_s", "accepted"), [(1.0, True), (30.0, True), (0.99, False), (30.01, False)]
+)
 def test_duration_bounds_are_inclusive(tmp_path, duration_s, accepted):
     """Corpora cut at exactly 30 s are common."""
     audio = tone(tmp_path / "a.wav", duration_s=duration_s, sample_rate_hz=16_000)
-    outcome = Work(level="full")(Utterance("here", "a", "Hello, how are you all, today?", audio, None))
+    outcome = Work(level="full")(
+        Utterance("here", "a", "Hello, how are you all, today?", audio, None)
+    )
     assert (outcome.fault is None) == accepted, outcome
 
 
 def test_an_unfit_file_is_told_before_absent_alternatives(tmp_path):
-    """LJ1.flac is there and empty: "LJ1.wav not found" would send the user looking for the wrong file."""
+    """LJ1.flac is there and empty: "LJ1.wav not found" would send the user looking for the wrong
+    file."""
     root = ljspeech(tmp_path / "lj", ["LJ1|a|a", "LJ2|b|b"], ["LJ2.wav"])
     empty = root / "wavs" / "LJ1.flac"
     empty.touch()
     assert run("ljspeech", root, tmp_path / "train.jsonl") == 0
     assert read(tmp_path / "train.rejected.jsonl") == [
-        {"file": f"{root}/metadata.csv:1", "id": "LJ1", "reason": "is empty (0 bytes)", "value": str(empty)}
+        {
+            "file": f"{root}/metadata.csv:1",
+            "id": "LJ1",
+            "reason": "is empty (0 bytes)",
+            "value": str(empty),
+        }
     ]
 
 
 def test_nothing_usable_is_an_error_that_keeps_the_old_output(tmp_path, capsys):
-    """An empty training file would fail an hour later, on the GPU; the list of reasons is written all the same."""
+    """An empty training file would fail an hour later, on the GPU; the list of reasons is written
+    all the same."""
     root = ljspeech(tmp_path / "lj", ["LJ1|a|a", "LJ2||", "LJ3|c|c"], ["LJ2.wav"])
     (tmp_path / "train.jsonl").write_text("old")
     assert run("ljspeech", root, tmp_path / "train.jsonl") == 1
@@ -357,7 +411,9 @@ def test_missing_input_dir(tmp_path, capsys, kind):
     """The most frequent slip of all."""
     flags = ["--csv_file", "x.csv"] if kind == "custom" else []
     assert run(kind, tmp_path / "nowhere", tmp_path / "train.jsonl", *flags) == 1
-    assert one_line_error(capsys).startswith(f"error: --input_dir: folder: '{tmp_path}/nowhere' not found; ")
+    assert one_line_error(capsys).startswith(
+        f"error: --input_dir: folder: '{tmp_path}/nowhere' not found; "
+    )
     assert os.listdir(tmp_path) == []
 
 
@@ -381,7 +437,8 @@ def test_missing_part_of_a_corpus(tmp_path, capsys, kind, folders, message):
 
 
 def test_output_must_be_jsonl(tmp_path, capsys):
-    """`--output_file meta.csv` must not overwrite the user's metadata, and MS-SWIFT would read the rows as CSV."""
+    """`--output_file meta.csv` must not overwrite the user's metadata, and MS-SWIFT would read the
+    rows as CSV."""
     root, table = custom(tmp_path / "clips", "audio,text\na.wav,One\n", ["a.wav"])
     before = table.read_bytes()
     assert run("custom", root, table, "--csv_file", table) == 1
@@ -411,7 +468,8 @@ def test_output_below_a_file_is_told_in_one_line(tmp_path, capsys):
     ],
 )
 def test_wrong_usage_exits_with_2(tmp_path, flags):
-    """A flag that has no effect is refused rather than ignored; abbreviations would change meaning with new flags."""
+    """A flag that has no effect is refused rather than ignored; abbreviations would change meaning
+    with new flags."""
     with pytest.raises(SystemExit) as caught:
         main([*flags, "--input_dir", str(tmp_path), "--output_file", str(tmp_path / "x.jsonl")])
     assert caught.value.code == 2
@@ -452,7 +510,8 @@ def test_split_divides_and_keeps_the_order():
 
 
 def test_split_is_the_same_on_every_machine():
-    """Written down once: another hash would move clips that a model has already been trained on into validation."""
+    """Written down once: another hash would move clips that a model has already been trained on
+    into validation."""
     clips = [clip(f"LJ001-{number:04d}") for number in range(1, 41)]
     _, validation = split(clips, val_ratio=0.1, seed=42)
     assert ids(validation) == ["LJ001-0033", "LJ001-0037", "LJ001-0038"]
@@ -460,7 +519,8 @@ def test_split_is_the_same_on_every_machine():
 
 
 def test_split_is_stable_when_clips_are_added_or_reordered():
-    """A shuffle with a seed would deal all cards anew, and old validation clips would be trained on."""
+    """A shuffle with a seed would deal all cards anew, and old validation clips would be trained
+    on."""
     clips = [clip(f"u{number}") for number in range(400)]
     before = set(ids(split(clips[:200], val_ratio=0.1, seed=1)[1]))
     after = set(ids(split(clips[::-1], val_ratio=0.1, seed=1)[1]))
@@ -475,7 +535,8 @@ def test_neither_side_of_a_split_is_empty(val_ratio):
 
 
 def test_one_recording_never_stands_on_both_sides():
-    """Several rows may name one file, also under different ids (a link); their order must not matter either."""
+    """Several rows may name one file, also under different ids (a link); their order must not
+    matter either."""
     clips = [clip(f"u{number}", f"/{number // 4}.wav") for number in range(400)]
     train, validation = split(clips, val_ratio=0.3, seed=7)
     assert validation
@@ -497,7 +558,10 @@ def test_split_writes_two_files(tmp_path, capsys):
         "ljspeech_train.rejected.jsonl",
         "ljspeech_val.jsonl",
     ]
-    assert f"next      ./train_higgs_audio.sh --dataset {output} --val_dataset {validation}" in capsys.readouterr().out
+    assert (
+        f"next      ./train_higgs_audio.sh --dataset {output} --val_dataset {validation}"
+        in capsys.readouterr().out
+    )
     before = output.read_bytes(), validation.read_bytes()
     assert run("ljspeech", root, output, "--split", "--val_ratio", 0.2) == 0
     assert (output.read_bytes(), validation.read_bytes()) == before
@@ -505,10 +569,15 @@ def test_split_writes_two_files(tmp_path, capsys):
 
 def test_linked_files_are_one_recording_in_the_split(tmp_path):
     """The same file under two names in one CSV."""
-    root, table = custom(tmp_path / "clips", "audio,text\na.wav,A\nz.wav,Z\nlink.wav,A again\n", ["a.wav", "z.wav"])
+    root, table = custom(
+        tmp_path / "clips", "audio,text\na.wav,A\nz.wav,Z\nlink.wav,A again\n", ["a.wav", "z.wav"]
+    )
     (root / "link.wav").symlink_to(root / "a.wav")
     assert run("custom", root, tmp_path / "train.jsonl", "--csv_file", table, "--split") == 0
-    sides = [{each["audios"][0] for each in read(tmp_path / name)} for name in ("train.jsonl", "val.jsonl")]
+    sides = [
+        {each["audios"][0] for each in read(tmp_path / name)}
+        for name in ("train.jsonl", "val.jsonl")
+    ]
     assert sorted(map(len, sides)) == [1, 1]
     assert not sides[0] & sides[1]
 
@@ -540,7 +609,9 @@ def test_name_of_the_validation_file(output, validation):
 
 def test_summary_with_validate(tmp_path, capsys):
     """24 clips of 1.5 s are 0.01 h."""
-    assert run("ljspeech", many(tmp_path / "lj", 24), tmp_path / "my train.jsonl", "--validate") == 0
+    assert (
+        run("ljspeech", many(tmp_path / "lj", 24), tmp_path / "my train.jsonl", "--validate") == 0
+    )
     assert capsys.readouterr().out == textwrap.dedent(f"""\
         rows      24 train, 0 validation
         hours     0.01
@@ -557,7 +628,9 @@ def test_summary_with_validate(tmp_path, capsys):
 
 def test_summary_without_validate_counts_speakers_and_admits_unknown_hours(tmp_path, capsys):
     """Hours from unread files would be invented."""
-    root, table = custom(tmp_path / "clips", "audio,text,who\na,A,x\nb,B,y\nc,C,\n", ["a.wav", "b.wav", "c.wav"])
+    root, table = custom(
+        tmp_path / "clips", "audio,text,who\na,A,x\nb,B,y\nc,C,\n", ["a.wav", "b.wav", "c.wav"]
+    )
     flags = ["--csv_file", table, "--speaker_column", "who"]
     assert run("custom", root, tmp_path / "train.jsonl", *flags) == 0
     summary = capsys.readouterr().out
@@ -597,7 +670,8 @@ def test_an_interrupted_run_leaves_the_old_output(tmp_path, monkeypatch):
 
 
 def test_script_runs_where_torch_swift_and_transformers_cannot_be_imported(tmp_path):
-    """Corpora are prepared on machines without a GPU stack; one careless import would close that way."""
+    """Corpora are prepared on machines without a GPU stack; one careless import would close that
+    way."""
     root = many(tmp_path / "lj", 2)
     program = textwrap.dedent("""
         import runpy, sys
@@ -610,9 +684,18 @@ def test_script_runs_where_torch_swift_and_transformers_cannot_be_imported(tmp_p
         sys.meta_path.insert(0, Blocker())
         runpy.run_path(sys.argv[0], run_name="__main__")
     """)
-    flags = ["--dataset_type", "ljspeech", "--input_dir", str(root), "--output_file", str(tmp_path / "train.jsonl")]
+    flags = [
+        "--dataset_type",
+        "ljspeech",
+        "--input_dir",
+        str(root),
+        "--output_file",
+        str(tmp_path / "train.jsonl"),
+    ]
     command = f"import sys; sys.argv = {[str(ROOT / 'prepare_dataset.py'), *flags, '--split', '--validate']!r}\n"
-    done = subprocess.run([sys.executable, "-c", command + program], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", command + program], cwd=tmp_path, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert len(read(tmp_path / "train.jsonl")) == len(read(tmp_path / "val.jsonl")) == 1
 
@@ -621,7 +704,13 @@ def test_script_prints_an_error_without_traceback(tmp_path):
     """Started from a foreign folder, the exit code and the single line reach the shell."""
     flags = ["--dataset_type", "ljspeech", "--input_dir", "nowhere", "--output_file", "train.jsonl"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "prepare_dataset.py"), *flags], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, str(ROOT / "prepare_dataset.py"), *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
-    assert done.stderr == "error: --input_dir: folder: 'nowhere' not found; name the folder of the corpus\n"
+    assert (
+        done.stderr
+        == "error: --input_dir: folder: 'nowhere' not found; name the folder of the corpus\n"
+    )

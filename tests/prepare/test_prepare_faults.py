@@ -40,11 +40,11 @@ from plugins.prepare.run import journal_of
 
 
 class Deadly:
-    """Every effect of this process on the disk, counted; before effect number `at` the process kills itself.
+    """Every effect of this process on the disk, counted; before effect number `at` the process
+    kills itself.
 
-    torn: in the middle of that effect, if it is a write. Nothing is synced: what a killed process has written is the
-    kernel's and stays.
-    """
+    torn: in the middle of that effect, if it is a write. Nothing is synced: what a killed process
+    has written is the kernel's and stays."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *, at: int, torn: bool) -> None:
         self._count, self._at, self._torn = 0, at, torn
@@ -80,7 +80,13 @@ class Deadly:
         return write
 
     def _open(
-        self, path: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None, *rest: Any, **named: Any
+        self,
+        path: Any,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        *rest: Any,
+        **named: Any,
     ):
         if not set(mode) & set("wax+"):
             return _open(path, mode, buffering, encoding, *rest, **named)
@@ -116,7 +122,8 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file in which every clip that was checked or encoded stands, also by a process that is killed later."""
+    """A file in which every clip that was checked or encoded stands, also by a process that is
+    killed later."""
     path = tmp_path / "log"
     path.touch()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -144,7 +151,13 @@ def processed(tmp_path: Path) -> list[Any]:
 
 
 def killed_everywhere(
-    tmp_path: Path, log: Path, arguments: list[Any], *, torn: bool, ok_again: int = 1, stray: bool = False
+    tmp_path: Path,
+    log: Path,
+    arguments: list[Any],
+    *,
+    torn: bool,
+    ok_again: int = 1,
+    stray: bool = False,
 ) -> int:
     """Kill at every effect on the disk and start again; the number of effects."""
     folders = [tmp_path / name for name in ("out", "audio")]
@@ -235,8 +248,18 @@ def test_killed_at_any_effect_while_encoding(tiny, tmp_path, log, capsys, monkey
 @pytest.mark.slow
 def test_killed_from_outside_until_it_is_done(tmp_path):
     """No part of the command is replaced here: one worker, SIGKILL at no chosen moment."""
-    arguments = [*corpus(tmp_path / "corpus", 150, rate=44_100, duration_s=3.0), "--workers", "1", "--validate"]
-    arguments += ["--audio_output", tmp_path / "audio", "--output_file", tmp_path / "out" / "train.jsonl"]
+    arguments = [
+        *corpus(tmp_path / "corpus", 150, rate=44_100, duration_s=3.0),
+        "--workers",
+        "1",
+        "--validate",
+    ]
+    arguments += [
+        "--audio_output",
+        tmp_path / "audio",
+        "--output_file",
+        tmp_path / "out" / "train.jsonl",
+    ]
     folders = [tmp_path / "audio", tmp_path / "out"]
     assert prepare_apart(*arguments).returncode == 0
     expected = contents(*folders)
@@ -244,27 +267,44 @@ def test_killed_from_outside_until_it_is_done(tmp_path):
         shutil.rmtree(folder)
     kills = 0
     for wait_s in (0.6, 0.8, 0.9, 0.7, 1.0, 0.8):
-        child = subprocess.Popen(command_line(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            command_line(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(wait_s)
         child.kill()
         kills += child.wait() == -signal.SIGKILL
     assert kills
     assert prepare_apart(*arguments).returncode == 0
-    assert {name: content for name, content in contents(*folders).items() if not name.endswith(".tmp")} == expected
+    assert {
+        name: content for name, content in contents(*folders).items() if not name.endswith(".tmp")
+    } == expected
 
 
 @contextlib.contextmanager
 def two_workers(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int], list[Any]]]:
-    """A run with two workers that has begun to write clips: its process, its workers, its arguments."""
+    """A run with two workers that has begun to write clips: its process, its workers, its
+    arguments."""
     arguments = corpus(tmp_path / "corpus", 100, rate=44_100, duration_s=3.0)
-    arguments += ["--workers", "2", "--audio_output", tmp_path / "audio", "--output_file", tmp_path / "train.jsonl"]
-    child = subprocess.Popen(command_line(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments += [
+        "--workers",
+        "2",
+        "--audio_output",
+        tmp_path / "audio",
+        "--output_file",
+        tmp_path / "train.jsonl",
+    ]
+    child = subprocess.Popen(
+        command_line(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     workers: list[int] = []
     try:
         with at_most(60):
             while len(list(tmp_path.glob("audio/*.flac"))) < 10:
                 time.sleep(0.01)
-        workers = [int(pid) for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()]
+        workers = [
+            int(pid)
+            for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        ]
         assert len(workers) == 2
         yield child, workers, arguments
     finally:
@@ -308,7 +348,12 @@ def test_workers_change_no_byte(tmp_path):
     speech(tmp_path / "corpus" / "clip040.wav", 0.3)
     folders, found = [tmp_path / "audio", tmp_path / "out"], []
     for workers in (1, 2):
-        flags = ["--audio_output", tmp_path / "audio", "--output_file", tmp_path / "out" / "train.jsonl"]
+        flags = [
+            "--audio_output",
+            tmp_path / "audio",
+            "--output_file",
+            tmp_path / "out" / "train.jsonl",
+        ]
         assert prepare(*arguments, *flags, "--workers", workers) == 0
         found.append(contents(*folders))
         for folder in folders:
@@ -325,10 +370,17 @@ def interrupt(*_: Any) -> None:
 
 
 @pytest.fixture
-def interrupted(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """A run that ended when all clips were in its journal, two copies each. The same command again, which must give
-    the bytes of one that was never interrupted; what it has checked again."""
-    arguments = [*corpus(tmp_path / "corpus", 4), *processed(tmp_path), "--output_file", tmp_path / "out" / "x.jsonl"]
+def interrupted(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], list[str]]:
+    """A run that ended when all clips were in its journal, two copies each. The same command again,
+    which must give the bytes of one that was never interrupted; what it has checked again."""
+    arguments = [
+        *corpus(tmp_path / "corpus", 4),
+        *processed(tmp_path),
+        "--output_file",
+        tmp_path / "out" / "x.jsonl",
+    ]
     folders = [tmp_path / "out", tmp_path / "audio"]
     assert prepare(*arguments) == 0
     expected = contents(*folders)
@@ -364,10 +416,18 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 1000), _flip], ids=["gone", "cut", "bit"])
+@pytest.mark.parametrize(
+    "harm", [Path.unlink, lambda path: os.truncate(path, 1000), _flip], ids=["gone", "cut", "bit"]
+)
 def test_a_copy_that_is_no_longer_what_was_written_is_made_again(harm, interrupted, tmp_path):
     """The second copy of a clip, so that the first one's being there does not count for it."""
-    harm(next(path for path in sorted((tmp_path / "audio").glob("clip002*.flac")) if "snr20" in path.name))
+    harm(
+        next(
+            path
+            for path in sorted((tmp_path / "audio").glob("clip002*.flac"))
+            if "snr20" in path.name
+        )
+    )
     assert interrupted() == ["clip002.wav"]
 
 
@@ -386,7 +446,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_line_of_the_journal_is_redone(damage, interrupted, tmp_path):
-    """A power cut leaves zeros where a line was; it was a traceback, and the corpus had to be done anew."""
+    """A power cut leaves zeros where a line was; it was a traceback, and the corpus had to be done
+    anew."""
     journal = tmp_path / "out" / ".x.jsonl.journal"
     lines = journal.read_bytes().splitlines()
     lines[1] = DAMAGES[damage](lines[1])
@@ -438,7 +499,10 @@ def test_one_run_at_a_time_writes_into_a_folder_of_audio(tmp_path, capsys):
     arguments = [*corpus(tmp_path / "corpus", 1), "--audio_output", folder]
     with journal_of(folder):
         assert prepare(*arguments, "--output_file", tmp_path / "a.jsonl") == 1
-    assert f"--audio_output: path: '{folder}' is being written by another run" in capsys.readouterr().err
+    assert (
+        f"--audio_output: path: '{folder}' is being written by another run"
+        in capsys.readouterr().err
+    )
     assert prepare(*arguments, "--output_file", tmp_path / "b.jsonl") == 0
 
 
@@ -462,16 +526,28 @@ def test_two_runs_into_one_codes_folder(tiny, tmp_path):
         root = tmp_path / name
         for number in range(8):
             speech(root / f"{number}.wav", seed=seed + number)
-        flags = ["--output_file", tmp_path / f"{name}.jsonl", "--encode_codes", "--codec", tiny / "audio_tokenizer"]
+        flags = [
+            "--output_file",
+            tmp_path / f"{name}.jsonl",
+            "--encode_codes",
+            "--codec",
+            tiny / "audio_tokenizer",
+        ]
         runs[name] = [*table(root, [f"{number}.wav" for number in range(8)]), *flags]
     children = {
-        name: subprocess.Popen(command_line(*run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        name: subprocess.Popen(
+            command_line(*run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for name, run in runs.items()
     }
     errors = {name: child.communicate(timeout=120)[1] for name, child in children.items()}
     assert [child.returncode for child in children.values()] == [0, 0], errors
     cache = CodeCache(tmp_path / "codes")
-    keys = [row["audio_codes"][0].split("#")[1] for name in runs for row in read(tmp_path / f"{name}.jsonl")]
+    keys = [
+        row["audio_codes"][0].split("#")[1]
+        for name in runs
+        for row in read(tmp_path / f"{name}.jsonl")
+    ]
     assert sorted(cache) == sorted(keys)
     assert len(set(keys)) == 16
 
@@ -499,13 +575,22 @@ def test_disk_full_is_one_line_and_leaves_the_old_output(tmp_path, num_bytes, fl
         "1",
     ]
     output.parent.mkdir()
-    old = {name: f"old {name}" for name in ("train.jsonl", "train.rejected.jsonl", "val.jsonl", "train.report.json")}
+    old = {
+        name: f"old {name}"
+        for name in ("train.jsonl", "train.rejected.jsonl", "val.jsonl", "train.report.json")
+    }
     for name, content in old.items():
         (output.parent / name).write_text(content)
     found = prepare_apart(*arguments, *flags, preexec_fn=limited(num_bytes))
     assert (found.returncode, found.stdout) == (1, ""), found
-    assert [line for line in found.stderr.splitlines() if line.strip()] == [f"error: {output}: File too large"]
-    assert {path.name: path.read_text() for path in output.parent.iterdir() if not path.name.startswith(".")} == old
+    assert [line for line in found.stderr.splitlines() if line.strip()] == [
+        f"error: {output}: File too large"
+    ]
+    assert {
+        path.name: path.read_text()
+        for path in output.parent.iterdir()
+        if not path.name.startswith(".")
+    } == old
     assert prepare_apart(*arguments, *flags).returncode == 0
     assert not [path for path in output.parent.iterdir() if path.name.startswith(".")]
 
@@ -522,7 +607,9 @@ def test_disk_full_while_clips_are_written(tmp_path, workers):
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     assert not output.exists()
-    assert not [path for path in (tmp_path / "audio").glob("*.flac") if sf.info(path).duration < 1.2]
+    assert not [
+        path for path in (tmp_path / "audio").glob("*.flac") if sf.info(path).duration < 1.2
+    ]
     assert prepare_apart(*arguments).returncode == 0
     assert len(read(output)) == 12
 
@@ -531,11 +618,14 @@ def test_disk_full_while_clips_are_written(tmp_path, workers):
 
 
 def peak_mb(*arguments: Any) -> float:
-    """The most memory that the command took, in MB, asked of itself: rusage counts this process's before `exec` too."""
+    """The most memory that the command took, in MB, asked of itself: rusage counts this process's
+    before `exec` too."""
     code = "import sys; from plugins.prepare.cli import main; code = main(sys.argv[1:])"
     code += "; print(code, open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=120
+    )
     status, peak_kb = done.stdout.splitlines()[-1].split()
     assert status == "0"
     return int(peak_kb) / 1024
@@ -556,7 +646,15 @@ def hours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("level", ["header", "full"])
 def test_eight_hours_of_silence_take_no_memory(hours, tmp_path, level):
     output = tmp_path / "train.jsonl"
-    arguments = [*table(hours, ["long.flac", "ok.wav"]), "--output_file", output, "--validate", level, "--workers", "1"]
+    arguments = [
+        *table(hours, ["long.flac", "ok.wav"]),
+        "--output_file",
+        output,
+        "--validate",
+        level,
+        "--workers",
+        "1",
+    ]
     assert peak_mb(*arguments) < 300
     reason = "is too long to be decoded (28800 s at 16000 Hz, channels: 1)"
     assert reasons(output) == [("long.flac", reason)]
@@ -568,7 +666,9 @@ def test_eight_hours_whose_header_says_two_seconds(hours, tmp_path):
     root, output = tmp_path / "corpus", tmp_path / "train.jsonl"
     speech(root / "ok.wav")
     content = bytearray((hours / "long.flac").read_bytes())
-    packed = int.from_bytes(content[18:26], "big")  # rate, channels, bits and 36 bits of length (STREAMINFO)
+    packed = int.from_bytes(
+        content[18:26], "big"
+    )  # rate, channels, bits and 36 bits of length (STREAMINFO)
     content[18:26] = (packed >> 36 << 36 | 32_000).to_bytes(8, "big")
     (root / "liar.flac").write_bytes(content)
     arguments = table(root, ["liar.flac", "ok.wav"])
@@ -595,8 +695,12 @@ def lying(root: Path) -> dict[str, str]:
     packed = int.from_bytes(flac[18:26], "big")
     (root / "long.flac").write_bytes(flac[:18] + (packed + 24_000).to_bytes(8, "big") + flac[26:])
     (root / "zero.flac").touch()
-    sf.write(root / "nan.wav", np.where(np.arange(36_000) == 100, np.nan, 0.1), 24_000, subtype="FLOAT")
-    sf.write(root / "inf.wav", np.where(np.arange(36_000) == 100, np.inf, 0.1), 24_000, subtype="FLOAT")
+    sf.write(
+        root / "nan.wav", np.where(np.arange(36_000) == 100, np.nan, 0.1), 24_000, subtype="FLOAT"
+    )
+    sf.write(
+        root / "inf.wav", np.where(np.arange(36_000) == 100, np.inf, 0.1), 24_000, subtype="FLOAT"
+    )
     sf.write(root / "silent.flac", np.zeros(36_000), 24_000)
     sf.write(root / "loud.wav", np.clip(5 * np.sin(np.arange(36_000) / 20), -1, 1), 24_000)
     os.mkfifo(root / "pipe.wav")
@@ -634,7 +738,9 @@ def test_files_that_lie_are_told_by_name(tmp_path, monkeypatch, flags):
     assert [row["id"] for row in read(output)] == ["a.wav", "b.flac"]
     told = {id_: reason.partition(" (")[0] for id_, reason in reasons(output)}
     assert told.keys() == wanted.keys()
-    assert {id_: reason for id_, reason in told.items() if reason not in wanted[id_].split("|")} == {}
+    assert {
+        id_: reason for id_, reason in told.items() if reason not in wanted[id_].split("|")
+    } == {}
     lines = (tmp_path / "corpus" / "meta.csv").read_text().splitlines()
     for row in read(output.with_suffix(".rejected.jsonl")):
         line = int(row["file"].rpartition(":")[2])

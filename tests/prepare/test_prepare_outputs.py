@@ -1,4 +1,5 @@
-"""What a preparation writes is its own: no file of another one, of the corpus or of another program is touched."""
+"""What a preparation writes is its own: no file of another one, of the corpus or of another program
+is touched."""
 
 from __future__ import annotations
 
@@ -54,20 +55,25 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: Any) -
     ],
 )
 def test_two_preparations_do_not_share_a_file(first, second, shared, clips, tmp_path, capsys):
-    """x_train.jsonl and x.jsonl both have x_val.jsonl: the validation rows of the first were lost."""
+    """x_train.jsonl and x.jsonl both have x_val.jsonl: the validation rows of the first were
+    lost."""
     assert prepare(*clips, *SPLIT, "--output_file", tmp_path / f"{first}.jsonl") == 0
     output = tmp_path / f"{second}.jsonl"
     assert refused(capsys, tmp_path, *clips, *SPLIT, "--output_file", output) == (
         f"--output_file: path: '{output}' shares {shared}.jsonl with the preparation of {first}.jsonl in the same"
         " folder; name another file or folder"
     )
-    assert prepare(*clips, *SPLIT, "--output_file", tmp_path / f"{first}.jsonl") == 0, "it is still its own"
+    assert prepare(*clips, *SPLIT, "--output_file", tmp_path / f"{first}.jsonl") == 0, (
+        "it is still its own"
+    )
 
 
 def test_a_preparation_that_has_begun_counts(clips, tmp_path, capsys):
     """Also one that was killed: it will write its files when it is started again."""
     with journal_of(tmp_path / "x_train.jsonl"):
-        assert "shares x_val.jsonl" in refused(capsys, tmp_path, *clips, *SPLIT, "--output_file", tmp_path / "x.jsonl")
+        assert "shares x_val.jsonl" in refused(
+            capsys, tmp_path, *clips, *SPLIT, "--output_file", tmp_path / "x.jsonl"
+        )
 
 
 def test_names_that_are_not_shared_are_taken(clips, tmp_path):
@@ -88,15 +94,33 @@ def test_what_lies_where_a_derived_file_goes_is_kept(clips, tmp_path, capsys):
 
 
 def test_the_rows_that_are_read_are_not_written(clips, tmp_path, capsys):
-    """In place, the rejected ones would be gone; and so would the rows of a dataset whose file has that name."""
+    """In place, the rejected ones would be gone; and so would the rows of a dataset whose file has
+    that name."""
     assert prepare(*clips, *SPLIT, "--output_file", tmp_path / "x.jsonl") == 0
     os.symlink(tmp_path / "x_val.jsonl", tmp_path / "link.jsonl")
     for name in ("x.jsonl", "x_val.jsonl", "link.jsonl"):
-        again = ["--dataset_type", "jsonl", "--input_dir", tmp_path, "--jsonl_file", tmp_path / name, *SPLIT]
-        assert "a file of the corpus" in refused(capsys, tmp_path, *again, "--output_file", tmp_path / "x.jsonl")
+        again = [
+            "--dataset_type",
+            "jsonl",
+            "--input_dir",
+            tmp_path,
+            "--jsonl_file",
+            tmp_path / name,
+            *SPLIT,
+        ]
+        assert "a file of the corpus" in refused(
+            capsys, tmp_path, *again, "--output_file", tmp_path / "x.jsonl"
+        )
     root = tmp_path / "dataset"
     write_jsonl(root / "train.jsonl", [{"text": "Hello.", "audio": str(speech(root / "a.wav"))}])
-    dataset = ["--dataset_type", "huggingface", "--input_dir", root, "--output_file", root / "train.jsonl"]
+    dataset = [
+        "--dataset_type",
+        "huggingface",
+        "--input_dir",
+        root,
+        "--output_file",
+        root / "train.jsonl",
+    ]
     assert "a file of the corpus" in refused(capsys, tmp_path, *dataset)
 
 
@@ -104,8 +128,8 @@ def test_the_rows_that_are_read_are_not_written(clips, tmp_path, capsys):
 
 
 def test_half_written_files_of_others_are_kept(clips, tmp_path):
-    """Every hidden .tmp below the folder was removed; now the names that this run would write, whole to the last
-    digit, and only those."""
+    """Every hidden .tmp below the folder was removed; now the names that this run would write,
+    whole to the last digit, and only those."""
     folder, output = tmp_path / "24k", tmp_path / "x.jsonl"
     assert prepare(*clips, "--audio_output", folder, "--output_file", output) == 0
     (copy, *_) = [Path(row["audios"][0]) for row in read(output)]
@@ -133,7 +157,9 @@ def test_a_folder_holds_the_copies_of_one_preparation(clips, tmp_path, capsys):
     folder = tmp_path / "24k"
     assert prepare(*clips, "--audio_output", folder, "--output_file", tmp_path / "a.jsonl") == 0
     other = corpus(tmp_path / "other", 2, rate=16_000)
-    line = refused(capsys, tmp_path, *other, "--audio_output", folder, "--output_file", tmp_path / "b.jsonl")
+    line = refused(
+        capsys, tmp_path, *other, "--audio_output", folder, "--output_file", tmp_path / "b.jsonl"
+    )
     assert line == (
         f"--audio_output: path: '{folder}' holds the copies of another preparation ({tmp_path / 'a.jsonl'}); name a"
         " folder of its own"
@@ -143,7 +169,12 @@ def test_a_folder_holds_the_copies_of_one_preparation(clips, tmp_path, capsys):
     for path in tmp_path.iterdir():
         if path.name not in ("moved", "other"):
             shutil.move(path, tmp_path / "moved")
-    again = ["--audio_output", tmp_path / "moved" / "24k", "--output_file", tmp_path / "moved" / "a.jsonl"]
+    again = [
+        "--audio_output",
+        tmp_path / "moved" / "24k",
+        "--output_file",
+        tmp_path / "moved" / "a.jsonl",
+    ]
     assert prepare(*clips, *again) == 0
 
 
@@ -162,11 +193,16 @@ def test_a_copy_takes_the_place_of_no_other_file(tmp_path, capsys):
     ]
 
     def listed(*clips: str) -> None:
-        lines = ["audio,text,speaker,id", *(f"{clip},Twenty letters here.,,{Path(clip).stem}" for clip in clips)]
+        lines = [
+            "audio,text,speaker,id",
+            *(f"{clip},Twenty letters here.,,{Path(clip).stem}" for clip in clips),
+        ]
         (tmp_path / "corpus" / "meta.csv").write_text("\n".join(lines) + "\n")
 
     listed(str(speech(tmp_path / "corpus" / "a.wav")))
-    assert "holds a.flac already, which no preparation has noted as its own" in refused(capsys, tmp_path, *arguments)
+    assert "holds a.flac already, which no preparation has noted as its own" in refused(
+        capsys, tmp_path, *arguments
+    )
     listed(str(speech(tmp_path / "corpus" / "b.wav")))
     assert prepare(*arguments) == 0
     listed(str(folder / "a.flac"))

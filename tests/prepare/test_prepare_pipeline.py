@@ -1,4 +1,5 @@
-"""The whole of `prepare_dataset.py`: corpus in; rows, references, clips, codes and report out, to the last one."""
+"""The whole of `prepare_dataset.py`: corpus in; rows, references, clips, codes and report out, to
+the last one."""
 
 import itertools
 import json
@@ -30,7 +31,9 @@ def ids(path: Path) -> list[str]:
 
 
 def report(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(output.with_suffix(".report.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(
+        output.with_suffix(".report.json").read_text(encoding="utf-8")
+    )
     return found
 
 
@@ -40,7 +43,9 @@ def report(output: Path) -> dict[str, Any]:
 def vctk(root: Path) -> list[Any]:
     """Two voices of three clips, and one of each fault that VCTK has."""
     tree = root / "wav48_silence_trimmed"
-    for number, name in enumerate(["p225_001", "p225_002", "p225_003", "p226_001", "p226_002", "p226_003"]):
+    for number, name in enumerate(
+        ["p225_001", "p225_002", "p225_003", "p226_001", "p226_002", "p226_003"]
+    ):
         for mic in (1, 2):
             speech(tree / name[:4] / f"{name}_mic{mic}.flac", seed=10 * mic + number, rate=48_000)
         said(root / "txt" / name[:4] / f"{name}.txt", TEXT)
@@ -54,15 +59,23 @@ def vctk(root: Path) -> list[Any]:
 
 
 def libritts(root: Path) -> list[Any]:
-    """Two voices of two clips, one clip that is silent, one without text, one with an empty text."""
+    """Two voices of two clips, one clip that is silent, one without text, one with an empty
+    text."""
     folder = root / "train-clean-100"
-    names = ["19_198_000000_000000", "19_198_000001_000000", "26_495_000000_000000", "26_495_000001_000000"]
+    names = [
+        "19_198_000000_000000",
+        "19_198_000001_000000",
+        "26_495_000000_000000",
+        "26_495_000001_000000",
+    ]
     silent, mute, blank = "26_495_000002_000000", "26_495_000003_000000", "26_495_000004_000000"
     for number, name in enumerate([*names, mute, blank]):
         speech(folder / name[:2] / name[3:6] / f"{name}.wav", seed=number)
     sf.write(folder / "26" / "495" / f"{silent}.wav", np.zeros(36_000), 24_000)
     for name in [*names, silent, blank]:
-        said(folder / name[:2] / name[3:6] / f"{name}.normalized.txt", "" if name == blank else TEXT)
+        said(
+            folder / name[:2] / name[3:6] / f"{name}.normalized.txt", "" if name == blank else TEXT
+        )
     return ["--dataset_type", "libritts", "--input_dir", root]
 
 
@@ -120,7 +133,11 @@ CSV_FAULTS = {
         ),
         (
             libritts,
-            [f"{voice}_00000{number}_000000" for voice in ("19_198", "26_495") for number in (0, 1)],
+            [
+                f"{voice}_00000{number}_000000"
+                for voice in ("19_198", "26_495")
+                for number in (0, 1)
+            ],
             [
                 ("26_495_000002_000000", "silence share above max_silence_share"),
                 ("26_495_000003_000000", "no transcript"),
@@ -130,7 +147,10 @@ CSV_FAULTS = {
         (
             csv,
             ["ok0.wav", "ok1.wav", "ok2.wav"],
-            [*((f"{name}.wav", reason) for name, reason in CSV_FAULTS.items()), ("ok2.wav", "duplicate id")],
+            [
+                *((f"{name}.wav", reason) for name, reason in CSV_FAULTS.items()),
+                ("ok2.wav", "duplicate id"),
+            ],
         ),
     ],
 )
@@ -159,7 +179,9 @@ def test_headers_alone_reject_what_they_show(tmp_path):
     output = tmp_path / "train.jsonl"
     assert prepare(*csv(tmp_path / "corpus"), "--output_file", output, "--validate", "header") == 0
     in_samples = {"nan", "silent", "clipped", "offset", "cut"}
-    assert {id_.removesuffix(".wav") for id_, _ in reasons(output)} == CSV_FAULTS.keys() - in_samples | {"ok2"}
+    assert {
+        id_.removesuffix(".wav") for id_, _ in reasons(output)
+    } == CSV_FAULTS.keys() - in_samples | {"ok2"}
     assert len(read(output)) == 3 + len(in_samples)
 
 
@@ -193,9 +215,20 @@ def test_an_offset_in_one_channel_is_found(tmp_path):
 
 def test_limits_are_flags(tmp_path):
     output = tmp_path / "train.jsonl"
-    limits = ["--min_duration_s", "0.5", "--min_sample_rate_hz", "8000", "--max_channels", "3", "--max_dc_offset", "1"]
+    limits = [
+        "--min_duration_s",
+        "0.5",
+        "--min_sample_rate_hz",
+        "8000",
+        "--max_channels",
+        "3",
+        "--max_dc_offset",
+        "1",
+    ]
     assert prepare(*csv(tmp_path / "corpus"), "--output_file", output, "--validate", *limits) == 0
-    assert ids(output) == [f"{name}.wav" for name in ("ok0", "ok1", "ok2", "low", "short", "wide", "offset")]
+    assert ids(output) == [
+        f"{name}.wav" for name in ("ok0", "ok1", "ok2", "low", "short", "wide", "offset")
+    ]
 
 
 # --- duplicates ---
@@ -203,7 +236,8 @@ def test_limits_are_flags(tmp_path):
 
 @pytest.mark.parametrize("level", ["header", "full"])
 def test_one_recording_is_trained_on_once(tmp_path, level):
-    """The same file under two names, and one recording as WAV and FLAC, which only the samples tell."""
+    """The same file under two names, and one recording as WAV and FLAC, which only the samples
+    tell."""
     root = tmp_path / "corpus"
     speech(root / "a.wav", seed=1)
     (root / "b.wav").write_bytes((root / "a.wav").read_bytes())
@@ -213,9 +247,13 @@ def test_one_recording_is_trained_on_once(tmp_path, level):
     output = tmp_path / "train.jsonl"
     arguments = table(root, ["a.wav", "b.wav", "c.flac", "d.wav"])
     assert prepare(*arguments, "--output_file", output, "--validate", level) == 0
-    copies = [("b.wav", "duplicate audio (as a.wav)")] + [("c.flac", "duplicate audio (as a.wav)")] * (level == "full")
+    copies = [("b.wav", "duplicate audio (as a.wav)")] + [
+        ("c.flac", "duplicate audio (as a.wav)")
+    ] * (level == "full")
     assert reasons(output) == copies
-    assert ids(output) == [name for name in ("a.wav", "b.wav", "c.flac", "d.wav") if name not in dict(copies)]
+    assert ids(output) == [
+        name for name in ("a.wav", "b.wav", "c.flac", "d.wav") if name not in dict(copies)
+    ]
 
 
 def test_equal_edges_are_no_duplicate(tmp_path):
@@ -225,15 +263,29 @@ def test_equal_edges_are_no_duplicate(tmp_path):
     samples[20_000:20_010] = 0
     sf.write(root / "b.wav", samples, rate)
     output = tmp_path / "train.jsonl"
-    assert prepare(*table(root, ["a.wav", "b.wav"]), "--output_file", output, "--validate", "header") == 0
+    assert (
+        prepare(*table(root, ["a.wav", "b.wav"]), "--output_file", output, "--validate", "header")
+        == 0
+    )
     assert ids(output) == ["a.wav", "b.wav"]
 
 
 def _same_id(root: Path) -> list[Any]:
     for number in range(2):
         speech(root / f"{number}.wav", seed=30 * number)
-    (root / "meta.csv").write_text(f"audio,text,id\n0.wav,{TEXT},x\n1.wav,{TEXT},x\n", encoding="utf-8")
-    return ["--dataset_type", "custom", "--input_dir", root, "--csv_file", root / "meta.csv", "--id_column", "id"]
+    (root / "meta.csv").write_text(
+        f"audio,text,id\n0.wav,{TEXT},x\n1.wav,{TEXT},x\n", encoding="utf-8"
+    )
+    return [
+        "--dataset_type",
+        "custom",
+        "--input_dir",
+        root,
+        "--csv_file",
+        root / "meta.csv",
+        "--id_column",
+        "id",
+    ]
 
 
 def test_one_id_is_used_once(tmp_path):
@@ -250,18 +302,31 @@ def test_a_rejected_clip_does_not_take_the_file_of_the_accepted_one(tmp_path):
     arguments = _same_id(tmp_path / "corpus")
     assert prepare(*arguments, "--output_file", output, "--audio_output", tmp_path / "audio") == 0
     (row,) = read(output)
-    assert np.abs(sf.read(row["audios"][0])[0] - sf.read(tmp_path / "corpus" / "0.wav")[0]).max() < 1e-3
+    assert (
+        np.abs(sf.read(row["audios"][0])[0] - sf.read(tmp_path / "corpus" / "0.wav")[0]).max()
+        < 1e-3
+    )
 
 
 def test_an_id_of_an_augmented_copy_is_refused(tmp_path):
-    """Row and file of the one would be those of the other, and which of them depended on the order of the workers."""
+    """Row and file of the one would be those of the other, and which of them depended on the order
+    of the workers."""
     root, output = tmp_path / "corpus", tmp_path / "train.jsonl"
     names = ["x", "x-speed0.9", "x-speed1.1", "y-speed0.9"]
     for number, name in enumerate(names):
         speech(root / f"{name}.wav", seed=10 * number)
     lines = ["audio,text,id", *(f"{name}.wav,{TEXT},{name}" for name in reversed(names))]
     (root / "meta.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    arguments = ["--dataset_type", "custom", "--input_dir", root, "--csv_file", root / "meta.csv", "--id_column", "id"]
+    arguments = [
+        "--dataset_type",
+        "custom",
+        "--input_dir",
+        root,
+        "--csv_file",
+        root / "meta.csv",
+        "--id_column",
+        "id",
+    ]
     arguments += ["--output_file", output, "--audio_output", tmp_path / "audio"]
     assert prepare(*arguments, "--speed_factors", "0.9") == 0
     assert reasons(output) == [("x-speed0.9", "duplicate id (as the augmented copy of x)")]
@@ -287,7 +352,10 @@ def test_the_journal_names_no_file_that_is_not_on_the_disk(tmp_path, monkeypatch
 
     monkeypatch.setattr(run_module, "sync", sync)
     flags = ["--audio_output", tmp_path / "audio", "--noise_snr_db", "20"]
-    assert prepare(*corpus(tmp_path / "corpus", 4), "--output_file", tmp_path / "train.jsonl", *flags) == 0
+    assert (
+        prepare(*corpus(tmp_path / "corpus", 4), "--output_file", tmp_path / "train.jsonl", *flags)
+        == 0
+    )
     assert synced == [row["audios"][0] for row in read(tmp_path / "train.jsonl")]
 
 
@@ -297,7 +365,13 @@ def test_what_cannot_be_synced_is_not_done(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_module, "sync", sync)
     output = tmp_path / "train.jsonl"
-    arguments = [*corpus(tmp_path / "corpus", 2), "--output_file", output, "--audio_output", tmp_path / "audio"]
+    arguments = [
+        *corpus(tmp_path / "corpus", 2),
+        "--output_file",
+        output,
+        "--audio_output",
+        tmp_path / "audio",
+    ]
     assert prepare(*arguments) == 1
     assert not output.exists()
     assert (tmp_path / ".train.jsonl.journal").read_text() == ""
@@ -307,17 +381,32 @@ def test_what_cannot_be_synced_is_not_done(tmp_path, monkeypatch):
 
 
 def sides(output: Path) -> dict[str, list[dict[str, Any]]]:
-    paths = {"train": output, **{name: output.with_name(f"{name}.jsonl") for name in ("val", "test")}}
+    paths = {
+        "train": output,
+        **{name: output.with_name(f"{name}.jsonl") for name in ("val", "test")},
+    }
     return {name: read(path) for name, path in paths.items() if path.exists()}
 
 
 def test_split_in_three(tmp_path):
     arguments = corpus(tmp_path / "corpus", 60)
     output = tmp_path / "train.jsonl"
-    flags = ["--output_file", output, "--split", "--val_ratio", "0.2", "--test_ratio", "0.2", "--validate", "header"]
+    flags = [
+        "--output_file",
+        output,
+        "--split",
+        "--val_ratio",
+        "0.2",
+        "--test_ratio",
+        "0.2",
+        "--validate",
+        "header",
+    ]
     assert prepare(*arguments, *flags) == 0
     found = {name: [row["id"] for row in rows] for name, rows in sides(output).items()}
-    assert sorted(itertools.chain(*found.values())) == [f"clip{number:03d}.wav" for number in range(60)]
+    assert sorted(itertools.chain(*found.values())) == [
+        f"clip{number:03d}.wav" for number in range(60)
+    ]
     assert {name: len(each) for name, each in found.items()}.keys() == {"train", "val", "test"}
     assert all(5 <= len(found[name]) <= 20 for name in ("val", "test"))
     assert {name: each["clips"] for name, each in report(output)["splits"].items()} == {
@@ -326,7 +415,9 @@ def test_split_in_three(tmp_path):
     # Half as many again, listed the other way round: nobody changes sides.
     more = corpus(tmp_path / "corpus", 90)
     lines = (tmp_path / "corpus" / "meta.csv").read_text().splitlines()
-    (tmp_path / "corpus" / "meta.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    (tmp_path / "corpus" / "meta.csv").write_text(
+        "\n".join([lines[0], *reversed(lines[1:])]) + "\n"
+    )
     assert prepare(*more, *flags) == 0
     for name, rows in sides(output).items():
         assert set(found[name]) <= {row["id"] for row in rows}
@@ -336,40 +427,73 @@ def test_split_in_three(tmp_path):
 
 def test_split_by_speaker(tmp_path):
     output = tmp_path / "train.jsonl"
-    flags = ["--output_file", output, "--split", "--split_by_speaker", "--val_ratio", "0.2", "--test_ratio", "0.2"]
+    flags = [
+        "--output_file",
+        output,
+        "--split",
+        "--split_by_speaker",
+        "--val_ratio",
+        "0.2",
+        "--test_ratio",
+        "0.2",
+    ]
     assert prepare(*corpus(tmp_path / "corpus", 36, speakers=12), *flags) == 0
     voices = {name: {row["speaker"] for row in rows} for name, rows in sides(output).items()}
-    assert len(voices["train"]) + len(voices["val"]) + len(voices["test"]) == 12 == len(set().union(*voices.values()))
+    assert (
+        len(voices["train"]) + len(voices["val"]) + len(voices["test"])
+        == 12
+        == len(set().union(*voices.values()))
+    )
     assert prepare(*corpus(tmp_path / "corpus", 60, speakers=12), *flags) == 0
-    assert {name: {row["speaker"] for row in rows} for name, rows in sides(output).items()} == voices
+    assert {
+        name: {row["speaker"] for row in rows} for name, rows in sides(output).items()
+    } == voices
 
 
 @pytest.mark.parametrize("by_speaker", [False, True])
 def test_augmented_copies_are_only_trained_on(tmp_path, by_speaker):
-    """A faster copy of a validation clip among the training rows, and the validation loss means nothing."""
+    """A faster copy of a validation clip among the training rows, and the validation loss means
+    nothing."""
     output = tmp_path / "train.jsonl"
-    flags = ["--audio_output", tmp_path / "audio", "--speed_factors", "0.9,1.1", "--noise_snr_db", "20"]
+    flags = [
+        "--audio_output",
+        tmp_path / "audio",
+        "--speed_factors",
+        "0.9,1.1",
+        "--noise_snr_db",
+        "20",
+    ]
     flags += ["--split", "--val_ratio", "0.5", *(["--split_by_speaker"] if by_speaker else [])]
-    assert prepare(*corpus(tmp_path / "corpus", 8, speakers=8), "--output_file", output, *flags) == 0
+    assert (
+        prepare(*corpus(tmp_path / "corpus", 8, speakers=8), "--output_file", output, *flags) == 0
+    )
     found = {name: [row["id"] for row in rows] for name, rows in sides(output).items()}
     copies = ("-speed0.9", "-speed1.1", "-snr20")
     assert not any(id_.endswith(copies) for id_ in found["val"])
     originals = [id_ for id_ in found["train"] if not id_.endswith(copies)]
-    assert sorted(found["train"]) == sorted(id_ + suffix for id_ in originals for suffix in ("", *copies))
+    assert sorted(found["train"]) == sorted(
+        id_ + suffix for id_ in originals for suffix in ("", *copies)
+    )
 
 
 # --- references ---
 
 
 def paired(tmp_path: Path, *flags: Any) -> dict[str, list[dict[str, Any]]]:
-    """Eight voices of five clips, and one voice with a single clip; each clip has a text of its own."""
+    """Eight voices of five clips, and one voice with a single clip; each clip has a text of its
+    own."""
     root, output = tmp_path / "corpus", tmp_path / "train.jsonl"
-    names = {f"clip{number:03d}.wav": f"voice{number % 8}" for number in range(40)} | {"alone.wav": "hermit"}
+    names = {f"clip{number:03d}.wav": f"voice{number % 8}" for number in range(40)} | {
+        "alone.wav": "hermit"
+    }
     if not root.exists():
         for number, name in enumerate(names):
             speech(root / name, 3.0 + number / 100, seed=number, rate=16_000)
         speech(root / "clip008.wav", 2.9, seed=8, rate=16_000)  # too short to clone from
-    lines = ["audio,text,speaker", *(f"{name},Text of {name},{speaker}" for name, speaker in names.items())]
+    lines = [
+        "audio,text,speaker",
+        *(f"{name},Text of {name},{speaker}" for name, speaker in names.items()),
+    ]
     (root / "meta.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     arguments = ["--dataset_type", "custom", "--input_dir", root, "--csv_file", root / "meta.csv"]
     arguments += ["--speaker_column", "speaker", "--output_file", output, "--references", "--split"]
@@ -394,7 +518,11 @@ def test_references_are_other_utterances_of_the_voice_and_side(tmp_path, flags, 
             assert reference is not row
             assert reference["speaker"] == row["speaker"]
             assert reference["id"] != "clip008.wav"
-            assert row["reference_text"] == reference["messages"][-2]["content"] == f"Text of {reference['id']}"
+            assert (
+                row["reference_text"]
+                == reference["messages"][-2]["content"]
+                == f"Text of {reference['id']}"
+            )
     everyone = [row for rows in found.values() for row in rows]
     assert "reference_audio" not in next(row for row in everyone if row["speaker"] == "hermit")
     assert sum("reference_audio" in row for row in everyone) > 30
@@ -409,7 +537,9 @@ def test_references_follow_from_the_seed(tmp_path):
     assert pairs("--without_reference", "0.5") == first
     assert pairs("--without_reference", "0.5", "--seed", "7") != first
     everyone = pairs("--without_reference", "0")
-    dropped = [id_ for id_, reference in everyone.items() if reference is not None and first[id_] is None]
+    dropped = [
+        id_ for id_, reference in everyone.items() if reference is not None and first[id_] is None
+    ]
     assert 10 <= len(dropped) <= 30
     assert all(first[id_] in (None, reference) for id_, reference in everyone.items())
     assert set(pairs("--without_reference", "1").values()) == {None}
@@ -419,14 +549,25 @@ def test_one_speaker_for_all(tmp_path):
     root, output = tmp_path / "lj", tmp_path / "train.jsonl"
     for number in range(3):
         speech(root / "wavs" / f"LJ{number}.wav", 3.1, seed=number, rate=16_000)
-    (root / "metadata.csv").write_text("".join(f"LJ{n}|{TEXT}|{TEXT}\n" for n in range(3)), encoding="utf-8")
-    arguments = ["--dataset_type", "ljspeech", "--input_dir", root, "--output_file", output, "--references"]
+    (root / "metadata.csv").write_text(
+        "".join(f"LJ{n}|{TEXT}|{TEXT}\n" for n in range(3)), encoding="utf-8"
+    )
+    arguments = [
+        "--dataset_type",
+        "ljspeech",
+        "--input_dir",
+        root,
+        "--output_file",
+        output,
+        "--references",
+    ]
     assert prepare(*arguments, "--without_reference", "0") == 0
     assert all(row["reference_audio"] != row["audios"][0] for row in read(output))
 
 
 def test_a_copy_of_the_target_is_no_reference(tmp_path):
-    """A reference that speaks the very words to be spoken, only noisier, teaches the model to copy."""
+    """A reference that speaks the very words to be spoken, only noisier, teaches the model to
+    copy."""
     output = tmp_path / "train.jsonl"
     arguments = corpus(tmp_path / "corpus", 6, speakers=2, duration_s=3.2, rate=16_000)
     flags = [
@@ -470,11 +611,15 @@ def test_originals_stay_and_the_output_is_24_khz_mono(tmp_path):
         info = sf.info(row["audios"][0])
         assert (info.samplerate, info.channels) == (24_000, 1)
         factor = 0.8 if row["id"].endswith("-speed0.8") else 1.0
-        assert info.duration * factor == pytest.approx(1.7, abs=0.06)  # the tone and 0.1 s around it
+        assert info.duration * factor == pytest.approx(
+            1.7, abs=0.06
+        )  # the tone and 0.1 s around it
         assert Path(row["audios"][0]).is_relative_to(audio)
     found = report(output)
     assert found["accepted"]["clips"] == len(rows)
-    assert found["accepted"]["hours"] == round(sum(sf.info(row["audios"][0]).duration for row in rows) / 3600, 4)
+    assert found["accepted"]["hours"] == round(
+        sum(sf.info(row["audios"][0]).duration for row in rows) / 3600, 4
+    )
 
 
 def test_what_trimming_leaves_is_judged_again(tmp_path):
@@ -493,7 +638,10 @@ def test_ids_that_look_alike_are_files_of_their_own(tmp_path):
     names = ["a/b.wav", "a_b.wav", "a b.wav", "a/b.flac", "ü.wav"]
     for number, name in enumerate(names):
         speech(root / name, seed=number)
-    assert prepare(*table(root, names), "--output_file", output, "--audio_output", tmp_path / "audio") == 0
+    assert (
+        prepare(*table(root, names), "--output_file", output, "--audio_output", tmp_path / "audio")
+        == 0
+    )
     files = [row["audios"][0] for row in read(output)]
     assert len(set(files)) == 5
     assert all(re.fullmatch(rf"{tmp_path}/audio/.*\.flac", file) for file in files)
@@ -507,7 +655,14 @@ def coded(tiny: Path, tmp_path: Path) -> Path:
     """Rows with codes of six clips, five of them with a reference."""
     arguments = corpus(tmp_path / "corpus", 6, speakers=1, duration_s=3.0, rate=16_000)
     output = tmp_path / "data" / "train.jsonl"
-    flags = ["--references", "--without_reference", "0", "--encode_codes", "--codec", tiny / "audio_tokenizer"]
+    flags = [
+        "--references",
+        "--without_reference",
+        "0",
+        "--encode_codes",
+        "--codec",
+        tiny / "audio_tokenizer",
+    ]
     assert prepare(*arguments, "--output_file", output, *flags) == 0
     return output
 
@@ -530,12 +685,16 @@ def test_codes_are_those_of_the_codec(tiny: Path, coded: Path):
     assert len(list(CodeCache(folder))) == 6, "references are no clips of their own"
 
 
-def test_a_second_run_encodes_what_is_new(tiny: Path, coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_second_run_encodes_what_is_new(
+    tiny: Path, coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from plugins.audio.codec import Codec
 
     encoded: list[str] = []
     original = Codec.encode_file
-    monkeypatch.setattr(Codec, "encode_file", lambda self, path: (encoded.append(path), original(self, path))[1])
+    monkeypatch.setattr(
+        Codec, "encode_file", lambda self, path: (encoded.append(path), original(self, path))[1]
+    )
     arguments = corpus(tmp_path / "corpus", 8, speakers=1, duration_s=3.0, rate=16_000)
     speech(tmp_path / "corpus" / "clip002.wav", 3.0, seed=77, rate=16_000)
     flags = ["--output_file", coded, "--encode_codes", "--codec", tiny / "audio_tokenizer"]
@@ -547,13 +706,18 @@ def test_codes_of_augmented_copies_and_processed_clips(tiny: Path, tmp_path: Pat
     output = tmp_path / "train.jsonl"
     flags = ["--audio_output", tmp_path / "audio", "--speed_factors", "0.9", "--encode_codes"]
     arguments = corpus(tmp_path / "corpus", 2)
-    assert prepare(*arguments, "--output_file", output, *flags, "--codec", tiny / "audio_tokenizer") == 0
+    assert (
+        prepare(*arguments, "--output_file", output, *flags, "--codec", tiny / "audio_tokenizer")
+        == 0
+    )
     keys = [row["audio_codes"][0] for row in read(output)]
     assert len(keys) == len(set(keys)) == 4
 
 
 @pytest.mark.slow
-def test_training_never_loads_the_codec(tiny: Path, coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_training_never_loads_the_codec(
+    tiny: Path, coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from helpers.sft import sft
 
     import plugins.audio.codec
@@ -576,7 +740,9 @@ def refused(model: Path, rows: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("fault", ["another clip", "another codec", "another length", "no cache"])
-def test_codes_of_something_else_are_refused_by_training(fault: str, tiny: Path, coded: Path, tmp_path: Path):
+def test_codes_of_something_else_are_refused_by_training(
+    fault: str, tiny: Path, coded: Path, tmp_path: Path
+):
     model, first = tiny, read(coded)[0]
     if fault == "another clip":
         speech(Path(first["reference_audio"]), 3.0, seed=99, rate=16_000)
@@ -592,8 +758,14 @@ def test_codes_of_something_else_are_refused_by_training(fault: str, tiny: Path,
     assert lines
     assert all(re.match(rf"{coded}:\d+: (audio|reference)_codes", line) for line in lines), lines
     if fault == "another clip":
-        assert len(lines) == sum(row["reference_audio"] == first["reference_audio"] for row in read(coded)) + 1
-        assert all(line.endswith("file changed; run prepare_dataset.py --encode_codes again") for line in lines)
+        assert (
+            len(lines)
+            == sum(row["reference_audio"] == first["reference_audio"] for row in read(coded)) + 1
+        )
+        assert all(
+            line.endswith("file changed; run prepare_dataset.py --encode_codes again")
+            for line in lines
+        )
     if fault == "another codec":
         assert len(lines) == 1, "it is told once"
         assert lines[0].endswith("again, with that --codec and another --codes_dir")
@@ -601,7 +773,8 @@ def test_codes_of_something_else_are_refused_by_training(fault: str, tiny: Path,
 
 @pytest.mark.slow
 def test_any_changed_clip_is_refused_by_training(tiny: Path, coded: Path, tmp_path: Path):
-    """A clip that was recorded anew at the same length would be trained with the codes of the old recording."""
+    """A clip that was recorded anew at the same length would be trained with the codes of the old
+    recording."""
     first = read(coded)[0]["reference_audio"]
     other = next(row["audios"][0] for row in read(coded) if row["audios"][0] != first)
     speech(Path(other), 3.0, seed=99, rate=16_000)
@@ -639,7 +812,9 @@ def test_a_flag_of_another_corpus_is_wrong_usage(tmp_path, capsys, flag):
 
 def test_common_voice_quotes_are_text(tmp_path):
     arguments = corpus(tmp_path / "corpus", 1)
-    (tmp_path / "corpus" / "meta.csv").write_text('audio\ttext\tspeaker\nclip000.wav\t"So it is, he said.\tann\n')
+    (tmp_path / "corpus" / "meta.csv").write_text(
+        'audio\ttext\tspeaker\nclip000.wav\t"So it is, he said.\tann\n'
+    )
     output = tmp_path / "train.jsonl"
     assert prepare(*arguments, "--output_file", output) == 1, "a quote that does not close"
     assert prepare(*arguments, "--output_file", output, "--no_quotes") == 0
@@ -654,7 +829,10 @@ def test_common_voice_quotes_are_text(tmp_path):
             ["--min_duration_s", "40"],
             "error: command line: --min_duration_s: 40.0 is above --max_duration_s (30); swap",
         ),
-        (["--audio_output", "x", "--speed_factors", "9"], "error: command line: --speed_factors: (9.0,) is outside"),
+        (
+            ["--audio_output", "x", "--speed_factors", "9"],
+            "error: command line: --speed_factors: (9.0,) is outside",
+        ),
         (["--csv_file", "gone.csv"], "error: custom: csv_file: 'gone.csv' not found"),
     ],
 )

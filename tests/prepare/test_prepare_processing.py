@@ -1,4 +1,5 @@
-"""Decoded clips -> 24 kHz mono, trimmed, at one loudness, never clipped; augmented copies that follow from the seed."""
+"""Decoded clips -> 24 kHz mono, trimmed, at one loudness, never clipped; augmented copies that
+follow from the seed."""
 
 import dataclasses
 import importlib.util
@@ -13,19 +14,30 @@ from conftest import CORPUS
 
 from plugins.audio.waveforms import load, probe, save_wav
 from plugins.errors import UserError
-from plugins.prepare.processing import Processing, Variant, check_installed, process, variant_ids, variants
+from plugins.prepare.processing import (
+    Processing,
+    Variant,
+    check_installed,
+    process,
+    variant_ids,
+    variants,
+)
 
 RATE = 24_000
 SPEECH = sorted((CORPUS / "wavs").glob("*.flac"))
 needs_silero = pytest.mark.skipif(
-    importlib.util.find_spec("silero_vad") is None, reason="needs silero-vad: pip install silero-vad"
+    importlib.util.find_spec("silero_vad") is None,
+    reason="needs silero-vad: pip install silero-vad",
 )
 needs_pyloudnorm = pytest.mark.skipif(
-    importlib.util.find_spec("pyloudnorm") is None, reason="needs pyloudnorm: pip install pyloudnorm"
+    importlib.util.find_spec("pyloudnorm") is None,
+    reason="needs pyloudnorm: pip install pyloudnorm",
 )
 
 
-def tone(duration_s: float, frequency_hz: float = 240, amplitude: float = 0.5, rate: int = RATE) -> np.ndarray:
+def tone(
+    duration_s: float, frequency_hz: float = 240, amplitude: float = 0.5, rate: int = RATE
+) -> np.ndarray:
     time_s = np.arange(round(duration_s * rate)) / rate
     return (amplitude * np.sin(2 * np.pi * frequency_hz * time_s)).astype(np.float32)
 
@@ -55,7 +67,8 @@ def frozen(samples: np.ndarray) -> np.ndarray:
 
 
 def test_every_setting_can_become_a_flag():
-    """The command line is generated from the fields: what is missing there is missing for the user."""
+    """The command line is generated from the fields: what is missing there is missing for the
+    user."""
     for each in dataclasses.fields(Processing):
         assert each.metadata["help"]
         if each.default not in (None, ()):
@@ -84,14 +97,17 @@ def test_settings_that_cannot_be_meant_are_told(wrong, message):
 
 
 @pytest.mark.parametrize(
-    ("processing", "package"), [(Processing(trim="vad"), "silero-vad"), (Processing(loudness_lufs=-23), "pyloudnorm")]
+    ("processing", "package"),
+    [(Processing(trim="vad"), "silero-vad"), (Processing(loudness_lufs=-23), "pyloudnorm")],
 )
 def test_a_missing_package_is_told_with_its_remedy(monkeypatch, processing, package):
     """Before the first clip, in one line, and only if it is needed."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_installed(Processing(trim="energy", speed_factors=(0.9,), noise_snr_db=(20.0,)))
     for call in (lambda: check_installed(processing), lambda: process(tone(1.0), RATE, processing)):
-        with pytest.raises(UserError, match=f"'{package}' is not installed; run: pip install {package}, or "):
+        with pytest.raises(
+            UserError, match=f"'{package}' is not installed; run: pip install {package}, or "
+        ):
             call()
 
 
@@ -107,7 +123,8 @@ def test_a_clip_that_is_right_stays_as_it_is():
 
 
 def test_stereo_at_another_rate():
-    """The channels are averaged, the rate is 24 kHz; a 15 kHz tone, which that cannot hold, is gone and not folded."""
+    """The channels are averaged, the rate is 24 kHz; a 15 kHz tone, which that cannot hold, is gone
+    and not folded."""
     left = tone(1.0, rate=48_000) + tone(1.0, frequency_hz=15_000, amplitude=0.2, rate=48_000)
     clip = frozen(np.stack([left, np.zeros_like(left)], axis=1))
     result = process(clip, 48_000, Processing())
@@ -117,7 +134,8 @@ def test_stereo_at_another_rate():
 
 @pytest.mark.parametrize("rate", [RATE, 48_000])
 def test_too_loud_a_clip_is_scaled_and_not_clipped(rate):
-    """Float files go beyond 1, and so does resampling near it; 16 bit would cut the tops off flat."""
+    """Float files go beyond 1, and so does resampling near it; 16 bit would cut the tops off
+    flat."""
     clip = frozen(tone(1.0, amplitude=1.5, rate=rate))
     result = process(clip, rate, Processing())
     assert np.abs(result).max() == 1.0
@@ -131,7 +149,9 @@ def test_energy_trim_keeps_the_padding_and_the_pause_within():
     clip = np.concatenate([silence(1.0), tone(1.0), silence(0.5), tone(1.0), silence(1.0)])
     kept = process(frozen(clip), RATE, Processing(trim="energy", trim_padding_s=0.3))
     np.testing.assert_array_equal(kept, clip[round(0.7 * RATE) : round(3.8 * RATE)])
-    near_the_ends = process(clip[RATE // 2 : -RATE // 2], RATE, Processing(trim="energy", trim_padding_s=2.0))
+    near_the_ends = process(
+        clip[RATE // 2 : -RATE // 2], RATE, Processing(trim="energy", trim_padding_s=2.0)
+    )
     assert len(near_the_ends) == len(clip) - RATE  # not more padding than there is
 
 
@@ -141,13 +161,18 @@ def test_energy_trim_cuts_at_the_first_and_last_loud_frame(below_db, limit_db):
     for path in SPEECH[:6]:
         clip = np.concatenate([silence(0.7), load(path), silence(0.4)]).astype(np.float64)
         centred = (clip - clip.mean()).tolist()
-        powers = [sum(s * s for s in centred[start : start + 600]) / 600 for start in range(0, len(clip) - 599, 600)]
+        powers = [
+            sum(s * s for s in centred[start : start + 600]) / 600
+            for start in range(0, len(clip) - 599, 600)
+        ]
         levels = [10 * math.log10(power + 1e-30) for power in powers]
         threshold = limit_db or max(levels) - below_db
         loud = [index for index, level in enumerate(levels) if level >= threshold]
         processing = Processing(trim="energy", trim_below_db=below_db, trim_padding_s=0.0)
         kept = process(clip.astype(np.float32), RATE, processing)
-        np.testing.assert_array_equal(kept, clip[loud[0] * 600 : (loud[-1] + 1) * 600].astype(np.float32))
+        np.testing.assert_array_equal(
+            kept, clip[loud[0] * 600 : (loud[-1] + 1) * 600].astype(np.float32)
+        )
         assert 0.4 * len(clip) < len(kept) < len(clip) - RATE
 
 
@@ -165,7 +190,11 @@ def test_vad_cuts_noise_that_has_the_level_of_speech():
     assert len(process(clip, RATE, Processing(trim="energy"))) == len(clip)
     processing = Processing(trim="vad", trim_padding_s=0.1)
     kept = process(clip, RATE, processing)
-    start = next(at for at in range(len(clip)) if clip[at] == kept[0] and np.array_equal(clip[at:][: len(kept)], kept))
+    start = next(
+        at
+        for at in range(len(clip))
+        if clip[at] == kept[0] and np.array_equal(clip[at:][: len(kept)], kept)
+    )
     assert 1.4 * RATE < start < 1.9 * RATE  # flite begins with 0.2 s of silence
     assert len(clip) - 1.9 * RATE < start + len(kept) < len(clip) - 1.0 * RATE
     np.testing.assert_array_equal(process(clip, RATE, processing), kept)  # the model keeps no state
@@ -173,7 +202,8 @@ def test_vad_cuts_noise_that_has_the_level_of_speech():
 
 @needs_silero
 def test_vad_keeps_a_short_first_word():
-    """silero-vad's default drops speech below 250 ms before a pause: "Two. Press ..." lost its "Two"."""
+    """silero-vad's default drops speech below 250 ms before a pause: "Two. Press ..." lost its
+    "Two"."""
     speech = load(SPEECH[0])
     word = speech[round(0.30 * RATE) : round(0.48 * RATE)]
     clip = np.concatenate([silence(0.5), word, silence(0.6), speech])
@@ -186,7 +216,8 @@ def test_vad_keeps_a_short_first_word():
 
 @needs_pyloudnorm
 def test_loudness_of_the_standards_own_signal():
-    """ITU-R BS.1770: a sine of 997 Hz at full scale in one channel has -3.01 LUFS, so -23 is a peak of -19.99 dB."""
+    """ITU-R BS.1770: a sine of 997 Hz at full scale in one channel has -3.01 LUFS, so -23 is a peak
+    of -19.99 dB."""
     for amplitude in (0.01, 0.9):
         result = process(frozen(tone(5.0, 997, amplitude)), RATE, Processing(loudness_lufs=-23.0))
         assert 20 * np.log10(np.abs(result).max()) == pytest.approx(-19.99, abs=0.05)
@@ -238,7 +269,8 @@ def test_sixteen_bits_are_enough(tmp_path):
 
 
 def test_speed_changes_duration_and_pitch():
-    """It is another voice, and says so: a reference of the one must not be paired with a target of the other."""
+    """It is another voice, and says so: a reference of the one must not be paired with a target of
+    the other."""
     slow, fast = variants(frozen(tone(2.0)), "clip", Processing(speed_factors=(0.9, 1.1)), seed=0)
     assert (slow.id, slow.speaker_suffix) == ("clip-speed0.9", "-speed0.9")
     assert (fast.id, fast.speaker_suffix) == ("clip-speed1.1", "-speed1.1")
@@ -263,13 +295,16 @@ def test_noise_has_the_ratio_asked_for(snr_db):
 
 
 def test_noise_beyond_full_scale_is_scaled_with_the_speech():
-    (variant,) = variants(tone(1.0, amplitude=0.99), "clip", Processing(noise_snr_db=(3.0,)), seed=0)
+    (variant,) = variants(
+        tone(1.0, amplitude=0.99), "clip", Processing(noise_snr_db=(3.0,)), seed=0
+    )
     assert np.abs(variant.samples).max() == 1.0
     assert (np.abs(variant.samples) == 1.0).sum() == 1
 
 
 def test_noise_follows_from_seed_and_id_only():
-    """With one generator for all clips, their noise would depend on the worker and on what it had done before."""
+    """With one generator for all clips, their noise would depend on the worker and on what it had
+    done before."""
     both, one = Processing(noise_snr_db=(10.0, 20.0)), Processing(noise_snr_db=(20.0,))
 
     def noisy(clip_id: str, processing: Processing, seed: int) -> np.ndarray:
@@ -294,7 +329,9 @@ def test_ids_of_variants_are_known_beforehand():
 @pytest.mark.parametrize("name", ["speed_factors", "noise_snr_db"])
 def test_two_copies_of_one_id_are_refused(name):
     """The second would be written over the first; the id holds six digits."""
-    with pytest.raises(UserError, match=rf"--{name}: .* gives two copies one id; give each value once"):
+    with pytest.raises(
+        UserError, match=rf"--{name}: .* gives two copies one id; give each value once"
+    ):
         Processing(**{name: (1.1, 1.10000001)})
 
 
@@ -318,7 +355,9 @@ def test_every_worker_and_order_gives_the_same():
     paths = [str(path) for path in SPEECH[:4]]
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         there = list(pool.map(everything, reversed(paths)))
-    for (clip, copies), (other_clip, other_copies) in zip(map(everything, paths), reversed(there), strict=True):
+    for (clip, copies), (other_clip, other_copies) in zip(
+        map(everything, paths), reversed(there), strict=True
+    ):
         np.testing.assert_array_equal(clip, other_clip)
         assert len(copies) == 3
         for copy, other in zip(copies, other_copies, strict=True):

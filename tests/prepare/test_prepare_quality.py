@@ -1,4 +1,5 @@
-"""Unfit recordings and transcripts are told with one constant reason each, before they cost memory or time."""
+"""Unfit recordings and transcripts are told with one constant reason each, before they cost memory
+or time."""
 
 import dataclasses
 import itertools
@@ -9,8 +10,9 @@ import pytest
 import soundfile as sf
 from conftest import CORPUS
 
-from plugins.audio.waveforms import AudioInfo, file_hash, load, probe, to_pcm16
+from plugins.audio.waveforms import AudioInfo, load, probe, to_pcm16
 from plugins.errors import UserError
+from plugins.files.disk import file_hash
 from plugins.prepare.quality import (
     FRAME_S,
     Limits,
@@ -38,14 +40,17 @@ def silence(duration_s: float) -> np.ndarray:
 
 def loosened(**limits: float) -> Limits:
     """Every limit on samples off but those given."""
-    return Limits(**{"max_silence_share": 1.0, "max_clipped_share": 1.0, "max_dc_offset": 1.0, **limits})
+    return Limits(
+        **{"max_silence_share": 1.0, "max_clipped_share": 1.0, "max_dc_offset": 1.0, **limits}
+    )
 
 
 # --- Limits ---
 
 
 def test_every_limit_can_become_a_flag():
-    """The command line is generated from the fields: what is missing there is missing for the user."""
+    """The command line is generated from the fields: what is missing there is missing for the
+    user."""
     for each in dataclasses.fields(Limits):
         assert each.metadata["help"]
         assert each.metadata["parse"](str(each.default)) == each.default
@@ -56,7 +61,10 @@ def test_every_limit_can_become_a_flag():
     ("wrong", "message"),
     [
         ({"max_silence_share": 1.5}, "--max_silence_share: 1.5 is outside 0 to 1; "),
-        ({"max_duration_s": -1.0}, "--max_duration_s: -1.0 is outside 0 to 1e+09 s; give longest clip"),
+        (
+            {"max_duration_s": -1.0},
+            "--max_duration_s: -1.0 is outside 0 to 1e+09 s; give longest clip",
+        ),
         ({"max_duration_s": float("nan")}, "--max_duration_s: nan is outside"),
         ({"max_duration_s": float("inf")}, "--max_duration_s: inf is outside"),
         ({"min_duration_s": 31.0}, "--min_duration_s: 31.0 is above --max_duration_s (30); "),
@@ -99,14 +107,17 @@ def test_file_size():
 
 
 def test_an_mp3_is_judged_again_once_decoded(tmp_path):
-    """Variable bit rate without its first frame: the header's length is a guess from the quiet start."""
+    """Variable bit rate without its first frame: the header's length is a guess from the quiet
+    start."""
     path = tmp_path / "a.mp3"
     samples = np.random.default_rng(0).normal(0, 0.2, 28 * 16_000).astype(np.float32)
     samples[: 7 * 16_000] = 0
     sf.write(path, samples, 16_000, bitrate_mode="VARIABLE", compression_level=0.5)
     content = path.read_bytes()
     path.write_bytes(content[content.index(content[:2], 4) :])
-    assert check_header(probe(path), Limits())[0] == "duration above max_duration_s"  # refused though it is 28 s
+    assert (
+        check_header(probe(path), Limits())[0] == "duration above max_duration_s"
+    )  # refused though it is 28 s
     decoded = load(path, sample_rate_hz=16_000)
     assert check_header(AudioInfo(len(decoded), 16_000, 1), Limits()) is None
 
@@ -118,7 +129,12 @@ def test_speech_is_accepted():
     """Limits that reject clean speech are worse than none."""
     for path in SPEECH:
         info = probe(path)
-        assert check_samples(load(path, sample_rate_hz=info.sample_rate_hz), info.sample_rate_hz, Limits()) is None
+        assert (
+            check_samples(
+                load(path, sample_rate_hz=info.sample_rate_hz), info.sample_rate_hz, Limits()
+            )
+            is None
+        )
 
 
 def test_silence_share_is_that_of_the_frames():
@@ -145,10 +161,14 @@ def test_below_the_noise_of_a_room_all_is_silent(level_dbfs, silent):
 
 
 def test_one_word_in_much_silence():
-    """A level taken from a percentile is that of the background here, and the share would be none."""
+    """A level taken from a percentile is that of the background here, and the share would be
+    none."""
     background = tone(14.5, amplitude=0.002)  # 48 dB below the word, -57 dBFS
     clip = np.concatenate([background, tone(0.5), background])
-    assert check_samples(clip, RATE, Limits()) == ("silence share above max_silence_share", round(29 / 29.5, 6))
+    assert check_samples(clip, RATE, Limits()) == (
+        "silence share above max_silence_share",
+        round(29 / 29.5, 6),
+    )
 
 
 def test_an_offset_does_not_hide_silence():
@@ -159,29 +179,39 @@ def test_an_offset_does_not_hide_silence():
 
 @pytest.mark.parametrize("num_samples", [1, 599, 600, 601, 1201])
 def test_frames_of_clips_of_any_length(num_samples):
-    """A rest below one frame is no frame of its own: a few samples of it would count as much as 25 ms."""
+    """A rest below one frame is no frame of its own: a few samples of it would count as much as 25
+    ms."""
     assert round(FRAME_S * RATE) == 600
-    assert len(speech_frames(np.ones(num_samples, dtype=np.float32), RATE, 40.0)) == max(1, num_samples // 600)
+    assert len(speech_frames(np.ones(num_samples, dtype=np.float32), RATE, 40.0)) == max(
+        1, num_samples // 600
+    )
 
 
 def slow_clipped_share(channel: np.ndarray) -> float:
     runs = [(value, len(list(group))) for value, group in itertools.groupby(channel.tolist())]
-    return sum(length for value, length in runs if abs(value) >= 0.99 and length >= 3) / len(channel)
+    return sum(length for value, length in runs if abs(value) >= 0.99 and length >= 3) / len(
+        channel
+    )
 
 
 def test_clipped_share_equals_a_count_of_the_runs():
-    """Against a slow loop, on clips full of runs at and below full scale, of both signs and all lengths."""
+    """Against a slow loop, on clips full of runs at and below full scale, of both signs and all
+    lengths."""
     random = np.random.default_rng(0)
     for num_samples in (1, 2, 3, 4, 50, 2000):
         values = random.choice([-1.0, 1.0, 0.995, 0.5, 0.0], size=num_samples).astype(np.float32)
         clip = np.repeat(values, random.integers(1, 6, size=num_samples))
         expected = slow_clipped_share(clip)
         fault = check_samples(clip, RATE, loosened(max_clipped_share=0))
-        assert fault == (("clipped share above max_clipped_share", round(expected, 6)) if expected else None)
+        assert fault == (
+            ("clipped share above max_clipped_share", round(expected, 6)) if expected else None
+        )
     assert expected > 0.3
 
 
-@pytest.mark.parametrize(("gain_db", "accepted"), [(-0.1, True), (0.0, True), (3.0, False), (12.0, False)])
+@pytest.mark.parametrize(
+    ("gain_db", "accepted"), [(-0.1, True), (0.0, True), (3.0, False), (12.0, False)]
+)
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_U8", "FLOAT"])
 def test_speech_driven_over_full_scale(tmp_path, gain_db, accepted, subtype):
     """As recorded: the converter stops at its last number, which is another one in each format."""
@@ -201,7 +231,10 @@ def test_one_bad_channel_of_two():
     assert check_samples(np.stack([clean, bad], axis=1), RATE, Limits()) == fault
     shifted = clean + np.float32(0.015)
     assert check_samples((clean + shifted) / 2, RATE, Limits()) is None
-    assert check_samples(np.stack([clean, shifted], axis=1), RATE, Limits()) == ("DC offset above max_dc_offset", 0.015)
+    assert check_samples(np.stack([clean, shifted], axis=1), RATE, Limits()) == (
+        "DC offset above max_dc_offset",
+        0.015,
+    )
 
 
 @pytest.mark.parametrize(("offset", "accepted"), [(0.009, True), (0.011, False), (-0.011, False)])
@@ -224,9 +257,13 @@ def test_16_bit_integers_are_judged_as_their_floats():
         pcm = to_pcm16(clip)
         for shape in ((-1,), (-1, 1)):
             found = check_samples(pcm.reshape(shape), RATE, Limits())
-            expected = check_samples((pcm.astype(np.float32) / 32768).reshape(shape), RATE, Limits())
+            expected = check_samples(
+                (pcm.astype(np.float32) / 32768).reshape(shape), RATE, Limits()
+            )
             assert found == expected
-        both = check_samples(np.stack([to_pcm16(tone(1.0, 0.3))[: len(pcm)], pcm[:RATE]], axis=1), RATE, Limits())
+        both = check_samples(
+            np.stack([to_pcm16(tone(1.0, 0.3))[: len(pcm)], pcm[:RATE]], axis=1), RATE, Limits()
+        )
         assert (both is None) == (
             check_samples(np.stack([tone(1.0, 0.3), clip[:RATE]], axis=1), RATE, Limits()) is None
         )
@@ -234,7 +271,8 @@ def test_16_bit_integers_are_judged_as_their_floats():
 
 
 def test_silence_is_found_beside_a_large_offset():
-    """The level is a difference of two squares then: 0.9 of DC must not hide -70 dBFS, nor make a word of it."""
+    """The level is a difference of two squares then: 0.9 of DC must not hide -70 dBFS, nor make a
+    word of it."""
     quiet = tone(1.0, amplitude=10 ** (-70 / 20))
     clip = np.concatenate([quiet, tone(1.0, amplitude=0.01)]) + np.float32(0.9)
     assert speech_frames(clip, RATE, 40.0).tolist() == [False] * 40 + [True] * 40
@@ -261,7 +299,8 @@ def test_silence_is_found_beside_a_large_offset():
     ],
 )
 def test_text(text, duration_s, fault):
-    """A transcript that cannot be spoken in the time of its clip belongs to another one, or only half is there."""
+    """A transcript that cannot be spoken in the time of its clip belongs to another one, or only
+    half is there."""
     assert check_text(text, duration_s, Limits()) == fault
 
 
@@ -274,7 +313,9 @@ def test_real_transcripts_are_accepted():
     lines = (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
     for line in lines:
         clip, text, _ = line.split("|")
-        assert check_text(text, probe(CORPUS / "wavs" / f"{clip}.flac").duration_s, Limits()) is None
+        assert (
+            check_text(text, probe(CORPUS / "wavs" / f"{clip}.flac").duration_s, Limits()) is None
+        )
     assert len(lines) == len(SPEECH)
 
 
@@ -282,7 +323,8 @@ def test_real_transcripts_are_accepted():
 
 
 def test_one_recording_in_several_files(tmp_path):
-    """Corpora ship the same take as WAV and FLAC, or tagged anew; the bytes differ, the samples do not."""
+    """Corpora ship the same take as WAV and FLAC, or tagged anew; the bytes differ, the samples do
+    not."""
     samples = load(SPEECH[0], sample_rate_hz=16_000)
     for name in ("a.wav", "a.flac", "tagged.flac", "copy.wav"):
         with sf.SoundFile(tmp_path / name, "w", 16_000, 1, subtype="PCM_16") as file:
@@ -296,7 +338,8 @@ def test_one_recording_in_several_files(tmp_path):
 
 
 def test_other_recordings_have_other_hashes():
-    """One 16 bit step, one sample, or another rate for the same samples (which then sound otherwise)."""
+    """One 16 bit step, one sample, or another rate for the same samples (which then sound
+    otherwise)."""
     samples = tone(1.0)
     changed = samples.copy()
     changed[100] += np.float32(1 / 32768)
@@ -308,10 +351,16 @@ def test_other_recordings_have_other_hashes():
     ]
     assert len(set(hashes)) == 4
     assert samples_hash(np.stack([samples, samples], axis=1), RATE) == hashes[0]
-    assert samples_hash(to_pcm16(samples), RATE) == samples_hash(to_pcm16(samples)[:, np.newaxis], RATE) == hashes[0]
+    assert (
+        samples_hash(to_pcm16(samples), RATE)
+        == samples_hash(to_pcm16(samples)[:, np.newaxis], RATE)
+        == hashes[0]
+    )
     for position in range(0, len(samples), 1_000):  # each part of a clip counts
         other = to_pcm16(samples)
         other[position] ^= 1
         hashes.append(samples_hash(other, RATE))
     assert len(set(hashes)) == len(hashes)
-    assert samples_hash(np.float32([2.0, -2.0]), RATE) == samples_hash(np.float32([1.0, -1.0]), RATE)  # no wrap-around
+    assert samples_hash(np.float32([2.0, -2.0]), RATE) == samples_hash(
+        np.float32([1.0, -1.0]), RATE
+    )  # no wrap-around

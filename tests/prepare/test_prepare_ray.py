@@ -14,7 +14,9 @@ from helpers.commands import contents, corpus, prepare, reasons, speech
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'ray[data]'"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'ray[data]'"
+    ),
 ]
 
 
@@ -23,14 +25,20 @@ def cluster() -> Iterator[None]:
     import ray
 
     # The workers' Python finds our packages where this one did.
-    root = str(Path(__file__).resolve().parents[1])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
+    root = str(Path(__file__).resolve().parents[2])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )
     yield
     ray.shutdown()
 
 
 def faulty(root: Path) -> list[Any]:
-    """Three chunks; faults whose values are whole numbers, fractions and texts, a duplicate, a missing file."""
+    """Three chunks; faults whose values are whole numbers, fractions and texts, a duplicate, a
+    missing file."""
     arguments = corpus(root, 70)
     speech(root / "clip005.wav", 0.3)
     speech(root / "clip006.wav", rate=8_000)
@@ -43,16 +51,28 @@ def faulty(root: Path) -> list[Any]:
 
 @pytest.mark.parametrize(
     "flags",
-    [["--validate"], ["--audio_output", "audio", "--noise_snr_db", "20", "--split"], ["--references"], []],
+    [
+        ["--validate"],
+        ["--audio_output", "audio", "--noise_snr_db", "20", "--split"],
+        ["--references"],
+        [],
+    ],
     ids=["validate", "audio", "references", "nothing"],
 )
 def test_a_cluster_gives_the_bytes_of_a_local_run(tmp_path, monkeypatch, cluster, flags):
     monkeypatch.chdir(tmp_path)
-    arguments = [*faulty(tmp_path / "corpus"), "--output_file", tmp_path / "out" / "train.jsonl", *flags]
+    arguments = [
+        *faulty(tmp_path / "corpus"),
+        "--output_file",
+        tmp_path / "out" / "train.jsonl",
+        *flags,
+    ]
     found = []
     for executor in ("local", "ray"):
         assert prepare(*arguments, "--executor", executor, "--workers", "2") == 0
-        found.append(contents(tmp_path / "out", *([tmp_path / "audio"] if "--audio_output" in flags else [])))
+        found.append(
+            contents(tmp_path / "out", *([tmp_path / "audio"] if "--audio_output" in flags else []))
+        )
         if "--validate" in flags:
             assert len(reasons(tmp_path / "out" / "train.jsonl")) == 6
         shutil.rmtree(tmp_path / "out")
@@ -65,7 +85,13 @@ def test_it_goes_on_where_a_local_run_was_killed(tmp_path, cluster):
     from plugins.prepare import run
     from plugins.prepare.run import _here
 
-    arguments = [*corpus(tmp_path / "corpus", 70), "--output_file", tmp_path / "train.jsonl", "--validate", "header"]
+    arguments = [
+        *corpus(tmp_path / "corpus", 70),
+        "--output_file",
+        tmp_path / "train.jsonl",
+        "--validate",
+        "header",
+    ]
     assert prepare(*arguments) == 0
     expected = contents(tmp_path)
 
@@ -91,5 +117,8 @@ def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     arguments = [*corpus(tmp_path / "corpus", 2), "--output_file", tmp_path / "train.jsonl"]
     assert prepare(*arguments, "--executor", "ray") == 1
-    assert "error: --executor: package: 'ray' is not installed; run: pip install 'ray[data]'" in capsys.readouterr().err
+    assert (
+        "error: --executor: package: 'ray' is not installed; run: pip install 'ray[data]'"
+        in capsys.readouterr().err
+    )
     assert os.listdir(tmp_path).count("train.jsonl") == 0

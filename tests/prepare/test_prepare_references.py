@@ -11,7 +11,8 @@ from helpers.commands import TEXT, prepare, read, reasons, speech
 
 
 def rows(folder: Path, references: dict[str, str | None]) -> list[Any]:
-    """A JSONL of the clips `references` names (clip -> its reference), and the arguments that name it."""
+    """A JSONL of the clips `references` names (clip -> its reference), and the arguments that name
+    it."""
     lines = []
     for clip, reference in references.items():
         row: dict[str, Any] = {
@@ -45,7 +46,9 @@ def test_an_unfit_reference_takes_its_row_along(tmp_path: Path) -> None:
         ("clip1", "reference_audio clipped share above max_clipped_share"),
         ("clip2", "reference_audio is not readable audio"),
     ]
-    assert [row["id"] for row in read(output)] == ["clip3"], "whose reference is a fit clip of a row that is not"
+    assert [row["id"] for row in read(output)] == ["clip3"], (
+        "whose reference is a fit clip of a row that is not"
+    )
     assert prepare(*rows(tmp_path, given), "--output_file", output, "--validate", "header") == 0
     assert [name for name, _ in reasons(output)] == ["clip0", "clip2"]
 
@@ -71,10 +74,23 @@ def test_references_follow_the_processing_and_stale_codes_go(tmp_path: Path) -> 
         line |= {"audio_codes": [[[1] * 8]], "reference_codes": [[[1] * 8]], "duration_s": 3.5}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = tmp_path / "out" / "train.jsonl"
-    assert prepare(*arguments, "--output_file", output, "--audio_output", tmp_path / "24k", "--trim", "energy") == 0
+    assert (
+        prepare(
+            *arguments,
+            "--output_file",
+            output,
+            "--audio_output",
+            tmp_path / "24k",
+            "--trim",
+            "energy",
+        )
+        == 0
+    )
     first, second = read(output)
     assert first["reference_audio"] == second["audios"] == [str(tmp_path / "24k" / "clip1.flac")]
-    assert (second["reference_audio"], second["reference_codes"]) == (outside, [[[1] * 8]]), "it is as it was"
+    assert (second["reference_audio"], second["reference_codes"]) == (outside, [[[1] * 8]]), (
+        "it is as it was"
+    )
     assert not {"audio_codes", "duration_s"} & {*first, *second}
     assert "reference_codes" not in first
 

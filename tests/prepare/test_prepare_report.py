@@ -1,4 +1,5 @@
-"""The report of a corpus: exact numbers, the same bytes in whatever order the clips came, a picture for any name."""
+"""The report of a corpus: exact numbers, the same bytes in whatever order the clips came, a picture
+for any name."""
 
 import io
 import itertools
@@ -27,7 +28,11 @@ REJECTED = ["text is empty", "is a URL", "duration above max_duration_s", "is a 
 def many(count: int, speakers: int) -> list[Accepted]:
     generator = random.Random(0)
     return [
-        Accepted(generator.uniform(1, 30), f"p{generator.randrange(speakers)}", generator.choice(["train", "val"]))
+        Accepted(
+            generator.uniform(1, 30),
+            f"p{generator.randrange(speakers)}",
+            generator.choice(["train", "val"]),
+        )
         for _ in range(count)
     ]
 
@@ -81,9 +86,13 @@ def test_histogram_counts_by_whole_seconds():
 
 
 def test_order_does_not_matter():
-    """Workers finish as they like; a run that was killed and resumed must end with the same files."""
+    """Workers finish as they like; a run that was killed and resumed must end with the same
+    files."""
     clips, rejected = many(2000, 50), ["a", "b", "b", "c"] * 10
-    mixed, mixed_rejected = random.Random(1).sample(clips, len(clips)), random.Random(1).sample(rejected, len(rejected))
+    mixed, mixed_rejected = (
+        random.Random(1).sample(clips, len(clips)),
+        random.Random(1).sample(rejected, len(rejected)),
+    )
     report, other = summarise(clips, rejected), summarise(mixed, mixed_rejected)
     assert json.dumps(report) == json.dumps(other)
     assert picture(report) == picture(other)
@@ -91,11 +100,13 @@ def test_order_does_not_matter():
 
 
 def test_hours_do_not_depend_on_the_order_of_adding():
-    """These three end just below or just above 0.01565 h, depending on which two are added first."""
+    """These three end just below or just above 0.01565 h, depending on which two are added
+    first."""
     orders = itertools.permutations([18.18, 6.79, 31.37])
-    assert {summarise([Accepted(d, None, "train") for d in order], [])["accepted"]["hours"] for order in orders} == {
-        0.0157
-    }
+    assert {
+        summarise([Accepted(d, None, "train") for d in order], [])["accepted"]["hours"]
+        for order in orders
+    } == {0.0157}
 
 
 def test_picture_is_made_from_what_was_written_to_disk():
@@ -138,7 +149,10 @@ def test_clips_without_a_speaker():
     """All: then there is nothing to list. Some: then they are a line of their own."""
     unnamed = [Accepted(2.0, None, "train")]
     assert summarise(unnamed, [])["speakers"] == {}
-    assert table(summarise(unnamed, [])).splitlines()[1] == "  train                     1 clip, 0.00 h"
+    assert (
+        table(summarise(unnamed, [])).splitlines()[1]
+        == "  train                     1 clip, 0.00 h"
+    )
     mixed = summarise([*unnamed, Accepted(3.0, "bob", "train")], [])
     assert list(mixed["speakers"]) == ["(not named)", "bob"]
     assert mixed["splits"]["train"]["speakers"] == 1
@@ -148,14 +162,21 @@ def test_nothing_accepted():
     """A corpus of which all was rejected needs its report most."""
     report = summarise([], ["is a URL"])
     assert report["accepted"] == {"clips": 0, "hours": 0.0}
-    assert table(report).splitlines() == ["accepted  0 clips, 0.00 h", "rejected  1 clip", "         1  is a URL"]
+    assert table(report).splitlines() == [
+        "accepted  0 clips, 0.00 h",
+        "rejected  1 clip",
+        "         1  is a URL",
+    ]
     assert picture(report).startswith(b"\x89PNG")
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", ["$x_{$", "李明", "a" * 300, "two\nlines\x00", "", "_hidden", "<b>&"])
+@pytest.mark.parametrize(
+    "name", ["$x_{$", "李明", "a" * 300, "two\nlines\x00", "", "_hidden", "<b>&"]
+)
 def test_any_name_of_a_speaker_can_be_drawn(name):
-    """They come from users' tables: a dollar opened a formula that could not be parsed and ended the run."""
+    """They come from users' tables: a dollar opened a formula that could not be parsed and ended
+    the run."""
     report = summarise([Accepted(2.0, name, "train"), Accepted(3.0, "bob", "train")], [])
     assert pixels(picture(report)).shape == (400, 1280, 4)
     lines = table(report).splitlines()
@@ -187,7 +208,11 @@ def test_picture_holds_no_time_and_no_version(monkeypatch):
         "sys.stdout.buffer.write(picture(json.load(sys.stdin)))"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, input=json.dumps(report).encode(), capture_output=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        input=json.dumps(report).encode(),
+        capture_output=True,
+        check=True,
     )
     assert run.stdout == png
 
@@ -196,5 +221,7 @@ def test_without_matplotlib_the_remedy_is_told(monkeypatch):
     """Report and table need it not; nor does importing the file."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert table(summarise(CLIPS, REJECTED))
-    with pytest.raises(UserError, match="'matplotlib' is not installed; run: pip install matplotlib"):
+    with pytest.raises(
+        UserError, match="'matplotlib' is not installed; run: pip install matplotlib"
+    ):
         picture(summarise(CLIPS, REJECTED))

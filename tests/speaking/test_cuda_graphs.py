@@ -1,4 +1,5 @@
-"""The order of things around a CUDA graph; there is no GPU here. What is compiled runs in tests/speaking/test_decoding.py."""
+"""The order of things around a CUDA graph; there is no GPU here. What is compiled runs in
+tests/speaking/test_decoding.py."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ def test_on_a_cpu_each_call_is_a_call() -> None:
 
 
 def test_a_graph_is_recorded_once_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every call does one step's work: the first as it is, on a stream that waits and is waited for, and each later one
-    by a replay. Recording computes nothing."""
+    """Every call does one step's work: the first as it is, on a stream that waits and is waited
+    for, and each later one by a replay. Recording computes nothing."""
     done: list[str] = []
 
     class Stream:

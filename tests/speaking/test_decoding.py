@@ -1,5 +1,5 @@
-"""The loop that speaks, against transformers' own `generate`: greedy codes, batches, early ends, seeds, streams;
-what a step computes and what it leaves out; how codes are drawn."""
+"""The loop that speaks, against transformers' own `generate`: greedy codes, batches, early ends,
+seeds, streams; what a step computes and what it leaves out; how codes are drawn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from conftest import CORPUS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, GenerationConfig
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from plugins.collator import collate
 from plugins.data.prompt import Dialogue
@@ -42,7 +46,8 @@ REQUESTS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def generator(tiny: Path) -> HiggsAudioGenerator:
-    """Random weights that end: in each codebook another request's code is outdone by the stream EOS."""
+    """Random weights that end: in each codebook another request's code is outdone by the stream
+    EOS."""
     generator = HiggsAudioGenerator.from_pretrained(str(tiny))
     tokens, head = generator.tokens, generator.model.audio_lm_head.weight
     frames = ours(generator, [dialogue(generator, **each) for each in REQUESTS], 60)
@@ -53,7 +58,9 @@ def generator(tiny: Path) -> HiggsAudioGenerator:
     return generator
 
 
-def dialogue(generator: HiggsAudioGenerator, *, text: str, scene: str | None = None, voices: Any = ()) -> Dialogue:
+def dialogue(
+    generator: HiggsAudioGenerator, *, text: str, scene: str | None = None, voices: Any = ()
+) -> Dialogue:
     return request(text, scene, voices, generator.settings)
 
 
@@ -80,11 +87,15 @@ def ours(
     sampling: Sampling = GREEDY,
     **options: Any,
 ) -> list[Tensor]:
-    batch = collate([generator._prompt(each) for each in dialogues], generator.tokens, training=False)
+    batch = collate(
+        [generator._prompt(each) for each in dialogues], generator.tokens, training=False
+    )
     frames: list[list[Tensor]] = [[] for _ in dialogues]
     samplings = [sampling] * len(dialogues)
     limits = [max_steps] * len(dialogues)
-    for rows, step in decode(generator.model, batch, generator.tokens, samplings, limits, **options):
+    for rows, step in decode(
+        generator.model, batch, generator.tokens, samplings, limits, **options
+    ):
         for row, frame in zip(rows, step, strict=True):
             frames[row].append(frame)
     return [torch.stack(each) for each in frames]
@@ -110,7 +121,9 @@ def test_greedy_frames_are_those_of_transformers(
     assert torch.equal(found, expected[row])
 
 
-def test_a_mixed_batch_is_its_rows_alone(generator: HiggsAudioGenerator, expected: list[Tensor]) -> None:
+def test_a_mixed_batch_is_its_rows_alone(
+    generator: HiggsAudioGenerator, expected: list[Tensor]
+) -> None:
     """With and without clips, and rows that leave the batch early."""
     found = ours(generator, [dialogue(generator, **each) for each in REQUESTS], 60)
     for frames, alone in zip(found, expected, strict=True):
@@ -118,7 +131,8 @@ def test_a_mixed_batch_is_its_rows_alone(generator: HiggsAudioGenerator, expecte
 
 
 def test_a_seed_is_a_rows_own(generator: HiggsAudioGenerator) -> None:
-    """The same speech alone and in a batch, whatever the other rows do; and the global state stays."""
+    """The same speech alone and in a batch, whatever the other rows do; and the global state
+    stays."""
     sampling = Sampling(temperature=1.0, seed=7)
     dialogues = [dialogue(generator, **each) for each in REQUESTS]
     before = torch.get_rng_state()
@@ -126,7 +140,9 @@ def test_a_seed_is_a_rows_own(generator: HiggsAudioGenerator) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     for frames, one in zip(together, dialogues, strict=True):
         assert torch.equal(frames, ours(generator, [one], 30, sampling)[0])
-    assert not torch.equal(together[0], ours(generator, dialogues[:1], 30, Sampling(temperature=1.0, seed=8))[0])
+    assert not torch.equal(
+        together[0], ours(generator, dialogues[:1], 30, Sampling(temperature=1.0, seed=8))[0]
+    )
     torch.manual_seed(0)
     drawn = ours(generator, dialogues[:1], 30, Sampling(temperature=1.0))[0]
     torch.manual_seed(0)
@@ -147,9 +163,15 @@ def test_the_delay_pattern_holds_whatever_is_drawn(generator: HiggsAudioGenerato
 
 @pytest.mark.parametrize("chunk_frames", [1, 4, 25])
 @pytest.mark.parametrize("row", [0, 1, 2])
-def test_a_stream_is_the_whole_in_pieces(generator: HiggsAudioGenerator, row: int, chunk_frames: int) -> None:
+def test_a_stream_is_the_whole_in_pieces(
+    generator: HiggsAudioGenerator, row: int, chunk_frames: int
+) -> None:
     wanted = REQUESTS[row]
-    options: dict[str, Any] = {"scene_description": wanted.get("scene"), "sampling": GREEDY, "max_audio_s": 2.0}
+    options: dict[str, Any] = {
+        "scene_description": wanted.get("scene"),
+        "sampling": GREEDY,
+        "max_audio_s": 2.0,
+    }
     if "voices" in wanted:
         options |= {"reference_audio": VOICE, "reference_text": "Glue the sheet."}
     whole = generator.generate(wanted["text"], **options)
@@ -167,7 +189,10 @@ def test_a_stream_is_the_whole_in_pieces(generator: HiggsAudioGenerator, row: in
 
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_a_host_that_reads_late_hears_the_same(
-    generator: HiggsAudioGenerator, expected: list[Tensor], monkeypatch: pytest.MonkeyPatch, ahead: int
+    generator: HiggsAudioGenerator,
+    expected: list[Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    ahead: int,
 ) -> None:
     """As on a GPU: the next step is computed before the host knows who has ended with the last."""
     monkeypatch.setattr(decoding, "STEPS_AHEAD", {"cpu": ahead})
@@ -186,7 +211,8 @@ def _graph_without_breaks(function: Any) -> Any:
 def test_the_compiled_step_is_one_graph_and_says_the_same(
     generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch, sampling: Sampling
 ) -> None:
-    """A step that asked for a value would break the graph, which is an error here. Rows leave, so sizes change."""
+    """A step that asked for a value would break the graph, which is an error here. Rows leave, so
+    sizes change."""
     monkeypatch.setattr(decoding, "compiled", _graph_without_breaks)
     dialogues = [dialogue(generator, **each) for each in REQUESTS]
     found = ours(generator, dialogues, 40, sampling, cuda_graphs=True)
@@ -198,14 +224,23 @@ def test_the_compiled_step_is_one_graph_and_says_the_same(
 def test_speech_of_a_compiled_generator(generator: HiggsAudioGenerator) -> None:
     """By torch's own compiler, for two lengths and a batch."""
     compiled = HiggsAudioGenerator(generator.model, generator.tokenizer, cuda_graphs=True)
-    for text, max_audio_s in (("Hello.", 0.6), ("A word.", 0.9), (["Hi.", "The harbour lights."], 0.6)):
-        spoken = [each.generate(text, sampling=GREEDY, max_audio_s=max_audio_s) for each in (generator, compiled)]
+    for text, max_audio_s in (
+        ("Hello.", 0.6),
+        ("A word.", 0.9),
+        (["Hi.", "The harbour lights."], 0.6),
+    ):
+        spoken = [
+            each.generate(text, sampling=GREEDY, max_audio_s=max_audio_s)
+            for each in (generator, compiled)
+        ]
         plain, fast = ([each] if isinstance(each, Speech) else each for each in spoken)
         for one, other in zip(plain, fast, strict=True):
             assert torch.equal(one.codes, other.codes)
 
 
-def test_quantised_models_are_not_captured(generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantised_models_are_not_captured(
+    generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(generator.model, "is_quantized", True, raising=False)
     with pytest.raises(UserError, match="cuda_graphs: True is not available for quantised models"):
         HiggsAudioGenerator(generator.model, generator.tokenizer, cuda_graphs=True)
@@ -218,20 +253,31 @@ def speaking(generator: HiggsAudioGenerator, num_steps: int, sampling: Sampling 
     prompts = [generator._prompt(dialogue(generator, **each)) for each in REQUESTS]
     batch = collate(prompts, generator.tokens, training=False)
     samplings = [sampling] * len(REQUESTS)
-    return decoding._Speaking(generator.model, batch, generator.tokens, samplings, num_steps, whole=False)
+    return decoding._Speaking(
+        generator.model, batch, generator.tokens, samplings, num_steps, whole=False
+    )
 
 
-def test_after_the_prompt_nothing_of_the_text_is_computed(tiny: Path, generator: HiggsAudioGenerator) -> None:
+def test_after_the_prompt_nothing_of_the_text_is_computed(
+    tiny: Path, generator: HiggsAudioGenerator
+) -> None:
     model = load_model(str(tiny), text_head=True)
     calls: Counter[str] = Counter()
     for name, module in model.named_modules():
         if name.endswith((".mlp", ".input_layernorm", "embed_tokens", "text_lm_head", "audio_mlp")):
-            module.register_forward_hook(partial(lambda name, *args: calls.update([name]), name.split(".")[-1]))
+            module.register_forward_hook(
+                partial(lambda name, *args: calls.update([name]), name.split(".")[-1])
+            )
     with_head = HiggsAudioGenerator(model, generator.tokenizer)
     ours(with_head, [dialogue(with_head, **REQUESTS[2])], 20)
     num_layers = model.config.num_hidden_layers
     # The prompt takes one call of each; the audio FFN is called by its parts.
-    assert calls == {"mlp": num_layers, "input_layernorm": num_layers, "embed_tokens": 1, "audio_mlp": num_layers}
+    assert calls == {
+        "mlp": num_layers,
+        "input_layernorm": num_layers,
+        "embed_tokens": 1,
+        "audio_mlp": num_layers,
+    }
 
 
 class Waits(TorchDispatchMode):
@@ -243,8 +289,17 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        by_mask = name == "index" and any(each is not None and each.dtype == torch.bool for each in args[1])
-        if by_mask or name in ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "unique_dim"):
+        by_mask = name == "index" and any(
+            each is not None and each.dtype == torch.bool for each in args[1]
+        )
+        if by_mask or name in (
+            "_local_scalar_dense",
+            "item",
+            "nonzero",
+            "masked_select",
+            "is_nonzero",
+            "unique_dim",
+        ):
             self.names.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -268,10 +323,12 @@ def test_the_cache_has_its_final_size_at_once(generator: HiggsAudioGenerator) ->
     with torch.inference_mode():
         rows = speaking(generator, num_steps)
         step = rows._model_step
-        num_positions = max(len(generator._prompt(dialogue(generator, **each)).input_ids) for each in REQUESTS) + (
-            num_steps - 1
+        num_positions = max(
+            len(generator._prompt(dialogue(generator, **each)).input_ids) for each in REQUESTS
+        ) + (num_steps - 1)
+        per_position = (
+            2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
         )
-        per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
         assert step.num_bytes == len(REQUESTS) * num_positions * per_position
         places = [each.data_ptr() for each in (*step.keys, *step.values)]
         for _ in range(num_steps - 1):
@@ -279,20 +336,31 @@ def test_the_cache_has_its_final_size_at_once(generator: HiggsAudioGenerator) ->
         assert [each.data_ptr() for each in (*step.keys, *step.values)] == places
         rows.keep(torch.tensor([0, 2]))
         assert step.num_bytes == 2 * num_positions * per_position
-        assert sum(each.untyped_storage().nbytes() for each in (*step.keys, *step.values)) == step.num_bytes
+        assert (
+            sum(each.untyped_storage().nbytes() for each in (*step.keys, *step.values))
+            == step.num_bytes
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_as_near_as_native(tiny: Path, generator: HiggsAudioGenerator, dtype: torch.dtype) -> None:
-    """The same frames through both: logits of ours lie no further from those in float32 than native's do."""
+def test_half_precision_is_as_near_as_native(
+    tiny: Path, generator: HiggsAudioGenerator, dtype: torch.dtype
+) -> None:
+    """The same frames through both: logits of ours lie no further from those in float32 than
+    native's do."""
     model = load_model(str(tiny), text_head=False, dtype=dtype).eval()
-    batch = collate([generator._prompt(dialogue(generator, **REQUESTS[2]))], generator.tokens, training=False)
+    batch = collate(
+        [generator._prompt(dialogue(generator, **REQUESTS[2]))], generator.tokens, training=False
+    )
     frames = torch.randint(1024, (12, 1, 8), generator=torch.Generator().manual_seed(0))
 
     def native_logits(model: Any) -> Tensor:
         cache = DynamicCache(config=model.config)
         model.hidden_states(**batch, past_key_values=cache, use_cache=True)
-        steps = [model(audio_input_ids=frame[:, None], past_key_values=cache, use_cache=True) for frame in frames]
+        steps = [
+            model(audio_input_ids=frame[:, None], past_key_values=cache, use_cache=True)
+            for frame in frames
+        ]
         return torch.cat([step.logits[0] for step in steps]).float()
 
     with torch.inference_mode():
@@ -301,12 +369,15 @@ def test_half_precision_is_as_near_as_native(tiny: Path, generator: HiggsAudioGe
         step = AudioStep(model, cache, mask, len(frames), whole=False)
         found = torch.cat([step(frame) for frame in frames]).flatten(1)
         exact = native_logits(load_model(str(tiny), text_head=False).eval())
-        error, of_native = ((each - exact).pow(2).mean().sqrt() for each in (found, native_logits(model)))
+        error, of_native = (
+            (each - exact).pow(2).mean().sqrt() for each in (found, native_logits(model))
+        )
     assert error <= 1.1 * of_native
 
 
 def test_large_matrices_are_read_by_the_faster_library() -> None:
-    """oneDNN and MKL add in different orders. What is more than a plain matrix is called as it is."""
+    """oneDNN and MKL add in different orders. What is more than a plain matrix is called as it
+    is."""
     torch.manual_seed(0)
     large, x = torch.nn.Linear(1024, 1024), torch.randn(3, 1024)
 
@@ -330,19 +401,27 @@ def draw(logits: Tensor, samplings: list[Sampling], recent: Tensor | None = None
     if recent is None:
         recent = torch.full((7, len(logits)), -1)
     rows = len(samplings)
-    return sampler.draw(logits.expand(rows, -1, -1), recent.expand(rows, -1, -1), torch.zeros(1, dtype=torch.long))
+    return sampler.draw(
+        logits.expand(rows, -1, -1), recent.expand(rows, -1, -1), torch.zeros(1, dtype=torch.long)
+    )
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(1.0, 1026, 1.0), (0.5, 5, 1.0), (2.0, 1026, 0.6), (0.7, 6, 0.8)]
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 1026, 1.0), (0.5, 5, 1.0), (2.0, 1026, 0.6), (0.7, 6, 0.8)],
 )
-def test_codes_are_drawn_as_often_as_transformers_warpers_say(temperature: float, top_k: int, top_p: float) -> None:
+def test_codes_are_drawn_as_often_as_transformers_warpers_say(
+    temperature: float, top_k: int, top_p: float
+) -> None:
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)) * 2
     scores = TemperatureLogitsWarper(temperature)(None, logits)
     scores = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, scores))
     expected = scores.softmax(dim=-1)[0]
     num_drawn = 4000
-    drawn = draw(logits, [Sampling(temperature, top_k, top_p, ras_window=0, seed=i) for i in range(num_drawn)])
+    drawn = draw(
+        logits,
+        [Sampling(temperature, top_k, top_p, ras_window=0, seed=i) for i in range(num_drawn)],
+    )
     counts = drawn.flatten().bincount(minlength=12).float()
     assert (counts[expected == 0] == 0).all()
     assert ((counts - num_drawn * expected).abs() <= 5 * (num_drawn * expected).sqrt() + 1e-6).all()
@@ -350,7 +429,12 @@ def test_codes_are_drawn_as_often_as_transformers_warpers_say(temperature: float
 
 def test_rows_of_one_batch_have_settings_of_their_own() -> None:
     logits = torch.randn(8, 1026, generator=torch.Generator().manual_seed(0))
-    many = [GREEDY, Sampling(temperature=2.0, top_k=3, seed=1), Sampling(temperature=0.5, top_p=0.3, seed=2), GREEDY]
+    many = [
+        GREEDY,
+        Sampling(temperature=2.0, top_k=3, seed=1),
+        Sampling(temperature=0.5, top_p=0.3, seed=2),
+        GREEDY,
+    ]
     together = draw(logits, many)
     for row, sampling in zip(together, many, strict=True):
         assert torch.equal(row, draw(logits, [sampling])[0])
@@ -380,8 +464,13 @@ def test_repetitions_are_drawn_again_without_temperature() -> None:
     drawn = draw(logits, [Sampling(temperature=0.01, seed=seed) for seed in range(50)], recent)
     assert (drawn[:, 1] == 5).all()
     assert (drawn[:, 0] == 5).sum() < 15
-    for off in (Sampling(temperature=0.01, ras_window=0), Sampling(temperature=0.01, ras_max_repeats=0)):
+    for off in (
+        Sampling(temperature=0.01, ras_window=0),
+        Sampling(temperature=0.01, ras_max_repeats=0),
+    ):
         assert draw(logits, [off], recent).tolist() == [[5, 5]]
     # A row's own window is shorter than that of its batch.
-    drawn = draw(logits, [Sampling(temperature=0.01, ras_window=3, seed=0), Sampling(seed=0)], recent)
+    drawn = draw(
+        logits, [Sampling(temperature=0.01, ras_window=3, seed=0), Sampling(seed=0)], recent
+    )
     assert drawn[0].tolist() == [5, 5]

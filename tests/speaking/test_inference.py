@@ -1,4 +1,5 @@
-"""The generator: typed results, limits, seeds, dialogues, and errors in one line. Weights are random here."""
+"""The generator: typed results, limits, seeds, dialogues, and errors in one line. Weights are
+random here."""
 
 import shutil
 from pathlib import Path
@@ -50,44 +51,59 @@ def test_model_and_tokenizer_of_ms_swift(tiny: Path) -> None:
     from plugins.register import register_higgs_audio_all
 
     register_higgs_audio_all()
-    model, tokenizer = get_model_processor(str(tiny), model_type="higgs-audio-v2-3b", torch_dtype=torch.float32)
-    result = HiggsAudioGenerator(model, tokenizer).generate("Hello.", scene_description="Indoor quiet", **SHORT)
+    model, tokenizer = get_model_processor(
+        str(tiny), model_type="higgs-audio-v2-3b", torch_dtype=torch.float32
+    )
+    result = HiggsAudioGenerator(model, tokenizer).generate(
+        "Hello.", scene_description="Indoor quiet", **SHORT
+    )
     assert result.codes.shape[0] == 8
 
 
-def test_the_same_seed_gives_the_same_speech_and_leaves_the_global_state(generator: HiggsAudioGenerator) -> None:
+def test_the_same_seed_gives_the_same_speech_and_leaves_the_global_state(
+    generator: HiggsAudioGenerator,
+) -> None:
     before = torch.get_rng_state()
     first, second, other = (
-        generator.generate("Hello.", sampling=Sampling(temperature=1.0, seed=seed), **SHORT).codes for seed in (1, 1, 2)
+        generator.generate("Hello.", sampling=Sampling(temperature=1.0, seed=seed), **SHORT).codes
+        for seed in (1, 1, 2)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_reference_changes_the_speech_with_and_without_transcript(generator: HiggsAudioGenerator) -> None:
+def test_a_reference_changes_the_speech_with_and_without_transcript(
+    generator: HiggsAudioGenerator,
+) -> None:
     plain = generator.generate("Hello.", sampling=GREEDY, **SHORT)
     in_scene = generator.generate("Hello.", sampling=GREEDY, reference_audio=VOICE, **SHORT)
-    as_turn = generator.generate("Hello.", sampling=GREEDY, reference_audio=VOICE, reference_text="Glue.", **SHORT)
+    as_turn = generator.generate(
+        "Hello.", sampling=GREEDY, reference_audio=VOICE, reference_text="Glue.", **SHORT
+    )
     assert plain.codes.shape == in_scene.codes.shape == as_turn.codes.shape
     assert not torch.equal(plain.codes, in_scene.codes)
     assert not torch.equal(in_scene.codes, as_turn.codes)
 
 
 def test_the_models_own_generation_config_does_not_leak_in(tiny: Path) -> None:
-    """transformers' conversion script puts repetition-aware sampling there, and `generate` merges it in: greedy
-    decoding would draw at random."""
+    """transformers' conversion script puts repetition-aware sampling there, and `generate` merges
+    it in: greedy decoding would draw at random."""
     generator = HiggsAudioGenerator.from_pretrained(str(tiny))
     own = generator.model.generation_config
     own.ras_win_len, own.ras_win_max_num_repeat, own.temperature = 7, 1, 2.0
-    first, second = (generator.generate("Hello.", sampling=GREEDY, max_audio_s=2.0).codes for _ in range(2))
+    first, second = (
+        generator.generate("Hello.", sampling=GREEDY, max_audio_s=2.0).codes for _ in range(2)
+    )
     assert torch.equal(first, second)
     assert generator.model.generation_config is own
 
 
 def test_codec_and_raw_prompt_of_the_training_are_kept(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, tmp_path / "model")
-    HiggsAudioSettings(codec=str(tiny / "audio_tokenizer"), raw_prompt=True).save(tmp_path / "model")
+    HiggsAudioSettings(codec=str(tiny / "audio_tokenizer"), raw_prompt=True).save(
+        tmp_path / "model"
+    )
     generator = HiggsAudioGenerator.from_pretrained(str(tmp_path / "model"))
     assert generator.codec.path == str(tiny / "audio_tokenizer")
     assert generator.settings.raw_prompt
@@ -120,11 +136,15 @@ def test_dialogue_turn_by_turn(generator: HiggsAudioGenerator, tmp_path: Path) -
 
 
 def test_bad_requests_are_one_line(generator: HiggsAudioGenerator) -> None:
-    with pytest.raises(UserError, match="request: text: '  ' has no letter or digit; give the text to speak"):
+    with pytest.raises(
+        UserError, match="request: text: '  ' has no letter or digit; give the text to speak"
+    ):
         generator.generate("  ")
     with pytest.raises(UserError, match=r"reference_audio: 'gone\.wav' not found"):
         generator.generate("Hello.", reference_audio="gone.wav")
-    with pytest.raises(UserError, match=r"dialogue\[0\]: speaker: 'Eve' has no voice \(known: Alice\); add one"):
+    with pytest.raises(
+        UserError, match=r"dialogue\[0\]: speaker: 'Eve' has no voice \(known: Alice\); add one"
+    ):
         generator.synthesize_multi_speaker([{"speaker": "Eve", "text": "x"}], {"Alice": VOICE})
     with pytest.raises(UserError, match="sampling: temperature: -1 is negative"):
         Sampling(temperature=-1)
@@ -146,7 +166,17 @@ def test_a_stop_at_once_is_an_error_not_an_empty_file(generator: HiggsAudioGener
 
 def test_speak_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out" / "hello.wav"
-    command = ["speak", "--model", str(tiny), "--text", "Hello.", "--output", str(output), "--max_audio_s", "0.4"]
+    command = [
+        "speak",
+        "--model",
+        str(tiny),
+        "--text",
+        "Hello.",
+        "--output",
+        str(output),
+        "--max_audio_s",
+        "0.4",
+    ]
     assert main([*command, "--temperature", "0"]) == 3, "cut at the limit"
     assert soundfile.info(output).frames == 9600
     assert "0.40 s, 10 frames, real-time factor" in (said := capsys.readouterr().out)

@@ -1,4 +1,5 @@
-"""Checkpoint folders: which are whole, which is the newest, which may go. No training here: `faults/test_resume.py`."""
+"""Checkpoint folders: which are whole, which is the newest, which may go. No training here:
+`faults/test_resume.py`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ from plugins.training.saves import (
 RUN = Owner(run="a" * 32, trained="what is trained")
 
 
-def checkpoint(folder: Path, *, sealed: bool = True, resumable: bool = True, by: Owner | None = RUN) -> Path:
+def checkpoint(
+    folder: Path, *, sealed: bool = True, resumable: bool = True, by: Owner | None = RUN
+) -> Path:
     """by: the run that saves it; None: another program."""
     if by is not None:
         reserve(folder, by, pytest.fail)
@@ -54,11 +57,26 @@ def rewrite(path: Path, text: str) -> None:
 
 
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
-    (lambda folder: flip(folder / "model-1.safetensors"), "(model-1.safetensors has changed since it was saved)"),
-    (lambda folder: flip(folder / "audio_tokenizer" / "config.json"), "(audio_tokenizer/config.json has changed"),
-    (lambda folder: (folder / "model-1.safetensors").unlink(), "is damaged (model-1.safetensors is missing)"),
-    (lambda folder: rewrite(folder / "trainer_state.json", ""), "(trainer_state.json has 0 bytes instead of 18)"),
-    (lambda folder: (folder / MARKER).unlink(), "is incomplete (no valid higgs_audio_complete.json"),
+    (
+        lambda folder: flip(folder / "model-1.safetensors"),
+        "(model-1.safetensors has changed since it was saved)",
+    ),
+    (
+        lambda folder: flip(folder / "audio_tokenizer" / "config.json"),
+        "(audio_tokenizer/config.json has changed",
+    ),
+    (
+        lambda folder: (folder / "model-1.safetensors").unlink(),
+        "is damaged (model-1.safetensors is missing)",
+    ),
+    (
+        lambda folder: rewrite(folder / "trainer_state.json", ""),
+        "(trainer_state.json has 0 bytes instead of 18)",
+    ),
+    (
+        lambda folder: (folder / MARKER).unlink(),
+        "is incomplete (no valid higgs_audio_complete.json",
+    ),
     (lambda folder: rewrite(folder / MARKER, '{"files":'), "is incomplete"),
     (lambda folder: rewrite(folder / MARKER, '{"files": [1]}'), "is incomplete"),
     (lambda folder: rewrite(folder / MARKER, "[]"), "is incomplete"),
@@ -91,7 +109,8 @@ def test_what_was_added_later_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_marker_that_points_elsewhere_is_none(tmp_path: Path) -> None:
-    """Whoever gives away a checkpoint must not make us read other files, least of all endless ones."""
+    """Whoever gives away a checkpoint must not make us read other files, least of all endless
+    ones."""
     folder = checkpoint(tmp_path / "checkpoint-2")
     for name in ("/dev/zero", "../secret"):
         marker = json.loads((folder / MARKER).read_text())
@@ -155,7 +174,8 @@ def test_rotation_keeps_what_was_just_saved_beside_a_later_step(tmp_path: Path) 
 
 
 def test_rotation_removes_nothing_that_the_run_did_not_write(tmp_path: Path) -> None:
-    """It took a folder without our marker for one of ours that was cut short, and an older run for a part of this."""
+    """It took a folder without our marker for one of ours that was cut short, and an older run for
+    a part of this."""
     other = Owner("b" * 32, "something else")
     same_command = Owner("c" * 32, RUN.trained)
     kept = [
@@ -196,7 +216,11 @@ def test_who_resumes_a_run_is_that_run(tmp_path: Path) -> None:
     saved = checkpoint(tmp_path / "checkpoint-2")
     assert owner({"seed": 1}, saved).run == RUN.run
     assert owner({"seed": 1}, None).run != owner({"seed": 1}, None).run
-    assert owner({"seed": 1}, None).trained == owner({"seed": 1}, saved).trained != owner({"seed": 2}, saved).trained
+    assert (
+        owner({"seed": 1}, None).trained
+        == owner({"seed": 1}, saved).trained
+        != owner({"seed": 2}, saved).trained
+    )
     rewrite(saved / NOTE, "[]")
     assert owner({"seed": 1}, saved).run != RUN.run
 
@@ -204,9 +228,13 @@ def test_who_resumes_a_run_is_that_run(tmp_path: Path) -> None:
 def test_a_removal_that_was_cut_short_is_ended_and_nothing_else_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checkpoint is out of sight at once: what a kill leaves cannot be taken for a damaged one."""
+    """The checkpoint is out of sight at once: what a kill leaves cannot be taken for a damaged
+    one."""
     path, saved = checkpoint(tmp_path / "checkpoint-2"), checkpoint(tmp_path / "checkpoint-4")
-    others = [tmp_path / name for name in (".checkpoint-2.old", f".checkpoint-2.{'a' * 31}.old", ".checkpoint-2")]
+    others = [
+        tmp_path / name
+        for name in (".checkpoint-2.old", f".checkpoint-2.{'a' * 31}.old", ".checkpoint-2")
+    ]
     for folder in others:
         folder.mkdir()
     with monkeypatch.context() as patch:
@@ -224,7 +252,10 @@ def test_files_are_on_disk_before_the_marker_that_vouches_for_them(
     """What a power failure needs and no test can stage: the order of syncing and naming."""
     folder = checkpoint(tmp_path / "checkpoint-2", sealed=False)
     events: list[str] = []
-    name_of = lambda descriptor: Path(os.readlink(f"/proc/self/fd/{descriptor}")).name  # noqa: E731
+
+    def name_of(descriptor: int) -> str:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+
     replace = os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(name_of(descriptor)))
     monkeypatch.setattr(os, "replace", lambda *names: (events.append("replace"), replace(*names)))
@@ -247,7 +278,17 @@ def test_a_whole_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_auto_goes_on_in_the_folder_of_the_run(tmp_path: Path) -> None:
     found = checkpoint(tmp_path / "v0-20260101-000000" / "checkpoint-2")
-    words = ["--resume_from_checkpoint", "auto", "--dataset", "a", "b", "--output_dir", str(tmp_path), "--system", ""]
+    words = [
+        "--resume_from_checkpoint",
+        "auto",
+        "--dataset",
+        "a",
+        "b",
+        "--output_dir",
+        str(tmp_path),
+        "--system",
+        "",
+    ]
     assert resolve_resume(words) == [
         "--dataset", "a", "b", "--system", "", "--resume_from_checkpoint", str(found), "--output_dir",
         str(found.parent), "--add_version", "false",
@@ -255,27 +296,41 @@ def test_auto_goes_on_in_the_folder_of_the_run(tmp_path: Path) -> None:
 
 
 def test_auto_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
-    words = ["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "auto", "--lora_rank", "8"]
+    words = [
+        "--output_dir",
+        str(tmp_path / "new"),
+        "--resume_from_checkpoint",
+        "auto",
+        "--lora_rank",
+        "8",
+    ]
     assert resolve_resume(words) == ["--output_dir", str(tmp_path / "new"), "--lora_rank", "8"]
 
 
 def test_auto_needs_to_know_where() -> None:
-    with pytest.raises(UserError, match="options: output_dir: None is not given, so `auto` has nowhere to look"):
+    with pytest.raises(
+        UserError, match="options: output_dir: None is not given, so `auto` has nowhere to look"
+    ):
         resolve_resume(["--resume_from_checkpoint", "auto"])
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"resume_from_checkpoint: '.*gone' is no folder; name another"):
+    with pytest.raises(
+        UserError, match=r"resume_from_checkpoint: '.*gone' is no folder; name another"
+    ):
         resolve_resume(["--resume_from_checkpoint", str(tmp_path / "gone")])
 
 
 def test_under_plain_swift_auto_is_a_path(tmp_path: Path) -> None:
-    """MS-SWIFT 4.6 makes a path of it before it loads any plugin: if this fails, `auto` can work there too."""
+    """MS-SWIFT 4.6 makes a path of it before it loads any plugin: if this fails, `auto` can work
+    there too."""
     from helpers.sft import flags
     from swift.arguments import SftArguments
     from swift.utils import parse_args
 
-    words = flags(tmp_path, tmp_path / "train.jsonl", tmp_path / "out", resume_from_checkpoint="auto")
+    words = flags(
+        tmp_path, tmp_path / "train.jsonl", tmp_path / "out", resume_from_checkpoint="auto"
+    )
     with pytest.raises((FileNotFoundError, ValueError), match="auto"):
         parse_args(SftArguments, words)
 
@@ -290,7 +345,10 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None
         if os.getuid() == 0:
             os.setuid(65534)  # nothing is read-only for root
         for path in (tmp_path, tmp_path / "new" / "run", tmp_path / "file" / "run"):
-            with pytest.raises(UserError, match=r"^options: output_dir: '.*' cannot be written \(.*\); name another"):
+            with pytest.raises(
+                UserError,
+                match=r"^options: output_dir: '.*' cannot be written \(.*\); name another",
+            ):
                 check_output_dir(["--output_dir", str(path)])
 
     try:

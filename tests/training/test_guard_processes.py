@@ -1,4 +1,5 @@
-"""Ranks and workers that die, and sick steps on several ranks: real processes, on the CPU over gloo."""
+"""Ranks and workers that die, and sick steps on several ranks: real processes, on the CPU over
+gloo."""
 
 from __future__ import annotations
 
@@ -10,7 +11,18 @@ from typing import Any
 
 import pytest
 from faults.runs import steps_of
-from helpers.processes import SLOW, TIMEOUT_S, TRAIN, ended, rank, running, torchrun, training, until_logged, written
+from helpers.processes import (
+    SLOW,
+    TIMEOUT_S,
+    TRAIN,
+    ended,
+    rank,
+    running,
+    torchrun,
+    training,
+    until_logged,
+    written,
+)
 from helpers.sft import IN_ORDER, with_codes
 from test_modalities import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
 
@@ -26,7 +38,9 @@ def slow_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_others(tiny: Path, dataset: Path, slow_steps: Path, tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_others(
+    tiny: Path, dataset: Path, slow_steps: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     with running(*torchrun(*training(tiny, dataset, out, slow_steps)), SLOW_S="0.5") as process:
         until_logged(out, 1, process)
@@ -53,10 +67,14 @@ if original_collator.__module__ != __name__:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("code", "ranks"), [(1, 1), (0, 1), (1, 2)])
-def test_a_worker_that_ends_ends_the_run(code: int, ranks: int, tiny: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_worker_that_ends_ends_the_run(
+    code: int, ranks: int, tiny: Path, dataset: Path, tmp_path: Path
+) -> None:
     deadly = written(tmp_path / "deadly_worker.py", DEADLY_WORKER.format(code=code))
     arguments = training(tiny, dataset, tmp_path / "out", deadly, dataloader_num_workers=1)
-    with running(*(torchrun(*arguments) if ranks > 1 else [sys.executable, TRAIN, *arguments])) as process:
+    with running(
+        *(torchrun(*arguments) if ranks > 1 else [sys.executable, TRAIN, *arguments])
+    ) as process:
         output = ended(process, TIMEOUT_S)
     assert process.returncode not in {0, None}
     assert "DataLoader worker" in output
@@ -72,8 +90,11 @@ HiggsAudioTrainer.training_step = training_step
 
 
 @pytest.mark.slow
-def test_an_exception_does_not_wait_for_its_workers(tiny: Path, dataset: Path, tmp_path: Path) -> None:
-    """Python keeps the traceback of the last exception, and with it the loader whose workers outlive signals."""
+def test_an_exception_does_not_wait_for_its_workers(
+    tiny: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Python keeps the traceback of the last exception, and with it the loader whose workers
+    outlive signals."""
     plugin = written(tmp_path / "failing.py", FAILING)
     arguments = training(tiny, dataset, tmp_path / "out", plugin, dataloader_num_workers=2)
     with running(sys.executable, TRAIN, *arguments) as process:
@@ -115,12 +136,19 @@ WRAPPERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", WRAPPERS)
-def test_a_sick_step_of_one_rank_is_skipped_by_all(sharding: str, tiny: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_sick_step_of_one_rank_is_skipped_by_all(
+    sharding: str, tiny: Path, dataset: Path, tmp_path: Path
+) -> None:
     wrapper, on_cpu, zero = WRAPPERS[sharding]
     if zero and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed: DS_BUILD_OPS=0 pip install deepspeed")
     plugin = written(tmp_path / "infected.py", INFECTED.format(folder=str(tmp_path)) + on_cpu)
-    options: dict[str, Any] = {"max_steps": 3, "tuner_type": "full", "fp16": "false", "warmup_ratio": 0}
+    options: dict[str, Any] = {
+        "max_steps": 3,
+        "tuner_type": "full",
+        "fp16": "false",
+        "warmup_ratio": 0,
+    }
     options |= {"gradient_accumulation_steps": 1, **IN_ORDER}
     if zero:
         options["deepspeed"] = json.dumps({"zero_optimization": zero, **SHARDING})
@@ -138,4 +166,6 @@ def test_a_sick_step_of_one_rank_is_skipped_by_all(sharding: str, tiny: Path, da
     (warning,) = (line for line in output.splitlines() if "step 2 skipped" in line)
     assert "loss nan; rows: " in warning
     assert warning.rstrip().endswith("train.jsonl:4"), "rank 0 has row 3"
-    assert [record.get("skipped_steps") for record in steps_of(tmp_path / "out" / "logging.jsonl")] == [0, 1, 1]
+    assert [
+        record.get("skipped_steps") for record in steps_of(tmp_path / "out" / "logging.jsonl")
+    ] == [0, 1, 1]

@@ -1,9 +1,10 @@
-"""Ranks with different modalities: a step in which one rank has only text and the other only speech.
+"""Ranks with different modalities: a step in which one rank has only text and the other only
+speech.
 
-Real processes over gloo, through MS-SWIFT's own launcher. Parameters that a rank does not touch are where DDP waits for
-ever, ZeRO-3 and FSDP2 gather what nobody else asks for, and gradients get lost. Clips are encoded while training, so
-that each rank builds its own codec under the sharding of the run.
-"""
+Real processes over gloo, through MS-SWIFT's own launcher. Parameters that a rank does not touch are
+where DDP waits for ever, ZeRO-3 and FSDP2 gather what nobody else asks for, and gradients get lost.
+Clips are encoded while training, so that each rank builds its own codec under the sharding of the
+run."""
 
 from __future__ import annotations
 
@@ -44,9 +45,11 @@ def compute_loss(self, model, inputs, *args, **kwargs):
 if original_loss.__module__ == "plugins.trainer":  # MS-SWIFT may import this file twice
     HiggsAudioTrainer.compute_loss = compute_loss
 """
-# On GPUs accelerate starts DeepSpeed's process group before the model loads; told to use the CPU, it does not.
+# On GPUs accelerate starts DeepSpeed's process group before the model loads; told to use the CPU,
+# it does not.
 DEEPSPEED_ON_CPU = "import deepspeed; deepspeed.init_distributed(dist_backend='gloo')"
-# On CPUs accelerate silently takes DDP in place of FSDP2 (AcceleratorState lists the devices that may shard).
+# On CPUs accelerate silently takes DDP in place of FSDP2 (AcceleratorState lists the devices that
+# may shard).
 FSDP_ON_CPU = """
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
@@ -64,12 +67,16 @@ def launch(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
     """`command` in a process group of its own, which ends with the test whatever it waits for."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **env}
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=variables, start_new_session=True, **pipes
+    ) as process:
         try:
             output, _ = process.communicate(timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"hangs: still busy after {TIMEOUT_S} s\n{process.communicate()[0][-3000:]}")
+            pytest.fail(
+                f"hangs: still busy after {TIMEOUT_S} s\n{process.communicate()[0][-3000:]}"
+            )
     return subprocess.CompletedProcess(command, process.returncode, output, "")
 
 
@@ -78,32 +85,57 @@ Train = Callable[..., tuple[list[dict[str, Any]], list[list[str]]]]
 
 @pytest.fixture(scope="module")
 def train(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Two steps of four rows: the log, and what each rank met. Two processes of two rows, or one of four."""
+    """Two steps of four rows: the log, and what each rank met. Two processes of two rows, or one of
+    four."""
     clips = corpus_rows(4)
     texts: list[dict[str, Any]] = [
-        {"messages": [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": f"{word} there."}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"Say {word}."},
+                {"role": "assistant", "content": f"{word} there."},
+            ]
+        }
         for word in ("hi", "ho", "he", "ha")
     ]
-    # MS-SWIFT deals rows out one by one: rank 0 has speech, then text, and rank 1 text, then speech.
+    # MS-SWIFT deals rows out one by one: rank 0 has speech, then text, and rank 1 text, then
+    # speech.
     pairs = [*zip(clips[:2], texts[:2], strict=True), *zip(texts[2:], clips[2:], strict=True)]
     rows = [row for pair in pairs for row in pair]
     dataset = write_jsonl(tmp_path_factory.mktemp("rows") / "train.jsonl", rows)
-    # DeepSpeed compiles here: in the user's folder it waits for whoever compiles there, for ever if that was killed.
+    # DeepSpeed compiles here: in the user's folder it waits for whoever compiles there, for ever if
+    # that was killed.
     built = str(tmp_path_factory.mktemp("built"))
 
-    def run(processes: int, plugin: str = "", **options: Any) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    def run(
+        processes: int, plugin: str = "", **options: Any
+    ) -> tuple[list[dict[str, Any]], list[list[str]]]:
         folder = tmp_path_factory.mktemp("run")
-        (folder / "witness.py").write_text(WITNESS.format(folder=str(folder)) + plugin, encoding="utf-8")
-        options = {"per_device_train_batch_size": 4 // processes, "train_dataloader_shuffle": "false", **options}
-        options |= {"gradient_accumulation_steps": 1, "gradient_checkpointing": "false", "fp16": "false"}
+        (folder / "witness.py").write_text(
+            WITNESS.format(folder=str(folder)) + plugin, encoding="utf-8"
+        )
+        options = {
+            "per_device_train_batch_size": 4 // processes,
+            "train_dataloader_shuffle": "false",
+            **options,
+        }
+        options |= {
+            "gradient_accumulation_steps": 1,
+            "gradient_checkpointing": "false",
+            "fp16": "false",
+        }
         options |= {"save_strategy": "no", "dataset_shuffle": "false"}
         ddp = {"ddp_backend": "gloo"} if processes > 1 else {}
         plugins = [ROOT / "plugins" / "register.py", folder / "witness.py"]
         arguments = flags(tiny, dataset, folder / "out", external_plugins=plugins, **ddp, **options)
-        env = {"TORCH_EXTENSIONS_DIR": built} | ({"NPROC_PER_NODE": str(processes)} if processes > 1 else {})
+        env = {"TORCH_EXTENSIONS_DIR": built} | (
+            {"NPROC_PER_NODE": str(processes)} if processes > 1 else {}
+        )
         done = launch([sys.executable, "-m", "swift.cli.main", "sft", *arguments], **env)
         assert done.returncode == 0, done.stdout[-5000:]
-        met = [(folder / f"rank{rank}").read_text(encoding="utf-8").splitlines() for rank in range(processes)]
+        met = [
+            (folder / f"rank{rank}").read_text(encoding="utf-8").splitlines()
+            for rank in range(processes)
+        ]
         return [record for record in log_of(folder / "out") if "grad_norm" in record], met
 
     return run
@@ -116,9 +148,14 @@ def alone(train: Train) -> list[dict[str, Any]]:
     return records
 
 
-def check(train: Train, alone: list[dict[str, Any]], wrapper: str, plugin: str = "", **options: Any) -> None:
+def check(
+    train: Train, alone: list[dict[str, Any]], wrapper: str, plugin: str = "", **options: Any
+) -> None:
     records, met = train(2, plugin, **options)
-    assert met == [[f"speech {wrapper}", f"text {wrapper}"], [f"text {wrapper}", f"speech {wrapper}"]]
+    assert met == [
+        [f"speech {wrapper}", f"text {wrapper}"],
+        [f"text {wrapper}", f"speech {wrapper}"],
+    ]
     assert len(records) == len(alone) == 2
     for record, expected in zip(records, alone, strict=True):
         for name in ("loss", "loss_text", "loss_audio", "grad_norm"):
@@ -131,10 +168,16 @@ def test_ddp(find_unused: str, train: Train, alone: list[dict[str, Any]]) -> Non
 
 
 def test_ddp_with_lora(train: Train, alone: list[dict[str, Any]]) -> None:
-    """Adapters change nothing before the first step, so that its loss is that of the whole model."""
+    """Adapters change nothing before the first step, so that its loss is that of the whole
+    model."""
     lora = {"tuner_type": "lora", "target_modules": "all-linear", "lora_dropout": 0}
     records, met = train(2, ddp_find_unused_parameters="false", **lora)
-    assert [each.split()[0] for rank in met for each in rank] == ["speech", "text", "text", "speech"]
+    assert [each.split()[0] for rank in met for each in rank] == [
+        "speech",
+        "text",
+        "text",
+        "speech",
+    ]
     assert records[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
     assert records[1]["loss"] != records[0]["loss"]
 
@@ -148,5 +191,6 @@ def test_deepspeed(stage: int, train: Train, alone: list[dict[str, Any]]) -> Non
 
 
 def test_fsdp2(train: Train, alone: list[dict[str, Any]]) -> None:
-    """With the preset's `cpu_ram_efficient_loading` the codec of all ranks but the first was empty, in silence."""
+    """With the preset's `cpu_ram_efficient_loading` the codec of all ranks but the first was empty,
+    in silence."""
     check(train, alone, "FSDPHiggsAudioV2ForConditionalGeneration", FSDP_ON_CPU, fsdp="fsdp2")

@@ -1,4 +1,5 @@
-"""Lengths without decoding, and rows that share a sequence: equal losses and gradients, and MS-SWIFT's own packs."""
+"""Lengths without decoding, and rows that share a sequence: equal losses and gradients, and
+MS-SWIFT's own packs."""
 
 from __future__ import annotations
 
@@ -38,24 +39,37 @@ def _registered() -> None:
 
 
 @pytest.mark.parametrize("sample_rate_hz", [8_000, 16_000, 22_050, 24_000, 44_100, 48_000, 96_000])
-def test_frames_from_the_header_are_those_of_the_decoded_clip(tmp_path: Path, sample_rate_hz: int) -> None:
-    """The duration times 25, rounded up, was one frame too long where soxr rounds down (96 kHz, a sample more than a
-    whole number of frames): a row then had another length than the one that it was grouped and packed by."""
+def test_frames_from_the_header_are_those_of_the_decoded_clip(
+    tmp_path: Path, sample_rate_hz: int
+) -> None:
+    """The duration times 25, rounded up, was one frame too long where soxr rounds down (96 kHz, a
+    sample more than a whole number of frames): a row then had another length than the one that it
+    was grouped and packed by."""
     path = tmp_path / "a.wav"
     per_frame = HOP * sample_rate_hz // 24_000
     sizes = [size for k in (1, 7, 28) for size in range(k * per_frame - 3, k * per_frame + 5)]
     for size in sizes:
         sf.write(path, np.full(size, 0.1, dtype=np.float32), sample_rate_hz)
-        assert num_frames(AudioClip(str(path)), "row") == math.ceil(len(audio.load(path)) / HOP), size
+        assert num_frames(AudioClip(str(path)), "row") == math.ceil(len(audio.load(path)) / HOP), (
+            size
+        )
 
 
 def rows_of_all_kinds() -> list[dict[str, Any]]:
     first, second, third = corpus_rows(3)
     voice = {"reference_audio": third["audios"][0], "reference_text": "What the voice says."}
     text = {
-        "messages": [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well, thanks!"}]
+        "messages": [
+            {"role": "user", "content": "How are you?"},
+            {"role": "assistant", "content": "Well, thanks!"},
+        ]
     }
-    return [first, {**second, **voice}, {**first, "reference_audio": voice["reference_audio"]}, text]
+    return [
+        first,
+        {**second, **voice},
+        {**first, "reference_audio": voice["reference_audio"]},
+        text,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +83,11 @@ def template(tiny: Path) -> Any:
     return template
 
 
-def test_lengths_are_exact_and_cost_no_decoding(template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MS-SWIFT encodes every row in full to learn its length: hours of codec before the first step."""
+def test_lengths_are_exact_and_cost_no_decoding(
+    template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MS-SWIFT encodes every row in full to learn its length: hours of codec before the first
+    step."""
     from swift.dataset import AddLengthPreprocessor, load_dataset
 
     path = write_jsonl(tmp_path / "train.jsonl", rows_of_all_kinds())
@@ -78,7 +95,9 @@ def test_lengths_are_exact_and_cost_no_decoding(template: Any, tmp_path: Path, m
         patch.setattr(audio.Source, "decode", lambda self: pytest.fail("decoded"))
         template.init_env_args()  # its loader is the one of the last template
         dataset, _ = load_dataset([str(path)])
-        measured = AddLengthPreprocessor(template=template)(dataset, strict=True, load_from_cache_file=False)
+        measured = AddLengthPreprocessor(template=template)(
+            dataset, strict=True, load_from_cache_file=False
+        )
     lengths = [[len(template.encode(row)["input_ids"])] for row in dataset]
     assert measured["lengths"] == lengths
     assert len(set(map(tuple, lengths))) == 4
@@ -91,7 +110,9 @@ def test_rows_without_lengths_are_measured_by_ms_swift(template: Any) -> None:
 
     template.init_env_args()
     (row,) = rows_of_all_kinds()[3:]
-    (measured,) = AddLengthPreprocessor(template=template)(Dataset.from_list([row]), strict=True)["lengths"]
+    (measured,) = AddLengthPreprocessor(template=template)(Dataset.from_list([row]), strict=True)[
+        "lengths"
+    ]
     assert measured == [len(template.encode(row)["input_ids"])]
 
 
@@ -99,7 +120,8 @@ def test_rows_without_lengths_are_measured_by_ms_swift(template: Any) -> None:
 
 
 def spoken(num_frames: int, *, reference_frames: int = 0, seed: int = 0) -> EncodedSample:
-    """A row of the golden model's vocabulary: text, perhaps a reference that is not trained, then a trained clip."""
+    """A row of the golden model's vocabulary: text, perhaps a reference that is not trained, then a
+    trained clip."""
     generator = torch.Generator().manual_seed(seed)
     ids, labels, clips = [2, 3, 5, 7], [-100] * 4, []
     ids += torch.randint(9, 290, (6,), generator=generator).tolist()
@@ -116,11 +138,21 @@ def spoken(num_frames: int, *, reference_frames: int = 0, seed: int = 0) -> Enco
 
 def written(seed: int) -> EncodedSample:
     """A row without audio."""
-    ids = [2, *torch.randint(9, 290, (9,), generator=torch.Generator().manual_seed(seed)).tolist(), 298]
+    ids = [
+        2,
+        *torch.randint(9, 290, (9,), generator=torch.Generator().manual_seed(seed)).tolist(),
+        298,
+    ]
     return EncodedSample(ids, [-100] * 5 + ids[5:], source=f"row {seed}")
 
 
-ROWS = [spoken(5, seed=1), written(2), spoken(7, reference_frames=4, seed=3), written(4), spoken(3, seed=5)]
+ROWS = [
+    spoken(5, seed=1),
+    written(2),
+    spoken(7, reference_frames=4, seed=3),
+    written(4),
+    spoken(3, seed=5),
+]
 
 
 def test_packed_tensors_are_the_rows_one_after_the_other() -> None:
@@ -141,7 +173,9 @@ def test_boundaries_are_those_that_transformers_finds_itself() -> None:
     from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
     pack = collate(ROWS, TOKENS, training=True, packed=True)
-    (starts_q, starts_k), (longest_q, longest_k) = prepare_fa_kwargs_from_position_ids(pack["position_ids"])
+    (starts_q, starts_k), (longest_q, longest_k) = prepare_fa_kwargs_from_position_ids(
+        pack["position_ids"]
+    )
     assert pack["cu_seq_lens_q"].equal(starts_q)
     assert pack["cu_seq_lens_k"].equal(starts_k)
     assert pack["cu_seq_lens_q"].dtype == starts_q.dtype
@@ -156,7 +190,8 @@ def test_a_label_on_the_first_token_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Any]:
-    """A small random model, as config and weights: each attention builds its own class around them."""
+    """A small random model, as config and weights: each attention builds its own class around
+    them."""
     from plugins.model.config import HiggsAudioV2Config
     from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
@@ -166,7 +201,10 @@ def weights() -> dict[str, Any]:
         num_key_value_heads=2, head_dim=8, codebook_size=1026, pad_token_id=1, bos_token_id=2, eos_token_id=298,
         audio_token_id=AUDIO, audio_bos_token_id=301, audio_delay_token_id=DELAY,
     )  # fmt: skip
-    return {"config": config, "state": HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).state_dict()}
+    return {
+        "config": config,
+        "state": HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).state_dict(),
+    }
 
 
 @pytest.fixture(params=["eager", "sdpa", "flash_attention_2"])
@@ -185,7 +223,9 @@ def model(request: pytest.FixtureRequest, weights: dict[str, Any]) -> Iterator[A
 SUMS = ("text_loss", "text_z", "text_count", "audio_loss", "audio_z", "audio_count")
 
 
-def sums_and_gradients(model: Any, batches: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def sums_and_gradients(
+    model: Any, batches: list[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of several batches together, as gradient accumulation adds them up."""
     model.zero_grad()
     totals: dict[str, Any] = {}
@@ -199,27 +239,38 @@ def sums_and_gradients(model: Any, batches: list[dict[str, Any]]) -> tuple[dict[
 
 def test_a_pack_has_the_losses_and_gradients_of_its_rows(model: Any) -> None:
     """Several rows with audio, one with a reference, two without any, in one sequence."""
-    packed, packed_gradients = sums_and_gradients(model, [collate(ROWS, TOKENS, training=True, packed=True)])
-    alone, gradients = sums_and_gradients(model, [collate([row], TOKENS, training=True) for row in ROWS])
+    packed, packed_gradients = sums_and_gradients(
+        model, [collate(ROWS, TOKENS, training=True, packed=True)]
+    )
+    alone, gradients = sums_and_gradients(
+        model, [collate([row], TOKENS, training=True) for row in ROWS]
+    )
     for name in SUMS:
         torch.testing.assert_close(packed[name], alone[name], rtol=1e-6, atol=0)
     for name, gradient in gradients.items():
         scale = float(gradient.abs().max())
         assert scale > 0, name
-        torch.testing.assert_close(packed_gradients[name], gradient, rtol=0, atol=1e-5 * scale, msg=name)
+        torch.testing.assert_close(
+            packed_gradients[name], gradient, rtol=0, atol=1e-5 * scale, msg=name
+        )
 
 
 def test_without_its_boundaries_a_pack_has_other_losses(model: Any) -> None:
     """What the test above would see if rows saw each other."""
     pack = collate(ROWS, TOKENS, training=True, packed=True)
-    joined = {name: value for name, value in pack.items() if name.startswith(("input", "audio", "labels"))}
+    joined = {
+        name: value for name, value in pack.items() if name.startswith(("input", "audio", "labels"))
+    }
     with torch.no_grad():
         apart, together = model(**pack), model(**joined)
     assert not torch.allclose(apart.audio_loss, together.audio_loss, rtol=1e-4)
 
 
-def test_flash_attention_is_told_where_rows_begin(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would find out by itself, from position_ids, by asking the device several times in each layer."""
+def test_flash_attention_is_told_where_rows_begin(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would find out by itself, from position_ids, by asking the device several times in each
+    layer."""
     from transformers import modeling_flash_attention_utils as glue
 
     monkeypatch.setattr(glue, "_is_packed_sequence", lambda *_: pytest.fail("asked"))
@@ -254,7 +305,9 @@ def test_preflight_sees_a_pack_that_is_not_its_rows(name: str) -> None:
 
 def coded(num_frames: int, text: str) -> dict[str, Any]:
     """A row with codes: nothing has to be encoded."""
-    codes = torch.randint(1024, (num_frames, 8), generator=torch.Generator().manual_seed(num_frames)).tolist()
+    codes = torch.randint(
+        1024, (num_frames, 8), generator=torch.Generator().manual_seed(num_frames)
+    ).tolist()
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
     return {"messages": messages, "audio_codes": [codes]}
 
@@ -264,14 +317,25 @@ def run(tiny: Path, tmp_path: Path, name: str, **options: Any) -> list[dict[str,
     values = {
         "max_steps": 1,
         "save_strategy": "no",
-        "val_dataset": write_jsonl(tmp_path / "validation.jsonl", [coded(9, "Later."), coded(4, "Soon?"), written_row]),
+        "val_dataset": write_jsonl(
+            tmp_path / "validation.jsonl", [coded(9, "Later."), coded(4, "Soon?"), written_row]
+        ),
         "eval_strategy": "steps",
         "eval_steps": 1,
-        **({"attn_impl": "flash_attention_2"} if {"packing", "padding_free"} & options.keys() else {}),
+        **(
+            {"attn_impl": "flash_attention_2"}
+            if {"packing", "padding_free"} & options.keys()
+            else {}
+        ),
         **options,
     }
     voice = {"reference_codes": coded(6, "")["audio_codes"], "reference_text": "A voice."}
-    rows = [coded(12, "First."), coded(8, "Second, longer.") | voice, written_row, coded(30, "The third one.")]
+    rows = [
+        coded(12, "First."),
+        coded(8, "Second, longer.") | voice,
+        written_row,
+        coded(30, "The third one."),
+    ]
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
     with flash_attention.on_cpu():
         return sft(tiny, dataset, tmp_path / name, **values)
@@ -280,14 +344,20 @@ def run(tiny: Path, tmp_path: Path, name: str, **options: Any) -> list[dict[str,
 def figures(records: list[dict[str, Any]]) -> dict[str, float]:
     """What was measured in the step and in the evaluation after it."""
     kinds = ("loss", "grad_norm", "eval_loss", "acc", "eval_acc")
-    return {name: value for record in records for name, value in record.items() if name.startswith(kinds)}
+    return {
+        name: value
+        for record in records
+        for name, value in record.items()
+        if name.startswith(kinds)
+    }
 
 
 @pytest.mark.slow
 def test_a_step_is_the_same_padded_packed_and_padding_free(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """MS-SWIFT's own packs of rows of all kinds, in training and validation; the guards still know their names."""
+    """MS-SWIFT's own packs of rows of all kinds, in training and validation; the guards still know
+    their names."""
     from plugins.training.guards import Guard
 
     seen: list[list[str]] = []
@@ -296,12 +366,25 @@ def test_a_step_is_the_same_padded_packed_and_padding_free(
         patch.setattr(Guard, "saw", lambda self, loss: (seen.append(self.rows), saw(self, loss))[1])
         padded = run(tiny, tmp_path, "padded")
         packed = run(tiny, tmp_path, "packed", packing="true", per_device_train_batch_size=1)
-        free = run(tiny, tmp_path, "free", padding_free="true", group_by_length="true", lazy_tokenize="true")
+        free = run(
+            tiny,
+            tmp_path,
+            "free",
+            padding_free="true",
+            group_by_length="true",
+            lazy_tokenize="true",
+        )
     assert len(seen[0]) == 4
     assert [sorted(rows) for rows in seen] == [sorted(seen[0])] * 3
     assert caplog.text.count("rows in one sequence do not see each other") == 2
     expected = figures(padded)
-    assert {"loss_text", "loss_audio_cb7", "grad_norm", "eval_loss", "eval_loss_audio"} <= expected.keys()
+    assert {
+        "loss_text",
+        "loss_audio_cb7",
+        "grad_norm",
+        "eval_loss",
+        "eval_loss_audio",
+    } <= expected.keys()
     for records in (packed, free):
         assert figures(records) == pytest.approx(expected, rel=1e-5)
 
@@ -309,5 +392,7 @@ def test_a_step_is_the_same_padded_packed_and_padding_free(
 def test_streamed_and_grouped_packs_are_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"group_by_length: 'true' has no meaning for packs"):
         run(tiny, tmp_path, "grouped", packing="true", group_by_length="true")
-    with pytest.raises(UserError, match=r"packing: 'true' encodes a stream in processes of its own"):
+    with pytest.raises(
+        UserError, match=r"packing: 'true' encodes a stream in processes of its own"
+    ):
         run(tiny, tmp_path, "streamed", packing="true", streaming="true", strict="true")

@@ -1,4 +1,5 @@
-"""What is spoken and drawn while a model trains, read with TensorBoard's own reader; and that it changes nothing."""
+"""What is spoken and drawn while a model trains, read with TensorBoard's own reader; and that it
+changes nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +30,15 @@ TRAIN_CURVES = {
     "padding_share", "audio_seconds_per_second", "memory_gib", "skipped_steps", "skipped_rows", "sample_stop_rate",
     "sample_seconds", *(f"{kind}_audio_cb{k}" for kind in ("loss", "acc") for k in range(8)),
 }  # fmt: skip
-EVAL_CURVES = {"loss", "loss_text", "loss_audio", "loss_aux", "acc_text", "loss_audio_cb0", "acc_audio_cb7"}
+EVAL_CURVES = {
+    "loss",
+    "loss_text",
+    "loss_audio",
+    "loss_aux",
+    "acc_text",
+    "loss_audio_cb0",
+    "acc_audio_cb7",
+}
 
 
 def without_samples(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -40,14 +49,18 @@ def without_samples(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def events(sampled: SampledRun) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    accumulator = EventAccumulator(str(sampled.folder / "runs"), size_guidance={"audio": 0, "scalars": 0})
+    accumulator = EventAccumulator(
+        str(sampled.folder / "runs"), size_guidance={"audio": 0, "scalars": 0}
+    )
     return accumulator.Reload()
 
 
 # --- what is there ---
 
 
-def test_tensorboard_has_audio_before_the_first_step_at_each_evaluation_and_at_the_end(events: Any) -> None:
+def test_tensorboard_has_audio_before_the_first_step_at_each_evaluation_and_at_the_end(
+    events: Any,
+) -> None:
     assert set(events.Tags()["audio"]) == {"samples/0", "samples/1"}
     for tag in ("samples/0", "samples/1"):
         clips = events.Audio(tag)
@@ -69,21 +82,34 @@ def test_tensorboard_has_all_curves_at_every_step(events: Any) -> None:
 
 def test_ms_swift_draws_them(sampled: SampledRun) -> None:
     drawn = {path.stem for path in (sampled.folder / "images").glob("*.png")}
-    assert {f"train_{name}" for name in TRAIN_CURVES} | {f"eval_{name}" for name in EVAL_CURVES} <= drawn
+    assert {f"train_{name}" for name in TRAIN_CURVES} | {
+        f"eval_{name}" for name in EVAL_CURVES
+    } <= drawn
 
 
 def test_files_lines_and_metrics_agree(sampled: SampledRun) -> None:
     logged = [record for record in sampled.records if "sample_seconds" in record]
-    spoken = [corpus_rows(12)[i]["messages"][1]["content"].removeprefix("Please speak: ") for i in (8, 10)]
-    assert sorted(path.name for path in (sampled.folder / "samples").iterdir()) == [f"step-{step}" for step in STEPS]
+    spoken = [
+        corpus_rows(12)[i]["messages"][1]["content"].removeprefix("Please speak: ") for i in (8, 10)
+    ]
+    assert sorted(path.name for path in (sampled.folder / "samples").iterdir()) == [
+        f"step-{step}" for step in STEPS
+    ]
     for step, record in zip(STEPS, logged, strict=True):
         folder = sampled.folder / "samples" / f"step-{step}"
-        lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         assert [line["text"] for line in lines] == spoken
         for line in lines:
             assert soundfile.info(folder / line["file"]).duration == pytest.approx(line["seconds"])
-        assert record["sample_seconds"] == pytest.approx(np.mean([line["seconds"] for line in lines]))
-        assert record["sample_stop_rate"] == pytest.approx(np.mean([line["stopped"] for line in lines]))
+        assert record["sample_seconds"] == pytest.approx(
+            np.mean([line["seconds"] for line in lines])
+        )
+        assert record["sample_stop_rate"] == pytest.approx(
+            np.mean([line["stopped"] for line in lines])
+        )
 
 
 def test_padding_and_speed_are_those_of_the_batches() -> None:
@@ -112,8 +138,11 @@ def test_padding_and_speed_are_those_of_the_batches() -> None:
 def test_weights_generators_and_log_are_those_of_a_training_without_samples(
     sampled: SampledRun, tmp_path: Path
 ) -> None:
-    """Dropout and shuffling are on, and each sample draws from all three generators (`sampled.train`)."""
-    quiet = train(sampled.model, sampled.train, sampled.validation, tmp_path / "out", report_to="none")
+    """Dropout and shuffling are on, and each sample draws from all three generators
+    (`sampled.train`)."""
+    quiet = train(
+        sampled.model, sampled.train, sampled.validation, tmp_path / "out", report_to="none"
+    )
     assert not (quiet.folder / "samples").exists()
     check_equal(sampled, quiet)
 
@@ -123,9 +152,14 @@ def check_equal(one: SampledRun, other: SampledRun, steps: tuple[int, ...] = (2,
         first, second = (run.folder / f"checkpoint-{step}" for run in (one, other))
         (weights,) = first.glob("*model.safetensors")
         assert weights.read_bytes() == (second / weights.name).read_bytes()
-        states = [torch.load(folder / "rng_state.pth", weights_only=False) for folder in (first, second)]
+        states = [
+            torch.load(folder / "rng_state.pth", weights_only=False) for folder in (first, second)
+        ]
         assert states[0]["python"] == states[1]["python"]
-        assert all(np.array_equal(a, b) for a, b in zip(states[0]["numpy"], states[1]["numpy"], strict=True))
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(states[0]["numpy"], states[1]["numpy"], strict=True)
+        )
         assert torch.equal(states[0]["cpu"], states[1]["cpu"])
     logs = [without_samples(timeless(run.folder / "logging.jsonl")) for run in (one, other)]
     assert logs[0][-len(logs[1]) :] == logs[1]
@@ -135,7 +169,9 @@ def test_a_resumed_training_goes_on_with_its_samples_and_does_not_speak_for_the_
     sampled: SampledRun, tmp_path: Path
 ) -> None:
     options = {"resume_from_checkpoint": sampled.folder / "checkpoint-2", "report_to": "none"}
-    options["model_kwargs"] = '{"samples": true}'  # drawing the curves again takes longer than the training
+    options["model_kwargs"] = (
+        '{"samples": true}'  # drawing the curves again takes longer than the training
+    )
     resumed = train(sampled.model, sampled.train, sampled.validation, tmp_path / "out", **options)
     assert [path.name for path in (resumed.folder / "samples").iterdir()] == ["step-4"]
     check_equal(sampled, resumed, steps=(4,))
@@ -220,7 +256,10 @@ def test_a_sample_that_fails_is_told_and_the_others_are_spoken(
     callback.on_train_end(None, state, None)  # of the same step: once is enough
     assert trainer.logged == [{"sample_stop_rate": 1.0, "sample_seconds": 1.0}]
     assert "sample 0 at step 7 left out: OutOfMemoryError: CUDA out of memory." in said.text
-    assert sorted(path.name for path in (tmp_path / "samples" / "step-7").iterdir()) == ["1.wav", "samples.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "samples" / "step-7").iterdir()) == [
+        "1.wav",
+        "samples.jsonl",
+    ]
 
 
 def test_a_folder_that_cannot_be_written_costs_no_training(
@@ -242,20 +281,31 @@ def test_a_stopped_run_does_not_speak_before_it_ends(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_divided_weights_are_left_out_in_one_line(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+def test_divided_weights_are_left_out_in_one_line(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
     trainer = stub(tmp_path)
     trainer.is_fsdp_enabled = True
     said.set_level("INFO")
     samples.attach(trainer)
     assert not trainer.callback_handler.callbacks
-    assert said.text.count("samples: left out, the model's weights are divided among the ranks") == 1
+    assert (
+        said.text.count("samples: left out, the model's weights are divided among the ranks") == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("report_to", "setting", "speaks"),
-    [("tensorboard", None, True), ("wandb", None, False), ("wandb", True, True), ("tensorboard", False, False)],
+    [
+        ("tensorboard", None, True),
+        ("wandb", None, False),
+        ("wandb", True, True),
+        ("tensorboard", False, False),
+    ],
 )
-def test_on_by_default_where_tensorboard_is(report_to: str, setting: bool | None, speaks: bool, tmp_path: Path) -> None:
+def test_on_by_default_where_tensorboard_is(
+    report_to: str, setting: bool | None, speaks: bool, tmp_path: Path
+) -> None:
     trainer = stub(tmp_path)
     trainer.args.report_to = [report_to]
     trainer.template.settings = HiggsAudioSettings(samples=setting)
@@ -264,8 +314,8 @@ def test_on_by_default_where_tensorboard_is(report_to: str, setting: bool | None
 
 
 def test_wandb_and_swanlab_get_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are mocks, as neither is installed here. wandb 0.31 took these calls once, offline; of SwanLab 0.10 only the
-    source was read."""
+    """Both are mocks, as neither is installed here. wandb 0.31 took these calls once, offline; of
+    SwanLab 0.10 only the source was read."""
     calls: list[Any] = []
 
     def audio(path: str, *, caption: str) -> tuple[str, str]:
@@ -341,7 +391,9 @@ def test_texts_that_cannot_be_spoken_are_refused_before_training(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{"tuner_type": "full"}, {"torch_dtype": "bfloat16", "bf16": "true"}], ids=["full", "bf16"]
+    "options",
+    [{"tuner_type": "full"}, {"torch_dtype": "bfloat16", "bf16": "true"}],
+    ids=["full", "bf16"],
 )
 def test_equal_weights_too(options: dict[str, Any], sampled: SampledRun, tmp_path: Path) -> None:
     files = sampled.model, sampled.train, sampled.validation
@@ -353,13 +405,24 @@ def test_equal_weights_too(options: dict[str, Any], sampled: SampledRun, tmp_pat
 
 @pytest.mark.slow
 def test_rank_0_speaks_while_the_others_wait(sampled: SampledRun, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "report_to": "tensorboard", "ddp_backend": "gloo"}
+    options: dict[str, Any] = {
+        "max_steps": 2,
+        "eval_steps": 1,
+        "report_to": "tensorboard",
+        "ddp_backend": "gloo",
+    }
     options |= {"tuner_type": "lora", "lora_dropout": 0.1, "per_device_train_batch_size": 2}
     adapters = []
     for name, speaks in (("speaking", "true"), ("quiet", "false")):
-        command = flags(sampled.model, sampled.train, tmp_path / name, val_dataset=sampled.validation, **options)
+        command = flags(
+            sampled.model, sampled.train, tmp_path / name, val_dataset=sampled.validation, **options
+        )
         done = swift("sft", *command, NPROC_PER_NODE="2", SAMPLES=speaks)
         assert done.returncode == 0, done.stderr[-3000:]
-        adapters.append((tmp_path / name / "checkpoint-2" / "adapter_model.safetensors").read_bytes())
+        adapters.append(
+            (tmp_path / name / "checkpoint-2" / "adapter_model.safetensors").read_bytes()
+        )
     assert adapters[0] == adapters[1]
-    assert len([record for record in log_of(tmp_path / "speaking") if "sample_seconds" in record]) == 3
+    assert (
+        len([record for record in log_of(tmp_path / "speaking") if "sample_seconds" in record]) == 3
+    )

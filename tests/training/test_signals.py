@@ -1,4 +1,5 @@
-"""SIGINT, SIGTERM and SIGHUP, to every process that a user or a service may send them to, through every launcher."""
+"""SIGINT, SIGTERM and SIGHUP, to every process that a user or a service may send them to, through
+every launcher."""
 
 from __future__ import annotations
 
@@ -44,7 +45,11 @@ COMMANDS = {
     "higgs-audio": [str(BIN / "higgs-audio"), "sft"],
     "swift": [str(BIN / "swift"), "sft"],
 }
-name_of = {"ids": lambda each: each.name if isinstance(each, signal.Signals) else str(each).replace(" ", "-")}
+name_of = {
+    "ids": lambda each: (
+        each.name if isinstance(each, signal.Signals) else str(each).replace(" ", "-")
+    )
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,9 @@ def is_trainer(process: psutil.Process) -> bool:
     return any(Path(word).name in {"train.py", "sft.py"} for word in process.cmdline()[1:3])
 
 
-def check_stopped(number: signal.Signals, target: str, launcher: str, launch: Launch, out: Path, **options: Any) -> str:
+def check_stopped(
+    number: signal.Signals, target: str, launcher: str, launch: Launch, out: Path, **options: Any
+) -> str:
     """Start, signal, and look at what is left; the output."""
     command, env = launch(launcher, out, **options)
     with running(*command, **env) as process:
@@ -103,8 +110,12 @@ def check_stopped(number: signal.Signals, target: str, launcher: str, launch: La
             (rank(1, process) if target == "trainer" else process).send_signal(number)
         output = ended(process, 120)
         _, left = psutil.wait_procs(known, timeout=1)
-        assert [member for member in left if member.status() != psutil.STATUS_ZOMBIE] == [], "orphans"
-    print(f"{launcher:>15} {target:>8} {number.name:>8}: exit {process.returncode}, checkpoint {stopped_at(out)}")
+        assert [member for member in left if member.status() != psutil.STATUS_ZOMBIE] == [], (
+            "orphans"
+        )
+    print(
+        f"{launcher:>15} {target:>8} {number.name:>8}: exit {process.returncode}, checkpoint {stopped_at(out)}"
+    )
     assert process.returncode == (1 if launcher == "torchrun" else 75), output[-3000:]
     assert ("Traceback" in output) == (launcher == "torchrun"), output[-5000:]
     assert 2 <= stopped_at(out) < 12
@@ -115,13 +126,22 @@ def check_stopped(number: signal.Signals, target: str, launcher: str, launch: La
     return output
 
 
-# The table, without what is the same cell twice: a single trainer is the parent. MS-SWIFT's `swift` command and ours
-# start ranks alike, so each signal and target once.
+# The table, without what is the same cell twice: a single trainer is the parent. MS-SWIFT's `swift`
+# command and ours start ranks alike, so each signal and target once.
 TARGETS = ("group", "parent", "trainer")
 CELLS = [
-    *((number, target, launcher) for launcher in ONE for target in TARGETS[:2] for number in SIGNALS),
+    *(
+        (number, target, launcher)
+        for launcher in ONE
+        for target in TARGETS[:2]
+        for number in SIGNALS
+    ),
     *((number, target, "torchrun") for target in TARGETS for number in SIGNALS),
-    *((number, target, launcher) for launcher in TWO for number, target in zip(SIGNALS, TARGETS, strict=True)),
+    *(
+        (number, target, launcher)
+        for launcher in TWO
+        for number, target in zip(SIGNALS, TARGETS, strict=True)
+    ),
 ]
 QUICK = {(signal.SIGINT, "group", "higgs-audio"), (signal.SIGTERM, "parent", "swift")}
 
@@ -147,7 +167,9 @@ def test_the_printed_command_goes_on_as_if_nothing_had_happened(
     out, saved = tmp_path / "out", {"save_strategy": "steps", "save_steps": 12}
     resumed(check_stopped(signal.SIGHUP, "group", launcher, launch, out, **saved))
     steps = steps_of(out / "logging.jsonl")
-    assert [record["global_step/max_steps"] for record in steps] == [f"{n}/12" for n in range(1, 13)]
+    assert [record["global_step/max_steps"] for record in steps] == [
+        f"{n}/12" for n in range(1, 13)
+    ]
     if launcher in ONE:
         sft(tiny, dataset, tmp_path / "whole", **{**OPTIONS, **saved})
         check_untouched(tmp_path / "whole" / "checkpoint-12", out / "checkpoint-12")
@@ -198,7 +220,9 @@ def test_a_closed_terminal(launch: Launch, tmp_path: Path) -> None:
 def test_a_tee_that_ctrl_c_ends_first(launch: Launch, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command, env = launch("higgs-audio", out)
-    with running("bash", "-c", f"{shlex.join(command)} 2>&1 | tee {tmp_path}/log", **env) as process:
+    with running(
+        "bash", "-c", f"{shlex.join(command)} 2>&1 | tee {tmp_path}/log", **env
+    ) as process:
         until_logged(out, 2, process)
         known = family(process)
         os.killpg(process.pid, signal.SIGINT)
@@ -227,7 +251,9 @@ def test_outside_of_training_a_signal_is_one_line(number: signal.Signals) -> Non
 
 def handles_signals(process: psutil.Process) -> bool:
     """Other than Python's own, which is that of SIGINT alone."""
-    (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text("utf-8"), re.MULTILINE)
+    (caught,) = re.findall(
+        r"^SigCgt:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text("utf-8"), re.MULTILINE
+    )
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
@@ -245,8 +271,12 @@ def test_a_signal_while_it_loads(launcher: str, where: str, launch: Launch, tmp_
     command, env = launch(launcher, tmp_path / "out")
     with running(*command, **env) as process:
         loading: list[psutil.Process] = []
-        while len(loading) < (1 if launcher in ONE else 2) or not all(map(handles_signals, loading)):
-            loading = [member for member in family(process) if is_trainer(member) == (where == "trainer")]
+        while len(loading) < (1 if launcher in ONE else 2) or not all(
+            map(handles_signals, loading)
+        ):
+            loading = [
+                member for member in family(process) if is_trainer(member) == (where == "trainer")
+            ]
             assert process.poll() is None
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
@@ -271,7 +301,8 @@ def test_nohup_stays_in_force() -> None:
 
 
 def test_a_lost_stdout_goes_where_stderr_goes() -> None:
-    """As with `higgs-audio sft | tee log`: the resume command is seen though Ctrl-C has ended the `tee`."""
+    """As with `higgs-audio sft | tee log`: the resume command is seen though Ctrl-C has ended the
+    `tee`."""
     code = "import sys\nfrom plugins import signals\nsys.stdin.readline()\nsignals.keep_output()\nprint('kept')\n"
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
@@ -298,15 +329,21 @@ sys.exit(int(os.environ["RANK"]) * 3)
     ("handler", "save_s", "work_s", "code"),
     [
         pytest.param("save", 1, 60, 75, id="saved"),
-        pytest.param("save", 33, 60, 75, id="saved-slowly", marks=pytest.mark.slow),  # torchrun kills after 30 s
+        pytest.param(
+            "save", 33, 60, 75, id="saved-slowly", marks=pytest.mark.slow
+        ),  # torchrun kills after 30 s
         pytest.param("signal.SIG_DFL", 0, 60, 143, id="ended"),
         pytest.param("save", 0, 0, 1, id="failed"),
     ],
 )
-def test_the_exit_code_of_ranks(handler: str, save_s: int, work_s: int, code: int, tmp_path: Path) -> None:
+def test_the_exit_code_of_ranks(
+    handler: str, save_s: int, work_s: int, code: int, tmp_path: Path
+) -> None:
     file = written(tmp_path / "rank.py", RANK.format(handler=handler, save_s=save_s, work_s=work_s))
     command = [sys.executable, *launcher.TORCHRUN, "--nproc_per_node", "2", str(file)]
-    with running(sys.executable, "-c", f"from plugins import launcher; launcher.launch({command})") as process:
+    with running(
+        sys.executable, "-c", f"from plugins import launcher; launcher.launch({command})"
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line == "ready\n":

@@ -1,4 +1,5 @@
-"""Training through MS-SWIFT's own pipeline: what it learns, that a step is exact, and that every option runs."""
+"""Training through MS-SWIFT's own pipeline: what it learns, that a step is exact, and that every
+option runs."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def speak(generator: Any, row: dict[str, Any]) -> Any:
 
 
 def check_reproduced(speech: Any, row: dict[str, Any]) -> None:
-    """>= 99 % of the codes, and stopped by itself at exactly F + 9 delayed frames, that is with F frames of codes."""
+    """>= 99 % of the codes, and stopped by itself at exactly F + 9 delayed frames, that is with F
+    frames of codes."""
     wanted = torch.tensor(row["audio_codes"][0]).T
     assert speech.stopped
     assert speech.codes.shape == wanted.shape
@@ -68,12 +70,18 @@ def check_reproduced(speech: Any, row: dict[str, Any]) -> None:
 
 
 def test_full_fine_tuning_learns_what_it_is_shown(tiny: Path, tmp_path: Path, encode: Any) -> None:
-    """With transformers' own labels, which mask every EOS, such a model reproduces the codes and never stops."""
+    """With transformers' own labels, which mask every EOS, such a model reproduces the codes and
+    never stops."""
     from plugins.inference import HiggsAudioGenerator
 
     rows = [with_codes(row, encode) for row in corpus_rows(4)]
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
-    options = {"max_steps": 200, "learning_rate": 3e-3, "logging_steps": 50, "report_to": "tensorboard"}
+    options = {
+        "max_steps": 200,
+        "learning_rate": 3e-3,
+        "logging_steps": 50,
+        "report_to": "tensorboard",
+    }
     done = swift("sft", *flags(tiny, dataset, tmp_path / "out", **options))
     assert done.returncode == 0, done.stderr[-3000:]
     generator = HiggsAudioGenerator.from_pretrained(str(tmp_path / "out" / "checkpoint-200"))
@@ -83,10 +91,19 @@ def test_full_fine_tuning_learns_what_it_is_shown(tiny: Path, tmp_path: Path, en
 
 
 def check_curves(output_dir: Path) -> None:
-    """Both losses, each codebook, accuracies, auxiliary loss and both learning rates: in the log and TensorBoard."""
+    """Both losses, each codebook, accuracies, auxiliary loss and both learning rates: in the log
+    and TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    curves = {"loss", "loss_text", "loss_audio", "loss_aux", "acc_text", "learning_rate", "audio_learning_rate"}
+    curves = {
+        "loss",
+        "loss_text",
+        "loss_audio",
+        "loss_aux",
+        "acc_text",
+        "learning_rate",
+        "audio_learning_rate",
+    }
     curves |= {f"{kind}_audio_cb{k}" for kind in ("loss", "acc") for k in range(8)}
     records = [record for record in log_of(output_dir) if "loss_audio" in record]
     assert all(curves <= record.keys() for record in records)
@@ -98,7 +115,8 @@ def check_curves(output_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def wide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base that LoRA can bend: frozen random heads must be wide and loud enough to tell 8 x 1026 codes apart."""
+    """A base that LoRA can bend: frozen random heads must be wide and loud enough to tell 8 x 1026
+    codes apart."""
     import shutil
 
     from transformers import AutoTokenizer
@@ -125,13 +143,29 @@ def test_lora_with_references_learns_and_merges(wide: Path, tmp_path: Path, enco
     from plugins.inference import HiggsAudioGenerator
 
     corpus = corpus_rows(12)
-    rows = [with_reference(row, other, encode) for row, other in zip(corpus[4:8], corpus[8:12], strict=True)]
+    rows = [
+        with_reference(row, other, encode)
+        for row, other in zip(corpus[4:8], corpus[8:12], strict=True)
+    ]
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
-    lora = {"tuner_type": "lora", "lora_rank": 64, "lora_alpha": 128, "lora_dropout": 0, "learning_rate": 2e-3}
+    lora = {
+        "tuner_type": "lora",
+        "lora_rank": 64,
+        "lora_alpha": 128,
+        "lora_dropout": 0,
+        "learning_rate": 2e-3,
+    }
     sft(wide, dataset, tmp_path / "out", max_steps=200, logging_steps=50, **lora)
     checkpoint, merged = tmp_path / "out" / "checkpoint-200", tmp_path / "merged"
     done = swift(
-        "export", "--adapters", str(checkpoint), "--merge_lora", "true", "--output_dir", str(merged), cwd=tmp_path
+        "export",
+        "--adapters",
+        str(checkpoint),
+        "--merge_lora",
+        "true",
+        "--output_dir",
+        str(merged),
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -147,18 +181,37 @@ def test_lora_with_references_learns_and_merges(wide: Path, tmp_path: Path, enco
         assert torch.equal(speak(after_merge, row).codes, speech.codes)
 
 
-def test_one_step_is_the_same_for_every_split_of_its_rows(tiny: Path, tmp_path: Path, encode: Any) -> None:
+def test_one_step_is_the_same_for_every_split_of_its_rows(
+    tiny: Path, tmp_path: Path, encode: Any
+) -> None:
     """4 x 1, 1 x 4 and two processes x 1 x 2 over clips of different lengths and a text-only row.
 
-    Means of means, as the base trainer takes them, weigh a short clip's frames more than a long one's; a text count as
-    the common denominator makes the audio loss of a 10 s clip about 83 times too large.
-    """
-    rows: list[dict[str, Any]] = [with_codes(row, encode) for row in (corpus_rows(3)[0], *corpus_rows(13)[11:])]
-    rows.append({"messages": [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "Hi there."}]})
+    Means of means, as the base trainer takes them, weigh a short clip's frames more than a long
+    one's; a text count as the common denominator makes the audio loss of a 10 s clip about 83 times
+    too large."""
+    rows: list[dict[str, Any]] = [
+        with_codes(row, encode) for row in (corpus_rows(3)[0], *corpus_rows(13)[11:])
+    ]
+    rows.append(
+        {
+            "messages": [
+                {"role": "user", "content": "Say hi."},
+                {"role": "assistant", "content": "Hi there."},
+            ]
+        }
+    )
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
     results = []
-    for name, batch, accumulation, processes in (("4x1", 4, 1, 1), ("1x4", 1, 4, 1), ("2x1x2", 1, 2, 2)):
-        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+    for name, batch, accumulation, processes in (
+        ("4x1", 4, 1, 1),
+        ("1x4", 1, 4, 1),
+        ("2x1x2", 1, 2, 2),
+    ):
+        options = {
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": accumulation,
+            "max_steps": 1,
+        }
         ddp = {"ddp_backend": "gloo"} if processes > 1 else {}
         env = {"NPROC_PER_NODE": str(processes)} if processes > 1 else {}
         done = swift("sft", *flags(tiny, dataset, tmp_path / name, **options, **ddp), **env)
@@ -174,7 +227,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gradient checkpointing": {"gradient_checkpointing": "true"},
     "gradient checkpointing, lora": {"gradient_checkpointing": "true", "tuner_type": "lora"},
     "group by length, two processes encode": {"group_by_length": "true", "dataset_num_proc": 2},
-    "two spawned workers": {"dataloader_num_workers": 2, "dataloader_multiprocessing_context": "spawn"},
+    "two spawned workers": {
+        "dataloader_num_workers": 2,
+        "dataloader_multiprocessing_context": "spawn",
+    },
     "bf16": {"torch_dtype": "bfloat16", "bf16": "true"},
     "7b type": {"model_type": "higgs-audio-v2-7b"},
 }
@@ -190,7 +246,9 @@ def test_forked_workers_of_a_process_with_threads(tiny: Path, tmp_path: Path) ->
     torch.set_num_threads(2)
     torch.ones(512, 512) @ torch.ones(512, 512)  # they are started when they are needed
     try:
-        check_losses(tiny, tmp_path, dataloader_num_workers=2, dataloader_multiprocessing_context="fork")
+        check_losses(
+            tiny, tmp_path, dataloader_num_workers=2, dataloader_multiprocessing_context="fork"
+        )
     finally:
         torch.set_num_threads(1)
 
@@ -209,23 +267,43 @@ SEED_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
                 "audio_ffn.gate_proj", "audio_ffn.up_proj", "audio_ffn.down_proj"]  # fmt: skip
 
 
-@pytest.mark.parametrize("modules", [["all-linear"], SEED_MODULES], ids=["all-linear", "seed document"])
-def test_lora_covers_attention_and_both_ffns(modules: list[str], tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "modules", [["all-linear"], SEED_MODULES], ids=["all-linear", "seed document"]
+)
+def test_lora_covers_attention_and_both_ffns(
+    modules: list[str], tiny: Path, tmp_path: Path
+) -> None:
     from safetensors import safe_open
 
     from plugins.train import main
 
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
-    options = {"tuner_type": None, "max_steps": 1, "sft_type": "lora", "lora_target_modules": modules}
+    options = {
+        "tuner_type": None,
+        "max_steps": 1,
+        "sft_type": "lora",
+        "lora_target_modules": modules,
+    }
     main(flags(tiny, dataset, tmp_path / "out", **options))
-    with safe_open(tmp_path / "out" / "checkpoint-1" / "adapter_model.safetensors", "pt") as adapter:
-        names = {key.split("layers.0.")[1].rsplit(".lora_", 1)[0] for key in adapter.keys() if "layers.0." in key}  # noqa: SIM118
-    ffn = {f"{part}.{name}_proj" for part in ("mlp", "audio_mlp") for name in ("gate", "up", "down")}
+    with safe_open(
+        tmp_path / "out" / "checkpoint-1" / "adapter_model.safetensors", "pt"
+    ) as adapter:
+        names = {
+            key.split("layers.0.")[1].rsplit(".lora_", 1)[0]
+            for key in adapter.keys()  # noqa: SIM118 (safe_open is no mapping)
+            if "layers.0." in key
+        }
+    ffn = {
+        f"{part}.{name}_proj" for part in ("mlp", "audio_mlp") for name in ("gate", "up", "down")
+    }
     assert names == ffn | {f"self_attn.{name}_proj" for name in "qkvo"}
 
 
-def test_eval_loss_is_the_training_formula_over_the_whole_set(tiny: Path, tmp_path: Path, encode: Any) -> None:
-    """The base averages batch means; here 3 rows in batches of 2 give the loss of one batch of 3."""
+def test_eval_loss_is_the_training_formula_over_the_whole_set(
+    tiny: Path, tmp_path: Path, encode: Any
+) -> None:
+    """The base averages batch means; here 3 rows in batches of 2 give the loss of one batch of
+    3."""
     rows = [with_codes(row, encode) for row in corpus_rows(3)]
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
     options = {"learning_rate": 0.0, "val_dataset": dataset, "eval_steps": 1, "max_steps": 1}
@@ -240,23 +318,33 @@ def test_eval_loss_is_the_training_formula_over_the_whole_set(tiny: Path, tmp_pa
 
 def test_settings_are_written_and_the_plugin_path_is_absolute(tiny: Path, tmp_path: Path) -> None:
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
-    register = os.path.relpath(Path(__file__).resolve().parents[1] / "plugins" / "register.py")
+    register = os.path.relpath(Path(__file__).resolve().parents[2] / "plugins" / "register.py")
     kwargs = json.dumps({"audio_learning_rate": 1e-4, "audio_loss_weight": 0.5})
-    sft(tiny, dataset, tmp_path / "out", max_steps=1, external_plugins=register, model_kwargs=kwargs)
-    settings = json.loads((tmp_path / "out" / "higgs_audio_settings.json").read_text(encoding="utf-8"))
+    sft(
+        tiny, dataset, tmp_path / "out", max_steps=1, external_plugins=register, model_kwargs=kwargs
+    )
+    settings = json.loads(
+        (tmp_path / "out" / "higgs_audio_settings.json").read_text(encoding="utf-8")
+    )
     assert (settings["audio_learning_rate"], settings["audio_loss_weight"]) == (1e-4, 0.5)
     args = json.loads((tmp_path / "out" / "args.json").read_text(encoding="utf-8"))
     assert all(Path(plugin).is_absolute() for plugin in args["external_plugins"])
 
 
 def test_audio_learning_rate_is_its_own(tiny: Path, tmp_path: Path) -> None:
-    """Rate 0 for audio: after a step, audio weights are those of the start and all others have moved."""
+    """Rate 0 for audio: after a step, audio weights are those of the start and all others have
+    moved."""
     from safetensors.torch import load_file
 
     from plugins.trainer import is_audio_parameter
 
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
-    options = {"learning_rate": 1e-3, "warmup_ratio": 0, "model_kwargs": '{"audio_learning_rate": 0.0}', "max_steps": 1}
+    options = {
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0,
+        "model_kwargs": '{"audio_learning_rate": 0.0}',
+        "max_steps": 1,
+    }
     sft(tiny, dataset, tmp_path / "out", **options)
     before = load_file(tiny / "model.safetensors")
     after = load_file(tmp_path / "out" / "checkpoint-1" / "model.safetensors")

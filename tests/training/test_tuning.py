@@ -1,4 +1,5 @@
-"""What the tuner options name is trained, saved and found again; whatever cannot be is one line before it is lost."""
+"""What the tuner options name is trained, saved and found again; whatever cannot be is one line
+before it is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ def rows(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from plugins.audio.codec import Codec
 
     codec = Codec(str(tiny / "audio_tokenizer"))
-    encoded = [{**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]} for row in corpus_rows(2)]
+    encoded = [
+        {**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]}
+        for row in corpus_rows(2)
+    ]
     return write_jsonl(tmp_path_factory.mktemp("rows") / "train.jsonl", encoded)
 
 
@@ -37,7 +41,12 @@ def train(tiny: Path, rows: Path, output_dir: Path, **options: Any) -> Any:
     from plugins.register import register_higgs_audio_all
 
     register_higgs_audio_all()
-    lora = {"tuner_type": "lora", "learning_rate": 1e-2, "lora_dropout": 0, "per_device_train_batch_size": 2}
+    lora = {
+        "tuner_type": "lora",
+        "learning_rate": 1e-2,
+        "lora_dropout": 0,
+        "per_device_train_batch_size": 2,
+    }
     pipeline = SwiftSft(flags(tiny, rows, output_dir, **{**lora, **options}))
     pipeline.main()
     return pipeline.model
@@ -52,13 +61,16 @@ def logits(model: Any) -> torch.Tensor:
     frames = torch.randint(1024, (1, 6, native.config.num_codebooks), generator=generator)
     heard = torch.ones(1, 6, dtype=torch.bool)
     with torch.no_grad():
-        states = native.model(input_ids=input_ids, audio_input_ids=frames, audio_input_ids_mask=heard)
+        states = native.model(
+            input_ids=input_ids, audio_input_ids=frames, audio_input_ids_mask=heard
+        )
         return native.audio_lm_head(states.last_hidden_state[0, 6:])
 
 
 @pytest.fixture(scope="module")
 def whole(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """The model and the folder of a run that trains two modules whole, one under the name of the module around it."""
+    """The model and the folder of a run that trains two modules whole, one under the name of the
+    module around it."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return train(tiny, rows, folder, **WHOLE), folder
 
@@ -85,7 +97,9 @@ def test_a_run_with_two_modules_whole_is_resumed(
     trained, folder = whole
     options = {**WHOLE, "resume_from_checkpoint": folder / "checkpoint-1"}
     assert torch.equal(logits(train(tiny, rows, tmp_path, **options)), logits(trained))
-    with pytest.raises(UserError, match=r"modules_to_save: \['audio_lm_head'.*in the checkpoint, None now"):
+    with pytest.raises(
+        UserError, match=r"modules_to_save: \['audio_lm_head'.*in the checkpoint, None now"
+    ):
         train(tiny, rows, tmp_path, **{**options, "modules_to_save": None})
 
 
@@ -93,18 +107,23 @@ def test_a_run_with_two_modules_whole_is_resumed(
     "options",
     [
         {"target_modules": ["q_proj", "audio_ffn.up_proj", "embed_audio_tokens"]},
-        pytest.param({"use_dora": "true", "use_rslora": "true", "modules_to_save": ["layers.1"]}, marks=slow),
+        pytest.param(
+            {"use_dora": "true", "use_rslora": "true", "modules_to_save": ["layers.1"]}, marks=slow
+        ),
         pytest.param({"init_weights": "pissa"}, marks=slow),
         pytest.param({"tuner_type": "boft", "modules_to_save": SAVED}, marks=slow),
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_what_is_trained_is_what_is_loaded(options: dict[str, Any], tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_what_is_trained_is_what_is_loaded(
+    options: dict[str, Any], tiny: Path, rows: Path, tmp_path: Path
+) -> None:
     trained = train(tiny, rows, tmp_path, **options)
     check_loading(trained, load_model(str(tiny)), tmp_path / "checkpoint-2")
 
 
-# The nets below know no names: with `settle` taken away they must catch the fault that it was written for.
+# The nets below know no names: with `settle` taken away they must catch the fault that it was
+# written for.
 
 
 @pytest.fixture
@@ -113,9 +132,13 @@ def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unsettled")
-def test_an_adapter_that_would_not_be_found_again_is_refused(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_would_not_be_found_again_is_refused(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
     """Of two modules of one name, one inside the other, peft saves one weight and looks for two."""
-    with pytest.raises(UserError, match=rf"adapter: base_model.model.model.{CODES}.weight would not be found again"):
+    with pytest.raises(
+        UserError, match=rf"adapter: base_model.model.model.{CODES}.weight would not be found again"
+    ):
         train(tiny, rows, tmp_path, modules_to_save=SAVED)
     assert not list(tmp_path.glob("checkpoint-*"))
 
@@ -129,7 +152,9 @@ def test_a_weight_without_gradient_is_refused(
     with pytest.raises(UserError) as refused:
         train(tiny, rows, tmp_path, modules_to_save=SAVED)
     name = "base_model.model.model.embed_audio_tokens.embed_audio_tokens.modules_to_save.default.weight"
-    assert f"trainable parameter: '{name}' has no gradient after the first step" in str(refused.value)
+    assert f"trainable parameter: '{name}' has no gradient after the first step" in str(
+        refused.value
+    )
     assert f"(1 in all: {name}); leave it out of modules_to_save" in str(refused.value)
     assert not list(tmp_path.glob("checkpoint-*"))
 
@@ -138,7 +163,10 @@ def test_an_adapter_file_without_a_trained_weight_is_refused(tmp_path: Path) -> 
     save_file({"a.lora_A.weight": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     tuning.check_saved(tmp_path, {"a.lora_A.weight"})
     tuning.check_saved(tmp_path / "full", set())
-    with pytest.raises(UserError, match=r"weights: 'a\.lora_B\.weight' was trained and is not in the file \(1 in all"):
+    with pytest.raises(
+        UserError,
+        match=r"weights: 'a\.lora_B\.weight' was trained and is not in the file \(1 in all",
+    ):
         tuning.check_saved(tmp_path, {"a.lora_A.weight", "a.lora_B.weight"})
 
 
@@ -150,7 +178,9 @@ def base(tiny: Path) -> Any:
     from plugins.register import register_higgs_audio_all
 
     register_higgs_audio_all()
-    return get_model_processor(str(tiny), model_type="higgs-audio-v2-3b", torch_dtype=torch.float32)[0]
+    return get_model_processor(
+        str(tiny), model_type="higgs-audio-v2-3b", torch_dtype=torch.float32
+    )[0]
 
 
 FULL = {"tuner_type": "full"}
@@ -196,12 +226,16 @@ def test_plain_swift_refuses_before_it_wraps(tiny: Path, rows: Path, tmp_path: P
 
 
 def test_nothing_left_to_train_is_one_line(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="freeze_parameters: 'all' are frozen: nothing is left to train; freeze less"):
+    with pytest.raises(
+        UserError,
+        match="freeze_parameters: 'all' are frozen: nothing is left to train; freeze less",
+    ):
         sft(tiny, rows, tmp_path, freeze_parameters_ratio=1)
 
 
 def test_an_adalora_folder_is_loaded_once(tiny: Path, tmp_path: Path) -> None:
-    """peft cuts its matrices to the ranks that are left, at each loading; the second one found them cut."""
+    """peft cuts its matrices to the ranks that are left, at each loading; the second one found them
+    cut."""
     from peft import AdaLoraConfig, get_peft_model
 
     config = AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=["q_proj"])

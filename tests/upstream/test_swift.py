@@ -1,8 +1,7 @@
 """Defects of MS-SWIFT (and of `datasets` below it): each test asserts what would be right.
 
-They fail today, strictly: a test that passes turns the suite red and names the workaround that can go.
-`docs/upstream.md` lists them.
-"""
+They fail today, strictly: a test that passes turns the suite red and names the workaround that can
+go. `docs/upstream.md` lists them."""
 
 from __future__ import annotations
 
@@ -53,9 +52,8 @@ def model(tiny: Path) -> Any:
 def test_a_row_that_fails_to_encode_is_not_replaced() -> None:
     """By default (`--strict false`) a row whose `encode` raises is replaced by a random other one.
 
-    A missing file or a mistyped path trains other rows twice; the log shows ten tracebacks and no row number, and
-    none at all for a row that is too long.
-    """
+    A missing file or a mistyped path trains other rows twice; the log shows ten tracebacks and no
+    row number, and none at all for a row that is too long."""
 
     def encode(row: dict[str, Any], return_length: bool = False) -> dict[str, Any]:
         if row["number"] == 0:
@@ -75,11 +73,11 @@ def test_a_row_that_fails_to_encode_is_not_replaced() -> None:
     reason="faulty rows are deleted; workaround: plugins/dataset_registration.py:HiggsDatasetLoader",
 )
 def test_a_faulty_row_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default a row that the preprocessor cannot read, here for a mistyped role, is deleted from the data set.
+    """By default a row that the preprocessor cannot read, here for a mistyped role, is deleted from
+    the data set.
 
-    With a mistake of the script that wrote the file, most of a corpus can be gone: the log says how many rows went, not
-    which.
-    """
+    With a mistake of the script that wrote the file, most of a corpus can be gone: the log says how
+    many rows went, not which."""
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
     rows = [
         {"messages": [{"role": "user", "content": "Hi."}, {"role": role, "content": "Hello."}]}
@@ -97,10 +95,11 @@ def test_a_faulty_row_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     reason="a missing file is taken for a hub id; workaround: plugins/dataset_registration.py:route_datasets",
 )
 def test_a_missing_file_is_not_a_hub_repository() -> None:
-    """`--dataset data/trian.jsonl`, with a typing mistake, is looked for on the hub as a repository of that name.
+    """`--dataset data/trian.jsonl`, with a typing mistake, is looked for on the hub as a repository
+    of that name.
 
-    Offline it ends in a connection error after three attempts; the message never says that the file is not there.
-    """
+    Offline it ends in a connection error after three attempts; the message never says that the file
+    is not there."""
     assert DatasetSyntax("data/trian.jsonl").dataset_type != "repo"
 
 
@@ -112,11 +111,11 @@ def test_a_missing_file_is_not_a_hub_repository() -> None:
 def test_rows_that_bring_their_lengths_are_not_encoded_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--group_by_length` and `--packing` need the length of every row, and no row or template can tell it.
+    """`--group_by_length` and `--packing` need the length of every row, and no row or template can
+    tell it.
 
-    So every row is encoded in full before the first step, which is thrown away but for its length: for a model with an
-    audio codec that is hours of decoding and encoding, on every start.
-    """
+    So every row is encoded in full before the first step, which is thrown away but for its length:
+    for a model with an audio codec that is hours of decoding and encoding, on every start."""
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
 
     def encode(row: dict[str, Any], return_length: bool = False) -> dict[str, Any]:
@@ -124,7 +123,9 @@ def test_rows_that_bring_their_lengths_are_not_encoded_for_them(
 
     rows = Dataset.from_list([{"messages": [{"role": "user", "content": "Hi."}], "lengths": [5]}])
     # Not called as such: our patch may already be there.
-    measured = RowPreprocessor.__call__(AddLengthPreprocessor(template=SimpleNamespace(encode=encode)), rows)
+    measured = RowPreprocessor.__call__(
+        AddLengthPreprocessor(template=SimpleNamespace(encode=encode)), rows
+    )
     assert measured["lengths"] == [[5]]
 
 
@@ -134,7 +135,8 @@ def test_rows_that_bring_their_lengths_are_not_encoded_for_them(
     reason="URLs are followed inwards; workaround: plugins/audio/waveforms.py:resolve",
 )
 def test_a_url_of_a_row_does_not_reach_inner_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A URL in the place of a file is fetched, redirects are followed to any host, and the answer has no size limit.
+    """A URL in the place of a file is fetched, redirects are followed to any host, and the answer
+    has no size limit.
 
     A row of somebody else's data set makes the training machine send requests into its own network.
     """
@@ -147,7 +149,8 @@ def test_a_url_of_a_row_does_not_reach_inner_services(monkeypatch: pytest.Monkey
 
 @contextlib.contextmanager
 def _server() -> Iterator[tuple[int, list[str]]]:
-    """A port where /outer redirects to /inner of another host name, and the paths requested so far."""
+    """A port where /outer redirects to /inner of another host name, and the paths requested so
+    far."""
     requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -173,13 +176,16 @@ def _server() -> Iterator[tuple[int, list[str]]]:
 
 
 @pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="os.environ is replaced; workaround: plugins/settings.py:from_env"
+    strict=True,
+    raises=AssertionError,
+    reason="os.environ is replaced; workaround: plugins/settings.py:from_env",
 )
 def test_mapping_in_processes_keeps_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` puts a copy in the place of `os.environ` when `map(num_proc=...)` ends, and MS-SWIFT maps like that.
+    """`datasets` puts a copy in the place of `os.environ` when `map(num_proc=...)` ends, and
+    MS-SWIFT maps like that.
 
-    A default argument or a module that holds the old object sees none of the settings that a later run makes.
-    """
+    A default argument or a module that holds the old object sees none of the settings that a later
+    run makes."""
     before = os.environ
     monkeypatch.setattr(os, "environ", before)  # puts it back afterwards
     Dataset.from_list([{"number": 0}]).map(_same, num_proc=1)
@@ -201,15 +207,16 @@ def _same(row: dict[str, Any]) -> dict[str, Any]:
 def test_the_loss_of_a_step_does_not_depend_on_its_split(model: Any) -> None:
     """The default `compute_sft_loss` weighs a micro-batch by its share of the step's *text* labels.
 
-    All text-to-speech rows have three, so the frames of a short clip weigh more than those of a long one, and the loss
-    changes with batch size, accumulation and number of GPUs.
-    """
+    All text-to-speech rows have three, so the frames of a short clip weigh more than those of a
+    long one, and the loss changes with batch size, accumulation and number of GPUs."""
     template: Any = None  # the method does not use it
     whole = training_batch(model.config, 2, 40)
     num_text_labels = (whole["labels"][:, 1:] != -100).sum()
     losses = [
         sum(
-            Template.compute_sft_loss(template, model, training_batch(model.config, *clips), num_text_labels).loss
+            Template.compute_sft_loss(
+                template, model, training_batch(model.config, *clips), num_text_labels
+            ).loss
             for clips in split
         )
         for split in ([(2, 40)], [(2,), (40,)])
@@ -223,11 +230,11 @@ def test_the_loss_of_a_step_does_not_depend_on_its_split(model: Any) -> None:
     reason="logits are cut, audio labels not; workaround: plugins/model/modeling.py:forward",
 )
 def test_the_trainer_does_not_cut_logits_that_have_labels(model: Any) -> None:
-    """A model whose `forward` has `logits_to_keep` gets it, from the position of the first *text* label on.
+    """A model whose `forward` has `logits_to_keep` gets it, from the position of the first *text*
+    label on.
 
-    transformers' class cuts the audio logits with it, and its audio labels no longer match: the first step fails, until
-    somebody finds `--use_logits_to_keep false`.
-    """
+    transformers' class cuts the audio logits with it, and its audio labels no longer match: the
+    first step fails, until somebody finds `--use_logits_to_keep false`."""
     trainer: Any = SimpleNamespace(
         args=SimpleNamespace(use_logits_to_keep=None, tuner_backend="peft"),
         template=SimpleNamespace(get_base_model=lambda model: model, sequence_parallel_size=1),
@@ -249,12 +256,17 @@ def test_the_trainer_does_not_cut_logits_that_have_labels(model: Any) -> None:
     raises=AssertionError,
     reason="code of a checkpoint runs; workaround: plugins/model_registration.py:register",
 )
-def test_a_config_is_read_without_running_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`config.json` is always read with `trust_remote_code=True`, before any loader can say that it needs none.
+def test_a_config_is_read_without_running_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`config.json` is always read with `trust_remote_code=True`, before any loader can say that it
+    needs none.
 
-    A downloaded checkpoint of a native architecture runs whatever file its `auto_map` names; a log line says so.
-    """
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    A downloaded checkpoint of a native architecture runs whatever file its `auto_map` names; a log
+    line says so."""
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     monkeypatch.setattr(sys, "path", [*sys.path])
     folder = tmp_path / "checkpoint"
     folder.mkdir()
@@ -264,7 +276,9 @@ def test_a_config_is_read_without_running_code(tmp_path: Path, monkeypatch: pyte
         "auto_map": {"AutoConfig": "configuration_other.LlamaConfig"},
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    code = f"from transformers import LlamaConfig\nopen({str(tmp_path / 'it_ran')!r}, 'w').close()\n"
+    code = (
+        f"from transformers import LlamaConfig\nopen({str(tmp_path / 'it_ran')!r}, 'w').close()\n"
+    )
     (folder / "configuration_other.py").write_text(code, encoding="utf-8")
     get_model_info_meta(str(folder), download_model=False)
     assert not (tmp_path / "it_ran").exists()
@@ -290,9 +304,9 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_neighbours_of_a_plugin_do_not_shadow_other_modules(plugin: Any) -> None:
     """The folder of an external plugin becomes the first entry of `sys.path` and stays there.
 
-    Every file beside the plugin hides the module or package of its name, in this process and all that it starts: an
-    `audio.py` or `evaluate.py` there breaks imports in places that never heard of it.
-    """
+    Every file beside the plugin hides the module or package of its name, in this process and all
+    that it starts: an `audio.py` or `evaluate.py` there breaks imports in places that never heard
+    of it."""
     found = PathFinder.find_spec("colorsys", sys.path)
     given(found is not None and found.origin)
     assert Path(found.origin).parent != Path(plugin.__file__).parent
@@ -304,10 +318,11 @@ def test_neighbours_of_a_plugin_do_not_shadow_other_modules(plugin: Any) -> None
     reason="classes of a plugin do not unpickle; workaround: plugins/register.py:register_higgs_audio_all",
 )
 def test_classes_of_a_plugin_travel_into_spawned_workers(plugin: Any) -> None:
-    """A plugin is imported under a name that only this process knows, so other processes cannot unpickle its classes.
+    """A plugin is imported under a name that only this process knows, so other processes cannot
+    unpickle its classes.
 
-    Workers do import the plugins, but after they have unpickled their data set: a template of a plugin fails there.
-    """
+    Workers do import the plugins, but after they have unpickled their data set: a template of a
+    plugin fails there."""
     data = pickle.dumps(plugin.Thing())
     del sys.modules[plugin.__name__]  # as in a worker that has just been spawned
     assert type(pickle.loads(data)).__name__ == "Thing"
@@ -321,13 +336,16 @@ def test_classes_of_a_plugin_travel_into_spawned_workers(plugin: Any) -> None:
 def test_a_checkpoint_finds_its_plugins_from_another_folder(
     plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`args.json` keeps `external_plugins` as typed, and `swift export --adapters CHECKPOINT` reads it from there.
+    """`args.json` keeps `external_plugins` as typed, and `swift export --adapters CHECKPOINT` reads
+    it from there.
 
     Merging or serving a checkpoint then works in the folder where it was trained, and nowhere else.
     """
     arguments = BaseArguments.__new__(BaseArguments)
     arguments.external_plugins, arguments.custom_register_path = ["plugin.py"], []
-    monkeypatch.setattr("swift.arguments.base_args.base_args.patch_dataloader_external_plugins", lambda: None)
+    monkeypatch.setattr(
+        "swift.arguments.base_args.base_args.patch_dataloader_external_plugins", lambda: None
+    )
     monkeypatch.chdir(tmp_path)
     arguments._import_external_plugins()
     arguments.save_args(str(tmp_path))
@@ -343,9 +361,8 @@ def test_a_checkpoint_finds_its_plugins_from_another_folder(
 def test_templates_do_not_share_their_placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Placeholder ids are appended to a list of the class `Template` itself.
 
-    A second template, of another tokenizer, takes the ids of the first for its own: logged prompts and truncation skip
-    tokens that mean something else there.
-    """
+    A second template, of another tokenizer, takes the ids of the first for its own: logged prompts
+    and truncation skip tokens that mean something else there."""
     monkeypatch.setattr(Template, "placeholder_tokens", [])
     first, second = (Template.__new__(type(name, (Template,), {})) for name in ("First", "Second"))
     first.processor = SimpleNamespace(audio_token_id=7)

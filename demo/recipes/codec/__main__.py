@@ -1,4 +1,5 @@
-"""`python -m demo.recipes.codec`: corpus, training, weights. Two cores, two hours; killed, it goes on where it was.
+"""`python -m demo.recipes.codec`: corpus, training, weights. Two cores, two hours; killed, it goes
+on where it was.
 
 Needs flite (apt-get install flite). Works in output_codec/, writes demo/codec/.
 """
@@ -18,7 +19,9 @@ def main() -> int:
     recipe = training.Recipe()
     texts = sentences.training(recipe.sentences * len(corpus.VOICES), seed=recipe.seed)
     samples = WORK / "samples.npy"
-    corpus.synthesise(samples, {voice: texts[i :: len(corpus.VOICES)] for i, voice in enumerate(corpus.VOICES)})
+    corpus.synthesise(
+        samples, {voice: texts[i :: len(corpus.VOICES)] for i, voice in enumerate(corpus.VOICES)}
+    )
     network.save(training.train(recipe, samples, WORK), CODEC)
     training.write_curves(WORK, CODEC / "loss.csv")
     return 0

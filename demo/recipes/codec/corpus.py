@@ -1,4 +1,5 @@
-"""Sentences -> speech of flite: one long waveform, clip after clip, each a whole number of codec frames. L4."""
+"""Sentences -> speech of flite: one long waveform, clip after clip, each a whole number of codec
+frames. L4."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from plugins.audio import waveforms as audio
 from plugins.errors import UserError
+from plugins.files import disk
 
 HOP = 960  # samples of 24 kHz per codec frame
 VOICES = ("slt", "rms")  # a woman and a man of the CMU ARCTIC recordings
@@ -21,7 +23,11 @@ def speak(text: str, voice: str) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.wav")
         try:
-            subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(path)], check=True, capture_output=True)
+            subprocess.run(
+                ["flite", "-voice", voice, "-t", text, "-o", str(path)],
+                check=True,
+                capture_output=True,
+            )
         except FileNotFoundError:
             raise UserError("flite: not found; apt-get install flite") from None
         return audio.load(path)
@@ -33,12 +39,13 @@ def whole_frames(waveform: np.ndarray) -> np.ndarray:
 
 
 def synthesise(path: Path, texts: dict[str, list[str]]) -> np.ndarray:
-    """texts: per voice. Returns (F * HOP,) int16 at 24 kHz, voices interleaved, from `path` (.npy) if it exists."""
+    """texts: per voice. Returns (F * HOP,) int16 at 24 kHz, voices interleaved, from `path` (.npy)
+    if it exists."""
     if not path.exists():
         rounds = zip(*texts.values(), strict=True)
         jobs = [(text, voice) for each in rounds for voice, text in zip(texts, each, strict=True)]
         with ThreadPoolExecutor(2) as pool:  # flite works in processes of its own
             clips = list(pool.map(lambda job: audio.to_pcm16(whole_frames(speak(*job))), jobs))
-        with audio.replace_when_done(path) as new, open(new, "wb") as file:
+        with disk.replace_when_done(path) as new, open(new, "wb") as file:
             np.save(file, np.concatenate(clips))
     return np.load(path, mmap_mode="r")

@@ -1,9 +1,8 @@
 """What the codec loses: `python -m demo.recipes.codec.evaluate [FOLDER]`. L4.
 
-Speaks the held-out sentences in each voice, sends them through the public `encode` and `decode`, and lets a recogniser
-compare. Prints a table; writes evaluation.json, the spectrograms and the loss curves into FOLDER (demo/codec).
-Needs flite and the extra `evaluate`.
-"""
+Speaks the held-out sentences in each voice, sends them through the public `encode` and `decode`,
+and lets a recogniser compare. Prints a table; writes evaluation.json, the spectrograms and the loss
+curves into FOLDER (demo/codec). Needs flite and the extra `evaluate`."""
 
 from __future__ import annotations
 
@@ -27,7 +26,8 @@ from plugins.evaluation.text import whisper_style, word_errors
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
-    """The figures; evaluation.json adds what was heard. Raises UserError without flite or recogniser."""
+    """The figures; evaluation.json adds what was heard. Raises UserError without flite or
+    recogniser."""
     codec, recogniser = Codec(str(folder)), _recogniser()
     texts = sentences.held_out()
     figures: dict[str, Any] = {"sentences": len(texts)}
@@ -36,11 +36,15 @@ def evaluate(folder: Path) -> dict[str, Any]:
     for voice in VOICES:
         clips = [speak(text, voice) for text in texts]
         codes = [codec.encode(clip) for clip in clips]
-        decoded = [codec.decode(frames)[: len(clip)] for frames, clip in zip(codes, clips, strict=True)]
+        decoded = [
+            codec.decode(frames)[: len(clip)] for frames, clip in zip(codes, clips, strict=True)
+        ]
         found += codes
         pictures.spectrograms(folder / f"spectrogram_{voice}.png", texts[0], clips[0], decoded[0])
         for name, waveforms in (("original", clips), ("round_trip", decoded)):
-            transcripts = [recogniser.hear(soxr.resample(each, SAMPLE_RATE_HZ, RATE_HZ)) for each in waveforms]
+            transcripts = [
+                recogniser.hear(soxr.resample(each, SAMPLE_RATE_HZ, RATE_HZ)) for each in waveforms
+            ]
             figures[f"wer_{voice}_{name}"] = round(_word_error_rate(texts, transcripts), 4)
             heard[f"{voice}_{name}"] = transcripts
     figures["perplexity"] = [round(perplexity(row)) for row in torch.cat(found, dim=1)]
@@ -67,7 +71,8 @@ def _word_error_rate(texts: list[str], transcripts: list[str]) -> float:
 
 
 def perplexity(codes: Tensor) -> float:
-    """codes (F,) -> exp of the entropy of their use: NUM_CODES if all are as frequent, 1 if one code serves for all."""
+    """codes (F,) -> exp of the entropy of their use: NUM_CODES if all are as frequent, 1 if one
+    code serves for all."""
     share = codes.bincount(minlength=NUM_CODES) / len(codes)
     return float(torch.special.entr(share).sum().exp())
 

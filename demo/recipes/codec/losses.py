@@ -15,7 +15,8 @@ _LINEAR_WEIGHT = 0.3
 
 
 class SpectralLoss:
-    """L1 of log spectra plus 0.3 times the relative L1 of magnitudes, averaged over FFT sizes 128..2048."""
+    """L1 of log spectra plus 0.3 times the relative L1 of magnitudes, averaged over FFT sizes
+    128..2048."""
 
     def __init__(self) -> None:
         self._windows = {size: torch.hann_window(size) for size in _BANDS}
@@ -44,7 +45,9 @@ class SpectralLoss:
         window = self._windows[size]
         spectrum = torch.stft(waveform, size, size // 4, window=window, return_complex=True)
         # The gradient of |z| is NaN at 0.
-        return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt().transpose(1, 2) / window.sum()
+        return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt().transpose(
+            1, 2
+        ) / window.sum()
 
     def _log(self, magnitudes: Tensor, size: int) -> Tensor:
         bank = self._banks.get(size)

@@ -1,4 +1,5 @@
-"""The codec of transformers' class with narrow layers: 24 kHz, hop 960, 8 codebooks of 1024, 3.6 MB in fp16. L4."""
+"""The codec of transformers' class with narrow layers: 24 kHz, hop 960, 8 codebooks of 1024, 3.6 MB
+in fp16. L4."""
 
 from __future__ import annotations
 
@@ -19,10 +20,17 @@ def build(*, seed: int) -> Any:
         "encoder_hidden_size": 6,
         "decoder_hidden_size": 256,
         "downsampling_ratios": [8, 5, 4, 2, 3],
-        "upsampling_ratios": [2, 3, 4, 5, 8],  # small steps first: a quarter faster than the mirror order
+        "upsampling_ratios": [
+            2,
+            3,
+            4,
+            5,
+            8,
+        ],  # small steps first: a quarter faster than the mirror order
         "hidden_size": LATENT,
     }
-    # The class cannot do without a semantic branch; ours is as small as it may be, and `_pass_latents` cuts it off.
+    # The class cannot do without a semantic branch; ours is as small as it may be, and
+    # `_pass_latents` cuts it off.
     semantic = {
         "hidden_size": 8,
         "intermediate_size": 16,
@@ -50,7 +58,8 @@ def build(*, seed: int) -> Any:
 
 @torch.no_grad()
 def _initialise(part: nn.Module) -> None:
-    """Weights of 0.8 / sqrt(fan in), residual units near the identity: larger ones explode behind Snake."""
+    """Weights of 0.8 / sqrt(fan in), residual units near the identity: larger ones explode behind
+    Snake."""
     for name, module in part.named_modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             up = isinstance(module, nn.ConvTranspose1d)
@@ -65,7 +74,8 @@ def _initialise(part: nn.Module) -> None:
 
 @torch.no_grad()
 def _pass_latents(codec: Any) -> None:
-    """What lies between encoder, codebooks and decoder becomes the identity, without the semantic columns."""
+    """What lies between encoder, codebooks and decoder becomes the identity, without the semantic
+    columns."""
     for linear in (codec.fc, codec.fc2, *(q.project_in for q in codec.quantizer.quantizers),
                    *(q.project_out for q in codec.quantizer.quantizers)):  # fmt: skip
         linear.weight.zero_()
@@ -81,7 +91,8 @@ def set_codebooks(codec: Any, books: Tensor) -> None:
 
 
 def save(codec: Any, folder: Path) -> None:
-    """Weights as fp16; config.json says float32, so that they are loaded as such: HuBERT's convolutions need it."""
+    """Weights as fp16; config.json says float32, so that they are loaded as such: HuBERT's
+    convolutions need it."""
     codec.half().save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

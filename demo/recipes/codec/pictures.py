@@ -17,8 +17,12 @@ def spectrograms(path: Path, title: str, before: np.ndarray, after: np.ndarray) 
     figure = Figure(figsize=(8, 5), layout="constrained")
     figure.suptitle(title)
     panels = {"original": before, "round trip": after}
-    for axes, (name, samples) in zip(figure.subplots(2, 1, sharex=True), panels.items(), strict=True):
-        *_, image = axes.specgram(samples + 1e-12, NFFT=512, noverlap=384, Fs=SAMPLE_RATE_HZ, vmin=-120, vmax=-40)
+    for axes, (name, samples) in zip(
+        figure.subplots(2, 1, sharex=True), panels.items(), strict=True
+    ):
+        *_, image = axes.specgram(
+            samples + 1e-12, NFFT=512, noverlap=384, Fs=SAMPLE_RATE_HZ, vmin=-120, vmax=-40
+        )
         axes.set(ylim=(0, 8000), ylabel=f"{name}, Hz")
         figure.colorbar(image, ax=axes, label="dB")
     axes.set_xlabel("s")

@@ -1,4 +1,5 @@
-"""Sentences to train the codec on, from word lists and patterns of our own; heldout.txt has those to test it on. L4."""
+"""Sentences to train the codec on, from word lists and patterns of our own; heldout.txt has those
+to test it on. L4."""
 
 from __future__ import annotations
 
@@ -111,7 +112,8 @@ _PATTERNS = """
 
 
 def training(count: int, *, seed: int) -> list[str]:
-    """`count` different sentences: grammatical, hardly sensible, every word as likely as every other of its kind."""
+    """`count` different sentences: grammatical, hardly sensible, every word as likely as every
+    other of its kind."""
     draw = random.Random(seed)
     words = {kind: text.split() for kind, text in _WORDS.items()}
     patterns = [line.strip() for line in _PATTERNS.strip().splitlines()]

@@ -1,8 +1,8 @@
-"""What a codec frame should say: waveform -> log-mel -> 32 latents, and residual codebooks of latents. L4.
+"""What a codec frame should say: waveform -> log-mel -> 32 latents, and residual codebooks of
+latents. L4.
 
-A latent learnt from the sound alone stalls on two cores (no formants after 2500 steps), so it is given: the encoder
-only has to regress it, and the codebooks are fitted in seconds.
-"""
+A latent learnt from the sound alone stalls on two cores (no formants after 2500 steps), so it is
+given: the encoder only has to regress it, and the codebooks are fitted in seconds."""
 
 from __future__ import annotations
 
@@ -34,13 +34,16 @@ def log_mel(samples: Tensor) -> Tensor:
     for first in range(0, frames, _CHUNK):
         last = min(first + _CHUNK, frames)
         part = padded[first * HOP : last * HOP + 2 * margin]
-        spectrum = torch.stft(part, _FFT, _MEL_HOP, window=window, center=False, return_complex=True).abs()
+        spectrum = torch.stft(
+            part, _FFT, _MEL_HOP, window=window, center=False, return_complex=True
+        ).abs()
         found.append((spectrum.T @ bank + _FLOOR).log().reshape(last - first, _PER_FRAME * _MELS))
     return torch.cat(found)
 
 
 def principal(features: Tensor) -> Tensor:
-    """(F, D) -> (F, LATENT): the principal components, scaled by one factor to a mean variance of 1."""
+    """(F, D) -> (F, LATENT): the principal components, scaled by one factor to a mean variance of
+    1."""
     centred = features - features.mean(0)
     _, vectors = torch.linalg.eigh(centred.T @ centred)  # ascending
     latents = centred @ vectors.flip(1)[:, :LATENT]
@@ -48,7 +51,8 @@ def principal(features: Tensor) -> Tensor:
 
 
 def fit_codebooks(latents: Tensor, *, seed: int, rounds: int = 20) -> Tensor:
-    """(F, LATENT) -> (K, NUM_CODES, LATENT): k-means of the latents, then of what is left of them, and so on."""
+    """(F, LATENT) -> (K, NUM_CODES, LATENT): k-means of the latents, then of what is left of them,
+    and so on."""
     generator = torch.Generator().manual_seed(seed)
     residual, books = latents, []
     for _ in range(NUM_CODEBOOKS):
@@ -59,7 +63,9 @@ def fit_codebooks(latents: Tensor, *, seed: int, rounds: int = 20) -> Tensor:
             sums = torch.zeros_like(book).index_add_(0, codes, residual)
             book = sums / counts.clamp(min=1)[:, None]
             empty = counts == 0
-            book[empty] = residual[torch.randint(len(residual), (int(empty.sum()),), generator=generator)]
+            book[empty] = residual[
+                torch.randint(len(residual), (int(empty.sum()),), generator=generator)
+            ]
         residual = residual - book[_nearest(residual, book)]
         books.append(book)
     return torch.stack(books)

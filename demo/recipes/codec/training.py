@@ -1,9 +1,10 @@
-"""Encoder and decoder in two processes of one thread each; a step depends on the seed and its number only. L4.
+"""Encoder and decoder in two processes of one thread each; a step depends on the seed and its
+number only. L4.
 
-First apart: one process teaches the encoder the latents, the other the decoder the sound of quantised latents. Then
-both train the decoder on what the trained encoder really gives, gradients averaged. A killed run goes on from the last
-checkpoint. Both networks are compiled, which needs a C++ compiler and saves a third of the time.
-"""
+First apart: one process teaches the encoder the latents, the other the decoder the sound of
+quantised latents. Then both train the decoder on what the trained encoder really gives, gradients
+averaged. A killed run goes on from the last checkpoint. Both networks are compiled, which needs a
+C++ compiler and saves a third of the time."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from demo.recipes.codec import network, targets
 from demo.recipes.codec.corpus import HOP
 from demo.recipes.codec.losses import SpectralLoss
 from plugins.audio import waveforms as audio
+from plugins.files import disk
 
 WORKERS = 2
 _SAVE_S = 180
@@ -59,8 +61,12 @@ class Data:
     def batch(self, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random segments: waveforms (B, N), latents (B, LATENT, F)."""
         width = recipe.segment_frames
-        starts = torch.randint(len(self.latents) - width, (recipe.batch,), generator=generator).tolist()
-        waveforms = [audio.to_float(self.samples[start * HOP : (start + width) * HOP]) for start in starts]
+        starts = torch.randint(
+            len(self.latents) - width, (recipe.batch,), generator=generator
+        ).tolist()
+        waveforms = [
+            audio.to_float(self.samples[start * HOP : (start + width) * HOP]) for start in starts
+        ]
         latents = [self.latents[start : start + width].T for start in starts]
         return torch.from_numpy(np.stack(waveforms)), torch.stack(latents)
 
@@ -68,7 +74,9 @@ class Data:
 class Run:
     """One network's way through its steps: schedule, checkpoints, loss curve."""
 
-    def __init__(self, part: nn.Module, recipe: Recipe, path: Path, *, rate: float, steps: int) -> None:
+    def __init__(
+        self, part: nn.Module, recipe: Recipe, path: Path, *, rate: float, steps: int
+    ) -> None:
         self.part, self.recipe, self.path, self.rate, self.steps = part, recipe, path, rate, steps
         self.optimizer = torch.optim.Adam(part.parameters(), lr=rate)
         self.step = 0
@@ -80,11 +88,20 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.curve, self._losses = state["step"], state["curve"], state["losses"]
 
-    def until(self, last: int, loss_of: Callable[[torch.Generator], Tensor], *, rank: int = 0, ranks: int = 1) -> None:
+    def until(
+        self,
+        last: int,
+        loss_of: Callable[[torch.Generator], Tensor],
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
         """Train to step `last`. loss_of: from a generator seeded by step and rank."""
         saved_s = time.monotonic()
         while self.step < last:
-            generator = torch.Generator().manual_seed((self.recipe.seed << 32) + self.step * WORKERS + rank)
+            generator = torch.Generator().manual_seed(
+                (self.recipe.seed << 32) + self.step * WORKERS + rank
+            )
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate()
             self.optimizer.zero_grad()
@@ -112,17 +129,26 @@ class Run:
             self.curve.append((self.step, sum(self._losses) / len(self._losses)))
             self._losses = []
             if self.step % 500 == 0:
-                print(f"{self.path.stem} {self.step} of {self.steps}: loss {self.curve[-1][1]:.4f}", flush=True)
+                print(
+                    f"{self.path.stem} {self.step} of {self.steps}: loss {self.curve[-1][1]:.4f}",
+                    flush=True,
+                )
 
     def save(self) -> None:
-        state = {"part": self.part.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state = {
+            "part": self.part.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
         _save({**state, "curve": self.curve, "losses": self._losses}, self.path)
 
 
 def train(recipe: Recipe, samples: Path, work: Path) -> Any:
     """samples: (F * HOP,) int16 in a .npy file. Returns the codec; `work` takes what is between."""
     if not (work / "targets.pt").exists():
-        latents = targets.principal(targets.log_mel(torch.from_numpy(audio.to_float(np.load(samples)))))
+        latents = targets.principal(
+            targets.log_mel(torch.from_numpy(audio.to_float(np.load(samples))))
+        )
         _, quantised = targets.quantise(latents, targets.fit_codebooks(latents, seed=recipe.seed))
         _save({"latents": latents, "quantised": quantised}, work / "targets.pt")
     spawn(_apart, (recipe, samples, work), nprocs=WORKERS)
@@ -139,13 +165,15 @@ def assemble(recipe: Recipe, work: Path) -> Any:
     state = torch.load(work / "codes.pt", weights_only=True)
     codec.acoustic_encoder.load_state_dict(state["encoder"])
     network.set_codebooks(codec, state["books"])
-    codec.acoustic_decoder.load_state_dict(torch.load(work / "decoder.pt", weights_only=True)["part"])
+    codec.acoustic_decoder.load_state_dict(
+        torch.load(work / "decoder.pt", weights_only=True)["part"]
+    )
     return codec.eval()
 
 
 def write_curves(work: Path, path: Path) -> None:
     """The loss curves of both networks as CSV."""
-    with audio.replace_when_done(path) as new, open(new, "w", newline="", encoding="utf-8") as file:
+    with disk.replace_when_done(path) as new, open(new, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["network", "step", "loss"])
         for name in ("encoder", "decoder"):
@@ -159,9 +187,18 @@ def _apart(rank: int, recipe: Recipe, samples: Path, work: Path) -> None:
     if rank == 0:
         data = Data(np.load(samples, mmap_mode="r"), state["latents"])
         encoder = network.build(seed=recipe.seed).acoustic_encoder
-        run = Run(encoder, recipe, work / "encoder.pt", rate=recipe.encoder_rate, steps=recipe.encoder_steps)
+        run = Run(
+            encoder,
+            recipe,
+            work / "encoder.pt",
+            rate=recipe.encoder_rate,
+            steps=recipe.encoder_steps,
+        )
         compiled = torch.compile(encoder)
-        run.until(recipe.encoder_steps, lambda generator: _encoder_loss(compiled, *data.batch(recipe, generator)))
+        run.until(
+            recipe.encoder_steps,
+            lambda generator: _encoder_loss(compiled, *data.batch(recipe, generator)),
+        )
     else:
         data = Data(np.load(samples, mmap_mode="r"), state["quantised"])
         run, loss_of = _decoder_run(recipe, data, work)
@@ -172,7 +209,10 @@ def _together(rank: int, recipe: Recipe, samples: Path, work: Path, meeting: str
     _enter()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORKERS)
-    data = Data(np.load(samples, mmap_mode="r"), torch.load(work / "codes.pt", weights_only=True)["quantised"])
+    data = Data(
+        np.load(samples, mmap_mode="r"),
+        torch.load(work / "codes.pt", weights_only=True)["quantised"],
+    )
     run, loss_of = _decoder_run(recipe, data, work)
     run.until(run.steps, loss_of, rank=rank, ranks=WORKERS)
     torch.distributed.destroy_process_group()
@@ -180,11 +220,14 @@ def _together(rank: int, recipe: Recipe, samples: Path, work: Path, meeting: str
 
 def _enter() -> None:
     torch.set_num_threads(1)
-    # `spawn` has a child interrupted when its parent dies, which one that a shell put into the background ignores.
+    # `spawn` has a child interrupted when its parent dies, which one that a shell put into the
+    # background ignores.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _decoder_run(recipe: Recipe, data: Data, work: Path) -> tuple[Run, Callable[[torch.Generator], Tensor]]:
+def _decoder_run(
+    recipe: Recipe, data: Data, work: Path
+) -> tuple[Run, Callable[[torch.Generator], Tensor]]:
     decoder = network.build(seed=recipe.seed).acoustic_decoder
     compiled, difference = torch.compile(decoder), SpectralLoss()
     steps = recipe.solo_steps + recipe.joint_steps
@@ -197,13 +240,16 @@ def _decoder_run(recipe: Recipe, data: Data, work: Path) -> tuple[Run, Callable[
     return run, loss_of
 
 
-def _encoder_loss(encoder: Callable[[Tensor], Tensor], waveforms: Tensor, latents: Tensor) -> Tensor:
+def _encoder_loss(
+    encoder: Callable[[Tensor], Tensor], waveforms: Tensor, latents: Tensor
+) -> Tensor:
     return nn.functional.mse_loss(encoder(waveforms[:, None]), latents)
 
 
 @torch.no_grad()
 def _real_codes(recipe: Recipe, samples: np.ndarray, work: Path) -> dict[str, Any]:
-    """The trained encoder as it will be stored, codebooks of its own latents, and these quantised, (F, LATENT)."""
+    """The trained encoder as it will be stored, codebooks of its own latents, and these quantised,
+    (F, LATENT)."""
     encoder = network.build(seed=recipe.seed).acoustic_encoder
     encoder.load_state_dict(torch.load(work / "encoder.pt", weights_only=True)["part"])
     encoder = encoder.half().float()
@@ -211,7 +257,9 @@ def _real_codes(recipe: Recipe, samples: np.ndarray, work: Path) -> dict[str, An
     for first in range(0, len(wanted), 500):
         before, last = min(first, _MARGIN), min(first + 500, len(wanted))
         part = audio.to_float(samples[(first - before) * HOP : (last + _MARGIN) * HOP])
-        found.append(encoder(torch.from_numpy(part)[None, None])[0].T[before : before + last - first])
+        found.append(
+            encoder(torch.from_numpy(part)[None, None])[0].T[before : before + last - first]
+        )
     latents = torch.cat(found)
     books = targets.fit_codebooks(latents, seed=recipe.seed).half().float()
     _, quantised = targets.quantise(latents, books)
@@ -224,10 +272,12 @@ def _average_gradients(part: nn.Module, ranks: int) -> None:
     gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
-    for gradient, mean in zip(gradients, (flat / ranks).split([g.numel() for g in gradients]), strict=True):
+    for gradient, mean in zip(
+        gradients, (flat / ranks).split([g.numel() for g in gradients]), strict=True
+    ):
         gradient.copy_(mean.view_as(gradient))
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    with audio.replace_when_done(path) as new:
+    with disk.replace_when_done(path) as new:
         torch.save(state, new)

@@ -1,8 +1,8 @@
 """`higgs-audio app`: a page on this machine to speak with a model. L4.
 
-What a browser may do here is little: it sends fields and recordings, and hears what was said. It names no file, is
-given none but its own, asks no other host for anything, and what it sent is deleted with the server at the latest.
-"""
+What a browser may do here is little: it sends fields and recordings, and hears what was said. It
+names no file, is given none but its own, asks no other host for anything, and what it sent is
+deleted with the server at the latest."""
 
 from __future__ import annotations
 
@@ -23,14 +23,29 @@ from plugins.errors import problem
 def run(options: Namespace) -> int:
     """The subcommand: serve until Ctrl+C or SIGTERM. Its exit code."""
     if importlib.util.find_spec("gradio") is None:
-        raise problem("options", "app", "gradio", "is not installed", 'pip install -e ".[app]"')
+        raise problem(
+            source="options",
+            field="app",
+            value="gradio",
+            reason="is not installed",
+            remedy='pip install -e ".[app]"',
+        )
     if options.max_audio_s < 1:
-        raise problem("options", "max_audio_s", options.max_audio_s, "is below 1", "give seconds of speech")
+        raise problem(
+            source="options",
+            field="max_audio_s",
+            value=options.max_audio_s,
+            reason="is below 1",
+            remedy="give seconds of speech",
+        )
     port = _free_port(options.host, options.port)
-    # As early as a command can be told, and turned into what ends it in order: its folder must not stay behind.
+    # As early as a command can be told, and turned into what ends it in order: its folder must not
+    # stay behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tempfile.TemporaryDirectory(prefix="higgs-audio-app-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix="higgs-audio-app-", ignore_cleanup_errors=True
+        ) as folder:
             # Gradio's upload cache, which otherwise is one folder for all programs of the machine.
             os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(folder)
             _serve(options, port)
@@ -66,12 +81,20 @@ def _free_port(host: str, port: int) -> int:
     """`port`, or any free one for 0. Raises UserError before a model is loaded for nothing."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Gradio will: just closed ones are free
+            server.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as Gradio will: just closed ones are free
             server.bind((host, port))
             return int(server.getsockname()[1])
     except (OSError, OverflowError) as error:
         reason = f"cannot be served on ({getattr(error, 'strerror', None) or error})"
-        raise problem("options", "port", f"{host}:{port}", reason, "give another --port, or 0 for a free one") from None
+        raise problem(
+            source="options",
+            field="port",
+            value=f"{host}:{port}",
+            reason=reason,
+            remedy="give another --port, or 0 for a free one",
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:

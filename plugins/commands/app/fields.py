@@ -1,4 +1,5 @@
-"""What the fields of the page say -> what the generator is asked, and what it said -> a line to read. L4.
+"""What the fields of the page say -> what the generator is asked, and what it said -> a line to
+read. L4.
 
 Knows no Gradio. Empty fields are those that nobody filled in.
 """
@@ -24,11 +25,18 @@ def sampling_of(temperature: float, top_k: int, top_p: float, seed: int | None) 
 
 
 def voice_of(description: str, recording: str | None, transcript: str) -> dict[str, Any]:
-    """Options of `HiggsAudioGenerator.generate`. Raises UserError for a voice that is given twice."""
+    """Options of `HiggsAudioGenerator.generate`. Raises UserError for a voice that is given
+    twice."""
     if description.strip() and recording:
         # The generator would take them for two speakers, SPEAKER0 and SPEAKER1.
         reason = "is given beside a recording"
-        raise problem("request", "voice in words", description.strip(), reason, "give one of the two")
+        raise problem(
+            source="request",
+            field="voice in words",
+            value=description.strip(),
+            reason=reason,
+            remedy="give one of the two",
+        )
     return {
         "voice_description": description.strip() or None,
         "reference_audio": recording,
@@ -47,25 +55,50 @@ def lines_of(text: str) -> list[dict[str, str]]:
             continue
         speaker, colon, words = line.partition(":")
         if not colon or not speaker.strip():
-            raise problem(f"line {number}", "speaker", line.strip(), "is missing", "write `Alice: Hello`")
+            raise problem(
+                source=f"line {number}",
+                field="speaker",
+                value=line.strip(),
+                reason="is missing",
+                remedy="write `Alice: Hello`",
+            )
         lines.append({"speaker": speaker.strip(), "text": words.strip()})
     return lines
 
 
 def voices_of(rows: Sequence[tuple[str, str | None, str]]) -> dict[str, Voice] | None:
-    """Rows of (name, recording, transcript) -> the voice of each name; None if there is no recording at all.
+    """Rows of (name, recording, transcript) -> the voice of each name; None if there is no
+    recording at all.
 
-    Raises UserError for a recording without a name, a name without a recording, and a name that is there twice.
-    """
+    Raises UserError for a recording without a name, a name without a recording, and a name that is
+    there twice."""
     voices: dict[str, Voice] = {}
     for number, (name, recording, transcript) in enumerate(rows, start=1):
         name, place = name.strip(), f"voice {number}"
         if recording and not name:
-            raise problem(place, "name", name, "is empty", "write the name that the lines use")
+            raise problem(
+                source=place,
+                field="name",
+                value=name,
+                reason="is empty",
+                remedy="write the name that the lines use",
+            )
         if transcript.strip() and not recording:
-            raise problem(place, "recording", recording, "is missing", "add the recording of this transcript")
+            raise problem(
+                source=place,
+                field="recording",
+                value=recording,
+                reason="is missing",
+                remedy="add the recording of this transcript",
+            )
         if name in voices:
-            raise problem(place, "name", name, "is there twice", "give each speaker one voice")
+            raise problem(
+                source=place,
+                field="name",
+                value=name,
+                reason="is there twice",
+                remedy="give each speaker one voice",
+            )
         if recording:
             voices[name] = Voice(recording, transcript.strip() or None)
     return voices or None
@@ -73,5 +106,9 @@ def voices_of(rows: Sequence[tuple[str, str | None, str]]) -> dict[str, Voice] |
 
 def told(speech: Speech, seed: int | None) -> str:
     """A line of Markdown under the player."""
-    end = "stopped by itself" if speech.stopped else "**truncated**: cut at the limit, it did not stop by itself"
+    end = (
+        "stopped by itself"
+        if speech.stopped
+        else "**truncated**: cut at the limit, it did not stop by itself"
+    )
     return f"{speech.duration_s:.2f} s · real-time factor {speech.real_time_factor:.2f} · seed {seed} · {end}"

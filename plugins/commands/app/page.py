@@ -1,7 +1,7 @@
 """The page: fields, buttons, players, and what they do. L4, needs Gradio.
 
-One model speaks for all: requests wait in one queue, so no two of them switch its adapters under each other.
-"""
+One model speaks for all: requests wait in one queue, so no two of them switch its adapters under
+each other."""
 
 from __future__ import annotations
 
@@ -26,15 +26,21 @@ from plugins.speaking.voices import MAX_REFERENCE_S, MIN_REFERENCE_S
 _NUM_VOICES = 4
 _CLEANED_EVERY_S, _KEPT_S = 600, 3600  # uploads and speeches
 _MAX_WAITING = 32
-# Gradio's own fonts lie on this server too, but its themes may name others: the system's are here for certain.
-_THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+# Gradio's own fonts lie on this server too, but its themes may name others: the system's are here
+# for certain.
+_THEME = gr.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
 
 Values = dict[Any, Any]  # component -> what it holds
 
 
 def build(generator: HiggsAudioGenerator, *, name: str, max_audio_s: float) -> gr.Blocks:
-    """The page for a loaded model. max_audio_s: the most that its sliders allow for one piece of speech."""
-    with gr.Blocks(title="Higgs Audio", analytics_enabled=False, delete_cache=(_CLEANED_EVERY_S, _KEPT_S)) as page:
+    """The page for a loaded model. max_audio_s: the most that its sliders allow for one piece of
+    speech."""
+    with gr.Blocks(
+        title="Higgs Audio", analytics_enabled=False, delete_cache=(_CLEANED_EVERY_S, _KEPT_S)
+    ) as page:
         gr.Markdown(f"# Higgs Audio\n{html.escape(name)}")
         with gr.Tab("Speak"):
             _speak_tab(generator, max_audio_s)
@@ -69,7 +75,9 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
         with gr.Column():
             text = gr.Textbox(label="Text", lines=4, autofocus=True, elem_id="text")
             scene = gr.Textbox(label="Scene", placeholder="Indoor quiet", elem_id="scene")
-            description = gr.Textbox(label="Voice in words", placeholder="warm, unhurried", elem_id="voice")
+            description = gr.Textbox(
+                label="Voice in words", placeholder="warm, unhurried", elem_id="voice"
+            )
         with gr.Column():
             recording = _recording("recording")
             transcript = _transcript("transcript")
@@ -86,7 +94,8 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
         with gr.Column():
             player, line = _player("Speech" if tuned is None else "Tuned", "speech")
 
-    def speak(values: Values, progress: gr.Progress = gr.Progress()) -> Values:  # noqa: B008 (how Gradio finds it)
+    # Gradio finds the bar by this default.
+    def speak(values: Values, progress: gr.Progress = gr.Progress()) -> Values:  # noqa: B008
         with _told_in_page():
             options = controls.options(values)
             options |= voice_of(values[description], values[recording], values[transcript])
@@ -94,7 +103,10 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
             shown: Values = {beside: gr.update(visible=values[compare]), base: None, base_line: ""}
             takes = [("", tuned, player, line)]
             if values[compare]:
-                takes = [(" by the base", None, base, base_line), (" by the tuned", tuned, player, line)]
+                takes = [
+                    (" by the base", None, base, base_line),
+                    (" by the tuned", tuned, player, line),
+                ]
             for by, adapter, place, below in takes:
                 generator.use_adapter(adapter)
                 stream = generator.stream(values[text], **options)
@@ -102,7 +114,10 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
                 for chunk in stream:
                     spoken_s += len(chunk) / stream.sample_rate
                     progress((int(spoken_s), None), unit=f"s spoken{by}")
-                shown |= {place: _played(stream.speech), below: told(stream.speech, options["sampling"].seed)}
+                shown |= {
+                    place: _played(stream.speech),
+                    below: told(stream.speech, options["sampling"].seed),
+                }
             return shown
 
     inputs = {text, scene, description, recording, transcript, compare, *controls.fields}
@@ -111,13 +126,23 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
 
 def _dialogue_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
     tuned = next(iter(generator.adapters), None)
-    text = gr.Textbox(label="Lines", lines=5, placeholder="Alice: Hello!\nBob: Hi there, how are you?", elem_id="lines")
+    text = gr.Textbox(
+        label="Lines",
+        lines=5,
+        placeholder="Alice: Hello!\nBob: Hi there, how are you?",
+        elem_id="lines",
+    )
     scene = gr.Textbox(label="Scene", placeholder="Indoor quiet", elem_id="dialogue_scene")
     rows = []
-    with gr.Accordion("Voices to clone: one for each speaker, or none, and the model chooses"), gr.Row():
+    with (
+        gr.Accordion("Voices to clone: one for each speaker, or none, and the model chooses"),
+        gr.Row(),
+    ):
         for number in range(1, _NUM_VOICES + 1):
             with gr.Column(min_width=200):
-                name = gr.Textbox(label=f"Speaker {number}", placeholder="name", elem_id=f"name_{number}")
+                name = gr.Textbox(
+                    label=f"Speaker {number}", placeholder="name", elem_id=f"name_{number}"
+                )
                 recording = _recording(f"recording_{number}")
                 rows.append((name, recording, _transcript(f"transcript_{number}")))
     pause_s = gr.Slider(0, 2, value=0.2, step=0.1, label="Pause between lines, s", elem_id="pause")
@@ -129,7 +154,9 @@ def _dialogue_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
         with _told_in_page():
             options = controls.options(values)
             lines = lines_of(values[text])
-            voices = voices_of([(values[name], values[recording], values[said]) for name, recording, said in rows])
+            voices = voices_of(
+                [(values[name], values[recording], values[said]) for name, recording, said in rows]
+            )
             generator.use_adapter(tuned)
             speech = generator.synthesize_multi_speaker(
                 lines,
@@ -153,10 +180,19 @@ class _Controls:
         with gr.Accordion("Sampling", open=False):
             with gr.Row():
                 self._temperature = gr.Slider(
-                    0, 2, value=default.temperature, step=0.05, label="Temperature", info="0 is greedy"
+                    0,
+                    2,
+                    value=default.temperature,
+                    step=0.05,
+                    label="Temperature",
+                    info="0 is greedy",
                 )
-                self._top_k = gr.Slider(1, 1024, value=default.top_k, step=1, label="Top k", info="codes to draw from")
-                self._top_p = gr.Slider(0.05, 1, value=default.top_p, step=0.05, label="Top p", info="1 is off")
+                self._top_k = gr.Slider(
+                    1, 1024, value=default.top_k, step=1, label="Top k", info="codes to draw from"
+                )
+                self._top_p = gr.Slider(
+                    0.05, 1, value=default.top_p, step=0.05, label="Top p", info="1 is off"
+                )
             with gr.Row():
                 self._seed = gr.Number(
                     None,
@@ -175,11 +211,20 @@ class _Controls:
                     label="Clean the text",
                     info="punctuation, units and [laugh] as the model's own examples write them; set as it was trained",
                 )
-        self.fields = (self._temperature, self._top_k, self._top_p, self._seed, self._max_audio_s, self._clean_text)
+        self.fields = (
+            self._temperature,
+            self._top_k,
+            self._top_p,
+            self._seed,
+            self._max_audio_s,
+            self._clean_text,
+        )
 
     def options(self, values: Values) -> dict[str, Any]:
         """For the generator."""
-        temperature, top_k, top_p, seed, max_audio_s, clean_text = (values[field] for field in self.fields)
+        temperature, top_k, top_p, seed, max_audio_s, clean_text = (
+            values[field] for field in self.fields
+        )
         if complaint := self._generator.mismatch(clean_text):
             gr.Warning(complaint)
         sampling = sampling_of(temperature, top_k, top_p, seed)
@@ -190,8 +235,8 @@ def _recording(elem_id: str) -> gr.Audio:
     label = f"Recording to clone, {MIN_REFERENCE_S:g} to {MAX_REFERENCE_S:g} s"
     sources: list[Any] = ["upload", "microphone"]
     field = gr.Audio(label=label, sources=sources, type="filepath", buttons=[], elem_id=elem_id)
-    # Gradio downloads what a request calls a recording if it is a URL. On the instance, because Gradio writes a file
-    # beside the source of every class of components.
+    # Gradio downloads what a request calls a recording if it is a URL. On the instance, because
+    # Gradio writes a file beside the source of every class of components.
     keep = field.async_move_resource_to_block_cache
 
     async def only_uploads(url_or_file_path: str | Path | None) -> str | None:
@@ -204,7 +249,9 @@ def _recording(elem_id: str) -> gr.Audio:
 
 
 def _transcript(elem_id: str) -> gr.Textbox:
-    return gr.Textbox(label="What the recording says", placeholder="cloning is better with it", elem_id=elem_id)
+    return gr.Textbox(
+        label="What the recording says", placeholder="cloning is better with it", elem_id=elem_id
+    )
 
 
 def _player(label: str, elem_id: str) -> tuple[gr.Audio, gr.Markdown]:
@@ -231,7 +278,8 @@ def _on_click(button: gr.Button, speak: Any, inputs: set[Any], outputs: list[Any
 
 @contextmanager
 def _told_in_page() -> Iterator[None]:
-    """What the user can mend becomes one line in the page, without the folder that uploads happen to lie in."""
+    """What the user can mend becomes one line in the page, without the folder that uploads happen
+    to lie in."""
     try:
         yield
     except UserError as error:

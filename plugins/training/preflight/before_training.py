@@ -1,8 +1,8 @@
 """The checks that each training run makes before its first step, unless `preflight: false`. L3.
 
-They look at what is really about to be trained: rows as the trainer's own collator gives them, the trainer's own model.
-Every rank runs them, on the same rows, so that all of them stop together; rank 0 prints.
-"""
+They look at what is really about to be trained: rows as the trainer's own collator gives them, the
+trainer's own model. Every rank runs them, on the same rows, so that all of them stop together; rank
+0 prints."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def run(trainer: Any, say: Callable[[str], None]) -> Report:
     report = Report(say)
     _check_adapter(report, trainer)
     template = trainer.template
-    # Building the codec draws random weights: training must not depend on whether it was looked at before.
+    # Building the codec draws random weights: training must not depend on whether it was looked at
+    # before.
     with torch.random.fork_rng(devices=[]):
         encoded = list(islice(single_rows(iter(trainer.train_dataset)), _NUM_ROWS))
         rows: list[Row] = [(sample_of(row), trainer.data_collator([row])) for row in encoded]
@@ -58,7 +59,9 @@ def run(trainer: Any, say: Callable[[str], None]) -> Report:
             with trainer.accelerator.autocast():
                 check_offsets(report, native, rows, template.tokens, chance="warning")
                 if template.padding_free and len(rows) > 1:
-                    _check_packs(report, native, trainer.data_collator(encoded), rows, template.tokens)
+                    _check_packs(
+                        report, native, trainer.data_collator(encoded), rows, template.tokens
+                    )
     rows_of = table_of(trainer.train_dataset)
     if ROW_SOURCE in (getattr(rows_of, "column_names", None) or []) and hasattr(rows_of, "__len__"):
         columns = rows_of.select_columns(["messages", "raw_prompt", ROW_SOURCE])
@@ -80,7 +83,9 @@ def _check_adapter(report: Report, trainer: Any) -> None:
         report.add("gradients", "info", text)
 
 
-def _check_packs(report: Report, model: Any, pack: dict[str, Any], rows: list[Row], tokens: Any) -> None:
+def _check_packs(
+    report: Report, model: Any, pack: dict[str, Any], rows: list[Row], tokens: Any
+) -> None:
     complaint = layout_complaint(pack, [batch for _, batch in rows])
     if complaint is None and sees(model, pack, tokens):
         complaint = "rows in one sequence see each other: this attention does not keep them apart, turn packing off"
@@ -90,7 +95,9 @@ def _check_packs(report: Report, model: Any, pack: dict[str, Any], rows: list[Ro
 
 def check_labels(report: Report, rows: list[Row], tokens: Any, tokenizer: Any) -> None:
     complaints = [
-        f"{sample.source}: {text}" for sample, batch in rows for text in audit(sample, batch, tokens, tokenizer)
+        f"{sample.source}: {text}"
+        for sample, batch in rows
+        for text in audit(sample, batch, tokens, tokenizer)
     ]
     if complaints:
         report.add("labels", "failed", complaints[0], "\n".join(complaints[1:]))
@@ -98,7 +105,9 @@ def check_labels(report: Report, rows: list[Row], tokens: Any, tokenizer: Any) -
         report.add("labels", "ok", f"{len(rows)} rows are as by definition")
 
 
-def check_offsets(report: Report, model: Any, rows: list[Row], tokens: Any, *, chance: Status) -> None:
+def check_offsets(
+    report: Report, model: Any, rows: list[Row], tokens: Any, *, chance: Status
+) -> None:
     """chance: what to make of codes that are predicted no better than by guessing."""
     rows = [(sample, batch) for sample, batch in rows if any(sample.clips_trained)]
     if not rows:
@@ -108,7 +117,10 @@ def check_offsets(report: Report, model: Any, rows: list[Row], tokens: Any, *, c
     if probe.random_init:
         status, text = "info", "random weights (every norm is 1): nothing can be told"
     elif probe.is_untrained:
-        status, text = "info", "the audio part predicts every code alike, it is untrained: nothing can be told"
+        status, text = (
+            "info",
+            "the audio part predicts every code alike, it is untrained: nothing can be told",
+        )
     elif probe.complaint is not None:
         status, text = "failed", probe.complaint
     elif probe.is_chance:
@@ -119,7 +131,10 @@ def check_offsets(report: Report, model: Any, rows: list[Row], tokens: Any, *, c
             " heard other speech (untrained, overfitted)"
         )
     elif not probe.is_decisive:
-        status, text = "info", "all labels fit alike: the model knows little more than frequencies, nothing can be told"
+        status, text = (
+            "info",
+            "all labels fit alike: the model knows little more than frequencies, nothing can be told",
+        )
     else:
         status, text = "ok", f"what is trained fits best, on {len(rows)} rows"
     report.add("offset probe", status, text, probe.render())  # type: ignore[arg-type]
@@ -129,7 +144,10 @@ def check_offsets(report: Report, model: Any, rows: list[Row], tokens: Any, *, c
 
 
 def check_memory(
-    report: Report, model_config: Any, options: Mapping[str, Any], env: Mapping[str, str] | None = None
+    report: Report,
+    model_config: Any,
+    options: Mapping[str, Any],
+    env: Mapping[str, str] | None = None,
 ) -> None:
     """options, env: as `TrainingPlan.from_config` takes them."""
     try:
@@ -153,13 +171,21 @@ def _check_leaks(report: Report, trainer: Any) -> None:
     settings = trainer.template.settings
     train = _dialogues(trainer.train_dataset, settings)
     if train is None:
-        report.add("leaks", "info", "left out: a stream cannot be looked through; run `higgs-audio doctor` once")
+        report.add(
+            "leaks",
+            "info",
+            "left out: a stream cannot be looked through; run `higgs-audio doctor` once",
+        )
         return
     check_references(report, train)
-    check_split(report, target_paths(train), target_paths(_dialogues(trainer.eval_dataset, settings) or []))
+    check_split(
+        report, target_paths(train), target_paths(_dialogues(trainer.eval_dataset, settings) or [])
+    )
 
 
-def check_texts(report: Report, rows: Iterable[Mapping[str, Any]], settings: HiggsAudioSettings, origin: Path) -> None:
+def check_texts(
+    report: Report, rows: Iterable[Mapping[str, Any]], settings: HiggsAudioSettings, origin: Path
+) -> None:
     """Whether texts are cleaned, how many rows that concerns, and whether the checkpoint `origin`
     was trained so."""
     num_rows, num_raw, changed, example = 0, 0, 0, ""
@@ -176,7 +202,9 @@ def check_texts(report: Report, rows: Iterable[Mapping[str, Any]], settings: Hig
     text = f"{settings.prompts}: clean_text {what} {changed} of {num_rows} rows"
     if 0 < num_raw < num_rows:
         status = "warning"
-        text += f"; {num_raw} rows are raw_prompt and trained as written: speaking has one way for all"
+        text += (
+            f"; {num_raw} rows are raw_prompt and trained as written: speaking has one way for all"
+        )
     trained = trained_with(origin)
     if trained and trained["clean_text"] != settings.clean_text and not settings.raw_prompt:
         status = "warning"
@@ -189,7 +217,9 @@ def _change(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
     """The first text to say that `clean_text` changes, without and with it."""
     for message in messages:
         if message["role"] == "user":
-            written, cleaned = (text_to_say(message["content"], raw=False, clean=clean) for clean in (False, True))
+            written, cleaned = (
+                text_to_say(message["content"], raw=False, clean=clean) for clean in (False, True)
+            )
             if written != cleaned:
                 return written, cleaned
     return None
@@ -217,7 +247,9 @@ def check_split(report: Report, train: list[str], validation: list[str]) -> None
 
 def target_paths(dialogues: Iterable[Dialogue]) -> list[str]:
     """Files of the trained clips; those of rows that bring only codes have none."""
-    return [clip.path for dialogue in dialogues for clip in dialogue.targets() if clip.path is not None]
+    return [
+        clip.path for dialogue in dialogues for clip in dialogue.targets() if clip.path is not None
+    ]
 
 
 def _dialogues(dataset: Any, settings: HiggsAudioSettings) -> list[Dialogue] | None:

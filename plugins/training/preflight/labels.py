@@ -1,8 +1,7 @@
 """The collated batch of one row, compared with an oracle of its own and shown readably. L3.
 
-The oracle is written from the definition (`plugins.delay_pattern`, the 4 x 8 grid) and shares no code with what it
-checks: a defect planted in the delay functions or in the collator shows here.
-"""
+The oracle is written from the definition (`plugins.delay_pattern`, the 4 x 8 grid) and shares no
+code with what it checks: a defect planted in the delay functions or in the collator shows here."""
 
 from __future__ import annotations
 
@@ -19,11 +18,20 @@ from plugins.delay_pattern import IGNORE_INDEX
 _EDGE = 10  # columns of the grid that are shown at either end
 
 
-def audit(sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, tokenizer: Any) -> list[str]:
-    """What is wrong with `batch`, the collated batch of `sample` alone; each complaint names its effect."""
-    complaints = [*_text_complaints(sample, batch, tokens, tokenizer), *_audio_complaints(sample, batch, tokens)]
-    # A packed batch has no attention mask: `plugins.training.preflight.packed` looks at what it has instead.
-    if not all(batch[mask].all() for mask in ("attention_mask", "audio_input_ids_mask") if mask in batch):
+def audit(
+    sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, tokenizer: Any
+) -> list[str]:
+    """What is wrong with `batch`, the collated batch of `sample` alone; each complaint names its
+    effect."""
+    complaints = [
+        *_text_complaints(sample, batch, tokens, tokenizer),
+        *_audio_complaints(sample, batch, tokens),
+    ]
+    # A packed batch has no attention mask: `plugins.training.preflight.packed` looks at what it has
+    # instead.
+    if not all(
+        batch[mask].all() for mask in ("attention_mask", "audio_input_ids_mask") if mask in batch
+    ):
         complaints.append("a mask hides part of the row, although nothing of it is padding")
     return complaints
 
@@ -32,10 +40,14 @@ def _text_complaints(
     sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, tokenizer: Any
 ) -> Iterator[str]:
     ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-    assistant, blank = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("assistant", "\n\n"))
+    assistant, blank = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("assistant", "\n\n")
+    )
     placeholders = _placeholders(tokens)
     clips_trained = iter(sample.clips_trained)
-    allowed: set[int] = set()  # positions that may have a label: all of assistant turns but headers and placeholders
+    allowed: set[int] = (
+        set()
+    )  # positions that may have a label: all of assistant turns but headers and placeholders
     starts = [position for position, token in enumerate(ids) if token == tokens.header_start]
     for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
         body = ids.index(tokens.header_end, start) + 1
@@ -43,7 +55,9 @@ def _text_complaints(
         text = {position for position in turn if ids[position] not in placeholders}
         trained = {position for position in text if labels[position] != IGNORE_INDEX}
         codes = {tokens.audio, tokens.audio_delay}
-        num_clips = sum(ids[position] in codes and ids[position - 1] not in codes for position in turn)
+        num_clips = sum(
+            ids[position] in codes and ids[position - 1] not in codes for position in turn
+        )
         clips = {next(clips_trained) for _ in range(num_clips)}
         if ids[start + 1 : body - 1] != assistant:
             continue
@@ -70,20 +84,28 @@ def _placeholders(tokens: SpecialTokens) -> set[int]:
     return {tokens.audio, tokens.audio_delay, *heard}
 
 
-def _audio_complaints(sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens) -> Iterator[str]:
+def _audio_complaints(
+    sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens
+) -> Iterator[str]:
     frames, labels = batch["audio_input_ids"][0], batch["audio_labels"][0]
     if len(frames) != sum(num_steps(codes) for codes in sample.clips):
         yield f"{len(frames)} frames for clips of {[codes.shape[1] for codes in sample.clips]}"
         return
     start = 0
-    for clip, (codes, trained) in enumerate(zip(sample.clips, sample.clips_trained, strict=True), start=1):
+    for clip, (codes, trained) in enumerate(
+        zip(sample.clips, sample.clips_trained, strict=True), start=1
+    ):
         end = start + num_steps(codes)
         yield from _clip_complaints(codes, frames[start:end], f"clip {clip}", tokens)
-        yield from _label_complaints(codes, labels[start:end], f"clip {clip}", tokens, trained=trained)
+        yield from _label_complaints(
+            codes, labels[start:end], f"clip {clip}", tokens, trained=trained
+        )
         start = end
 
 
-def _clip_complaints(codes: Tensor, frames: Tensor, clip: str, tokens: SpecialTokens) -> Iterator[str]:
+def _clip_complaints(
+    codes: Tensor, frames: Tensor, clip: str, tokens: SpecialTokens
+) -> Iterator[str]:
     if torch.equal(frames, expected_frames(codes, tokens)):
         return
     if torch.equal(frames, expected_frames(codes, tokens, delayed=False)):
@@ -124,17 +146,22 @@ def num_steps(codes: Tensor) -> int:
 
 
 def expected_frames(codes: Tensor, tokens: SpecialTokens, *, delayed: bool = True) -> Tensor:
-    """(K, F) codes -> (F + K + 1, K) frames, by definition: before a codebook's codes stream BOS, after them EOS."""
-    return _by_definition(codes, tokens.stream_bos, tokens.stream_eos, tokens.stream_eos, delayed=delayed)
+    """(K, F) codes -> (F + K + 1, K) frames, by definition: before a codebook's codes stream BOS,
+    after them EOS."""
+    return _by_definition(
+        codes, tokens.stream_bos, tokens.stream_eos, tokens.stream_eos, delayed=delayed
+    )
 
 
 def expected_labels(codes: Tensor, tokens: SpecialTokens, *, delayed: bool = True) -> Tensor:
-    """(K, F) codes -> (F + K + 1, K) labels, by definition: the codes and one stream EOS per codebook."""
+    """(K, F) codes -> (F + K + 1, K) labels, by definition: the codes and one stream EOS per
+    codebook."""
     return _by_definition(codes, IGNORE_INDEX, tokens.stream_eos, IGNORE_INDEX, delayed=delayed)
 
 
 def _by_definition(codes: Tensor, before: int, end: int, after: int, *, delayed: bool) -> Tensor:
-    """Codebook k of step t is its code of frame t - k - 1, `end` at the first frame that is none, `after` beyond."""
+    """Codebook k of step t is its code of frame t - k - 1, `end` at the first frame that is none,
+    `after` beyond."""
     num_codebooks, num_frames = codes.shape
 
     def entry(step: int, k: int) -> int:
@@ -145,15 +172,22 @@ def _by_definition(codes: Tensor, before: int, end: int, after: int, *, delayed:
             return int(codes[k, frame])
         return end if frame == num_frames else after
 
-    return torch.tensor([[entry(step, k) for k in range(num_codebooks)] for step in range(num_steps(codes))])
+    return torch.tensor(
+        [[entry(step, k) for k in range(num_codebooks)] for step in range(num_steps(codes))]
+    )
 
 
-def render(sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, tokenizer: Any) -> str:
-    """The row as the model sees it: trained text in >> <<, each clip as one piece, then the grid of its labels."""
+def render(
+    sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, tokenizer: Any
+) -> str:
+    """The row as the model sees it: trained text in >> <<, each clip as one piece, then the grid of
+    its labels."""
     labels = batch["audio_labels"][0]
     num_text = sum(label != IGNORE_INDEX for label in sample.labels)
     num_frames = sum(
-        codes.shape[1] for codes, trained in zip(sample.clips, sample.clips_trained, strict=True) if trained
+        codes.shape[1]
+        for codes, trained in zip(sample.clips, sample.clips_trained, strict=True)
+        if trained
     )
     lines = [
         f"{sample.source}: {len(sample.input_ids)} positions; trained: {num_text} text tokens (between >> and <<)"
@@ -161,10 +195,15 @@ def render(sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialToken
         *_text(sample, tokens, tokenizer).splitlines(),
     ]
     start = 0
-    for clip, (codes, trained) in enumerate(zip(sample.clips, sample.clips_trained, strict=True), start=1):
+    for clip, (codes, trained) in enumerate(
+        zip(sample.clips, sample.clips_trained, strict=True), start=1
+    ):
         end = start + num_steps(codes)
         if trained:
-            lines += [f"labels of clip {clip} (. untrained, E end of stream)", *_grid(labels[start:end], tokens)]
+            lines += [
+                f"labels of clip {clip} (. untrained, E end of stream)",
+                *_grid(labels[start:end], tokens),
+            ]
         start = end
     return "\n".join(lines)
 
@@ -208,7 +247,8 @@ def _grid(labels: Tensor, tokens: SpecialTokens) -> Iterator[str]:
     """(T, K) labels, a line per codebook."""
     for k, column in enumerate(labels.T.tolist()):
         cells = [
-            "." if label == IGNORE_INDEX else "E" if label == tokens.stream_eos else str(label) for label in column
+            "." if label == IGNORE_INDEX else "E" if label == tokens.stream_eos else str(label)
+            for label in column
         ]
         if len(cells) > 2 * _EDGE:
             cells = [*cells[:_EDGE], "...", *cells[-_EDGE:]]

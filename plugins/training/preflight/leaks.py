@@ -1,8 +1,8 @@
-"""The same audio where it must not be: a target as its own reference, or in training and validation. L3.
+"""The same audio where it must not be: a target as its own reference, or in training and
+validation. L3.
 
-A leak makes the loss look perfect: the model learns to copy, and validation measures memory. Files are compared by
-content, cheaply: by size first, then by a hash of the files that share one.
-"""
+A leak makes the loss look perfect: the model learns to copy, and validation measures memory. Files
+are compared by content, cheaply: by size first, then by a hash of the files that share one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from plugins.audio.waveforms import file_hash
 from plugins.data.prompt import AudioClip, Dialogue
 from plugins.errors import UserError, problem
+from plugins.files.disk import file_hash
 
 # A cross-entropy per code that no speech has that the model has not seen (nats).
 MEMORISED = 1.0
@@ -26,7 +26,13 @@ def own_references(dialogues: Iterable[Dialogue]) -> Iterator[UserError]:
                 if _is_same(reference.clip, target):
                     reason = f"has the same content as the target {target.path or 'codes'}"
                     remedy = "give another utterance of the same speaker"
-                    yield problem(dialogue.source, "reference_audio", reference.clip.path or "codes", reason, remedy)
+                    yield problem(
+                        source=dialogue.source,
+                        field="reference_audio",
+                        value=reference.clip.path or "codes",
+                        reason=reason,
+                        remedy=remedy,
+                    )
 
 
 def shared_audio(train: Iterable[str], validation: Iterable[str]) -> list[tuple[str, str]]:
@@ -52,4 +58,6 @@ def _is_same(a: AudioClip, b: AudioClip) -> bool:
         return a.codes.equal(b.codes)
     if a.path is None or b.path is None:
         return False
-    return Path(a.path).stat().st_size == Path(b.path).stat().st_size and file_hash(a.path) == file_hash(b.path)
+    return Path(a.path).stat().st_size == Path(b.path).stat().st_size and file_hash(
+        a.path
+    ) == file_hash(b.path)

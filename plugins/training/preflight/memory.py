@@ -1,20 +1,21 @@
 """GPU memory of a training run: model config and plan -> bytes per device. L3.
 
-Estimated, not measured on a GPU. Parameters are counted on the real class. What the layers keep is counted per operator
-and equals, to the byte, what the real class keeps on a CPU (tests/training/preflight/test_memory.py measures it); kernels' own workspaces
-and the allocator's fragmentation are not in it. P parameters, T trained ones, A those of LoRA with rank r, N devices,
-L layers, I intermediate size, and B, S, H, K, C, V of the legend. bf16, gradient checkpointing, K/V heads repeated:
+Estimated, not measured on a GPU. Parameters are counted on the real class. What the layers keep is
+counted per operator and equals, to the byte, what the real class keeps on a CPU
+(tests/training/preflight/test_memory.py measures it); kernels' own workspaces and the allocator's
+fragmentation are not in it. P parameters, T trained ones, A those of LoRA with rank r, N devices, L
+layers, I intermediate size, and B, S, H, K, C, V of the legend. bf16, gradient checkpointing, K/V
+heads repeated:
 
     LoRA          2 P + 16 A + 2 L B S H + B S (45 H + 19 I) + 1 GiB
     full, ZeRO-3  16 P / N + max(2 L B S H + B S (31 H + 12 I), 4 P / N, the latter at most 4 GB) + 3 GiB
     full, FSDP2   16 P / N + 2 L B S H + B S (31 H + 12 I) + 8 P of one layer + 2 P outside the layers + 1 GiB
     offloaded     of ZeRO-3 only the activations and 3 GiB stay on a device; 18 P of host memory, 16 P without weights
 
-Every position counts as an audio frame with a label: the audio FFN costs as much as the text FFN, the text head next
-to nothing, since it runs on three rows per clip (`plugins.model.loss`). Attention (sdpa or flash) keeps no S x S scores; a
-padded batch on sdpa keeps its mask, which is 2 % of a layer at S = 2048. Not counted: `modules_to_save`, optimizers
-other than AdamW, evaluation.
-"""
+Every position counts as an audio frame with a label: the audio FFN costs as much as the text FFN,
+the text head next to nothing, since it runs on three rows per clip (`plugins.model.loss`).
+Attention (sdpa or flash) keeps no S x S scores; a padded batch on sdpa keeps its mask, which is 2 %
+of a layer at S = 2048. Not counted: `modules_to_save`, optimizers other than AdamW, evaluation."""
 
 from __future__ import annotations
 
@@ -29,13 +30,14 @@ from plugins.training.preflight.plan import TrainingPlan
 GIB = 2**30
 TRAINED_TEXT_TOKENS = 3  # per clip: audio_out_bos, audio_eos, eot
 
-# bitsandbytes nf4 with double quantisation (MS-SWIFT's default): half a byte, one 8-bit scale per 64 weights, one fp32
-# scale per 256 of those (arXiv 2305.14314, section 3).
+# bitsandbytes nf4 with double quantisation (MS-SWIFT's default): half a byte, one 8-bit scale per
+# 64 weights, one fp32 scale per 256 of those (arXiv 2305.14314, section 3).
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-# CUDA context, cuBLAS and NCCL: the usual figure, the only one here that is neither counted nor read from source.
+# CUDA context, cuBLAS and NCCL: the usual figure, the only one here that is neither counted nor
+# read from source.
 _CONTEXT = GIB
-# Of the presets in swift/config: `reduce_bucket_size` of ZeRO-1 and -2, `stage3_max_live_parameters` and
-# `sub_group_size` of ZeRO-3.
+# Of the presets in swift/config: `reduce_bucket_size` of ZeRO-1 and -2,
+# `stage3_max_live_parameters` and `sub_group_size` of ZeRO-3.
 _REDUCE_BUCKET = 2e8
 _LIVE_PARAMETERS = 1e9
 _SUB_GROUP = 1e9
@@ -73,40 +75,62 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The peak. Logits are gone before the layers' backward pass, activations before the optimizer step."""
+        """The peak. Logits are gone before the layers' backward pass, activations before the
+        optimizer step."""
         working = max(self.activations + max(self.backward, self.logits), self.step)
         return self.weights + self.gradients + self.optimizer + self.buffers + working
 
 
 def model_sizes(config: Any, plan: TrainingPlan) -> ModelSizes:
-    """Counted on the real class, without weights. Raises UserError if the target modules match nothing."""
+    """Counted on the real class, without weights. Raises UserError if the target modules match
+    nothing."""
     import torch
 
     from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
     with torch.device("meta"):
         model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    targets = {} if plan.tuner == "full" else {name: linears[name] for name in linears if _is_target(name, plan)}
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    targets = (
+        {}
+        if plan.tuner == "full"
+        else {name: linears[name] for name in linears if _is_target(name, plan)}
+    )
     if plan.tuner != "full" and not targets:
-        raise problem("options", "target_modules", plan.target_modules, "matches no module", "use 'all-linear'")
+        raise problem(
+            source="options",
+            field="target_modules",
+            value=plan.target_modules,
+            reason="matches no module",
+            remedy="use 'all-linear'",
+        )
     body = [name for name in linears if name.startswith("model.")]
     num_base = sum(parameter.numel() for parameter in model.parameters())
-    num_adapters = sum(plan.lora_rank * (module.in_features + module.out_features) for module in targets.values())
+    num_adapters = sum(
+        plan.lora_rank * (module.in_features + module.out_features) for module in targets.values()
+    )
     return ModelSizes(
         base=num_base,
         trained=num_adapters or num_base,
         layer=sum(parameter.numel() for parameter in model.model.layers[0].parameters()),
         largest=max(parameter.numel() for parameter in model.parameters()),
         linear=sum(module.weight.numel() for module in linears.values()),
-        # Not the heads: MS-SWIFT skips what ends in lm_head (quant_args.py, get_modules_to_not_convert).
-        quantized=sum(linears[name].weight.numel() for name in body) if plan.tuner == "qlora" else 0,
+        # Not the heads: MS-SWIFT skips what ends in lm_head (quant_args.py,
+        # get_modules_to_not_convert).
+        quantized=sum(linears[name].weight.numel() for name in body)
+        if plan.tuner == "qlora"
+        else 0,
         adapter_bytes_per_token=_adapter_bytes_per_token(targets, plan),
     )
 
 
 def _is_target(name: str, plan: TrainingPlan) -> bool:
-    """As MS-SWIFT (`get_target_modules`: all-linear is every linear module but the heads) and peft understand it."""
+    """As MS-SWIFT (`get_target_modules`: all-linear is every linear module but the heads) and peft
+    understand it."""
     if isinstance(plan.target_modules, str):
         return re.fullmatch(plan.target_modules, name) is not None
     if "all-linear" in plan.target_modules:
@@ -115,7 +139,8 @@ def _is_target(name: str, plan: TrainingPlan) -> bool:
 
 
 def _adapter_bytes_per_token(targets: Mapping[str, Any], plan: TrainingPlan) -> int:
-    """Per adapter: its input after dropout, the mask of one byte (CUDA's fused dropout), the output of lora_A.
+    """Per adapter: its input after dropout, the mask of one byte (CUDA's fused dropout), the output
+    of lora_A.
 
     A token passes one of both FFNs, so of both only the more expensive one counts.
     """
@@ -128,20 +153,22 @@ def _adapter_bytes_per_token(targets: Mapping[str, Any], plan: TrainingPlan) -> 
             costs[match.groups()] = costs.get(match.groups(), 0) + cost  # type: ignore[index, arg-type]
     layers = {layer for layer, _ in costs}
     return sum(
-        costs.get((layer, "self_attn"), 0) + max(costs.get((layer, "mlp"), 0), costs.get((layer, "audio_mlp"), 0))
+        costs.get((layer, "self_attn"), 0)
+        + max(costs.get((layer, "mlp"), 0), costs.get((layer, "audio_mlp"), 0))
         for layer in layers
     )
 
 
 def _compute_bytes(plan: TrainingPlan) -> int:
-    """Of one activation. With float32 MS-SWIFT sets fp16=True (model_args.py, _init_mixed_precision): DeepSpeed and
-    FSDP2 then compute in fp16; autocast alone does so in part, and four bytes are the bound.
-    """
+    """Of one activation. With float32 MS-SWIFT sets fp16=True (model_args.py,
+    _init_mixed_precision): DeepSpeed and FSDP2 then compute in fp16; autocast alone does so in
+    part, and four bytes are the bound."""
     return 4 if plan.dtype == "float32" and plan.zero_stage is None and not plan.fsdp2 else 2
 
 
 def estimate(config: Any, plan: TrainingPlan) -> MemoryEstimate:
-    """The peak of one training step; `config` is a `HiggsAudioV2Config`. Raises UserError as `model_sizes` does."""
+    """The peak of one training step; `config` is a `HiggsAudioV2Config`. Raises UserError as
+    `model_sizes` does."""
     sizes = model_sizes(config, plan)
     weights, gradients, optimizer = _states(sizes, plan)
     activations, backward, logits = _activations(config, sizes, plan)
@@ -174,33 +201,36 @@ def _states(sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]
     per_trained = 4 if plan.fsdp2 or plan.tuner != "full" else loaded
     per_state = 2 * per_trained
     if plan.zero_stage is not None:
-        # Weights and gradients in half precision (engine.py, get_data_types), fp32 weights and two fp32 states.
+        # Weights and gradients in half precision (engine.py, get_data_types), fp32 weights and two
+        # fp32 states.
         loaded, per_trained, per_state = 2, 2, 12
     frozen = 0 if plan.tuner == "full" else (sizes.base - sizes.quantized) * loaded
     weights = (sizes.trained * per_trained + frozen) / _shards(plan, 3)
     gradients = sizes.trained * per_trained / _shards(plan, 2)
     optimizer = sizes.trained * per_state / _shards(plan, 1)
     return (
-        # FSDP2 does not shard 4-bit weights (fsdp2_prepare_model, ignored_params); for ZeRO-3 that is the bound.
+        # FSDP2 does not shard 4-bit weights (fsdp2_prepare_model, ignored_params); for ZeRO-3 that
+        # is the bound.
         (0 if plan.offload_weights else weights) + sizes.quantized * _NF4_BYTES,
-        0 if plan.offload_optimizer else gradients,  # stage_1_and_2.py and stage3.py keep them beside the states
+        0
+        if plan.offload_optimizer
+        else gradients,  # stage_1_and_2.py and stage3.py keep them beside the states
         0 if plan.offload_optimizer else optimizer,
     )
 
 
 def _host(sizes: ModelSizes, plan: TrainingPlan) -> int:
-    """Per machine, if all devices are in one: fp32 weights, both states and gradients, then the half-precision weights.
-    DeepSpeed counts the same (stage3.py, estimate_zero3_model_states_mem_needs) and adds a half for its buffers.
-    """
+    """Per machine, if all devices are in one: fp32 weights, both states and gradients, then the
+    half-precision weights. DeepSpeed counts the same (stage3.py,
+    estimate_zero3_model_states_mem_needs) and adds a half for its buffers."""
     frozen = 0 if plan.tuner == "full" else sizes.base
     states = 16 * sizes.trained if plan.offload_optimizer else 0
     return states + (2 * (sizes.trained + frozen) if plan.offload_weights else 0)
 
 
 def _step(sizes: ModelSizes, plan: TrainingPlan) -> float:
-    """DeepSpeed's fp32 copy of the gradients: of a parameter group, with ZeRO-3 of a sub-group. Fused AdamW of torch
-    (Trainer's default) works in place.
-    """
+    """DeepSpeed's fp32 copy of the gradients: of a parameter group, with ZeRO-3 of a sub-group.
+    Fused AdamW of torch (Trainer's default) works in place."""
     if plan.zero_stage is None or plan.offload_optimizer:
         return 0
     num_gradients = sizes.trained / _shards(plan, 1)
@@ -217,8 +247,13 @@ def _activations(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> tuple[fl
     autocast = 2 * _cast_weights(sizes, plan)
     num_logits = tokens * config.num_codebooks * config.codebook_size
     num_logits += plan.batch_size * TRAINED_TEXT_TOKENS * config.vocab_size
-    # They, their gradient, and a piece in fp32. Beside them the input and output of the last norm, and labelled rows.
-    logits = 2 * element * num_logits + 4 * min(num_logits, PIECE) + (4 + 2 * element) * config.hidden_size * tokens
+    # They, their gradient, and a piece in fp32. Beside them the input and output of the last norm,
+    # and labelled rows.
+    logits = (
+        2 * element * num_logits
+        + 4 * min(num_logits, PIECE)
+        + (4 + 2 * element) * config.hidden_size * tokens
+    )
     if plan.gradient_checkpointing:
         inputs = config.num_hidden_layers * element * config.hidden_size * tokens
         return inputs, max((kept / config.num_hidden_layers + working) * tokens, autocast), logits
@@ -227,7 +262,11 @@ def _activations(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> tuple[fl
 
 def _kept_per_token(config: Any, plan: TrainingPlan) -> int:
     """Bytes that one layer keeps of a token for its backward pass, without adapters."""
-    element, hidden, intermediate = _compute_bytes(plan), config.hidden_size, config.intermediate_size
+    element, hidden, intermediate = (
+        _compute_bytes(plan),
+        config.hidden_size,
+        config.intermediate_size,
+    )
     query = config.num_attention_heads * config.head_dim
     key = query if _is_padded(plan) else config.num_key_value_heads * config.head_dim
     total = 2 * 4 * hidden  # the fp32 inputs of both norms
@@ -243,23 +282,26 @@ def _kept_per_token(config: Any, plan: TrainingPlan) -> int:
 
 
 def _working_per_token(config: Any, plan: TrainingPlan) -> float:
-    """Bytes beyond `_kept_per_token` at the peak of a layer's backward pass. Both sums are fitted to measurements."""
+    """Bytes beyond `_kept_per_token` at the peak of a layer's backward pass. Both sums are fitted
+    to measurements."""
     if plan.tuner == "full":  # gradients inside the FFN and of the residual
         working = _compute_bytes(plan) * (3.25 * config.hidden_size + 2 * config.intermediate_size)
     else:  # fp32 copies around the adapter of down_proj
         working = 10.5 * config.hidden_size + 10 * config.intermediate_size
-    return working + (plan.max_length if _is_padded(plan) else 0)  # the boolean mask, shared by all layers
+    return working + (
+        plan.max_length if _is_padded(plan) else 0
+    )  # the boolean mask, shared by all layers
 
 
 def _is_padded(plan: TrainingPlan) -> bool:
-    """Then sdpa gets a mask, and with it repeated keys and values (sdpa_attention.py, use_gqa_in_sdpa)."""
+    """Then sdpa gets a mask, and with it repeated keys and values (sdpa_attention.py,
+    use_gqa_in_sdpa)."""
     return plan.batch_size > 1
 
 
 def _cast_weights(sizes: ModelSizes, plan: TrainingPlan) -> int:
-    """fp32 weights of which autocast makes a half-precision copy: trained ones stay in its cache for the forward pass,
-    frozen ones with the graph, which checkpointing keeps one layer of.
-    """
+    """fp32 weights of which autocast makes a half-precision copy: trained ones stay in its cache
+    for the forward pass, frozen ones with the graph, which checkpointing keeps one layer of."""
     if plan.zero_stage is not None or plan.fsdp2:
         return 0  # DeepSpeed does without autocast; FSDP2 casts what it gathers
     if plan.tuner == "full":
@@ -276,12 +318,17 @@ def _buffers(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> float:
     elif plan.zero_stage is not None:
         total += 2 * _REDUCE_BUCKET  # `contiguous_gradients`; allocated for LoRA too
     elif plan.fsdp2:
-        # A layer and the next one, gathered, with their gradients; embeddings and heads, of which the root stays so.
+        # A layer and the next one, gathered, with their gradients; embeddings and heads, of which
+        # the root stays so.
         total += 2 * ((4 if plan.tuner == "full" else 2) * sizes.layer + outside)
     elif plan.num_devices > 1:
-        total += _states(sizes, plan)[1]  # DDP's buckets are copies (accelerate: gradient_as_bucket_view=False)
+        total += _states(sizes, plan)[
+            1
+        ]  # DDP's buckets are copies (accelerate: gradient_as_bucket_view=False)
     if plan.tuner == "qlora":
-        total += 2 * config.hidden_size * config.intermediate_size  # the weight that is being used, in half precision
+        total += (
+            2 * config.hidden_size * config.intermediate_size
+        )  # the weight that is being used, in half precision
     return total
 
 
@@ -305,5 +352,14 @@ def render(needed: MemoryEstimate) -> str:
         ("total", needed.total, "per device; estimated, not measured on a GPU"),
     ]
     if needed.host:
-        rows.insert(-1, ("host", needed.host, "of the machine's memory, not in the total; DeepSpeed advises half more"))
-    return "\n".join(f"{name:<12}{size / GIB:8.2f} GiB  {note}".rstrip() for name, size, note in rows)
+        rows.insert(
+            -1,
+            (
+                "host",
+                needed.host,
+                "of the machine's memory, not in the total; DeepSpeed advises half more",
+            ),
+        )
+    return "\n".join(
+        f"{name:<12}{size / GIB:8.2f} GiB  {note}".rstrip() for name, size, note in rows
+    )

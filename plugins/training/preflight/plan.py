@@ -1,4 +1,5 @@
-"""An MS-SWIFT command -> what of it decides about GPU memory. L3. Knows no model: `plugins.training.preflight.memory` counts."""
+"""An MS-SWIFT command -> what of it decides about GPU memory. L3. Knows no model:
+`plugins.training.preflight.memory` counts."""
 
 from __future__ import annotations
 
@@ -31,8 +32,11 @@ class TrainingPlan:
     fsdp2: bool = False
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], env: Mapping[str, str] | None = None) -> TrainingPlan:
-        """From the flat keys of a YAML file for `swift sft` and the environment (default: the process's).
+    def from_config(
+        cls, config: Mapping[str, Any], env: Mapping[str, str] | None = None
+    ) -> TrainingPlan:
+        """From the flat keys of a YAML file for `swift sft` and the environment (default: the
+        process's).
 
         Raises UserError for a tuner, dtype or sharding that cannot be estimated.
         """
@@ -47,7 +51,9 @@ class TrainingPlan:
             target_modules=config.get("target_regex") or tuple(names),
             dtype=_dtype(config),
             batch_size=int(config.get("per_device_train_batch_size", 1)),
-            max_length=int(config.get("max_length") or 2048),  # MS-SWIFT: the model's max_position_embeddings
+            max_length=int(
+                config.get("max_length") or 2048
+            ),  # MS-SWIFT: the model's max_position_embeddings
             # FSDP2 may checkpoint by itself; MS-SWIFT then switches the flag off (sft_args.py).
             gradient_checkpointing=bool((fsdp or {}).get("activation_checkpointing"))
             or str(config.get("gradient_checkpointing", True)).lower() == "true",
@@ -60,36 +66,61 @@ class TrainingPlan:
 
     @property
     def master_weights(self) -> bool:
-        """Whether trained weights exist in fp32; without it, full bf16 fine-tuning rounds each update to bf16.
+        """Whether trained weights exist in fp32; without it, full bf16 fine-tuning rounds each
+        update to bf16.
 
-        MS-SWIFT loads the model in `torch_dtype`, Trainer(bf16=True) only adds autocast, and AdamW's states have the
-        dtype of their parameter (torch/optim/adam.py: zeros_like). DeepSpeed clones an fp32 partition
-        (zero/stage_1_and_2.py, stage3.py), accelerate upcasts what FSDP2 trains (fsdp_utils.py, fsdp2_prepare_model),
-        peft upcasts adapters (tuners_utils.py, cast_adapter_dtype).
-        """
-        return self.zero_stage is not None or self.fsdp2 or self.tuner != "full" or self.dtype == "float32"
+        MS-SWIFT loads the model in `torch_dtype`, Trainer(bf16=True) only adds autocast, and
+        AdamW's states have the dtype of their parameter (torch/optim/adam.py: zeros_like).
+        DeepSpeed clones an fp32 partition (zero/stage_1_and_2.py, stage3.py), accelerate upcasts
+        what FSDP2 trains (fsdp_utils.py, fsdp2_prepare_model), peft upcasts adapters
+        (tuners_utils.py, cast_adapter_dtype)."""
+        return (
+            self.zero_stage is not None
+            or self.fsdp2
+            or self.tuner != "full"
+            or self.dtype == "float32"
+        )
 
 
 def _tuner(config: Mapping[str, Any]) -> Any:
     name, bits = config.get("tuner_type", "lora"), config.get("quant_bits")
     if name not in {"full", "lora"}:
-        raise problem("options", "tuner_type", name, "cannot be estimated", "use 'lora' or 'full'")
+        raise problem(
+            source="options",
+            field="tuner_type",
+            value=name,
+            reason="cannot be estimated",
+            remedy="use 'lora' or 'full'",
+        )
     if bits is None:
         return name
     if name == "full" or str(bits) != "4" or config.get("quant_method") != "bnb":
-        raise problem("options", "quant_bits", bits, "cannot be estimated", "use LoRA, quant_method bnb, quant_bits 4")
+        raise problem(
+            source="options",
+            field="quant_bits",
+            value=bits,
+            reason="cannot be estimated",
+            remedy="use LoRA, quant_method bnb, quant_bits 4",
+        )
     return "qlora"
 
 
 def _dtype(config: Mapping[str, Any]) -> Any:
     name = config.get("torch_dtype") or "bfloat16"  # MS-SWIFT: as in the checkpoint's config.json
     if name not in {"bfloat16", "float16", "float32"}:
-        raise problem("options", "torch_dtype", name, "is unknown", "use bfloat16, float16 or float32")
+        raise problem(
+            source="options",
+            field="torch_dtype",
+            value=name,
+            reason="is unknown",
+            remedy="use bfloat16, float16 or float32",
+        )
     return name
 
 
 def _deepspeed_section(value: Any) -> dict[str, Any] | None:
-    """`zero_optimization` of a preset of MS-SWIFT, a JSON file, JSON text or a mapping; None without DeepSpeed."""
+    """`zero_optimization` of a preset of MS-SWIFT, a JSON file, JSON text or a mapping; None
+    without DeepSpeed."""
     return dict(_read("deepspeed", value).get("zero_optimization", {})) if value else None
 
 
@@ -100,21 +131,33 @@ def _fsdp_section(value: Any) -> dict[str, Any] | None:
     read = _read("fsdp", value)
     section = dict(read.get("fsdp_config", {}))
     # MS-SWIFT's defaults (sft_args.py, _init_fsdp).
-    is_whole = "full_shard" in read.get("fsdp", "full_shard") and section.get("reshard_after_forward", True)
+    is_whole = "full_shard" in read.get("fsdp", "full_shard") and section.get(
+        "reshard_after_forward", True
+    )
     if section.get("fsdp_version", 2) != 2 or not is_whole or "offload" in read.get("fsdp", ""):
-        raise problem("options", "fsdp", value, "cannot be estimated", "use FSDP2 with full_shard, without offload")
+        raise problem(
+            source="options",
+            field="fsdp",
+            value=value,
+            reason="cannot be estimated",
+            remedy="use FSDP2 with full_shard, without offload",
+        )
     return section
 
 
 def _read(option: str, value: Any) -> dict[str, Any]:
     try:
         if isinstance(value, str):
-            value = json.loads(value if value.lstrip().startswith("{") else _file(value).read_text("utf-8"))
+            value = json.loads(
+                value if value.lstrip().startswith("{") else _file(value).read_text("utf-8")
+            )
         return dict(value)
     except (OSError, json.JSONDecodeError) as error:
         reason = f"is no configuration of {option} ({error})"
         remedy = "use a preset of MS-SWIFT (zero2, zero3, fsdp2) or a JSON file"
-        raise problem("options", option, value, reason, remedy) from error
+        raise problem(
+            source="options", field=option, value=value, reason=reason, remedy=remedy
+        ) from error
 
 
 def _file(name: str) -> Path:

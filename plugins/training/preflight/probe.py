@@ -1,9 +1,10 @@
-"""Cross-entropies that only the right labels, codes and texts give, on the user's own model and rows. L3.
+"""Cross-entropies that only the right labels, codes and texts give, on the user's own model and
+rows. L3.
 
-A trained model predicts the code of the next step, with codebook k delayed by k steps, far better than anything else.
-So if labels at another offset, or without the delay pattern, fit better than those that are about to be trained, then
-these are wrong, whatever the cause; and if nothing fits better than chance, the codes are not this model's.
-"""
+A trained model predicts the code of the next step, with codebook k delayed by k steps, far better
+than anything else. So if labels at another offset, or without the delay pattern, fit better than
+those that are about to be trained, then these are wrong, whatever the cause; and if nothing fits
+better than chance, the codes are not this model's."""
 
 from __future__ import annotations
 
@@ -25,14 +26,17 @@ from plugins.training.preflight.labels import expected_frames, expected_labels
 OFFSETS = (0, 1, 2)
 _RIGHT = ("as trained", 1)
 _MARGIN = 0.1  # nats; planted defects differ by whole ones, chance by hundredths
-_UNTRAINED = 0.98  # of the entropy of guessing; measured: 0.99 before the first step, 0.95 after ten
+_UNTRAINED = (
+    0.98  # of the entropy of guessing; measured: 0.99 before the first step, 0.95 after ten
+)
 
 Row = tuple[EncodedSample, dict[str, Tensor]]  # a row and its batch of one
 
 
 @dataclass(frozen=True)
 class OffsetProbe:
-    """Mean cross-entropies in nats per code, by frames and labels (`as trained`, `no delay`) and offset."""
+    """Mean cross-entropies in nats per code, by frames and labels (`as trained`, `no delay`) and
+    offset."""
 
     losses: dict[tuple[str, int], float]
     codebook_losses: tuple[float, ...]  # (K,) of what is about to be trained
@@ -63,12 +67,14 @@ class OffsetProbe:
 
     @property
     def is_chance(self) -> bool:
-        """Whether a model that does not guess predicts what is about to be trained no better than by guessing."""
+        """Whether a model that does not guess predicts what is about to be trained no better than
+        by guessing."""
         return not self.is_untrained and self.losses[_RIGHT] >= self.chance
 
     @property
     def is_decisive(self) -> bool:
-        """Whether any other labels fit worse by a margin: a model that knows frequencies only fits all alike."""
+        """Whether any other labels fit worse by a margin: a model that knows frequencies only fits
+        all alike."""
         return max(self.losses.values()) - self.losses[_RIGHT] > _MARGIN
 
     def render(self) -> str:
@@ -76,17 +82,23 @@ class OffsetProbe:
         lines = [f"{'labels at':<12}" + "".join(f"{kind:>14}" for kind in kinds)]
         for offset in OFFSETS:
             cells = (
-                f"{self.losses[kind, offset]:.3f}" + (" <" if (kind, offset) == _RIGHT else "  ") for kind in kinds
+                f"{self.losses[kind, offset]:.3f}" + (" <" if (kind, offset) == _RIGHT else "  ")
+                for kind in kinds
             )
-            lines.append(f"{f'+{offset}' if offset else '0':<12}" + "".join(f"{cell:>14}" for cell in cells))
+            lines.append(
+                f"{f'+{offset}' if offset else '0':<12}" + "".join(f"{cell:>14}" for cell in cells)
+            )
         per_codebook = " ".join(f"{loss:.2f}" for loss in self.codebook_losses)
-        lines.append(f"chance {self.chance:.2f}; per codebook at < {per_codebook}; {self.num_codes} codes")
+        lines.append(
+            f"chance {self.chance:.2f}; per codebook at < {per_codebook}; {self.num_codes} codes"
+        )
         return "\n".join(lines)
 
 
 @torch.no_grad()
 def offset_probe(model: Any, rows: Sequence[Row], tokens: SpecialTokens) -> OffsetProbe:
-    """model: the native class, LoRA layers in place. rows: each with the batch that training makes of it alone."""
+    """model: the native class, LoRA layers in place. rows: each with the batch that training makes
+    of it alone."""
     sums: dict[tuple[str, int], Tensor] = {}
     counts, entropy = torch.zeros(tokens.num_codebooks), 0.0
     with in_eval_mode(model):
@@ -116,12 +128,16 @@ def mean_loss(model: Any, batches: Sequence[dict[str, Tensor]]) -> float:
     with in_eval_mode(model):
         for batch in batches:
             outputs = model(**on_device(model, batch))
-            total, count = total + float(outputs.audio_loss.sum()), count + float(outputs.audio_count.sum())
+            total, count = (
+                total + float(outputs.audio_loss.sum()),
+                count + float(outputs.audio_count.sum()),
+            )
     return total / count
 
 
 def is_random_init(model: Any) -> bool:
-    """Whether nothing has been trained yet: every norm still multiplies by one, and no LoRA weight has moved."""
+    """Whether nothing has been trained yet: every norm still multiplies by one, and no LoRA weight
+    has moved."""
     trained = False
     for name, parameter in model.named_parameters():
         if "layernorm.weight" in name or name.endswith("model.norm.weight"):
@@ -136,14 +152,20 @@ def _hidden_and_labels(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Te
     inputs = on_device(model, batch)
     audio_labels = inputs.pop("audio_labels")
     inputs.pop("labels")
-    labels = model.labels_at_placeholders(inputs["input_ids"], audio_labels, inputs["audio_input_ids_mask"])
+    labels = model.labels_at_placeholders(
+        inputs["input_ids"], audio_labels, inputs["audio_input_ids_mask"]
+    )
     return model.hidden_states(**inputs), labels
 
 
 def _entropy(model: Any, hidden: Tensor, labels: Tensor, tokens: SpecialTokens) -> float:
     """Of what the model predicts, summed over the trained codes."""
     rows, targets = shifted_rows(hidden, labels)
-    logits = model.audio_lm_head(rows).float().unflatten(-1, (tokens.num_codebooks, tokens.codebook_size))
+    logits = (
+        model.audio_lm_head(rows)
+        .float()
+        .unflatten(-1, (tokens.num_codebooks, tokens.codebook_size))
+    )
     entropies = torch.distributions.Categorical(logits=logits).entropy()  # (R, K)
     return float((entropies * (targets != IGNORE_INDEX)).sum())
 
@@ -157,10 +179,14 @@ def _loss(model: Any, hidden: Tensor, labels: Tensor, tokens: SpecialTokens, off
 def _kinds(
     sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The batch itself; as it is by definition, if that is another one; with all codebooks of a frame in one step."""
+    """The batch itself; as it is by definition, if that is another one; with all codebooks of a
+    frame in one step."""
     yield _RIGHT[0], batch
     by_definition = _laid_out(sample, batch, tokens, delayed=True)
-    if any(not torch.equal(by_definition[name], batch[name]) for name in ("audio_input_ids", "audio_labels")):
+    if any(
+        not torch.equal(by_definition[name], batch[name])
+        for name in ("audio_input_ids", "audio_labels")
+    ):
         yield "by definition", by_definition
     yield "without delay", _laid_out(sample, batch, tokens, delayed=False)
 
@@ -170,14 +196,23 @@ def _laid_out(
 ) -> dict[str, Tensor]:
     frames = [expected_frames(codes, tokens, delayed=delayed) for codes in sample.clips]
     labels = [
-        expected_labels(codes, tokens, delayed=delayed) if trained else torch.full_like(each, IGNORE_INDEX)
+        expected_labels(codes, tokens, delayed=delayed)
+        if trained
+        else torch.full_like(each, IGNORE_INDEX)
         for codes, trained, each in zip(sample.clips, sample.clips_trained, frames, strict=True)
     ]
-    return {**batch, "audio_input_ids": torch.cat(frames)[None], "audio_labels": torch.cat(labels)[None]}
+    return {
+        **batch,
+        "audio_input_ids": torch.cat(frames)[None],
+        "audio_labels": torch.cat(labels)[None],
+    }
 
 
 def on_device(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return {
+        name: value.to(model.device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 @contextmanager

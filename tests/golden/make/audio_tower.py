@@ -1,9 +1,11 @@
-"""The original's Whisper branch on a tiny random model -> tests/golden/audio_tower/ (its README says what is in there).
+"""The original's Whisper branch on a tiny random model -> tests/golden/audio_tower/ (its README
+says what is in there).
 
-In: tests/golden/tiny_original.safetensors and its config (the language model), random weights for the tower made here,
-and samples of a toy vocabulary whose reference clips are `waveform(num_samples, seed)`. Out: what the original's
-collator and model make of them, with the gradient of the sum of both losses.
-Knows nothing of `plugins`: it runs in the venv that tests/golden/make/prompts.py describes, from any folder:
+In: tests/golden/tiny_original.safetensors and its config (the language model), random weights for
+the tower made here, and samples of a toy vocabulary whose reference clips are
+`waveform(num_samples, seed)`. Out: what the original's collator and model make of them, with the
+gradient of the sum of both losses. Knows nothing of `plugins`: it runs in the venv that
+tests/golden/make/prompts.py describes, from any folder:
 
     boson/bin/python tests/golden/make/audio_tower.py
 """
@@ -27,16 +29,39 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import WhisperFeatureExtractor
 
-GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
+GOLDEN = Path(__file__).resolve().parents[1]
 OUT = GOLDEN / "audio_tower"
 SAMPLE_RATE_HZ = 16_000
 TOWER = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
 TOWER_KEYS = ("audio_tower.", "audio_encoder_proj.")
 CODE_STRIDE = 19  # of the 1026 logits of a codebook every 19th is kept: 54
-# Around the steps of the frame count (160 samples), of the pooling (4 frames) and of the chunks (30 s).
-CLIP_SAMPLES = [1, 160, 320, 321, 640, 641, 960, 961, 16_000, 479_840, 480_000, 480_001, 480_321, 960_000, 1_000_000]
+# Around the steps of the frame count (160 samples), of the pooling (4 frames) and of the chunks (30
+# s).
+CLIP_SAMPLES = [
+    1,
+    160,
+    320,
+    321,
+    640,
+    641,
+    960,
+    961,
+    16_000,
+    479_840,
+    480_000,
+    480_001,
+    480_321,
+    960_000,
+    1_000_000,
+]
 
-PAD, BEGIN, HEADER, HEADER_END, NEWLINE = 1, 2, 3, 7, 8  # ids of the toy vocabulary (tests/golden/README.md)
+PAD, BEGIN, HEADER, HEADER_END, NEWLINE = (
+    1,
+    2,
+    3,
+    7,
+    8,
+)  # ids of the toy vocabulary (tests/golden/README.md)
 SYSTEM, USER, ASSISTANT = 4, 5, 6
 END_OF_TURN, REFERENCE_BOS, AUDIO_EOS, AUDIO_BOS, REFERENCE, AUDIO = 298, 299, 300, 301, 303, 304
 
@@ -61,7 +86,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """One batch. codes_too: `encode_audio_in_tokens`, the codes of a reference stand behind its Whisper positions."""
+    """One batch. codes_too: `encode_audio_in_tokens`, the codes of a reference stand behind its
+    Whisper positions."""
 
     rows: tuple[Row, ...]
     codes_too: bool
@@ -72,7 +98,11 @@ class Case:
 ONE = (Row((Clip(32_100, seed=1, num_frames=6),), num_target_frames=5, seed=1),)
 LONG = (Row((Clip(34 * SAMPLE_RATE_HZ + 77, seed=2, num_frames=6),), num_target_frames=5, seed=2),)
 MIXED = (
-    Row((Clip(14_000, seed=3, num_frames=4), Clip(25_000, seed=4, num_frames=3)), num_target_frames=3, seed=3),
+    Row(
+        (Clip(14_000, seed=3, num_frames=4), Clip(25_000, seed=4, num_frames=3)),
+        num_target_frames=3,
+        seed=3,
+    ),
     Row((), num_target_frames=4, seed=4),
 )
 CASES = {
@@ -85,10 +115,13 @@ CASES = {
 
 
 def waveform(num_samples: int, seed: int) -> np.ndarray:
-    """A rising tone with vibrato in noise, float32 (N,). tests/model/test_audio_tower.py has the same formula."""
+    """A rising tone with vibrato in noise, float32 (N,). tests/model/test_audio_tower.py has the
+    same formula."""
     t = np.arange(num_samples) / SAMPLE_RATE_HZ
     tone = np.sin(2 * np.pi * (150 + 40 * seed + 20 * t) * t + 3 * np.sin(2 * np.pi * 5 * t))
-    noise = np.random.RandomState(seed).standard_normal(num_samples)  # the generator whose stream is frozen
+    noise = np.random.RandomState(seed).standard_normal(
+        num_samples
+    )  # the generator whose stream is frozen
     return ((0.3 + 0.2 * np.sin(2 * np.pi * 0.7 * t)) * tone + 0.02 * noise).astype(np.float32)
 
 
@@ -140,9 +173,8 @@ def starts(lengths: list[int]) -> Tensor:
 def with_codes_per_chunk(sample: ChatMLDatasetSample) -> ChatMLDatasetSample:
     """Each chunk of the (only) reference as a code clip of its own.
 
-    The collator repeats the placeholder of a clip longer than 30 s but not its codes, and then counts clips by
-    placeholders: the target's codes are looked for one clip too far.
-    """
+    The collator repeats the placeholder of a clip longer than 30 s but not its codes, and then
+    counts clips by placeholders: the target's codes are looked for one clip too far."""
     first, second = sample.audio_ids_start.tolist()
     sample.audio_ids_start = torch.tensor([first, (first + second) // 2, second])
     return sample
@@ -154,11 +186,18 @@ def with_codes_per_chunk(sample: ChatMLDatasetSample) -> ChatMLDatasetSample:
 def build_model(codes_too: bool) -> HiggsAudioModel:
     values = json.loads((GOLDEN / "tiny_original_config.json").read_text(encoding="utf-8"))
     values["audio_encoder_config"] |= {**TOWER, "num_hidden_layers": TOWER["encoder_layers"]}
-    values |= {"skip_audio_tower": False, "encode_whisper_embed": True, "encode_audio_in_tokens": codes_too}
+    values |= {
+        "skip_audio_tower": False,
+        "encode_whisper_embed": True,
+        "encode_audio_in_tokens": codes_too,
+    }
     model = HiggsAudioModel(HiggsAudioConfig(**values))
-    # Eager attention adds the boolean mask to the scores as 0 and 1. The original falls back to it when it loads what
-    # it has saved: its config then claims that the implementation was chosen already.
-    assert model.audio_tower.config._attn_implementation == "sdpa", model.audio_tower.config._attn_implementation
+    # Eager attention adds the boolean mask to the scores as 0 and 1. The original falls back to it
+    # when it loads what it has saved: its config then claims that the implementation was chosen
+    # already.
+    assert model.audio_tower.config._attn_implementation == "sdpa", (
+        model.audio_tower.config._attn_implementation
+    )
     weights = load_file(GOLDEN / "tiny_original.safetensors") | tower_weights(model)
     model.load_state_dict(weights, strict=True)
     return model.train()
@@ -184,7 +223,9 @@ def tower_weights(model: HiggsAudioModel) -> dict[str, Tensor]:
 
 def build_collator(codes_too: bool) -> HiggsAudioSampleCollator:
     return HiggsAudioSampleCollator(
-        whisper_processor=SimpleNamespace(feature_extractor=WhisperFeatureExtractor(feature_size=128)),
+        whisper_processor=SimpleNamespace(
+            feature_extractor=WhisperFeatureExtractor(feature_size=128)
+        ),
         audio_in_token_id=REFERENCE,
         audio_out_token_id=AUDIO,
         pad_token_id=PAD,
@@ -198,8 +239,11 @@ def build_collator(codes_too: bool) -> HiggsAudioSampleCollator:
 
 
 def losses(outputs: Any, label_audio_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Means: text over trained tokens, (8,) audio over trained entries of each codebook. The shift happens here."""
-    text = cross_entropy(outputs.logits[:, :-1].flatten(0, 1), outputs.expanded_labels[:, 1:].flatten())
+    """Means: text over trained tokens, (8,) audio over trained entries of each codebook. The shift
+    happens here."""
+    text = cross_entropy(
+        outputs.logits[:, :-1].flatten(0, 1), outputs.expanded_labels[:, 1:].flatten()
+    )
     # One row for all clips of the batch is right: the first frame of a clip carries no label.
     audio = [cross_entropy(outputs.audio_logits[:-1, k], label_audio_ids[k, 1:]) for k in range(8)]
     return text, torch.stack(audio)
@@ -217,7 +261,9 @@ def run(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
     model = build_model(case.codes_too)
     projected: list[Tensor] = []
-    model.audio_encoder_proj.register_forward_hook(lambda module, inputs, output: projected.append(output))
+    model.audio_encoder_proj.register_forward_hook(
+        lambda module, inputs, output: projected.append(output)
+    )
     outputs = model(**{key: value for key, value in asdict(batch).items() if key != "reward"})
     (embeddings,) = projected  # (A, 750, H)
     embeddings.retain_grad()
@@ -229,14 +275,18 @@ def run(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if name.startswith(TOWER_KEYS) and parameter.grad is not None
     }
 
-    _, counts = model.audio_tower._get_feat_extract_output_lengths(batch.audio_feature_attention_mask.sum(-1))
+    _, counts = model.audio_tower._get_feat_extract_output_lengths(
+        batch.audio_feature_attention_mask.sum(-1)
+    )
     used = torch.arange(embeddings.shape[1]) < counts[:, None]
     whisper = outputs.audio_in_mask & ~outputs.audio_in_discrete_codes_mask
     read = outputs.attention_mask.bool() & ~whisper
     arrays = {
         "input_ids": batch.input_ids,
         "label_ids": batch.label_ids,
-        "audio_in_ids": batch.audio_in_ids if case.codes_too else torch.zeros(8, 0, dtype=torch.long),
+        "audio_in_ids": batch.audio_in_ids
+        if case.codes_too
+        else torch.zeros(8, 0, dtype=torch.long),
         "audio_out_ids": batch.audio_out_ids,
         "label_audio_ids": batch.label_audio_ids,
         "num_mel_frames": batch.audio_feature_attention_mask.sum(-1),
@@ -265,8 +315,12 @@ def clip_positions(tower: Any) -> dict[int, list[int]]:
     extractor = WhisperFeatureExtractor(feature_size=128)
     result = {}
     for num_samples in CLIP_SAMPLES:
-        chunks = [np.zeros(min(480_000, num_samples - start)) for start in range(0, num_samples, 480_000)]
-        mask = extractor(chunks, sampling_rate=SAMPLE_RATE_HZ, return_attention_mask=True)["attention_mask"]
+        chunks = [
+            np.zeros(min(480_000, num_samples - start)) for start in range(0, num_samples, 480_000)
+        ]
+        mask = extractor(chunks, sampling_rate=SAMPLE_RATE_HZ, return_attention_mask=True)[
+            "attention_mask"
+        ]
         _, counts = tower._get_feat_extract_output_lengths(torch.from_numpy(mask).sum(-1))
         result[num_samples] = counts.tolist()
     return result
@@ -277,15 +331,26 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     model = build_model(codes_too=False)
     (OUT / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
-    weights = {key: value.contiguous() for key, value in model.state_dict().items() if key.startswith(TOWER_KEYS)}
+    weights = {
+        key: value.contiguous()
+        for key, value in model.state_dict().items()
+        if key.startswith(TOWER_KEYS)
+    }
     save_file(weights, OUT / "tower.safetensors", metadata={"format": "pt"})
     metas: dict[str, Any] = {}
     for name, case in CASES.items():
         metas[name], arrays = run(case)
         np.savez_compressed(OUT / f"{name}.npz", **arrays)
-        print(name, metas[name].get("collator_error", ""), arrays["num_positions"], arrays["text_loss"])
+        print(
+            name,
+            metas[name].get("collator_error", ""),
+            arrays["num_positions"],
+            arrays["text_loss"],
+        )
     clips = {"clip_positions": clip_positions(model.audio_tower)}
-    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in {**clips, **metas}.items()]
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(value)}" for name, value in {**clips, **metas}.items()
+    ]
     (OUT / "cases.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 

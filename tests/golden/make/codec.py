@@ -1,16 +1,17 @@
-"""The original's codec with small random weights -> tests/golden/codec/, in the format of its Hub repository.
+"""The original's codec with small random weights -> tests/golden/codec/, in the format of its Hub
+repository.
 
-In: nothing but the constants below. Out: `config.json` and `model.pth` as the original writes and reads them, and
-`expected.npz` with a synthetic clip `waveform` (N,), its `codes` (K, F) and what they are `decoded` to (960 F,).
-Knows nothing of `plugins`: it runs in the venv that tests/golden/make/prompts.py describes, and needs there as well
+In: nothing but the constants below. Out: `config.json` and `model.pth` as the original writes and
+reads them, and `expected.npz` with a synthetic clip `waveform` (N,), its `codes` (K, F) and what
+they are `decoded` to (960 F,). Knows nothing of `plugins`: it runs in the venv that
+tests/golden/make/prompts.py describes, and needs there as well
 
     boson/bin/pip install --no-deps descript-audio-codec==1.0.0 descript-audiotools==0.7.2 argbind
-    boson/bin/pip install flatten-dict julius ffmpy importlib_resources rich tensorboard randomname docstring_parser
-    boson/bin/python tests/golden/make/codec.py
+    boson/bin/pip install flatten-dict julius ffmpy importlib_resources rich tensorboard randomname
+    docstring_parser boson/bin/python tests/golden/make/codec.py
 
-The original's class fixes some widths (DAC 64 and 1024, HuBERT 768) and downloads its HuBERT. Only those are made small
-here, and HuBERT random; everything that computes is the package's own.
-"""
+The original's class fixes some widths (DAC 64 and 1024, HuBERT 768) and downloads its HuBERT. Only
+those are made small here, and HuBERT random; everything that computes is the package's own."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ from boson_multimodal.audio_processing import higgs_audio_tokenizer as original
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
-OUT = Path(__file__).resolve().parents[2] / "tests" / "golden" / "codec"
-# The published file has these fields, with D 256 and codebook_dim 64. Its last bandwidth is beyond its 8 codebooks.
+OUT = Path(__file__).resolve().parents[1] / "codec"
+# The published file has these fields, with D 256 and codebook_dim 64. Its last bandwidth is beyond
+# its 8 codebooks.
 CONFIG = {
     "n_filters": 32,
     "D": 16,
@@ -57,7 +59,9 @@ HUBERT = HubertConfig(
 class SmallTokenizer(original.HiggsAudioTokenizer):
     """Its constructor assigns 768 to both of these; here that has no effect."""
 
-    semantic_dim = encoder_semantic_dim = property(lambda self: SEMANTIC_WIDTH, lambda self, value: None)
+    semantic_dim = encoder_semantic_dim = property(
+        lambda self: SEMANTIC_WIDTH, lambda self, value: None
+    )
 
 
 def build() -> Any:
@@ -67,12 +71,16 @@ def build() -> Any:
         Decoder=lambda dim, width, ratios: dac.Decoder(dim, DECODER_WIDTH, ratios),
     )
     small_hubert = SimpleNamespace(from_pretrained=lambda *args, **kwargs: HubertModel(HUBERT))
-    with mock.patch.object(original, "dac2", small_dac), mock.patch.object(original, "AutoModel", small_hubert):
+    with (
+        mock.patch.object(original, "dac2", small_dac),
+        mock.patch.object(original, "AutoModel", small_hubert),
+    ):
         return SmallTokenizer(**CONFIG, device="cpu").eval()
 
 
 def randomise(codec: Any) -> None:
-    """No tensor may stay at a value that a native codec starts with: a key that went wrong has to show."""
+    """No tensor may stay at a value that a native codec starts with: a key that went wrong has to
+    show."""
     for key, tensor in codec.state_dict().items():
         if key.endswith("inited"):
             tensor.fill_(1)  # else encoding starts k-means
@@ -102,7 +110,9 @@ def smallest_margin(codec: Any, samples: Tensor) -> float:
     margins: list[float] = []
 
     def measure(book: nn.Module, args: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        nearest = torch.cdist(args[0].flatten(0, -2), book.embed).square().topk(2, largest=False).values
+        nearest = (
+            torch.cdist(args[0].flatten(0, -2), book.embed).square().topk(2, largest=False).values
+        )
         margins.append(float((1 - nearest[:, 0] / nearest[:, 1]).min()))
 
     hooks = [layer._codebook.register_forward_hook(measure) for layer in codec.quantizer.vq.layers]
@@ -115,7 +125,9 @@ def smallest_margin(codec: Any, samples: Tensor) -> float:
 def clip() -> np.ndarray:
     """Two gliding tones over a little noise, with a pause."""
     time_s = np.arange(NUM_FRAMES * 960) / 24_000
-    tones = 0.3 * np.sin(2 * np.pi * (140 + 200 * time_s) * time_s) + 0.1 * np.sin(2 * np.pi * 1800 * time_s**2)
+    tones = 0.3 * np.sin(2 * np.pi * (140 + 200 * time_s) * time_s) + 0.1 * np.sin(
+        2 * np.pi * 1800 * time_s**2
+    )
     tones[(time_s > 0.4) & (time_s < 0.5)] = 0
     return (tones + np.random.default_rng(0).normal(0, 0.02, len(time_s))).astype(np.float32)
 
@@ -137,9 +149,13 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     (OUT / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8")
     torch.save(codec.state_dict(), OUT / "model.pth")
-    np.savez_compressed(OUT / "expected.npz", waveform=waveform, codes=codes.numpy(), decoded=decoded)
+    np.savez_compressed(
+        OUT / "expected.npz", waveform=waveform, codes=codes.numpy(), decoded=decoded
+    )
     varied = [len(row.unique()) for row in codes]
-    print(f"{len(codec.state_dict())} tensors, {varied} codes per codebook, smallest margin {margin:.1e}")
+    print(
+        f"{len(codec.state_dict())} tensors, {varied} codes per codebook, smallest margin {margin:.1e}"
+    )
     print(f"decoded: rms {decoded.std():.3f}, peak {abs(decoded).max():.3f}")
 
 

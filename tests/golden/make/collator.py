@@ -1,10 +1,10 @@
-"""boson-multimodal's collator as a process: it collates when it is asked to. For benchmarks/collate.py.
+"""boson-multimodal's collator as a process: it collates when it is asked to. For
+benchmarks/collate.py.
 
-In, a line of JSON each: {"file": NPZ} reads rows (`ids{i}` and `labels{i}` (S,) with one placeholder for the clip,
-`codes{i}` (K, F)) and writes the tensors of their batch to NPZ.out.npz; {"file": NPZ, "batches": N} collates them N
-times; {} asks for the versions.
-Knows nothing of `plugins`: it runs in a venv of its own.
-"""
+In, a line of JSON each: {"file": NPZ} reads rows (`ids{i}` and `labels{i}` (S,) with one
+placeholder for the clip, `codes{i}` (K, F)) and writes the tensors of their batch to NPZ.out.npz;
+{"file": NPZ, "batches": N} collates them N times; {} asks for the versions. Knows nothing of
+`plugins`: it runs in a venv of its own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ COLLATOR = HiggsAudioSampleCollator(
 def samples_of(file: str) -> list[ChatMLDatasetSample]:
     with np.load(file) as arrays:
         count = sum(name.startswith("ids") for name in arrays)
-        rows = [[torch.from_numpy(arrays[f"{name}{i}"]) for name in ("ids", "labels", "codes")] for i in range(count)]
+        rows = [
+            [torch.from_numpy(arrays[f"{name}{i}"]) for name in ("ids", "labels", "codes")]
+            for i in range(count)
+        ]
     nothing, no_index = torch.zeros(0), torch.zeros(0, dtype=torch.long)
     return [
         ChatMLDatasetSample(
@@ -58,7 +61,8 @@ def samples_of(file: str) -> list[ChatMLDatasetSample]:
 def collate(samples: list[ChatMLDatasetSample]) -> Any:
     batch = COLLATOR(samples)
     for sample in samples:
-        # It masks this label in the samples themselves, and takes the mask for "not trained" when it sees them again.
+        # It masks this label in the samples themselves, and takes the mask for "not trained" when
+        # it sees them again.
         sample.label_ids[sample.input_ids == AUDIO_OUT] = AUDIO_OUT
     return batch
 
@@ -72,7 +76,9 @@ def answer(request: dict[str, Any]) -> Any:
     if "batches" not in request:
         batch = collate(samples)
         names = ("input_ids", "attention_mask", "label_ids", "audio_out_ids", "label_audio_ids")
-        np.savez(request["file"] + ".out.npz", **{name: getattr(batch, name).numpy() for name in names})
+        np.savez(
+            request["file"] + ".out.npz", **{name: getattr(batch, name).numpy() for name in names}
+        )
     return len(samples)
 
 

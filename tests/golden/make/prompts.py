@@ -1,8 +1,9 @@
 """Prompts of the original implementation -> tests/golden/prompts.json.
 
-In: the variants below, each as messages of boson-multimodal 0.1.1 and as the JSONL row that means the same to us.
-Out: per variant the row, the original's `input_tokens` and `label_tokens`, and whether it is a generation prompt.
-Knows nothing of `plugins`: it runs in a venv of its own, because the original needs transformers 4.46.
+In: the variants below, each as messages of boson-multimodal 0.1.1 and as the JSONL row that means
+the same to us. Out: per variant the row, the original's `input_tokens` and `label_tokens`, and
+whether it is a generation prompt. Knows nothing of `plugins`: it runs in a venv of its own, because
+the original needs transformers 4.46.
 
     python3 -m venv boson
     boson/bin/pip install torch==2.14.1 transformers==4.46.3 pandas dacite loguru librosa omegaconf einops langid \
@@ -10,11 +11,11 @@ Knows nothing of `plugins`: it runs in a venv of its own, because the original n
     boson/bin/pip install --no-deps boson-multimodal==0.1.1 llama-models==0.3.0
     boson/bin/python tests/golden/make/prompts.py
 
-The tokens are those of the package's `prepare_chatml_sample`. The messages follow `prepare_generation_context` of
-boson-ai/higgs-audio, examples/generation.py (commit 03dcdf6), which is not part of the package: what it writes into the
-system message and the order of its turns, not its clean-up of the transcript. Every text here is one that this
-clean-up leaves as it is, unless the variant says otherwise.
-"""
+The tokens are those of the package's `prepare_chatml_sample`. The messages follow
+`prepare_generation_context` of boson-ai/higgs-audio, examples/generation.py (commit 03dcdf6), which
+is not part of the package: what it writes into the system message and the order of its turns, not
+its clean-up of the transcript. Every text here is one that this clean-up leaves as it is, unless
+the variant says otherwise. """
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
+GOLDEN = Path(__file__).resolve().parents[1]
 
 INSTRUCTION = "Generate audio following instruction."
 CONVERTER_INSTRUCTION = (
@@ -47,7 +48,9 @@ NEXT_TEXT = "Only the ferry kept its lamps burning!"
 REFERENCE_TEXT = "We walked home along the river, didn't we?"
 OTHER_REFERENCE_TEXT = "Nobody had counted the boats that evening."
 TAGGED_TEXT = "[SPEAKER0] Did you see the boats?\n[SPEAKER1] Only the last of them."
-UNICODE_TEXT = "Grüße aus Zürich: 東京で会いましょう!\nÇa coûte 12,50 € – naïve?\n\nПривет, мир 🎧, नमस्ते."
+UNICODE_TEXT = (
+    "Grüße aus Zürich: 東京で会いましょう!\nÇa coûte 12,50 € – naïve?\n\nПривет, мир 🎧, नमस्ते."
+)
 
 SPEAKER_TURN = "<|start_header_id|>assistant<|end_header_id|>\n\n<|audio_out_bos|>"
 
@@ -63,8 +66,12 @@ class Variant:
 
 
 def codes(num_frames: int) -> list[list[int]]:
-    """Fake codes [F][8] of a clip: only their number matters to the prompt, their values tell clips apart."""
-    return [[100 * num_frames + 8 * frame + codebook for codebook in range(8)] for frame in range(num_frames)]
+    """Fake codes [F][8] of a clip: only their number matters to the prompt, their values tell clips
+    apart."""
+    return [
+        [100 * num_frames + 8 * frame + codebook for codebook in range(8)]
+        for frame in range(num_frames)
+    ]
 
 
 def scene_block(*paragraphs: str) -> str:
@@ -115,7 +122,10 @@ def asked(text: str = TEXT, *, instruction: str | None = None, **columns: Any) -
 
 def unanswered(spoken_row: dict[str, Any]) -> dict[str, Any]:
     """The same row as a request: without its last assistant turn and that turn's clip."""
-    return spoken_row | {"messages": spoken_row["messages"][:-1], "audio_codes": spoken_row["audio_codes"][:-1]}
+    return spoken_row | {
+        "messages": spoken_row["messages"][:-1],
+        "audio_codes": spoken_row["audio_codes"][:-1],
+    }
 
 
 ONE_REFERENCE = {"reference_codes": [codes(4)], "reference_text": REFERENCE_TEXT}
@@ -138,18 +148,26 @@ def single_speaker() -> dict[str, Variant]:
     return {
         "plain": Variant([system(INSTRUCTION), *TARGET], asked(instruction=INSTRUCTION)),
         "missing_system": Variant([system(INSTRUCTION), *TARGET], asked()),
-        "scene": Variant([system(instruction_and(SCENE)), *TARGET], asked(instruction=instruction_and(SCENE))),
-        "scene_raw_prompt": Variant(
-            [system(instruction_and(SCENE)), *TARGET], asked(instruction=instruction_and(SCENE), raw_prompt=True)
+        "scene": Variant(
+            [system(instruction_and(SCENE)), *TARGET], asked(instruction=instruction_and(SCENE))
         ),
-        # The seed document's row: no instruction, loose scene tags, "Please speak:". We write the layout of the scene.
+        "scene_raw_prompt": Variant(
+            [system(instruction_and(SCENE)), *TARGET],
+            asked(instruction=instruction_and(SCENE), raw_prompt=True),
+        ),
+        # The seed document's row: no instruction, loose scene tags, "Please speak:". We write the
+        # layout of the scene.
         "scene_loose_row": Variant(
             [system(instruction_and(SCENE)), *TARGET],
-            asked(f"Please speak: {TEXT}", instruction=f"<|scene_desc_start|> {SCENE} <|scene_desc_end|>"),
+            asked(
+                f"Please speak: {TEXT}",
+                instruction=f"<|scene_desc_start|> {SCENE} <|scene_desc_end|>",
+            ),
         ),
         # The blank line is one that the clean-up would remove.
         "unicode_multiline": Variant(
-            [system(INSTRUCTION), user(UNICODE_TEXT), spoken()], asked(UNICODE_TEXT, instruction=INSTRUCTION)
+            [system(INSTRUCTION), user(UNICODE_TEXT), spoken()],
+            asked(UNICODE_TEXT, instruction=INSTRUCTION),
         ),
     }
 
@@ -162,7 +180,8 @@ def one_reference() -> dict[str, Variant]:
             asked(instruction=instruction_and(SCENE), **ONE_REFERENCE),
             start_index=3,
         ),
-        # examples/generation.py writes no system turn for a reference without scene: not even the instruction.
+        # examples/generation.py writes no system turn for a reference without scene: not even the
+        # instruction.
         "clone": Variant([*ONE_REFERENCE_TURNS, *TARGET], asked(**ONE_REFERENCE), start_index=2),
         "clone_raw_prompt": Variant(
             [*ONE_REFERENCE_TURNS, *TARGET], asked(raw_prompt=True, **ONE_REFERENCE), start_index=2
@@ -175,14 +194,20 @@ def one_reference() -> dict[str, Variant]:
         "reference_in_system_scene": Variant(
             [
                 system_with_clips(
-                    f"{INSTRUCTION}\n\n<|scene_desc_start|>\n{SCENE}\n\nSPEAKER0: ", "\n<|scene_desc_end|>"
+                    f"{INSTRUCTION}\n\n<|scene_desc_start|>\n{SCENE}\n\nSPEAKER0: ",
+                    "\n<|scene_desc_end|>",
                 ),
                 *TARGET,
             ],
             asked(instruction=instruction_and(SCENE), **in_scene),
         ),
         "reference_in_system": Variant(
-            [system_with_clips(f"{INSTRUCTION}\n\n<|scene_desc_start|>\nSPEAKER0: ", "\n<|scene_desc_end|>"), *TARGET],
+            [
+                system_with_clips(
+                    f"{INSTRUCTION}\n\n<|scene_desc_start|>\nSPEAKER0: ", "\n<|scene_desc_end|>"
+                ),
+                *TARGET,
+            ],
             asked(**in_scene),
         ),
         # A voice described in words (`--ref_audio profile:NAME`).
@@ -200,23 +225,34 @@ def several_speakers() -> dict[str, Variant]:
     head = f"{INSTRUCTION}\n\n<|scene_desc_start|>\n"
     return {
         "speakers_scene": Variant(
-            [system(converter_scene), *TAGGED_TARGET], asked(TAGGED_TEXT, instruction=converter_scene)
+            [system(converter_scene), *TAGGED_TARGET],
+            asked(TAGGED_TEXT, instruction=converter_scene),
         ),
         # Only the scene is given: the instruction follows from the tags in the text.
-        "speakers": Variant([system(converter), *TAGGED_TARGET], asked(TAGGED_TEXT, instruction=scene_block(VOICES))),
+        "speakers": Variant(
+            [system(converter), *TAGGED_TARGET], asked(TAGGED_TEXT, instruction=scene_block(VOICES))
+        ),
         # A text cut at its speakers (`--chunk_method speaker`): no turn has more than one tag.
         "speakers_one_per_turn": Variant(
-            [system(converter), *(turn for line in TAGGED_TEXT.split("\n") for turn in (user(line), spoken()))],
+            [
+                system(converter),
+                *(turn for line in TAGGED_TEXT.split("\n") for turn in (user(line), spoken())),
+            ],
             row(
                 ("system", scene_block(VOICES)),
-                *(turn for line in TAGGED_TEXT.split("\n") for turn in (("user", line), ("assistant", ""))),
+                *(
+                    turn
+                    for line in TAGGED_TEXT.split("\n")
+                    for turn in (("user", line), ("assistant", ""))
+                ),
                 clips=2,
             ),
         ),
         # examples/generation.py invents alternating voices.
         "speakers_missing_system": Variant([system(converter), *TAGGED_TARGET], asked(TAGGED_TEXT)),
         "speakers_scene_without_voices": Variant(
-            [system(converter_scene), *TAGGED_TARGET], asked(TAGGED_TEXT, instruction=scene_block(SCENE))
+            [system(converter_scene), *TAGGED_TARGET],
+            asked(TAGGED_TEXT, instruction=scene_block(SCENE)),
         ),
         "speakers_clone_scene": Variant(
             [system(instruction_and(SCENE)), *TWO_REFERENCE_TURNS, *TAGGED_TARGET],
@@ -224,7 +260,9 @@ def several_speakers() -> dict[str, Variant]:
             start_index=5,
         ),
         "speakers_clone": Variant(
-            [*TWO_REFERENCE_TURNS, *TAGGED_TARGET], asked(TAGGED_TEXT, **TWO_REFERENCES), start_index=4
+            [*TWO_REFERENCE_TURNS, *TAGGED_TARGET],
+            asked(TAGGED_TEXT, **TWO_REFERENCES),
+            start_index=4,
         ),
         "speakers_clone_raw_prompt": Variant(
             [*TWO_REFERENCE_TURNS, *TAGGED_TARGET],
@@ -238,45 +276,77 @@ def several_speakers() -> dict[str, Variant]:
         ),
         "speakers_in_system_scene": Variant(
             [
-                system_with_clips(f"{head}{SCENE}\n\nSPEAKER0: ", "\nSPEAKER1: ", "\n<|scene_desc_end|>"),
+                system_with_clips(
+                    f"{head}{SCENE}\n\nSPEAKER0: ", "\nSPEAKER1: ", "\n<|scene_desc_end|>"
+                ),
                 *TAGGED_TARGET,
             ],
             asked(TAGGED_TEXT, instruction=instruction_and(SCENE), **in_scene),
         ),
         "speakers_in_system": Variant(
-            [system_with_clips(f"{head}SPEAKER0: ", "\nSPEAKER1: ", "\n<|scene_desc_end|>"), *TAGGED_TARGET],
+            [
+                system_with_clips(f"{head}SPEAKER0: ", "\nSPEAKER1: ", "\n<|scene_desc_end|>"),
+                *TAGGED_TARGET,
+            ],
             asked(TAGGED_TEXT, **in_scene),
         ),
         # One voice in words, the other as a clip (`--ref_audio profile:NAME,OTHER`).
         "speakers_in_system_mixed": Variant(
-            [system_with_clips(f"{head}SPEAKER0: {PROFILE}\nSPEAKER1: ", "\n<|scene_desc_end|>"), *TAGGED_TARGET],
-            asked(TAGGED_TEXT, instruction=instruction_and(f"SPEAKER0: {PROFILE}"), reference_codes=[codes(4)]),
+            [
+                system_with_clips(f"{head}SPEAKER0: {PROFILE}\nSPEAKER1: ", "\n<|scene_desc_end|>"),
+                *TAGGED_TARGET,
+            ],
+            asked(
+                TAGGED_TEXT,
+                instruction=instruction_and(f"SPEAKER0: {PROFILE}"),
+                reference_codes=[codes(4)],
+            ),
         ),
         "speakers_in_system_mixed_scene": Variant(
             [
-                system_with_clips(f"{head}{SCENE}\n\nSPEAKER0: ", f"\nSPEAKER1: {PROFILE}\n<|scene_desc_end|>"),
+                system_with_clips(
+                    f"{head}{SCENE}\n\nSPEAKER0: ", f"\nSPEAKER1: {PROFILE}\n<|scene_desc_end|>"
+                ),
                 *TAGGED_TARGET,
             ],
-            asked(TAGGED_TEXT, instruction=instruction_and(SCENE, f"SPEAKER1: {PROFILE}"), reference_codes=[codes(4)]),
+            asked(
+                TAGGED_TEXT,
+                instruction=instruction_and(SCENE, f"SPEAKER1: {PROFILE}"),
+                reference_codes=[codes(4)],
+            ),
         ),
     }
 
 
 def several_turns() -> dict[str, Variant]:
     dialogue = [system(INSTRUCTION), *TARGET, user(NEXT_TEXT), spoken()]
-    turns = [("system", INSTRUCTION), ("user", TEXT), ("assistant", ""), ("user", NEXT_TEXT), ("assistant", "")]
+    turns = [
+        ("system", INSTRUCTION),
+        ("user", TEXT),
+        ("assistant", ""),
+        ("user", NEXT_TEXT),
+        ("assistant", ""),
+    ]
     conditioning = row(*turns, clips=2)
     conditioning["messages"][2]["loss"] = False
     asking = [system(INSTRUCTION), user(TEXT)]
-    text_then_audio = Message("assistant", [TextContent("Gladly, here it is.\n"), AudioContent(audio_url="")])
-    audio_then_text = Message("assistant", [AudioContent(audio_url=""), TextContent("Was that all?")])
+    text_then_audio = Message(
+        "assistant", [TextContent("Gladly, here it is.\n"), AudioContent(audio_url="")]
+    )
+    audio_then_text = Message(
+        "assistant", [AudioContent(audio_url=""), TextContent("Was that all?")]
+    )
     text_only = Message("assistant", "Gladly, in a moment.")
     return {
         "turns_all_trained": Variant(dialogue, row(*turns, clips=2)),
         "turns_first_conditioning": Variant(dialogue, conditioning, start_index=3),
         "text_then_audio": Variant(
             [*asking, text_then_audio],
-            row(("system", INSTRUCTION), ("user", TEXT), ("assistant", "Gladly, here it is.\n<audio>")),
+            row(
+                ("system", INSTRUCTION),
+                ("user", TEXT),
+                ("assistant", "Gladly, here it is.\n<audio>"),
+            ),
         ),
         "audio_then_text": Variant(
             [*asking, audio_then_text],
@@ -295,11 +365,13 @@ def several_turns() -> dict[str, Variant]:
 
 
 def requests(trained: dict[str, Variant]) -> dict[str, Variant]:
-    """Generation prompts: the trained variants without their last turn, where that is one clip after a user turn."""
+    """Generation prompts: the trained variants without their last turn, where that is one clip
+    after a user turn."""
     return {
         f"speaking_{name}": Variant(variant.messages[:-1], unanswered(variant.row), speaking=True)
         for name, variant in trained.items()
-        if isinstance(variant.messages[-1].content, AudioContent) and variant.messages[-2].role == "user"
+        if isinstance(variant.messages[-1].content, AudioContent)
+        and variant.messages[-2].role == "user"
     }
 
 
@@ -309,13 +381,15 @@ def all_variants() -> dict[str, Variant]:
 
 
 def golden(variant: Variant, tokenizer: Any) -> dict[str, Any]:
-    """The original's ids. Its label of a clip's placeholder is the placeholder: the test leaves it out."""
+    """The original's ids. Its label of a clip's placeholder is the placeholder: the test leaves it
+    out."""
     sample = ChatMLSample(messages=variant.messages, start_index=variant.start_index)
     input_tokens, label_tokens, _, _ = prepare_chatml_sample(sample, tokenizer)
     assert input_tokens is not None, sample  # the original prints its errors and gives None
     if variant.speaking:
-        # examples/generation.py ends with the empty line after the header, and its model has to choose
-        # <|audio_out_bos|> by itself; the package's serve engine appends it (`force_audio_gen=True`). So do we.
+        # examples/generation.py ends with the empty line after the header, and its model has to
+        # choose <|audio_out_bos|> by itself; the package's serve engine appends it
+        # (`force_audio_gen=True`). So do we.
         input_tokens += tokenizer.encode(SPEAKER_TURN, add_special_tokens=False)
         label_tokens = None
     return {
@@ -327,7 +401,8 @@ def golden(variant: Variant, tokenizer: Any) -> dict[str, Any]:
 
 
 def llama_tokenizer() -> Any:
-    """The published tokenizer: Llama-3's, with audio names for reserved tokens (as tests/conftest.py)."""
+    """The published tokenizer: Llama-3's, with audio names for reserved tokens (as
+    tests/conftest.py)."""
     spec = importlib.util.find_spec("llama_models")
     assert spec is not None, "llama_models is missing: see the docstring of this file"
     assert spec.submodule_search_locations
@@ -347,11 +422,16 @@ def llama_tokenizer() -> Any:
 
 def check_tokenizer(tokenizer: Any) -> None:
     """Assert that it gives the ids that the golden collator batches were made with."""
-    for name, case in json.loads((GOLDEN / "collator" / "meta.json").read_text(encoding="utf-8")).items():
+    for name, case in json.loads(
+        (GOLDEN / "collator" / "meta.json").read_text(encoding="utf-8")
+    ).items():
         if "turns" not in case:
             continue
         messages = [
-            Message(role, content if isinstance(content, str) else [AudioContent(**clip) for clip in content])
+            Message(
+                role,
+                content if isinstance(content, str) else [AudioContent(**clip) for clip in content],
+            )
             for role, content in case["turns"]
         ]
         sample = ChatMLSample(messages=messages, start_index=case["start_index"])

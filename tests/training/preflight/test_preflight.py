@@ -1,4 +1,5 @@
-"""The doctor and the checks before training: a healthy set-up passes, each of ten sabotaged ones is named."""
+"""The doctor and the checks before training: a healthy set-up passes, each of ten sabotaged ones is
+named."""
 
 import json
 import logging
@@ -73,9 +74,13 @@ def tokens(tiny: Path, tokenizer: Any) -> SpecialTokens:
 
 @pytest.fixture(scope="module")
 def trained(
-    tiny: Path, samples: list[EncodedSample], tokens: SpecialTokens, tmp_path_factory: pytest.TempPathFactory
+    tiny: Path,
+    samples: list[EncodedSample],
+    tokens: SpecialTokens,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The tiny model after 100 steps on three clips: as a published model is, far better than chance on these rows."""
+    """The tiny model after 100 steps on three clips: as a published model is, far better than
+    chance on these rows."""
     folder = tmp_path_factory.mktemp("trained") / "model"
     shutil.copytree(tiny, folder)
     torch.manual_seed(0)
@@ -92,16 +97,24 @@ def trained(
     return folder
 
 
-def batches(samples: list[EncodedSample], tokens: SpecialTokens) -> list[tuple[EncodedSample, dict[str, Tensor]]]:
-    return [(sample, plugins.collator.collate([sample], tokens, training=True)) for sample in samples]
+def batches(
+    samples: list[EncodedSample], tokens: SpecialTokens
+) -> list[tuple[EncodedSample, dict[str, Tensor]]]:
+    return [
+        (sample, plugins.collator.collate([sample], tokens, training=True)) for sample in samples
+    ]
 
 
-def doctor(capsys: pytest.CaptureFixture[str], model: Path, rows: Path, *more: str) -> tuple[int, str]:
+def doctor(
+    capsys: pytest.CaptureFixture[str], model: Path, rows: Path, *more: str
+) -> tuple[int, str]:
     code = main(["doctor", "--model", str(model), "--dataset", str(rows), *more])
     return code, capsys.readouterr().out
 
 
-def test_a_healthy_set_up_passes(trained: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_healthy_set_up_passes(
+    trained: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     validation = write_jsonl(tmp_path / "val.jsonl", corpus_rows(5)[NUM_ROWS:])
     code, out = doctor(capsys, trained, rows, "--val_dataset", str(validation), "--dry_run")
     assert code == 0, out
@@ -134,7 +147,8 @@ def test_random_weights_are_recognised_and_only_reported(
     assert "info    offset probe: random weights (every norm is 1): nothing can be told" in out
 
 
-# Each sabotage takes (trained, tmp_path, monkeypatch) and returns (model folder, rows, further flags).
+# Each sabotage takes (trained, tmp_path, monkeypatch) and returns (model folder, rows, further
+# flags).
 ToFrames = Callable[..., Tensor]  # codes (K, F) of one clip -> (F + K + 1, K)
 Sabotage = Callable[[Path, Path, pytest.MonkeyPatch], tuple[Path, list[dict[str, Any]], list[str]]]
 
@@ -181,7 +195,9 @@ def wrong_codec(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     from demo.tiny import build_codec
 
     torch.manual_seed(7)
-    waveforms = [audio.load(path, sample_rate_hz=24_000) for path in sorted(CORPUS.glob("wavs/*.flac"))[:4]]
+    waveforms = [
+        audio.load(path, sample_rate_hz=24_000) for path in sorted(CORPUS.glob("wavs/*.flac"))[:4]
+    ]
     build_codec(waveforms).save_pretrained(tmp_path / "codec")
     return trained, corpus_rows(NUM_ROWS), ["--codec", str(tmp_path / "codec")]
 
@@ -199,7 +215,9 @@ def reference_is_target(trained: Path, tmp_path: Path, monkeypatch: pytest.Monke
     return trained, rows, []
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, *, labels: ToFrames, frames: ToFrames | None = None) -> None:
+def plant(
+    monkeypatch: pytest.MonkeyPatch, *, labels: ToFrames, frames: ToFrames | None = None
+) -> None:
     """Defects of one clip's frames or labels, in the collator of all of them."""
 
     def defective_labels(clips: Sequence[Tensor], trained: Sequence[bool], **ids: int) -> Tensor:
@@ -245,26 +263,48 @@ def one_step_early(codes: Tensor, *, eos_id: int) -> Tensor:
 
 
 SABOTAGES: dict[str, tuple[Sabotage, str]] = {
-    "codebook_size": (edited_config(codebook_size=lambda size: 1024), "codebook_size: 1024 leaves no room for stream"),
-    "shifted_ids": (edited_config(audio_token_id=lambda token: token + 1), "'<|AUDIO_OUT|>' has id"),
+    "codebook_size": (
+        edited_config(codebook_size=lambda size: 1024),
+        "codebook_size: 1024 leaves no room for stream",
+    ),
+    "shifted_ids": (
+        edited_config(audio_token_id=lambda token: token + 1),
+        "'<|AUDIO_OUT|>' has id",
+    ),
     "shuffled_codes": (
         with_given_codes(lambda codec, path: codec.encode_file(path).flip(0)),
         "audio_codes: 'codes of ",
     ),
     "no_text_head": (missing_text_head, "'text_lm_head.weight' is missing"),
-    "wrong_codec": (wrong_codec, "no better than chance (6.93): these codes are not those that the model was trained"),
+    "wrong_codec": (
+        wrong_codec,
+        "no better than chance (6.93): these codes are not those that the model was trained",
+    ),
     "codes_of_16_khz": (with_given_codes(at_16_khz), "frames for a clip of"),
-    "prompt_drift": (prompt_drift, "3 of 3 rows are trained with a prompt that `generate` will not use"),
+    "prompt_drift": (
+        prompt_drift,
+        "3 of 3 rows are trained with a prompt that `generate` will not use",
+    ),
     "reference_is_target": (reference_is_target, "voice0.flac' has the same content as the target"),
-    "no_eos": (planted(labels=no_eos), "[0, 0, 0, 0, 0, 0, 0, 0] stream-EOS labels per codebook instead of one"),
-    "undelayed": (planted(labels=undelayed_labels, frames=undelayed_frames), "its frames are not delayed"),
+    "no_eos": (
+        planted(labels=no_eos),
+        "[0, 0, 0, 0, 0, 0, 0, 0] stream-EOS labels per codebook instead of one",
+    ),
+    "undelayed": (
+        planted(labels=undelayed_labels, frames=undelayed_frames),
+        "its frames are not delayed",
+    ),
     "off_by_one": (planted(labels=one_step_early), "its labels are shifted by -1"),
 }
 
 
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_sabotage_is_named(
-    name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     sabotage, cause = SABOTAGES[name]
     model, rows, more = sabotage(trained, tmp_path, monkeypatch)
@@ -287,7 +327,10 @@ def test_the_probe_picks_the_next_step_with_delay(
 @pytest.mark.parametrize(
     ("functions", "cause"),
     [
-        ({"labels": one_step_early}, r"labels at \+0, as trained, fit better .*: the labels are shifted by -1"),
+        (
+            {"labels": one_step_early},
+            r"labels at \+0, as trained, fit better .*: the labels are shifted by -1",
+        ),
         (
             {"labels": undelayed_labels, "frames": undelayed_frames},
             r"labels at \+1, by definition, fit better .*: frames and labels are not delayed",
@@ -309,7 +352,9 @@ def test_the_probe_alone_catches_planted_defects(
     assert re.match(cause, complaint)
 
 
-def test_clips_with_other_texts_are_noticed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clips_with_other_texts_are_noticed(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A metadata table that slipped by one row."""
     rows = corpus_rows(NUM_ROWS)
     texts = [row["messages"][1]["content"] for row in rows]
@@ -323,22 +368,40 @@ def test_clips_with_other_texts_are_noticed(trained: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda batch, tokens: batch["labels"].fill_(-100), "is trained in its text or in its audio only"),
+        (
+            lambda batch, tokens: batch["labels"].fill_(-100),
+            "is trained in its text or in its audio only",
+        ),
         (
             lambda batch, tokens: batch.update(labels=batch["input_ids"].clone()),
             "position 0, '<|begin_of_text|>', is trained",
         ),
         (
-            lambda batch, tokens: batch["labels"].masked_fill_(batch["labels"] == tokens.end_of_turn, -100),
+            lambda batch, tokens: batch["labels"].masked_fill_(
+                batch["labels"] == tokens.end_of_turn, -100
+            ),
             "'<|eot_id|>' of a trained turn has no label",
         ),
-        (lambda batch, tokens: batch["attention_mask"][0, :3].fill_(0), "a mask hides part of the row"),
-        (lambda batch, tokens: batch["audio_labels"][0, 20].fill_(5), "label 5 at frame 20, codebook 0 instead of"),
-        (lambda batch, tokens: batch["audio_input_ids"][0, 20].fill_(5), "frame 20 holds 5 in codebook 0 instead of"),
+        (
+            lambda batch, tokens: batch["attention_mask"][0, :3].fill_(0),
+            "a mask hides part of the row",
+        ),
+        (
+            lambda batch, tokens: batch["audio_labels"][0, 20].fill_(5),
+            "label 5 at frame 20, codebook 0 instead of",
+        ),
+        (
+            lambda batch, tokens: batch["audio_input_ids"][0, 20].fill_(5),
+            "frame 20 holds 5 in codebook 0 instead of",
+        ),
     ],
 )
 def test_the_audit_names_each_deviation(
-    change: Callable[..., Any], complaint: str, samples: list[EncodedSample], tokens: SpecialTokens, tokenizer: Any
+    change: Callable[..., Any],
+    complaint: str,
+    samples: list[EncodedSample],
+    tokens: SpecialTokens,
+    tokenizer: Any,
 ) -> None:
     batch = collate(samples[:1], tokens, training=True)
     assert audit(samples[0], batch, tokens, tokenizer) == []
@@ -361,7 +424,9 @@ def test_the_same_audio_in_files_of_other_names_is_found(tmp_path: Path) -> None
         ({"loss_text": 0.1}, "train", 0.5, []),
     ],
 )
-def test_losses_that_no_unseen_speech_has(logs: dict[str, float], mode: str, epoch: float, expected: list[str]) -> None:
+def test_losses_that_no_unseen_speech_has(
+    logs: dict[str, float], mode: str, epoch: float, expected: list[str]
+) -> None:
     assert list(memorised_codebooks(logs, mode, epoch)) == expected
 
 
@@ -387,7 +452,9 @@ def test_training_refuses_planted_defects(
     trained: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, labels=no_eos)
-    with pytest.raises(UserError, match=r"preflight: .* labels: .*stream-EOS labels .* set preflight: false"):
+    with pytest.raises(
+        UserError, match=r"preflight: .* labels: .*stream-EOS labels .* set preflight: false"
+    ):
         sft(trained, rows, tmp_path / "run", max_steps=1)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
     monkeypatch.setenv("PREFLIGHT", "false")
@@ -396,13 +463,19 @@ def test_training_refuses_planted_defects(
 
 
 @pytest.mark.parametrize("lazy", ["true", "false"])
-def test_training_refuses_validation_on_trained_clips(trained: Path, rows: Path, tmp_path: Path, lazy: str) -> None:
+def test_training_refuses_validation_on_trained_clips(
+    trained: Path, rows: Path, tmp_path: Path, lazy: str
+) -> None:
     with pytest.raises(UserError, match="validation: 3 clips are also trained on"):
         sft(trained, rows, tmp_path / "run", val_dataset=rows, lazy_tokenize=lazy)
 
 
 def test_dry_run_shows_a_row_and_trains_nothing(
-    trained: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swift_log: pytest.LogCaptureFixture
+    trained: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    swift_log: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("DRY_RUN", "true")
     with pytest.raises(SystemExit) as end:
@@ -410,7 +483,9 @@ def test_dry_run_shows_a_row_and_trains_nothing(
     assert end.value.code == 0
     said = swift_log.text
     assert "codebook 7" in said, "a row as the model sees it"
-    assert re.search(r"ok      dataset: 3 rows, \d\.\d\d min of speech in 3 clips, speakers not named", said)
+    assert re.search(
+        r"ok      dataset: 3 rows, \d\.\d\d min of speech in 3 clips, speakers not named", said
+    )
     assert re.search(r"row, tokens and frames +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+", said)
     assert "info    steps: 1 in an epoch, 2 in all (2.00 epochs)" in said
     assert re.search(r"info    memory: about \d\.\d GiB per device, estimated", said)
@@ -425,7 +500,9 @@ def test_the_doctor_reads_the_yaml_file_of_a_run(
 ) -> None:
     """Model, data and settings come from there, and the memory that it needs is estimated."""
     config = tmp_path / "run.yaml"
-    config.write_text(f"model: {tiny}\ndataset: {rows}\nmodel_kwargs:\n  max_audio_length: 10\n", encoding="utf-8")
+    config.write_text(
+        f"model: {tiny}\ndataset: {rows}\nmodel_kwargs:\n  max_audio_length: 10\n", encoding="utf-8"
+    )
     assert main(["doctor", "--config", str(config)]) == 1
     out = capsys.readouterr().out
     assert "codec frames, more than max_audio_length 10" in out
@@ -435,27 +512,50 @@ def test_the_doctor_reads_the_yaml_file_of_a_run(
 
 def test_the_doctor_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--dataset", "a.jsonl"]) == 1
-    assert "--model: None is missing; give it, or a --config that names it" in capsys.readouterr().err
+    assert (
+        "--model: None is missing; give it, or a --config that names it" in capsys.readouterr().err
+    )
     assert main(["doctor", "--config", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml' cannot be read" in capsys.readouterr().err
 
 
 def probe_of(right: float, others: float, *, entropy: float = 4.0) -> OffsetProbe:
-    losses = {("as trained", 0): others, ("as trained", 1): right, ("without delay", 1): others + 0.01}
+    losses = {
+        ("as trained", 0): others,
+        ("as trained", 1): right,
+        ("without delay", 1): others + 0.01,
+    }
     return OffsetProbe(losses, (right,) * 8, entropy, 1000, 6.93, random_init=False)
 
 
 @pytest.mark.parametrize(
     ("probe", "complains", "is_chance", "is_decisive"),
     [
-        (probe_of(4.345, 4.340), False, False, False),  # knows frequencies only: every offset fits alike
-        (probe_of(6.96, 6.95, entropy=6.91), False, False, False),  # an untouched audio part, trained norms of text
-        (probe_of(9.7, 10.5), False, True, True),  # other speech, or another codec: the loss cannot tell
+        (
+            probe_of(4.345, 4.340),
+            False,
+            False,
+            False,
+        ),  # knows frequencies only: every offset fits alike
+        (
+            probe_of(6.96, 6.95, entropy=6.91),
+            False,
+            False,
+            False,
+        ),  # an untouched audio part, trained norms of text
+        (
+            probe_of(9.7, 10.5),
+            False,
+            True,
+            True,
+        ),  # other speech, or another codec: the loss cannot tell
         (probe_of(7.9, 0.5), True, True, False),
         (probe_of(0.5, 7.9), False, False, True),
     ],
 )
-def test_verdicts_of_the_probe(probe: OffsetProbe, complains: bool, is_chance: bool, is_decisive: bool) -> None:
+def test_verdicts_of_the_probe(
+    probe: OffsetProbe, complains: bool, is_chance: bool, is_decisive: bool
+) -> None:
     """Training that is right must not be refused because a young model cannot tell."""
     assert (probe.complaint is not None) == complains
     assert (probe.is_chance, probe.is_decisive) == (is_chance, is_decisive)
@@ -466,8 +566,15 @@ def test_clips_of_conditioning_turns_may_stand_on_both_sides(trained: Path, tmp_
     clips = [row["audios"][0] for row in corpus_rows(3)]
 
     def dialogue(target: str) -> dict[str, Any]:
-        turns = [("user", "Hi.", None), ("assistant", "", False), ("user", "Ho.", None), ("assistant", "", None)]
-        messages = [{"role": role, "content": content, "loss": loss} for role, content, loss in turns]
+        turns = [
+            ("user", "Hi.", None),
+            ("assistant", "", False),
+            ("user", "Ho.", None),
+            ("assistant", "", None),
+        ]
+        messages = [
+            {"role": role, "content": content, "loss": loss} for role, content, loss in turns
+        ]
         return {"messages": messages, "audios": [clips[0], target]}
 
     train, validation = (
@@ -483,19 +590,29 @@ def test_training_refuses_a_copy_of_the_target_as_reference(trained: Path, tmp_p
         sft(trained, write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "run", max_steps=1)
 
 
-def test_the_preflight_changes_no_weight(trained: Path, rows: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_preflight_changes_no_weight(
+    trained: Path, rows: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     """Looking must not draw random numbers that dropout would have drawn."""
     for preflight in ("true", "false"):
         monkeypatch.setenv("PREFLIGHT", preflight)
-        options = {"tuner_type": "lora", "lora_dropout": 0.5, "target_modules": "all-linear", "learning_rate": 1e-3}
+        options = {
+            "tuner_type": "lora",
+            "lora_dropout": 0.5,
+            "target_modules": "all-linear",
+            "learning_rate": 1e-3,
+        }
         sft(trained, rows, tmp_path / preflight, max_steps=2, **options)
     name = "checkpoint-2/adapter_model.safetensors"
     with_it, without = load_file(tmp_path / "true" / name), load_file(tmp_path / "false" / name)
     assert all(torch.equal(with_it[key], without[key]) for key in without)
 
 
-def test_a_run_resumes_where_a_later_checkpoint_was_left_behind(trained: Path, rows: Path, tmp_path: Path) -> None:
-    """MS-SWIFT copied the codec into the folder of a killed run's last checkpoint and stopped: it was there already."""
+def test_a_run_resumes_where_a_later_checkpoint_was_left_behind(
+    trained: Path, rows: Path, tmp_path: Path
+) -> None:
+    """MS-SWIFT copied the codec into the folder of a killed run's last checkpoint and stopped: it
+    was there already."""
     sft(trained, rows, tmp_path / "run", max_steps=2, save_steps=1)
     resumed = {"resume_from_checkpoint": tmp_path / "run" / "checkpoint-1"}
     sft(trained, rows, tmp_path / "run", max_steps=2, save_steps=1, **resumed)

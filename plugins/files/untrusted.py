@@ -1,12 +1,13 @@
-"""Which entries of a checkpoint's files are refused: those that let a library import, fetch or run something. L0.
+"""Which entries of a checkpoint's files are refused: those that let a library import, fetch or run
+something. L0.
 
     config.json, generation_config.json, those of a codec --check_model, check_codec-->  nothing, or a UserError
     adapter_config.json                                  --check_adapter-->              that names file and entry
     a base or codec that such a file names               --NamedByCheckpoint-->          never fetched from a hub
 
-`trust_remote_code=False`, with which everything is loaded here, is about `auto_map` and `custom_generate` alone. The
-entries below are honoured by transformers 5.19, peft 0.20 and MS-SWIFT 4.6 without being asked.
-"""
+`trust_remote_code=False`, with which everything is loaded here, is about `auto_map` and
+`custom_generate` alone. The entries below are honoured by transformers 5.19, peft 0.20 and MS-SWIFT
+4.6 without being asked."""
 
 from __future__ import annotations
 
@@ -14,16 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plugins.errors import problem, read_json
+from plugins.errors import problem
+from plugins.files.disk import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-# Those that transformers ships. Any other name is an address on a hub, whose code is downloaded and run.
+# Those that transformers ships. Any other name is an address on a hub, whose code is downloaded and
+# run.
 ATTENTION = (
     "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4",
 )  # fmt: skip
 _REFUSED = {
-    # A kernel of a hub for most methods, compiled code for some; weights here are always plain tensors.
+    # A kernel of a hub for most methods, compiled code for some; weights here are always plain
+    # tensors.
     "quantization_config": "chooses the library that reads the weights",
     "transformers_weights": "puts another file in the place of the weights that are checked",
     "configuration_files": "puts another file in the place of this one",
@@ -31,7 +35,8 @@ _REFUSED = {
     "attribute_map": "gives other entries another meaning",
 }
 _CODEC_PARTS = {"acoustic_model_config": "dac", "semantic_model_config": "hubert"}
-# Of peft: matrices beside those of the base. Others load further adapters or tokenizers, from a hub too.
+# Of peft: matrices beside those of the base. Others load further adapters or tokenizers, from a hub
+# too.
 _ADAPTERS = ("LORA", "ADALORA", "BOFT", "FOURIERFT", "VERA")
 # Of MS-SWIFT: the one imports what its files name, the other downloads a model.
 _FETCHING = ("REFT", "SIDE")
@@ -39,8 +44,9 @@ _REMEDY = "remove the entry if you trust the rest"
 
 
 class NamedByCheckpoint(str):
-    """A folder or Hub id that a checkpoint's file names, and nobody typed: `plugins.files.local_folder` looks it up on
-    this machine, and downloads it only if it is a published one."""
+    """A folder or Hub id that a checkpoint's file names, and nobody typed:
+    `plugins.files.local_folder` looks it up on this machine, and downloads it only if it is a
+    published one."""
 
 
 def check_model(folder: Path) -> None:
@@ -48,15 +54,21 @@ def check_model(folder: Path) -> None:
     if (folder / ADAPTER_CONFIG).is_file():
         # transformers would load it into the model, unchecked.
         reason = "lies beside a whole model, which it would change"
-        raise problem(str(folder), "folder", ADAPTER_CONFIG, reason, "give its folder with --adapters")
+        raise problem(
+            source=str(folder),
+            field="folder",
+            value=ADAPTER_CONFIG,
+            reason=reason,
+            remedy="give its folder with --adapters",
+        )
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
             _check_entries(folder / name)
 
 
 def check_codec(folder: Path) -> None:
-    """As `check_model`; and the codec's two parts must be those of every such codec: transformers would build any model
-    that their configs name."""
+    """As `check_model`; and the codec's two parts must be those of every such codec: transformers
+    would build any model that their configs name."""
     check_model(folder)
     file = folder / "config.json"
     fields = read_json(file, "download the file again") if file.is_file() else {}
@@ -65,22 +77,46 @@ def check_codec(folder: Path) -> None:
         model_type = config.get("model_type", expected) if isinstance(config, dict) else expected
         if model_type != expected:
             field = f"{part}.model_type"
-            raise problem(str(file), field, model_type, f"is not {expected!r}", "give a codec folder")
+            raise problem(
+                source=str(file),
+                field=field,
+                value=model_type,
+                reason=f"is not {expected!r}",
+                remedy="give a codec folder",
+            )
 
 
 def check_adapter(folder: Path) -> None:
-    """Raise UserError if `folder`, or one below it, which MS-SWIFT loads too, holds an adapter of another kind than
-    matrices beside those of the base."""
+    """Raise UserError if `folder`, or one below it, which MS-SWIFT loads too, holds an adapter of
+    another kind than matrices beside those of the base."""
     for file in sorted([*folder.glob(ADAPTER_CONFIG), *folder.glob(f"*/{ADAPTER_CONFIG}")]):
         fields = read_json(file, "copy it again from the training's folder")
         if "peft_type" in fields and fields["peft_type"] not in _ADAPTERS:
             remedy = f"train one of {', '.join(_ADAPTERS)}"
-            raise problem(str(file), "peft_type", fields["peft_type"], "is not available for this model", remedy)
+            raise problem(
+                source=str(file),
+                field="peft_type",
+                value=fields["peft_type"],
+                reason="is not available for this model",
+                remedy=remedy,
+            )
         if str(swift_type := fields.get("swift_type")).upper() in _FETCHING:
-            raise problem(str(file), "swift_type", swift_type, "is not available for this model", "train LoRA")
+            raise problem(
+                source=str(file),
+                field="swift_type",
+                value=swift_type,
+                reason="is not available for this model",
+                remedy="train LoRA",
+            )
         if fields.get("megatron_config"):
             reason = "lets peft import a module by its name"
-            raise problem(str(file), "megatron_config", fields["megatron_config"], reason, _REMEDY)
+            raise problem(
+                source=str(file),
+                field="megatron_config",
+                value=fields["megatron_config"],
+                reason=reason,
+                remedy=_REMEDY,
+            )
 
 
 def _check_entries(file: Path) -> None:
@@ -88,10 +124,16 @@ def _check_entries(file: Path) -> None:
         if "attn_implementation" in name:
             for attention in value.values() if isinstance(value, dict) else [value]:
                 if isinstance(attention, str) and attention not in ATTENTION:
-                    reason = f"is none of {', '.join(ATTENTION)}: it would be fetched from a hub and run"
-                    raise problem(str(file), path, attention, reason, _REMEDY)
+                    reason = (
+                        f"is none of {', '.join(ATTENTION)}: it would be fetched from a hub and run"
+                    )
+                    raise problem(
+                        source=str(file), field=path, value=attention, reason=reason, remedy=_REMEDY
+                    )
         elif name in _REFUSED and value:
-            raise problem(str(file), path, value, _REFUSED[name], _REMEDY)
+            raise problem(
+                source=str(file), field=path, value=value, reason=_REFUSED[name], remedy=_REMEDY
+            )
 
 
 def _entries(fields: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:

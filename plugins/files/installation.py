@@ -32,7 +32,8 @@ _NEEDED = [
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Inside, an import that fails because of the installation raises the UserError of `failed_import`."""
+    """Inside, an import that fails because of the installation raises the UserError of
+    `failed_import`."""
     try:
         yield
     except Exception as error:
@@ -43,7 +44,8 @@ def explained() -> Iterator[None]:
 
 
 def failed_import() -> UserError | None:
-    """Cause and remedy for the first needed package that cannot be imported; None if all can. Takes seconds."""
+    """Cause and remedy for the first needed package that cannot be imported; None if all can. Takes
+    seconds."""
     for package, module, name in _NEEDED:
         try:
             getattr(importlib.import_module(module), name)
@@ -63,12 +65,20 @@ def version_of(package: str) -> str | None:
 def _is_of_an_import(error: BaseException) -> bool:
     """An ImportError, or anything else that was raised while some module was being executed."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, ImportError) or "<module>" in {frame.f_code.co_name for frame in frames}
+    return isinstance(error, ImportError) or "<module>" in {
+        frame.f_code.co_name for frame in frames
+    }
 
 
 def _failure(package: str, module: str, error: BaseException) -> UserError:
     if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-        return problem("installation", "package", package, "is not installed", f"run: {_install(package)}")
+        return problem(
+            source="installation",
+            field="package",
+            value=package,
+            reason="is not installed",
+            remedy=f"run: {_install(package)}",
+        )
     # transformers says which class it was about to load, and only its cause why that failed.
     while error.__cause__ is not None:
         error = error.__cause__
@@ -79,15 +89,22 @@ def _failure(package: str, module: str, error: BaseException) -> UserError:
         # pip keeps what fits by its number, also the build of another CUDA.
         remedy = f"pip uninstall -y {' '.join(_PAIR)} && {remedy}"
         reason = f"cannot be imported beside torch {version_of('torch')} ({cause})"
-    return problem("installation", "package", f"{package} {version_of(package)}", reason, f"run: {remedy}")
+    return problem(
+        source="installation",
+        field="package",
+        value=f"{package} {version_of(package)}",
+        reason=reason,
+        remedy=f"run: {remedy}",
+    )
 
 
 def _install(package: str) -> str:
-    """The shell's line that installs what pyproject.toml asks of `package`, of torch and torchaudio together."""
+    """The shell's line that installs what pyproject.toml asks of `package`, of torch and torchaudio
+    together."""
     try:
         requirements = importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
-        return f"pip install -e {shlex.quote(str(Path(__file__).resolve().parents[1]))}"
+        return f"pip install -e {shlex.quote(str(Path(__file__).resolve().parents[2]))}"
     names = _PAIR if package in _PAIR else (package,)
     wanted = [line for line in requirements if re.split(r"[^\w.-]", line)[0] in names]
     return f"pip install {shlex.join(wanted)}"

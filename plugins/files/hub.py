@@ -10,23 +10,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from plugins.errors import problem
-from plugins.model.untrusted import NamedByCheckpoint
-from plugins.settings import DEFAULT_CODEC
+from plugins.files.untrusted import NamedByCheckpoint
 
 # The repository was renamed; both names resolve, on the Hub and on ModelScope.
 MODELS_3B = ("bosonai/higgs-audio-v2-generation-3B-base", "bosonai/higgs-tts-2-3b-base")
+DEFAULT_CODEC = "bosonai/higgs-audio-v2-tokenizer"
 _PUBLISHED = (*MODELS_3B, DEFAULT_CODEC)
 
 
 def local_folder(path: str, *, option: str = "model") -> str:
-    """`path` if it is a folder, else the local snapshot of that Hub id, downloaded unless only a checkpoint names it.
+    """`path` if it is a folder, else the local snapshot of that Hub id, downloaded unless only a
+    checkpoint names it.
 
     Raises UserError if it is neither.
     """
     if Path(path).is_dir():
         return path
     if os.path.lexists(path):
-        raise problem("options", option, path, "is no folder", "give the folder that holds config.json")
+        raise problem(
+            source="options",
+            field=option,
+            value=path,
+            reason="is no folder",
+            remedy="give the folder that holds config.json",
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -38,29 +45,52 @@ def local_folder(path: str, *, option: str = "model") -> str:
             reason = "is what the checkpoint names, but neither a folder here nor in the cache of the Hub"
             remedy = f"if you trust it, give it yourself with --{option}"
         else:
-            reason = f"is neither a folder nor a Hub id that can be downloaded ({type(error).__name__})"
+            reason = (
+                f"is neither a folder nor a Hub id that can be downloaded ({type(error).__name__})"
+            )
             remedy = f"give the folder of a {option}"
-        raise problem("options", option, path, reason, remedy) from error
+        raise problem(
+            source="options", field=option, value=path, reason=reason, remedy=remedy
+        ) from error
 
 
 def check_new_folder(target: Path, source: Path) -> None:
     """Raises UserError if `target` exists, if only as a dangling link, or lies in `source`."""
     if os.path.lexists(target):
-        raise problem(str(target), "folder", target.name, "exists already", "name a new folder")
+        raise problem(
+            source=str(target),
+            field="folder",
+            value=target.name,
+            reason="exists already",
+            remedy="name a new folder",
+        )
     if target.resolve().is_relative_to(source.resolve()):
-        raise problem(str(target), "folder", target.name, f"lies in the source, {source}", "name a folder outside it")
+        raise problem(
+            source=str(target),
+            field="folder",
+            value=target.name,
+            reason=f"lies in the source, {source}",
+            remedy="name a folder outside it",
+        )
 
 
 @contextmanager
 def new_folder(target: Path, source: Path) -> Iterator[Path]:
-    """A hidden folder beside `target` to write into: it becomes `target` at the end, and is removed on any error."""
+    """A hidden folder beside `target` to write into: it becomes `target` at the end, and is removed
+    on any error."""
     check_new_folder(target, source)
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         unfinished.mkdir(parents=True)
     except OSError as error:
         reason = f"cannot be created ({error.strerror})"
-        raise problem(str(target), "folder", target.name, reason, "name a folder that you may write to") from None
+        raise problem(
+            source=str(target),
+            field="folder",
+            value=target.name,
+            reason=reason,
+            remedy="name a folder that you may write to",
+        ) from None
     try:
         yield unfinished
         unfinished.rename(target)

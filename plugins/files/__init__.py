@@ -1,0 +1,8 @@
+"""What lies on the disk and may not be ours: files, folders of strangers, the installation. No
+torch.
+
+disk.py          files that appear whole or not at all; their hashes; the JSON in them
+hub.py           folder or Hub id -> folder; new folders, which appear when they are complete
+untrusted.py     entries of a checkpoint's files that let a library import, fetch or run something
+installation.py  whether what we stand on can be imported, and the line that mends it
+"""
