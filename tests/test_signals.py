@@ -288,7 +288,7 @@ def save(*args):
     time.sleep({save_s})
     sys.exit(75)
 signal.signal(signal.SIGTERM, {handler})
-print("ready", flush=True)
+os.write(1, b"ready\\n")  # in one piece, whatever PYTHONUNBUFFERED says
 time.sleep({work_s})
 sys.exit(int(os.environ["RANK"]) * 3)
 """
@@ -308,11 +308,9 @@ def test_the_exit_code_of_ranks(handler: str, save_s: int, work_s: int, code: in
     command = [sys.executable, *launcher.TORCHRUN, "--nproc_per_node", "2", str(file)]
     with running(sys.executable, "-c", f"from plugins import launcher; launcher.launch({command})") as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line == "ready\n":
-                break
         if work_s:
-            time.sleep(1)  # the other rank too
+            ready = (line for line in process.stdout if line == "ready\n")
+            next(ready), next(ready)  # both ranks have their handlers
             process.send_signal(signal.SIGTERM)
         output = ended(process, 90)
     assert process.returncode == code, output
