@@ -1,11 +1,11 @@
-# make install | demo | test | test-slow | faults | lint: each works on a bare checkout and is cheap when repeated.
+# make install | demo | test | test-slow | faults | lint | docs: each works on a bare checkout and is cheap when repeated.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # A file as old as the last complete installation: nothing is installed again until pyproject.toml changes.
 DONE := $(VENV)/.installed
 
-.PHONY: install demo test test-slow faults lint
+.PHONY: install demo test test-slow faults lint docs
 
 install: $(DONE)
 
@@ -45,3 +45,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy plugins
+
+# Strict: a link, an image or a name of the API that is not there fails.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -21,6 +21,7 @@ from sft import run
 pytestmark = pytest.mark.slow
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 DIFFERENCES = README.partition("## Differences from the design")[2].partition("\n## ")[0]
 # What this machine needs and a user's does not: no GPU, no hub, one step.
 HERE = ["--use_cpu", "true", "--torch_dtype", "float32", "--check_model", "false", "--max_steps", "1",
@@ -162,12 +163,12 @@ def test_3_speak(workspace: Path) -> None:
     assert soundfile.info(workspace / "cloned.wav").samplerate == 24_000
 
 
-def test_readme_commands_parse() -> None:
-    """Every `prepare_dataset.py` and `higgs-audio` line of the README is one that our parsers take."""
+def test_the_commands_of_readme_and_book_parse() -> None:
+    """Every `prepare_dataset.py` and `higgs-audio` line there is one that our parsers take."""
     from plugins.cli import _parser as command_parser
     from plugins.prepare.flags import parse as parse_prepare
 
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     commands = [
         shlex.split(line.partition(" | ")[0], comments=True)
@@ -176,7 +177,7 @@ def test_readme_commands_parse() -> None:
     ]
     prepared = [parse_prepare(words[2:]) for words in commands if words[:2] == ["python", "prepare_dataset.py"]]
     ours = [words[1:] for words in commands if words[0] == "higgs-audio" and words[1] != "sft"]
-    assert len(prepared) == 3
+    assert len(prepared) >= 4
     assert {words[0] for words in ours} == {"speak", "evaluate", "app", "export", "convert", "doctor"}
     for words in ours:
         command_parser().parse_args(words)
@@ -185,3 +186,9 @@ def test_readme_commands_parse() -> None:
             if name.startswith(("configs/", "./train", "plugins/")):
                 assert (ROOT / name).is_file(), name
     assert os.access(ROOT / "train_higgs_audio.sh", os.X_OK)
+
+
+def test_the_front_page_fits_an_evening() -> None:
+    assert len(README.encode()) <= 10_000
+    assert len(README.splitlines()) <= 150
+    assert max(map(len, README.splitlines())) <= 120
