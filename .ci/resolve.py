@@ -23,8 +23,8 @@ def install_lines() -> list[str]:
     block = (
         (ROOT / "README.md")
         .read_text(encoding="utf-8")
-        .partition("## Installation")[2]
-        .split("```")[1]
+        .partition("\n## Install\n")[2]
+        .partition("\n## ")[0]
     )
     return [
         line.partition("#")[0].strip()
@@ -66,7 +66,7 @@ def minor(release: str) -> list[str]:
 
 lines = install_lines()
 if len(lines) != 2:
-    sys.exit(f"README.md: Installation has {len(lines)} lines of `pip install`, not 2")
+    sys.exit(f"README.md: Install has {len(lines)} lines of `pip install`, not 2")
 for line in lines:
     resolved = resolve(line)
     for name in PAIR:

@@ -77,7 +77,7 @@ class Script:
         heard = [*range(max(0, len(spoken) - _CONTEXT_TURNS), len(spoken))]
         if heard and heard[0] > 0 and not self.whole.references:
             heard = [0, *heard[1:]]
-        while sum(spoken[i].shape[1] for i in heard) > max_frames:
+        while heard and sum(spoken[i].shape[1] for i in heard) > max_frames:
             heard.pop(0 if self.whole.references or len(heard) == 1 else 1)
         turns: list[Turn] = []
         for i in heard:

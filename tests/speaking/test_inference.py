@@ -158,6 +158,12 @@ def test_bad_requests_are_one_line(generator: HiggsAudioGenerator) -> None:
         generator.generate("word " * 3000, max_chars=20_000)
 
 
+def test_a_limit_beyond_the_models_positions_is_their_end(generator: HiggsAudioGenerator) -> None:
+    """Nothing has been spoken that could be forgotten to make room: it was an IndexError."""
+    prompt = generator._next_line(generator.script("Hello."), [], 1000.0)
+    assert [turn.role for turn in prompt.turns] == ["user"]
+
+
 def test_a_stop_at_once_is_an_error_not_an_empty_file(generator: HiggsAudioGenerator) -> None:
     frames = torch.full((9, 8), 1025)
     with pytest.raises(UserError, match="gave no audio: the model stopped at once"):
