@@ -27,7 +27,8 @@ demo: install
 	$(BIN)/python -m demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	# Two files at a time, as below.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 # What equals the original, transformers and one step split in other ways: with index-once layers in `make test`, here
 # with transformers' own.
