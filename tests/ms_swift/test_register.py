@@ -41,9 +41,9 @@ def test_the_plugin_file_leaves_no_shadow_on_sys_path() -> None:
     from swift.utils import import_external_file
 
     before = list(sys.path)
-    sys.modules.pop(
-        next((name for name in sys.modules if name.startswith("_swift_external")), ""), None
-    )
+    for name in list(sys.modules):
+        if name.startswith("_swift_external"):
+            del sys.modules[name]  # so that it is imported anew
     try:
         import_external_file(REGISTER)
         assert str(ROOT / "plugins") not in sys.path
@@ -65,37 +65,66 @@ def test_our_columns_survive_ms_swifts_preprocessing() -> None:
     assert set(kept.column_names) == set(row)
 
 
-def test_datasets_go_through_our_loader_once_a_higgs_template_exists(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def template(tiny: Path) -> Any:
+    from swift.model import get_model_processor
+    from swift.template import get_template
+
+    _, processor = get_model_processor(str(tiny), model_type="higgs-audio-v2-3b", load_model=False)
+    return get_template(processor)
+
+
+@pytest.fixture
+def in_use(template: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of ours, as setting its template up leaves it."""
+    from plugins.ms_swift.dataset_loader import HiggsDatasetLoader
+
+    monkeypatch.setattr(HiggsDatasetLoader, "template", template)
+
+
+def test_setting_a_template_up_puts_it_in_use(
+    template: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plugins.ms_swift.dataset_loader import HiggsDatasetLoader
+
+    monkeypatch.setattr(HiggsDatasetLoader, "template", None)
+    template.init_env_args()
+    assert HiggsDatasetLoader.template is template
+
+
+def test_datasets_go_through_our_loader_while_a_template_of_ours_is_in_use(
+    in_use: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from swift.dataset import DatasetMeta, load_dataset, register_dataset
     from swift.dataset.dataset_syntax import DatasetSyntax
 
-    from plugins.dataset_registration import HiggsDatasetLoader, route_datasets
+    from plugins.dataset_registration import HiggsDatasetLoader
 
-    route_datasets(lambda _: None, is_training=lambda: True)
-    route_datasets(lambda _: None, is_training=lambda: True)
+    def loader(name: str | Path) -> Any:
+        return DatasetSyntax(str(name)).get_dataset_meta(False).loader
+
     register_dataset(DatasetMeta(hf_dataset_id="someone/registered"), exist_ok=True)
-    assert (
-        DatasetSyntax("someone/registered").get_dataset_meta(True).loader is not HiggsDatasetLoader
-    )
-    for name in ("someone/dataset", str(tmp_path)):
-        assert DatasetSyntax(name).get_dataset_meta(False).loader is HiggsDatasetLoader
+    registered = DatasetSyntax("someone/registered").get_dataset_meta(True)
+    assert registered.loader is not HiggsDatasetLoader
     path = write_jsonl(tmp_path / "train.jsonl", corpus_rows(1))
-    assert DatasetSyntax(str(path)).get_dataset_meta(False).loader is HiggsDatasetLoader
+    for name in ("someone/dataset", tmp_path, path):
+        assert loader(name) is HiggsDatasetLoader
     for name in ("gone.jsonl", "someone/dataset"):
         with pytest.raises(UserError, match=f"dataset: '{name}' not found; check the path"):
             load_dataset([name])
+
+    monkeypatch.setattr(HiggsDatasetLoader, "template", None)
+    assert loader(path) is not HiggsDatasetLoader, "other models keep MS-SWIFT's own"
 
 
 def load(*sources: Path | str, **options: Any) -> list[dict[str, Any]]:
     """What MS-SWIFT's own `load_dataset` reads, as `--dataset SOURCE ...` does."""
     from swift.dataset import load_dataset
 
-    from plugins.dataset_registration import route_datasets
-
-    route_datasets(lambda _: None, is_training=lambda: True)
     return load_dataset([str(source) for source in sources], **options)[0].to_list()
 
 
+@pytest.mark.usefixtures("in_use")
 def test_rows_of_all_shapes_share_one_table(tmp_path: Path) -> None:
     """`Dataset.from_list` takes its columns from the first row: a reference in the second one would
     be lost."""
@@ -110,11 +139,12 @@ def test_rows_of_all_shapes_share_one_table(tmp_path: Path) -> None:
     first = write_jsonl(
         tmp_path / "first.jsonl", [text, plain, {**plain, "reference_audio": voice}]
     )
-    second = write_jsonl(tmp_path / "second.jsonl", [{**plain, "audio_codes": [[[1] * 8]]}])
+    codes = [[1] * 8] * 55  # as many frames as the clip has
+    second = write_jsonl(tmp_path / "second.jsonl", [{**plain, "audio_codes": [codes]}])
     rows = load(first, second)
     assert [row["audios"] for row in rows] == [[], *[plain["audios"]] * 3]
     assert [row["reference_audio"] for row in rows] == [[], [], [voice], []]
-    assert rows[3]["audio_codes"] == [[[1] * 8]]
+    assert rows[3]["audio_codes"] == [codes]
     assert [row["row_source"] for row in rows] == [
         f"{first}:1",
         f"{first}:2",
@@ -133,6 +163,7 @@ def recordings(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("in_use")
 def test_a_folder_of_recordings_is_a_dataset(tmp_path: Path) -> None:
     folder = recordings(tmp_path / "mine")
     rows = load(folder)
@@ -152,6 +183,7 @@ def test_a_folder_of_recordings_is_a_dataset(tmp_path: Path) -> None:
         load(folder)
 
 
+@pytest.mark.usefixtures("in_use")
 def test_a_hugging_face_dataset_is_a_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +206,7 @@ def test_a_hugging_face_dataset_is_a_dataset(
         load(tmp_path / "saved")
 
 
+@pytest.mark.usefixtures("in_use")
 def test_a_name_on_a_hub_is_not_asked_for_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
     from plugins.corpora import huggingface
 
@@ -191,6 +224,7 @@ def test_a_name_on_a_hub_is_not_asked_for_by_accident(monkeypatch: pytest.Monkey
         load("hf::owner/speech:clean/other")
 
 
+@pytest.mark.usefixtures("in_use")
 def test_other_file_types_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text("text\nx\n")
@@ -232,18 +266,30 @@ def test_options_that_would_change_the_loss_in_silence_are_refused(
 ) -> None:
     from plugins.trainer import refuse_unsupported
 
-    template = {
+    template: dict[str, Any] = {
         "_loss_scale": "default",
         "sequence_parallel_size": 1,
         "truncation_strategy": "raise",
     }
-    args = {"enable_dft_loss": False, "enable_channel_loss": False, "loss_type": None, "label_smoothing_factor": 0.0,
-            "predict_with_generate": False, "average_tokens_across_devices": True, "optimizer": None,
-            "deepspeed": None}  # fmt: skip
-    refuse_unsupported(SimpleNamespace(**args), SimpleNamespace(**template))  # type: ignore[arg-type]
-    changed = SimpleNamespace(**{**args, **changes.get("args", {})})
+    args: dict[str, Any] = {
+        "enable_dft_loss": False,
+        "enable_channel_loss": False,
+        "loss_type": None,
+        "label_smoothing_factor": 0.0,
+        "predict_with_generate": False,
+        "average_tokens_across_devices": True,
+        "optimizer": None,
+        "deepspeed": None,
+    }
+
+    def check() -> None:
+        refuse_unsupported(SimpleNamespace(**args), SimpleNamespace(**template))  # type: ignore[arg-type]
+
+    check()
+    args |= changes.get("args", {})
+    template |= changes.get("template", {})
     with pytest.raises(UserError, match=f"options: {option}: .*; leave it at its default"):
-        refuse_unsupported(changed, SimpleNamespace(**{**template, **changes.get("template", {})}))  # type: ignore[arg-type]
+        check()
 
 
 def test_parameter_groups_split_audio_from_the_rest(tiny: object) -> None:
