@@ -44,12 +44,13 @@ def collate(
     """Right-padded with labels in training, left-padded without labels for generation; packed only
     in training."""
     assert training or not packed, "generation has one prompt per row"
-    rows: Sequence[EncodedSample] = [_joined(samples)] if packed else samples
+    whole = _joined(samples)
+    rows = [whole] if packed else samples
     lengths = [len(row.input_ids) for row in rows]
     num_frames = [sum(map(_num_frames, row.clips)) for row in rows]
     input_ids = _table([row.input_ids for row in rows], tokens.pad, left=not training)
     _check_placeholders(input_ids, samples, tokens)
-    frames = _delayed_frames(samples, tokens)
+    frames = _delayed_frames(whole, tokens)
     batch = {
         "input_ids": input_ids,
         "audio_input_ids": _frame_table(frames, num_frames, tokens.stream_eos),
@@ -66,7 +67,7 @@ def collate(
             # Where packed rows meet, no position may learn to predict the beginning of the next
             # row.
             assert sample.labels[0] == IGNORE_INDEX, f"{sample.source}: its first token has a label"
-        labels = _frame_labels(samples, tokens)
+        labels = _frame_labels(whole, tokens)
         batch["labels"] = _table([row.labels for row in rows], IGNORE_INDEX)
         batch["audio_labels"] = _frame_table(labels, num_frames, IGNORE_INDEX)
     return batch
@@ -76,13 +77,14 @@ def collate(
 
 
 def _joined(samples: Sequence[EncodedSample]) -> EncodedSample:
-    """The rows of a pack as a single one."""
-    pack = EncodedSample([], [])
+    """All rows as a single one."""
+    whole = EncodedSample([], [])
     for sample in samples:
-        pack.input_ids.extend(sample.input_ids)
-        pack.labels.extend(sample.labels)
-        pack.clips.extend(sample.clips)
-    return pack
+        whole.input_ids.extend(sample.input_ids)
+        whole.labels.extend(sample.labels)
+        whole.clips.extend(sample.clips)
+        whole.clips_trained.extend(sample.clips_trained)
+    return whole
 
 
 def _table(rows: list[list[int]], value: int, *, left: bool = False) -> Tensor:
@@ -128,21 +130,22 @@ def _frame_table(flat: Tensor, num_frames: list[int], value: int) -> Tensor:
     return pad_sequence(flat.split(num_frames), batch_first=True, padding_value=value)
 
 
-def _delayed_frames(samples: Sequence[EncodedSample], tokens: SpecialTokens) -> Tensor:
+def _delayed_frames(whole: EncodedSample, tokens: SpecialTokens) -> Tensor:
     """The delayed frames of all clips of all rows (sum, K)."""
-    clips = [codes for sample in samples for codes in sample.clips]
-    if not clips:
+    if not whole.clips:
         return torch.zeros(0, tokens.num_codebooks, dtype=torch.long)
-    return apply_delays(clips, bos_id=tokens.stream_bos, eos_id=tokens.stream_eos)
+    return apply_delays(whole.clips, bos_id=tokens.stream_bos, eos_id=tokens.stream_eos)
 
 
-def _frame_labels(samples: Sequence[EncodedSample], tokens: SpecialTokens) -> Tensor:
-    """Their labels (sum, K)."""
-    clips = [codes for sample in samples for codes in sample.clips]
-    if not clips:
+def _frame_labels(whole: EncodedSample, tokens: SpecialTokens) -> Tensor:
+    """Their labels (sum, K). A clip that is not trained, such as a reference, has none."""
+    if not whole.clips:
         return torch.zeros(0, tokens.num_codebooks, dtype=torch.long)
-    trained = [is_trained for sample in samples for is_trained in sample.clips_trained]
-    return delay_labels_of(clips, trained, eos_id=tokens.stream_eos)
+    return delay_labels_of(whole.clips, whole.clips_trained, eos_id=tokens.stream_eos)
+
+
+# The functions of `plugins.delay_pattern` for all clips of a batch at once: one strided copy in the
+# place of loops over clips and codebooks (benchmarks, P1). A test holds them equal.
 
 
 def apply_delays(clips: Sequence[Tensor], *, bos_id: int, eos_id: int) -> Tensor:

@@ -35,6 +35,7 @@ def apply_delay(codes: Tensor, *, bos_id: int, eos_id: int) -> Tensor:
     """
     num_codebooks, num_frames = _shape(codes)
     num_steps = num_delayed_frames(num_frames, num_codebooks)
+    # What is not written below is the triangle behind the clip.
     frames = codes.new_full((num_steps, num_codebooks), eos_id)
     for k in range(num_codebooks):
         start = k + 1  # the step of the codebook's first code
@@ -50,6 +51,7 @@ def undo_delay(frames: Tensor) -> Tensor:
     """
     num_steps, num_codebooks = frames.shape
     num_frames = num_steps - num_codebooks - 1
+    # Generation that stops at once gives fewer steps than the delay is wide.
     if num_frames < 1:
         raise ValueError(
             f"{num_steps} delayed frames hold no complete frame of {num_codebooks} codebooks"
@@ -69,7 +71,7 @@ def delay_labels(codes: Tensor, *, eos_id: int) -> Tensor:
     for k in range(num_codebooks):
         start = k + 1
         labels[start : start + num_frames, k] = codes[k]
-        labels[start + num_frames, k] = eos_id
+        labels[start + num_frames, k] = eos_id  # the only one of its codebook that is trained
     return labels
 
 

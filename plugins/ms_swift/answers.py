@@ -114,6 +114,7 @@ def speak(
         dialogues = [request.dialogue for request in requests]
         speeches = generator.speak(dialogues, samplings=samplings, max_audio_s=max_audio_s)
     finally:
+        # Spoken or not, a client's voice does not stay on the disk.
         for request in requests:
             if request.uploads is not None:
                 request.uploads.cleanup()
@@ -140,6 +141,7 @@ def _sampling(config: Any, seed: int | None) -> Sampling:
             raise _unavailable(name, value)
     if config.output_logits:
         raise _unavailable("logprobs", True)
+    # Put there by `patches._checked_request`; `swift infer` has one seed for all.
     own_seed = getattr(config, "seed", None)
     options: dict[str, Any] = {"seed": seed if own_seed is None else own_seed}
     if not config.do_sample:

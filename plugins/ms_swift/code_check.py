@@ -30,6 +30,7 @@ class CodeCheck:
             if clip.key is None or clip.path is None:  # not from a cache
                 continue
             status = os.stat(clip.path)
+            # A copy over the file may keep the old mtime, but not the ctime.
             is_touched = max(status.st_mtime_ns, status.st_ctime_ns) > clip.encoded_ns
             if is_touched or clip.codec not in self._compared:
                 self._compared.add(clip.codec)

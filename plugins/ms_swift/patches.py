@@ -65,10 +65,12 @@ def install(*, before_tuning: BeforeTuning) -> None:
         return
     for patch in PATCHES:
         original = getattr(patch.owner, patch.name)
+        # The mark is on the function itself: whatever happened since, it is replaced once.
         if getattr(original, "_is_patch", False):
             continue
         replacement: Any = wraps(original)(patch.wrap(original))
         replacement._is_patch = True
+        # A plain function in a class would be handed `self`.
         if isinstance(inspect.getattr_static(patch.owner, patch.name), staticmethod):
             replacement = staticmethod(replacement)
         setattr(patch.owner, patch.name, replacement)
@@ -77,6 +79,7 @@ def install(*, before_tuning: BeforeTuning) -> None:
 def _our_loader(get_dataset_meta: Callable[..., DatasetMeta]) -> Callable[..., DatasetMeta]:
     def with_our_loader(self: DatasetSyntax, use_hf: bool) -> DatasetMeta:
         meta = get_dataset_meta(self, use_hf)
+        # What somebody registered with MS-SWIFT keeps its loader.
         is_registered = meta.dataset_path or meta.hf_dataset_id or meta.ms_dataset_id
         if is_registered or HiggsDatasetLoader.template is None:
             return meta
@@ -87,6 +90,7 @@ def _our_loader(get_dataset_meta: Callable[..., DatasetMeta]) -> Callable[..., D
 
 def _known_lengths(add_lengths: Callable[..., Any]) -> Callable[..., Any]:
     def add_missing_lengths(self: AddLengthPreprocessor, dataset: Any, **kwargs: Any) -> Any:
+        # Rows of another loader, mixed in, have none.
         if LENGTHS in dataset.column_names and None not in dataset[LENGTHS]:
             return dataset
         return add_lengths(self, dataset, **kwargs)
@@ -116,6 +120,7 @@ def _checked_adapter(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
 
 def _told_template(main: Callable[..., Any]) -> Callable[..., Any]:
     def tell_template(self: SwiftPipeline) -> Any:
+        # `vars`, as a pipeline looks names that it lacks up in its engine.
         template, args = vars(self).get("template"), self.args
         if isinstance(template, HiggsAudioTemplate):
             if isinstance(args, InferArguments):
@@ -158,6 +163,7 @@ def _checked_request(infer_async: Callable[..., Any]) -> Callable[..., Any]:
             )
 
         def with_seed(batch: dict[str, Any]) -> dict[str, Any]:
+            # The generation config is all of a request that reaches `generate`.
             batch["generation_config"].seed = batch["request_config"].seed
             return batch if pre_infer_hook is None else pre_infer_hook(batch)
 
