@@ -44,20 +44,22 @@ def collate(
     """Right-padded with labels in training, left-padded without labels for generation; packed only
     in training."""
     assert training or not packed, "generation has one prompt per row"
-    whole = _joined(samples)
-    rows = [whole] if packed else samples
-    lengths = [len(row.input_ids) for row in rows]
-    num_frames = [sum(map(_num_frames, row.clips)) for row in rows]
-    input_ids = _table([row.input_ids for row in rows], tokens.pad, left=not training)
-    _check_placeholders(input_ids, samples, tokens)
-    frames = _delayed_frames(whole, tokens)
+    lengths = [len(sample.input_ids) for sample in samples]
+    num_frames = [sum(map(_num_frames, sample.clips)) for sample in samples]
+    width = max(lengths)
+    if packed:
+        num_frames, width = [sum(num_frames)], sum(lengths)
+    clips, clips_trained = _clips(samples)
+    frames = _delayed_frames(clips, tokens)
+    input_ids = [sample.input_ids for sample in samples]
     batch = {
-        "input_ids": input_ids,
+        "input_ids": _table(input_ids, width, tokens.pad, packed=packed, left=not training),
         "audio_input_ids": _frame_table(frames, num_frames, tokens.stream_eos),
         "audio_input_ids_mask": _is_real(num_frames),
     }
+    _check_placeholders(batch["input_ids"], samples, tokens)
     if packed:
-        batch |= _boundaries([len(sample.input_ids) for sample in samples])
+        batch |= _boundaries(lengths)
     else:
         batch["attention_mask"] = _is_real(lengths, left=not training).long()
     if tokens.tower is not None:
@@ -67,32 +69,24 @@ def collate(
             # Where packed rows meet, no position may learn to predict the beginning of the next
             # row.
             assert sample.labels[0] == IGNORE_INDEX, f"{sample.source}: its first token has a label"
-        labels = _frame_labels(whole, tokens)
-        batch["labels"] = _table([row.labels for row in rows], IGNORE_INDEX)
-        batch["audio_labels"] = _frame_table(labels, num_frames, IGNORE_INDEX)
+        labels = [sample.labels for sample in samples]
+        frame_labels = _frame_labels(clips, clips_trained, tokens)
+        batch["labels"] = _table(labels, width, IGNORE_INDEX, packed=packed)
+        batch["audio_labels"] = _frame_table(frame_labels, num_frames, IGNORE_INDEX)
     return batch
 
 
 # Rows.
 
 
-def _joined(samples: Sequence[EncodedSample]) -> EncodedSample:
-    """All rows as a single one."""
-    whole = EncodedSample([], [])
-    for sample in samples:
-        whole.input_ids.extend(sample.input_ids)
-        whole.labels.extend(sample.labels)
-        whole.clips.extend(sample.clips)
-        whole.clips_trained.extend(sample.clips_trained)
-    return whole
-
-
-def _table(rows: list[list[int]], value: int, *, left: bool = False) -> Tensor:
-    """(B, longest), padded. Through `array`, as `torch.tensor` is ten times slower."""
-    width = max(map(len, rows))
+def _table(
+    rows: list[list[int]], width: int, value: int, *, packed: bool = False, left: bool = False
+) -> Tensor:
+    """(B, width), padded; packed (1, width), one after the other. Through `array`, as
+    `torch.tensor` is ten times slower."""
     flat, padding = array("q"), array("q", [value])
     for row in rows:
-        missing = padding * (width - len(row))
+        missing = padding * (0 if packed else width - len(row))
         if left:
             flat += missing
         flat.fromlist(row)
@@ -112,12 +106,13 @@ def _boundaries(lengths: list[int]) -> dict[str, Any]:
     (`FlashAttentionKwargs`)."""
     ends = torch.tensor([0, *lengths]).cumsum(0)
     first_of_row = ends[:-1].repeat_interleave(torch.tensor(lengths))
+    starts, longest = ends.int(), max(lengths)
     return {
         "position_ids": (torch.arange(sum(lengths)) - first_of_row)[None],
-        "cu_seq_lens_q": ends.int(),
-        "cu_seq_lens_k": ends.int(),
-        "max_length_q": max(lengths),
-        "max_length_k": max(lengths),
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
     }
 
 
@@ -127,21 +122,32 @@ def _boundaries(lengths: list[int]) -> dict[str, Any]:
 def _frame_table(flat: Tensor, num_frames: list[int], value: int) -> Tensor:
     """Frames of all rows (sum, K) -> (B, T, K). Padded on the right in both modes, since frames are
     matched to placeholders in order."""
+    if len(num_frames) == 1:  # nothing to pad, nothing to copy
+        return flat[None]
     return pad_sequence(flat.split(num_frames), batch_first=True, padding_value=value)
 
 
-def _delayed_frames(whole: EncodedSample, tokens: SpecialTokens) -> Tensor:
-    """The delayed frames of all clips of all rows (sum, K)."""
-    if not whole.clips:
+def _clips(samples: Sequence[EncodedSample]) -> tuple[list[Tensor], list[bool]]:
+    """The clips (K, F) of all rows in order, and whether each is trained."""
+    clips, clips_trained = [], []
+    for sample in samples:
+        clips += sample.clips
+        clips_trained += sample.clips_trained
+    return clips, clips_trained
+
+
+def _delayed_frames(clips: list[Tensor], tokens: SpecialTokens) -> Tensor:
+    """Their delayed frames (sum, K)."""
+    if not clips:
         return torch.zeros(0, tokens.num_codebooks, dtype=torch.long)
-    return apply_delays(whole.clips, bos_id=tokens.stream_bos, eos_id=tokens.stream_eos)
+    return apply_delays(clips, bos_id=tokens.stream_bos, eos_id=tokens.stream_eos)
 
 
-def _frame_labels(whole: EncodedSample, tokens: SpecialTokens) -> Tensor:
+def _frame_labels(clips: list[Tensor], trained: list[bool], tokens: SpecialTokens) -> Tensor:
     """Their labels (sum, K). A clip that is not trained, such as a reference, has none."""
-    if not whole.clips:
+    if not clips:
         return torch.zeros(0, tokens.num_codebooks, dtype=torch.long)
-    return delay_labels_of(whole.clips, whole.clips_trained, eos_id=tokens.stream_eos)
+    return delay_labels_of(clips, trained, eos_id=tokens.stream_eos)
 
 
 # The functions of `plugins.delay_pattern` for all clips of a batch at once: one strided copy in the
