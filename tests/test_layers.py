@@ -73,6 +73,7 @@ def rooms() -> Graph:
             continue
         graph.setdefault(room_of(module), set())
         for other in imports(path):
+            # Also what is imported late: a circle that is hidden in a function is one.
             if other.startswith("plugins.") and room_of(other) != room_of(module):
                 graph[room_of(module)].add(room_of(other))
     return graph
@@ -88,8 +89,7 @@ def files_of(folder: Path) -> Graph:
 
 
 def circle(graph: Graph) -> str | None:
-    """The circle in a graph, below the levels that can be told without it; None if there is
-    none."""
+    """The circle in a graph, below the levels that do not hang on it; None if there is none."""
     sorter = TopologicalSorter(graph)
     try:
         sorter.prepare()
@@ -97,21 +97,22 @@ def circle(graph: Graph) -> str | None:
         text = f"circle: {' <- '.join(error.args[1])}"
     else:
         return None
+    # What does not hang on the circle has its level all the same.
     while ready := sorter.get_ready():
         text = f"{', '.join(sorted(ready))}\n{text}"
         sorter.done(*ready)
-    return f"levels, from above, and the circle below which they cannot be told:\n{text}"
+    return f"from the highest level to the lowest, and what has none:\n{text}"
 
 
 def test_rooms_import_in_no_circle() -> None:
-    found = circle(rooms())
-    assert found is None, found
+    complaint = circle(rooms())
+    assert complaint is None, complaint
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_files_of_a_room_import_in_no_circle(folder: Path) -> None:
-    found = circle(files_of(folder))
-    assert found is None, found
+    complaint = circle(files_of(folder))
+    assert complaint is None, complaint
 
 
 def test_a_circle_is_told_with_the_levels_around_it() -> None:
