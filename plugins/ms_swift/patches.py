@@ -122,7 +122,9 @@ def _told_template(main: Callable[..., Any]) -> Callable[..., Any]:
     def tell_template(self: SwiftPipeline) -> Any:
         # `vars`, as a pipeline looks names that it lacks up in its engine.
         template, args = vars(self).get("template"), self.args
+        HiggsDatasetLoader.template = None  # an earlier run of this process may have been ours
         if isinstance(template, HiggsAudioTemplate):
+            HiggsDatasetLoader.template = template
             if isinstance(args, InferArguments):
                 template.speak_for(args)
             elif isinstance(args, SftArguments):

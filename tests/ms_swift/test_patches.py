@@ -40,6 +40,7 @@ def test_another_version_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One warning says all that is lost."""
     warnings: list[str] = []
     originals = [function.__wrapped__ for function in replaced()]
+    # As in a process in which nothing has been installed yet.
     for patch, original in zip(PATCHES, originals, strict=True):
         monkeypatch.setattr(patch.owner, patch.name, original)
     monkeypatch.setattr(patches.swift, "__version__", "4.7.0")
@@ -50,8 +51,13 @@ def test_another_version_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert warning.startswith("untested ms-swift 4.7.0 (need 4.6.*): rows are not checked before")
 
 
-def test_pipelines_of_other_models_run_as_before() -> None:
+def test_pipelines_of_other_models_run_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after one of ours in the same process, whose loader would refuse their datasets."""
     from swift.pipelines.base import SwiftPipeline
+
+    from plugins.ms_swift.dataset_loader import HiggsDatasetLoader
+
+    monkeypatch.setattr(HiggsDatasetLoader, "template", object())
 
     class Other(SwiftPipeline):
         def __init__(self) -> None:
@@ -61,3 +67,4 @@ def test_pipelines_of_other_models_run_as_before() -> None:
             return "ran"
 
     assert Other().main() == "ran"
+    assert HiggsDatasetLoader.template is None
