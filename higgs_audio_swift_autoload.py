@@ -34,15 +34,19 @@ _OURS = REGISTER_FILE.parts[-2:]
 MODEL_TYPES = "higgs-audio-"  # what they begin with
 _TRAINING = {"sft", "pt"}  # of MS-SWIFT's commands
 
+# Of transformers itself: any other name is a repository of a hub, whose kernel would be run.
 _ATTENTION = (
-    "eager", "sdpa", "flex_attention", "flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4",
-)  # fmt: skip
+    "eager",
+    "sdpa",
+    "flex_attention",
+    "flash_attn",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+)
 _BASE = "_higgs_audio_base"  # the base that only args.json names, until the plugins are imported
-_FIELDS_OF_TEXT = (
-    "system",
-    "new_special_tokens",
-    "rope_scaling",
-)  # MS-SWIFT opens the file that such a text names
+# MS-SWIFT opens the file that such a text names.
+_FIELDS_OF_TEXT = ("system", "new_special_tokens", "rope_scaling")
 
 
 def find_spec(name: str, path: Any, target: Any) -> ModuleSpec | None:
@@ -78,15 +82,7 @@ def _explain_failed_import() -> None:
 
     def show_with_cause(kind: Any, error: Any, trace: Any) -> None:
         show(kind, error, trace)
-        frames = [frame for frame, _ in walk_tb(trace)]
-        importing = {
-            frame.f_globals.get("__name__")
-            for frame in frames
-            if frame.f_code.co_name == "<module>"
-        }
-        if isinstance(error, Exception) and any(
-            str(name).split(".")[0] == "swift" for name in importing
-        ):
+        if isinstance(error, Exception) and _is_importing_swift(trace):
             with suppress(ImportError):  # what is left of an installation that was removed
                 from plugins.files.installation import failed_import
 
@@ -95,6 +91,15 @@ def _explain_failed_import() -> None:
                     print(f"error: {cause}", file=sys.stderr)
 
     sys.excepthook = show_with_cause
+
+
+def _is_importing_swift(trace: Any) -> bool:
+    """Whether a module of MS-SWIFT was running its top level when the error came."""
+    for frame, _ in walk_tb(trace):
+        module = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name == "<module>" and module.split(".")[0] == "swift":
+            return True
+    return False
 
 
 def _end_cleanly(program: Path, words: list[str]) -> None:
@@ -111,23 +116,26 @@ def _end_cleanly(program: Path, words: list[str]) -> None:
 def _is_ours(words: list[str]) -> bool:
     """Whether the words after `swift COMMAND` name one of our model types, our plugin, or a
     checkpoint of ours."""
-    words = [part for word in words for part in word.split("=", 1)]
-    if words and words[0].endswith((".yaml", ".yml", ".json")) and Path(words[0]).is_file():
-        text = Path(words[0]).read_text(encoding="utf-8", errors="replace")
-        words[:1] = [part.strip("{\"',}") for part in text.replace(":", " ").split()]
-    for name, value in itertools.pairwise(words):
+    parts: list[str] = []
+    for word in words:
+        parts += word.split("=", 1)
+    if parts and parts[0].endswith((".yaml", ".yml", ".json")) and Path(parts[0]).is_file():
+        # MS-SWIFT takes a file in the place of options. No parser of YAML is imported for it.
+        text = Path(parts[0]).read_text(encoding="utf-8", errors="replace")
+        parts[:1] = [word.strip("{\"',}") for word in text.replace(":", " ").split()]
+    for name, value in itertools.pairwise(parts):
         if name.lstrip("-") == "model_type":
             return value.startswith(MODEL_TYPES)
-    return any(word.endswith(os.sep.join(_OURS)) or _is_saved_by_ours(word) for word in words)
+    plugin = os.sep.join(_OURS)
+    return any(part.endswith(plugin) or _is_saved_by_ours(part) for part in parts)
 
 
 def _is_saved_by_ours(folder: str) -> bool:
     file = os.path.join(folder, "args.json")
     if not os.path.isfile(file):  # unlike pathlib's, never an error: most words name no folder
         return False
-    return f'"model_type": "{MODEL_TYPES}' in Path(file).read_text(
-        encoding="utf-8", errors="replace"
-    )
+    text = Path(file).read_text(encoding="utf-8", errors="replace")
+    return f'"model_type": "{MODEL_TYPES}' in text
 
 
 def _patch_launcher(main: Any) -> None:
@@ -168,13 +176,11 @@ def _patch_arguments(arguments: Any) -> None:
         load_saved(self)
         # What MS-SWIFT has taken, not what the file says: so no reading of it differs from
         # MS-SWIFT's.
-        _check(
-            self, {name: value for name, value in vars(self).items() if value != typed.get(name)}
-        )
+        taken = {name: value for name, value in vars(self).items() if value != typed.get(name)}
+        _check(self, taken)
 
     def with_ours(self: Any) -> Any:
-        named = self.external_plugins or []
-        named = [named] if isinstance(named, str) else list(named)
+        named = _listed(self.external_plugins or [])
         # Whoever names a plugins/register.py wants that one: it may be of another checkout.
         is_named = any(Path(os.path.abspath(plugin)).parts[-2:] == _OURS for plugin in named)
         if _is_our_type(self.model_type) and not is_named:
@@ -188,6 +194,10 @@ def _patch_arguments(arguments: Any) -> None:
     arguments.load_args_from_ckpt = load_checked
 
 
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def _is_our_type(model_type: Any) -> bool:
     return str(model_type).startswith(MODEL_TYPES)
 
@@ -195,7 +205,9 @@ def _is_our_type(model_type: Any) -> bool:
 def _refusal(arguments: Any, field: str, value: Any, reason: str, flag: str) -> ValueError:
     """In the form of `plugins.errors.problem`, which cannot be imported here: the package may not
     be importable yet."""
-    shown = repr(value) if len(repr(value)) <= 120 else repr(value)[:115] + "..."
+    shown = repr(value)
+    if len(shown) > 120:
+        shown = shown[:115] + "..."
     return ValueError(
         f"{arguments.ckpt_dir}/args.json: {field}: {shown} {reason}; if you trust it, give {flag}"
     )
@@ -209,8 +221,8 @@ def _check(arguments: Any, taken: dict[str, Any]) -> None:
     def refuse(field: str, value: Any, reason: str) -> None:
         raise _refusal(arguments, field, value, reason, f"it with --{field}")
 
-    if plugins := taken.get("external_plugins"):
-        for plugin in plugins if isinstance(plugins, list) else [plugins]:
+    if taken.get("external_plugins"):
+        for plugin in _listed(taken["external_plugins"]):
             # Our own trainings name a register.py; that of this installation takes its place.
             if not (is_ours and isinstance(plugin, str) and Path(plugin).parts[-2:] == _OURS):
                 refuse("external_plugins", plugin, "would be imported")
@@ -221,8 +233,7 @@ def _check(arguments: Any, taken: dict[str, Any]) -> None:
     if is_ours and method not in (None, "bnb"):
         refuse("quant_method", method, "may fetch code from a hub")
     for field in _FIELDS_OF_TEXT:
-        texts = taken.get(field)
-        for text in texts if isinstance(texts, list) else [texts]:
+        for text in _listed(taken.get(field)):
             if isinstance(text, str) and (text.endswith(".txt") or os.path.exists(text)):
                 refuse(field, text, "is a file, which would be read")
     if "model" in taken:
@@ -238,26 +249,19 @@ def _check_base(arguments: Any, base: str) -> None:
     from swift.model import MODEL_MAPPING
     from swift.utils import safe_snapshot_download
 
-    groups = [group for meta in MODEL_MAPPING.values() for group in meta.model_groups]
-    known = {
-        name
-        for group in groups
-        for model in group.models
-        for name in (model.ms_model_id, model.hf_model_id)
-    }
+    known = set()
+    for meta in MODEL_MAPPING.values():
+        for group in meta.model_groups:
+            for model in group.models:
+                known |= {model.ms_model_id, model.hf_model_id}
     is_ours = _is_our_type(arguments.model_type)
     folder = base
     if not os.path.exists(base):
         if base in known:
             return
         if is_ours:
-            raise _refusal(
-                arguments,
-                "model",
-                base,
-                "is no folder here and no published model",
-                "it with --model",
-            )
+            reason = "is no folder here and no published model"
+            raise _refusal(arguments, "model", base, reason, "it with --model")
         # As MS-SWIFT does next: configs only.
         where = {
             "revision": arguments.model_revision,
@@ -279,6 +283,7 @@ def _code_in(folder: Path) -> str | None:
     for file in sorted(folder.glob("*.json")):
         if file.name in ("tokenizer.json", "vocab.json"):  # large, and nothing but words
             continue
+        # Nested at any depth, and without recursion.
         try:
             waiting = [json.loads(file.read_text(encoding="utf-8"))]
         except (OSError, ValueError, RecursionError):
@@ -287,11 +292,8 @@ def _code_in(folder: Path) -> str | None:
             value = waiting.pop()
             if isinstance(value, dict) and value.get("auto_map"):
                 return file.name
-            waiting += (
-                value.values()
-                if isinstance(value, dict)
-                else value
-                if isinstance(value, list)
-                else []
-            )
+            if isinstance(value, dict):
+                waiting += value.values()
+            elif isinstance(value, list):
+                waiting += value
     return None

@@ -22,8 +22,9 @@ class HiggsAudioSwiftAutoload:
                 return higgs_audio_swift_autoload.find_spec(name, path, target)
             except (ImportError, SyntaxError):
                 pass
-is_there = any(getattr(finder, "__name__", "") == "HiggsAudioSwiftAutoload" for finder in sys.meta_path)
-if os.environ.get("HIGGS_AUDIO_AUTOLOAD") != "0" and not is_there:  # `site` runs the files of a venv twice
+names = [getattr(finder, "__name__", "") for finder in sys.meta_path]
+is_there = "HiggsAudioSwiftAutoload" in names  # `site` runs the files of a venv twice
+if os.environ.get("HIGGS_AUDIO_AUTOLOAD") != "0" and not is_there:
     sys.meta_path.insert(0, HiggsAudioSwiftAutoload)
 """
 
@@ -31,13 +32,11 @@ if os.environ.get("HIGGS_AUDIO_AUTOLOAD") != "0" and not is_there:  # `site` run
 class BuildWithPth(build_py):
     def run(self) -> None:
         super().run()
-        # An editable wheel takes nothing from build_lib, but all that lies where `install` puts
-        # modules.
-        folder = (
-            self.get_finalized_command("install").install_lib
-            if self.editable_mode
-            else self.build_lib
-        )
+        folder = self.build_lib
+        if self.editable_mode:
+            # An editable wheel takes nothing from build_lib, but all that lies where `install`
+            # puts modules.
+            folder = self.get_finalized_command("install").install_lib
         # `site` runs those lines that begin with "import".
         start = f"import sys; exec({WAIT!r}, {{}})\n"
         Path(folder, "higgs_audio_swift_autoload.pth").write_text(start, encoding="utf-8")

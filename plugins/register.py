@@ -1,4 +1,4 @@
-"""register_higgs_audio_all(), and the file for `--external_plugins`. L4.
+"""register_higgs_audio_all(), and the file for `--external_plugins`.
 
 MS-SWIFT imports this *file* under a private name, where relative imports fail and classes would not
 unpickle in spawned workers. So it makes the package importable, imports `plugins.*` absolutely and
@@ -20,16 +20,17 @@ def _make_importable() -> None:
         sys.path.append(str(_PACKAGE.parent))
     import plugins
 
-    found = Path(plugins.__file__ or "").resolve().parent
-    if found != _PACKAGE:
+    imported = Path(plugins.__file__ or "").resolve().parent
+    if imported != _PACKAGE:
         raise ImportError(
-            f"another package named 'plugins' is in the way ({found}); put {_PACKAGE.parent} on PYTHONPATH"
+            f"another package named 'plugins' is in the way ({imported});"
+            f" put {_PACKAGE.parent} on PYTHONPATH"
         )
 
 
 def register_higgs_audio_all() -> None:
-    """Register model types, template, dataset columns, optimizer and trainer with MS-SWIFT.
-    Idempotent.
+    """Register model types, template, dataset columns, optimizer and trainer with MS-SWIFT, and
+    patch it. Idempotent.
 
     Raises UserError if MS-SWIFT, or what it and we stand on, cannot be imported.
     """
@@ -38,13 +39,15 @@ def register_higgs_audio_all() -> None:
 
     with explained():
         from plugins import dataset_registration, model_registration, trainer
-        from plugins.ms_swift import speaking_template as swift_inference
-        from plugins.ms_swift import template
+        from plugins.ms_swift import patches, template
+        from plugins.training import tuning
 
     dataset_registration.register_columns()
-    template.register(swift_inference.SpeakingTemplate)
+    template.register()
     model_registration.register()
     trainer.register()
+    # Handed in, because `ms_swift` lies below `training`.
+    patches.install(before_tuning=tuning.settle)
 
 
 if __name__.startswith("_swift_external"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
-from test_prompt import PublishedConfig
+from helpers.published import PublishedConfig
 
 from plugins.collator import collate
 from plugins.data.prompt import EncodedSample, encode
@@ -26,14 +26,16 @@ def tokens(llama_tokenizer: Any) -> SpecialTokens:
 
 def tiny_tokens() -> SpecialTokens:
     return SpecialTokens(
-        begin_of_text=1, header_start=2, header_end=3, end_of_turn=4, end_of_message=11, scene_start=5, scene_end=6,
-        audio_bos=7, reference_bos=-1, audio_eos=8, audio=9, audio_delay=10, pad=0, stream_bos=98, stream_eos=99,
+        begin_of_text=1, header_start=2, header_end=3, end_of_turn=4, end_of_message=11,
+        scene_start=5, scene_end=6, audio_bos=7, reference_bos=-1, audio_eos=8,
+        audio=9, audio_delay=10, pad=0, stream_bos=98, stream_eos=99,
         num_codebooks=2, codebook_size=100,
     )  # fmt: skip
 
 
 def spoken(num_frames: int, *, trained: bool = True) -> EncodedSample:
     codes = torch.arange(2 * num_frames).view(2, num_frames)
+    # K = 2: F + 2 placeholders and K - 1 of the delay, between BOS and EOS of the audio.
     ids = [1, 7, *[9] * (num_frames + 2), 10, 8]
     return EncodedSample(ids, [-100, 7, *[-100] * (num_frames + 3), 8], [codes], [trained])
 
@@ -99,13 +101,14 @@ def test_placeholders_that_do_not_match_the_frames_name_the_row() -> None:
 def golden_sample(name: str, tokenizer: Any, tokens: SpecialTokens) -> EncodedSample:
     """The sample of a golden case, through our own rows and prompt."""
     case = META[name]
-    messages = []
+    messages: list[dict[str, Any]] = []
     for i, (role, content) in enumerate(case["turns"]):
         before_start = case["start_index"] is not None and i < case["start_index"]
         text = content if isinstance(content, str) else ""
-        messages.append(
-            {"role": role, "content": text, **({"loss": False} if before_start else {})}
-        )
+        message = {"role": role, "content": text}
+        if before_start:  # of what the original trains
+            message["loss"] = False
+        messages.append(message)
     codes = [np.array(clip).T.tolist() for clip in case["codes"]]
     row = canonical_row({"messages": messages, "audio_codes": codes}, name, HiggsAudioSettings())
     return encode(dialogue_from_row(row, HiggsAudioSettings()), tokenizer, tokens)
@@ -121,8 +124,13 @@ def collapsed(values: torch.Tensor, ids: torch.Tensor, tokens: SpecialTokens) ->
 
 @pytest.mark.parametrize(
     ("file", "members"),
-    [(name, [name]) for name in ("plain", "scene", "clone_last", "multi")]
-    + [("batch_plain_clone", META["batch_plain_clone"]["members"])],
+    [
+        ("plain", ["plain"]),
+        ("scene", ["scene"]),
+        ("clone_last", ["clone_last"]),
+        ("multi", ["multi"]),
+        ("batch_plain_clone", META["batch_plain_clone"]["members"]),
+    ],
 )
 def test_equals_the_original_collator(
     file: str, members: list[str], llama_tokenizer: Any, tokens: SpecialTokens
@@ -130,14 +138,15 @@ def test_equals_the_original_collator(
     golden = np.load(GOLDEN / "collator" / f"{file}.npz")
     samples = [golden_sample(member, llama_tokenizer, tokens) for member in members]
     batch = collate(samples, tokens, training=True)
-    for row, ids in enumerate(batch["input_ids"]):
+    for row in range(len(samples)):
         real = batch["attention_mask"][row].bool()
-        there = golden["attention_mask"][row].astype(bool)
-        assert collapsed(ids[real], ids[real], tokens) == golden["input_ids"][row][there].tolist()
-        assert (
-            collapsed(batch["labels"][row][real], ids[real], tokens)
-            == golden["label_ids"][row][there].tolist()
-        )
+        ids, labels = batch["input_ids"][row][real], batch["labels"][row][real]
+        golden_real = golden["attention_mask"][row].astype(bool)
+        golden_ids = golden["input_ids"][row][golden_real].tolist()
+        golden_labels = golden["label_ids"][row][golden_real].tolist()
+        assert collapsed(ids, ids, tokens) == golden_ids
+        assert collapsed(labels, ids, tokens) == golden_labels
+    # The original has codebooks first, and no padding: (K, frames of all clips).
     mask = batch["audio_input_ids_mask"]
     assert batch["audio_input_ids"][mask].T.tolist() == golden["audio_out_ids"].tolist()
     assert batch["audio_labels"][mask].T.tolist() == golden["label_audio_ids"].tolist()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from plugins import collator
 from plugins.delay_pattern import (
     IGNORE_INDEX,
     apply_delay,
@@ -57,6 +58,20 @@ def test_labels_are_codes_and_exactly_one_eos(num_codebooks: int, num_frames: in
         column = labels[:, codebook]
         assert column[column != IGNORE_INDEX].tolist() == [*codes[codebook].tolist(), EOS]
         assert column[codebook + 1 + num_frames] == EOS
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 2, 3, 8])
+def test_the_collator_delays_many_clips_as_by_the_definition(num_codebooks: int) -> None:
+    """Its strided copy, for clips of all lengths at once, every other one a reference."""
+    clips = [random_codes(num_codebooks, num_frames) for num_frames in (1, 2, 5, 17)]
+    frames = [apply_delay(codes, bos_id=BOS, eos_id=EOS) for codes in clips]
+    assert torch.equal(collator.apply_delays(clips, bos_id=BOS, eos_id=EOS), torch.cat(frames))
+
+    trained = [True, False, True, False]
+    labels = [delay_labels(codes, eos_id=EOS) for codes in clips]
+    labels[1].fill_(IGNORE_INDEX)
+    labels[3].fill_(IGNORE_INDEX)
+    assert torch.equal(collator.delay_labels_of(clips, trained, eos_id=EOS), torch.cat(labels))
 
 
 def test_literal_grid() -> None:

@@ -1,108 +1,180 @@
-"""Imports point down (DESIGN, the house), the maths imports torch only, and the package itself
-imports nothing."""
+"""The house (DESIGN, section 2): imports go one way, the maths imports torch only, and what starts
+often starts fast.
+
+A room is a file or folder of `plugins/`. Which room lies on which level follows from the tree; no
+table says so."""
+
+from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-LAYERS = (
-    "errors installation delay_pattern loss tokens settings prompt_text speech_text untrusted signals launcher",
-    "audio hub code_cache codec stream_decoder sampling cuda_graphs speech corpora prompt collator model_config"
-    " audio_tower original_codec",
-    "rows row_clips row_sources voices dataset_registration packs template dual_ffn modeling decode_step decoding"
-    " weights original_format checkpoint relaunch",
-    "model_registration tuning preflight checkpoints resume disk_guard guards meters samples run_facts model_card"
-    " training_card trainer loading inference swift_inference evaluation",
-    "register train cli __main__ commands prepare demo",
-)
-LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules.split()}
-FILES = sorted((ROOT / "plugins").rglob("*.py"))
+PLUGINS = ROOT / "plugins"
+HEAVY = {"torch", "torchaudio", "swift", "transformers", "datasets", "numpy"}
+COMMANDS = ("sft", "speak", "convert", "doctor", "export", "app", "evaluate")
+Graph = dict[str, set[str]]
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Top-level modules, those of `plugins` as `plugins.<module>`."""
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PLUGINS.rglob("*.py"))}
+FOLDERS = sorted({path.parent for path in MODULES.values()} - {PLUGINS})
+
+
+def imports(path: Path, *, at_start: bool = False) -> set[str]:
+    """Names of modules: of ours in full, of others the package. at_start: only those that are
+    imported with the file."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports fail under --external_plugins"
-            module = node.module or ""
-            names |= (
-                {f"plugins.{alias.name}" for alias in node.names if alias.name in LEVEL}
-                if module == "plugins"
-                else {module}
-            )
-    return {
-        ".".join(name.split(".")[:2]) if name.startswith("plugins") else name.split(".")[0]
-        for name in names
-    }
+    for statement in statements(ast.parse(path.read_text(encoding="utf-8")), at_start=at_start):
+        if isinstance(statement, ast.Import):
+            names |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            assert statement.level == 0, f"{path}: relative imports fail under --external_plugins"
+            names |= {f"{statement.module}.{alias.name}" for alias in statement.names}
+    return set(map(imported_module, names))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path: Path) -> None:
-    module = path.relative_to(ROOT / "plugins").parts[0].removesuffix(".py")
-    if module == "__init__":
-        return
-    for name in imported_modules(path):
-        if name.startswith("plugins."):
-            other = name.removeprefix("plugins.")
-            assert LEVEL[other] <= LEVEL[module], (
-                f"{module} (L{LEVEL[module]}) imports {other} (L{LEVEL[other]})"
-            )
+def statements(node: ast.AST, *, at_start: bool) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not (at_start and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)):
+            yield from statements(child, at_start=at_start)
 
 
-def test_the_maths_imports_torch_only() -> None:
-    for module in ("delay_pattern", "loss"):
-        outside = imported_modules(ROOT / "plugins" / f"{module}.py") - set(sys.stdlib_module_names)
-        assert outside <= {"torch", "plugins.delay_pattern"}
+def imported_module(name: str) -> str:
+    """The name ends in what is taken from the module, or in nothing of it."""
+    if name.split(".")[0] != "plugins":
+        return name.split(".")[0]
+    while name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
 
 
-def test_no_module_is_named_like_a_third_party_package() -> None:
-    """MS-SWIFT puts the folder of an external plugin first on sys.path: `plugins/datasets.py` would
-    shadow datasets."""
-    names = {path.stem for path in (ROOT / "plugins").glob("*.py")}
-    assert not names & {
-        "datasets",
-        "tokenizers",
-        "evaluate",
-        "types",
-        "transformers",
-        "torch",
-        "swift",
-        "peft",
-        "trl",
-    }
+def room_of(module: str) -> str:
+    return module.split(".")[1]
 
 
-def test_importing_the_package_is_free() -> None:
-    code = "import sys, plugins; sys.exit(bool({'torch', 'swift', 'transformers', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+def rooms() -> Graph:
+    """The map, `plugins/__init__.py`, exports from everywhere when it is asked, and is no room."""
+    graph: Graph = {}
+    for module, path in MODULES.items():
+        if module == "plugins":
+            continue
+        graph.setdefault(room_of(module), set())
+        for other in imports(path):
+            # Also what is imported late: a circle that is hidden in a function is one.
+            if other.startswith("plugins.") and room_of(other) != room_of(module):
+                graph[room_of(module)].add(room_of(other))
+    return graph
+
+
+def files_of(folder: Path) -> Graph:
+    """What the files of a folder import of each other as they start."""
+    inside = {module for module, path in MODULES.items() if path.parent == folder}
+    graph: Graph = {}
+    for module in inside:
+        graph[module] = (imports(MODULES[module], at_start=True) & inside) - {module}
+    return graph
+
+
+def circle(graph: Graph) -> str | None:
+    """The circle in a graph, below the levels that do not hang on it; None if there is none."""
+    sorter = TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        text = f"circle: {' <- '.join(error.args[1])}"
+    else:
+        return None
+    # What does not hang on the circle has its level all the same.
+    while ready := sorter.get_ready():
+        text = f"{', '.join(sorted(ready))}\n{text}"
+        sorter.done(*ready)
+    return f"from the highest level to the lowest, and what has none:\n{text}"
+
+
+def test_rooms_import_in_no_circle() -> None:
+    complaint = circle(rooms())
+    assert complaint is None, complaint
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_files_of_a_room_import_in_no_circle(folder: Path) -> None:
+    complaint = circle(files_of(folder))
+    assert complaint is None, complaint
+
+
+def test_a_circle_is_told_with_the_levels_around_it() -> None:
+    graph: Graph = {"ground": set(), "a": {"ground", "b"}, "b": {"a"}}
+    assert str(circle(graph)).splitlines()[1:] in (
+        ["ground", "circle: a <- b <- a"],
+        ["ground", "circle: b <- a <- b"],
+    )
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("file", "ours"),
     [
-        ["--help"],
-        ["sft", "--help"],
-        ["speak", "--help"],
-        ["convert", "--help"],
-        ["doctor", "--help"],
-        ["export", "--help"],
-        ["app", "--help"],
-        ["evaluate", "--help"],
-        ["--version"],
+        ("delay_pattern.py", set()),
+        ("model/loss.py", {"plugins.delay_pattern", "plugins.errors", "plugins.settings"}),
     ],
 )
-def test_help_starts_fast(command: list[str]) -> None:
-    code = f"import sys\nfrom plugins.cli import main\ntry:\n    main({command})\n"
-    code += "except SystemExit as end:\n    assert not end.code\n"
-    code += "sys.exit(bool({'torch', 'swift', 'transformers'} & set(sys.modules)))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
-        == 0
+def test_the_maths_imports_torch_only(file: str, ours: set[str]) -> None:
+    assert imports(PLUGINS / file) - set(sys.stdlib_module_names) <= {"torch", *ours}
+
+
+def test_no_room_is_named_like_another_package() -> None:
+    """MS-SWIFT puts the folder of an external plugin first on sys.path: `plugins/datasets.py` would
+    shadow datasets."""
+    names = {path.stem for path in PLUGINS.iterdir()}
+    assert not names & sys.stdlib_module_names
+    assert not names & packages_distributions().keys()
+
+
+def test_the_house_is_seen_at_a_glance() -> None:
+    assert len([path for path in PLUGINS.iterdir() if path.name != "__pycache__"]) <= 24
+
+
+def run_anew(code: str) -> None:
+    """`code` in a fresh process, in which `assert_light()` refuses what takes long to import."""
+    lines = f"""
+import sys
+def assert_light(heavy={HEAVY}):
+    assert not heavy & set(sys.modules), heavy & set(sys.modules)
+{code}"""
+    process = subprocess.run(
+        [sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
+    assert process.returncode == 0, process.stderr[-3000:]
+
+
+def test_importing_the_package_is_free() -> None:
+    run_anew("import plugins; assert_light()")
+
+
+def test_preparing_needs_no_torch() -> None:
+    run_anew(f"import plugins.settings, plugins.prepare.cli; assert_light({HEAVY - {'numpy'}})")
+
+
+def test_help_starts_fast() -> None:
+    words = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+    run_anew(f"""
+from plugins.cli import main
+for words in {words}:
+    try:
+        main(words)
+    except SystemExit as end:
+        assert not end.code, words
+    assert_light({HEAVY - {"numpy"}})
+""")

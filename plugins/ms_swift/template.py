@@ -1,60 +1,76 @@
-"""MS-SWIFT's Template for Higgs-Audio V2: row -> EncodedSample -> batch -> loss. L2: glue, each
-hook hands over.
+"""MS-SWIFT's Template for Higgs-Audio V2: a row's way into a batch, a request's way to its answer.
 
-It keeps nothing of the base's text templates: prompt and labels come from `plugins.data.prompt`.
-"""
+    training   row -> EncodedSample -> batch -> loss
+    speaking   row or chat request -> SpeechRequest -> Speech -> answer
+
+Each hook is short and hands over: to `plugins.data` and `plugins.collator` in training, to `chat`
+and `answers` in speaking. It keeps nothing of the base's text templates, since prompt and labels
+come from `plugins.data.prompt`."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from swift.arguments import DeployArguments, InferArguments
 from swift.template import Template, TemplateMeta, register_template
 from swift.template.template_inputs import StdTemplateInputs
 from torch import Tensor
 
-from plugins.audio.code_cache import codec_fingerprint, content_key
 from plugins.audio.codec import Codec, find_codec
 from plugins.collator import collate
 from plugins.data.clips import check_clips, stand_ins, with_clips
-from plugins.data.prompt import AudioClip, Dialogue, EncodedSample, encode
+from plugins.data.prompt import Dialogue, EncodedSample, encode
 from plugins.data.rows import ROW_SOURCE, canonical_row, dialogue_from_row
 from plugins.data.tokens import SpecialTokens
-from plugins.dataset_registration import route_datasets
 from plugins.errors import problem
-from plugins.files.disk import file_hash
-from plugins.files.hub import local_folder
+from plugins.inference import HiggsAudioGenerator
 from plugins.model.loss import LossWeights, combine
+from plugins.ms_swift import answers, dicts
+from plugins.ms_swift.answers import REQUEST, SpeechRequest
+from plugins.ms_swift.chat import chat_row
+from plugins.ms_swift.code_check import CodeCheck
+from plugins.ms_swift.dataset_loader import HiggsDatasetLoader
 from plugins.settings import PROMPT_KNOBS, HiggsAudioSettings
 
 TEMPLATE_TYPE = "higgs_audio_v2"
 
+# MS-SWIFT's own switches: a server reads local files and fetches URLs for its clients unless these
+# name where from.
+_CLOSED = {"SWIFT_MEDIA_ALLOWED_DIRS": os.devnull, "SWIFT_URL_ALLOWED_HOSTS": "nowhere.invalid"}
+
 
 class HiggsAudioTemplate(Template):
-    """Hooks of MS-SWIFT 4.6, in the order in which a training run calls them."""
+    """Hooks of MS-SWIFT 4.6, in the order in which a run calls them."""
 
     support_padding_free = True
     tokens: SpecialTokens
     settings: HiggsAudioSettings
     codec: Codec
     origin: Path  # the checkpoint that training goes on from
+    audio_folder: Path | None = None  # of spoken answers; None: they are data URLs
+    seed: int | None = None  # of requests that bring none
+    is_server = False
 
     def init_env_args(self) -> None:
         super().init_env_args()
         self.settings = HiggsAudioSettings.from_env()
         self.tokens = SpecialTokens.from_config(self.config, self.tokenizer)
-        self.codec = Codec(find_codec([self.model_info.model_dir], self.settings.codec))
-        self._compared_codecs: set[str | None] = set()  # fingerprints that code caches name
+        self._use_codec([self.model_info.model_dir])
         # On the instance: the base's list is shared by every template of the process.
         self.placeholder_tokens = [self.tokens.audio, self.tokens.audio_delay]
         self.origin = Path(self.model_info.model_dir)
-        route_datasets(
-            self.check_dialogue,
-            is_training=lambda: self.is_training,
-            settings=lambda: self.settings,
-        )
+        HiggsDatasetLoader.template = self
+
+    def _use_codec(self, folders: list[str]) -> None:
+        self.codec = Codec(find_codec(folders, self.settings.codec))
+        self._code_check = CodeCheck(self.codec)
+
+    # Told by the patched pipelines (`patches`), once the model is loaded.
 
     def go_on_from(self, checkpoint: Path) -> None:
         """Train with the prompts that `checkpoint` was trained with, unless the environment says
@@ -64,26 +80,38 @@ class HiggsAudioTemplate(Template):
         kept = {name: getattr(trained, name) for name in PROMPT_KNOBS}
         self.settings = replace(self.settings, **kept)
 
-    def _preprocess_inputs(self, inputs: StdTemplateInputs) -> None:
-        """The base would put <audio> tags into the first message: our clips are targets, not
-        inputs."""
+    def speak_for(self, args: InferArguments) -> None:
+        """Answer as `swift infer` or `swift deploy` was asked to, with the settings that the
+        checkpoint was trained with."""
+        folder = (args.adapters or [self.model_info.model_dir])[0]
+        self.settings = HiggsAudioSettings.of_checkpoint(Path(folder))
+        self._use_codec([folder, self.model_info.model_dir])
+        if isinstance(args, DeployArguments):
+            self.is_server = True
+            for name, value in _CLOSED.items():
+                os.environ.setdefault(name, value)
+            return
+        if args.stream:
+            raise problem(
+                source="options",
+                field="stream",
+                value=args.stream,
+                reason="is not available",
+                remedy="add --stream false",
+            )
+        if args.result_path is None:
+            raise problem(
+                source="options",
+                field="result_path",
+                value=None,
+                reason="names no file",
+                remedy="give one: speech is written beside it",
+            )
+        result = Path(args.result_path)
+        self.audio_folder = result.with_name(f"{result.stem}_audio")
+        self.seed = args.seed
 
-    def _encode(self, inputs: StdTemplateInputs) -> dict[str, Any]:
-        row = row_of(inputs)
-        if ROW_SOURCE not in row:  # not from one of our JSONL files: check it now
-            row = canonical_row(row, f"row {row.get('id', '')}".strip(), self.settings)
-        dialogue = dialogue_from_row(row, self.settings)
-        check_clips(dialogue, self.settings)
-        sample = self._encode_dialogue(with_clips(dialogue, self.codec, self.tokens))
-        heard = {} if self.tokens.tower is None else {"heard": sample.heard}
-        return {
-            "input_ids": sample.input_ids,
-            "labels": sample.labels,
-            "clips": sample.clips,
-            "clips_trained": sample.clips_trained,
-            **heard,
-            ROW_SOURCE: sample.source,
-        }
+    # Rows.
 
     def check_dialogue(self, dialogue: Dialogue) -> int:
         """How many positions the row takes, to the token, from its text and the headers of its
@@ -92,61 +120,67 @@ class HiggsAudioTemplate(Template):
         Raises UserError if a clip cannot be read or the row is too long.
         """
         check_clips(dialogue, self.settings)
-        for clip in dialogue.clips():
-            if clip.key is None or clip.path is None:
-                continue
-            # Each codec is told once; of the clips only those that were touched later can have
-            # changed.
-            status = os.stat(clip.path)
-            is_touched = max(status.st_mtime_ns, status.st_ctime_ns) > clip.encoded_ns
-            if is_touched or clip.codec not in self._compared_codecs:
-                self._compared_codecs.add(clip.codec)
-                self._verify_codes(clip, dialogue.source)
+        self._code_check.check(dialogue)
         return len(self._encode_dialogue(stand_ins(dialogue, self.tokens)).input_ids)
 
-    def _verify_codes(self, clip: AudioClip, source: str) -> None:
-        """Raise UserError if cached codes are of another codec, or of a file that has changed since
-        they were made."""
-        assert clip.path is not None
-        codec = codec_fingerprint(Path(local_folder(self.codec.path, option="codec")))
-        value = f"codes of {clip.path}"
-        if clip.codec != codec:
-            reason = f"were not made by the codec {self.codec.path}"
-            remedy = "run prepare_dataset.py --encode_codes again, with that --codec and another --codes_dir"
-            raise problem(
-                source=source, field="audio_codes", value=value, reason=reason, remedy=remedy
-            )
-        if content_key(file_hash(clip.path), codec) != clip.key:
-            remedy = "run prepare_dataset.py --encode_codes again"
-            raise problem(
-                source=source,
-                field="audio_codes",
-                value=value,
-                reason="were made before the file changed",
-                remedy=remedy,
-            )
+    def _preprocess_inputs(self, inputs: StdTemplateInputs) -> None:
+        """The base would put <audio> tags into the first message: our clips are targets, not
+        inputs."""
+
+    def _encode(self, inputs: StdTemplateInputs) -> dict[str, Any]:
+        if self.is_training:
+            return self._encode_row(dicts.row_of(inputs))
+        request = self._request(inputs)
+        inputs.extra_kwargs[REQUEST] = request
+        # For MS-SWIFT's limits and counts only: the generator writes the ids again from the
+        # dialogue.
+        silent = stand_ins(request.dialogue, self.tokens)
+        sample = encode(silent, self.tokenizer, self.tokens, open_turn=True)
+        return {"input_ids": sample.input_ids, REQUEST: request}
+
+    def _encode_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        if ROW_SOURCE not in row:  # not from one of our JSONL files: check it now
+            row = canonical_row(row, f"row {row.get('id', '')}".strip(), self.settings)
+        dialogue = dialogue_from_row(row, self.settings)
+        check_clips(dialogue, self.settings)
+        sample = self._encode_dialogue(with_clips(dialogue, self.codec, self.tokens))
+        return dicts.dict_of(sample, has_tower=self.tokens.tower is not None)
 
     def _encode_dialogue(self, dialogue: Dialogue) -> EncodedSample:
         sample = encode(dialogue, self.tokenizer, self.tokens)
         length = len(sample.input_ids)
         if self.max_length is not None and length > self.max_length:
-            reason = f"tokens and frames are more than max_length {self.max_length}"
             raise problem(
                 source=dialogue.source,
                 field="row",
                 value=length,
-                reason=reason,
+                reason=f"tokens and frames are more than max_length {self.max_length}",
                 remedy="raise --max_length or cut text, clip or reference",
             )
         return sample
 
+    def _request(self, inputs: StdTemplateInputs) -> SpeechRequest:
+        if self.is_server:
+            uploads = TemporaryDirectory(prefix="higgs-audio-")
+            # A path in a request can only mean one of its own uploads.
+            settings = replace(self.settings, audio_root=uploads.name)
+            row = canonical_row(chat_row(inputs, Path(uploads.name)), "request", settings)
+            return answers.request_of(row, self.settings, uploads)
+        row = dicts.row_of(inputs)
+        if ROW_SOURCE not in row:
+            row = canonical_row(row, "request", self.settings)
+        return answers.request_of(row, self.settings)
+
+    # Batches.
+
     def _data_collator(
         self, batch: list[dict[str, Any]], *, padding_to: int | None = None
     ) -> dict[str, Any]:
+        if not self.is_training:
+            return answers.prompt_batch(batch, self.tokens.pad)
+        samples = [dicts.sample_of(encoded) for encoded in batch]
         # `padding_free` is also set by `--packing true`, whose batch is the rows of one pack.
-        return collate(
-            [sample_of(row) for row in batch], self.tokens, training=True, packed=self.padding_free
-        )
+        return collate(samples, self.tokens, training=True, packed=self.padding_free)
 
     def compute_sft_loss(
         self,
@@ -166,24 +200,42 @@ class HiggsAudioTemplate(Template):
         )
         return outputs
 
+    # Answers.
 
-def sample_of(row: dict[str, Any]) -> EncodedSample:
-    """What `_encode` returned, after MS-SWIFT has carried it through a dataset."""
-    source = row.get(ROW_SOURCE, "row")
-    heard = row.get("heard") or []
-    return EncodedSample(
-        row["input_ids"], row["labels"], row["clips"], row["clips_trained"], source, heard
-    )
+    def generate(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Speak each request of the batch. `sequences` (B, S + steps) only tells MS-SWIFT how many
+        steps that took."""
+        if kwargs.get("adapter_names"):
+            raise problem(
+                source="options",
+                field="adapters",
+                value=kwargs["adapter_names"],
+                reason="have names",
+                remedy="serve one LoRA folder, unnamed",
+            )
+        if self.codec.device != str(model.device):
+            self.codec = Codec(self.codec.path, device=str(model.device))
+        generator = HiggsAudioGenerator(
+            self.get_base_model(model), self.tokenizer, codec=self.codec, settings=self.settings
+        )
+        config, prompts = kwargs["generation_config"], kwargs["input_ids"]
+        steps = answers.speak(kwargs[REQUEST], generator, config, seed=self.seed)
+        return {"sequences": torch.cat([prompts, steps.to(prompts)], dim=1)}
+
+    def decode_generate_ids(
+        self, generate_ids: list[int], *, template_inputs: Any = None, **kwargs: Any
+    ) -> Any:
+        return answers.answer(template_inputs.extra_kwargs[REQUEST], self.audio_folder)
 
 
-def row_of(inputs: StdTemplateInputs) -> dict[str, Any]:
-    """The row that MS-SWIFT has taken apart."""
-    system = [] if inputs.system is None else [{"role": "system", "content": inputs.system}]
-    return {"messages": [*system, *inputs.messages], "audios": inputs.audios, **inputs.extra_kwargs}
-
-
-def register(template_cls: type[HiggsAudioTemplate] = HiggsAudioTemplate) -> None:
+def register() -> None:
     """The base needs the fields of a text template; ours reads none of them but the stop word."""
-    meta = TemplateMeta(TEMPLATE_TYPE, prefix=[], prompt=["{{QUERY}}"], chat_sep=None, suffix=["<|eot_id|>"],
-                        template_cls=template_cls)  # fmt: skip
+    meta = TemplateMeta(
+        TEMPLATE_TYPE,
+        prefix=[],
+        prompt=["{{QUERY}}"],
+        chat_sep=None,
+        suffix=["<|eot_id|>"],
+        template_cls=HiggsAudioTemplate,
+    )
     register_template(meta, exist_ok=True)

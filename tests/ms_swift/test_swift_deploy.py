@@ -47,25 +47,20 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        str(BIN / "swift"),
-        "deploy",
-        "--model",
-        str(tiny),
-        "--model_type",
-        "higgs-audio-v2-3b",
-    ]
-    command += [
-        "--external_plugins",
-        REGISTER,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--verbose",
-        "false",
-    ]
-    command += ["--torch_dtype", "float32", "--served_model_name", "higgs", "--temperature", "0"]
+    options = {
+        "model": tiny,
+        "model_type": "higgs-audio-v2-3b",
+        "external_plugins": REGISTER,
+        "host": "127.0.0.1",
+        "port": port,
+        "verbose": "false",
+        "torch_dtype": "float32",
+        "served_model_name": "higgs",
+        "temperature": 0,
+    }
+    command = [str(BIN / "swift"), "deploy"]
+    for name, value in options.items():
+        command += (f"--{name}", str(value))
     env = {**os.environ, "SWIFT_ALLOW_INTERNAL_URL": "1", "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -80,7 +75,8 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
             _wait(process, f"http://127.0.0.1:{port}/health", log)
             yield f"http://127.0.0.1:{port}"
         finally:
-            # As `docker stop` does: the `swift` command alone is told. It has become the server.
+            # As `docker stop` does: only the `swift` command gets the signal. It has become the
+            # server.
             left = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
             process.wait(timeout=30)
@@ -293,17 +289,14 @@ def test_no_file_of_the_server_is_read(server: str, tmp_path: Path) -> None:
         assert post_to_infer(server, with_voice({"type": "audio", "audio": path})) == 500
     status, answer = post(server, with_voice({"type": "audio", "audio": f"file://{VOICE}"}))
     assert status in (400, 422)
-    status, answer = post(
-        server, with_voice({"type": "audio_url", "audio_url": {"url": "data:audio/wav,RIFF"}})
-    )
-    assert (status, "is no audio in base64; send data:audio/wav;base64" in answer["message"]) == (
-        400,
-        True,
-    )
-    status, answer = post(
-        server, with_voice({"type": "audio", "audio": "data:audio/wav;base64,AAAA"})
-    )
-    assert (status, "request: audio: " in answer["message"]) == (400, True)
+    not_base64 = {"type": "audio_url", "audio_url": {"url": "data:audio/wav,RIFF"}}
+    status, answer = post(server, with_voice(not_base64))
+    assert status == 400
+    assert "is no audio in base64; send data:audio/wav;base64" in answer["message"]
+    no_audio = {"type": "audio", "audio": "data:audio/wav;base64,AAAA"}
+    status, answer = post(server, with_voice(no_audio))
+    assert status == 400
+    assert "request: audio: " in answer["message"]
 
 
 def test_an_upload_that_would_fill_the_memory_is_refused(server: str, tmp_path: Path) -> None:
@@ -324,10 +317,11 @@ def test_an_upload_that_would_fill_the_memory_is_refused(server: str, tmp_path: 
 def process_of(server: str) -> int:
     """The process that serves: the last started of those with this port."""
     port = server.rpartition(":")[2].encode()
-    commands = {
-        int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")
-    }
-    return max(process for process, command in commands.items() if port in command.split(b"\0"))
+    serving = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        if port in path.read_bytes().split(b"\0"):
+            serving.append(int(path.parent.name))
+    return max(serving)
 
 
 def test_the_server_goes_on_after_an_error(

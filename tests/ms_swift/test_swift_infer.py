@@ -53,7 +53,7 @@ def infer(tiny: Path, dataset: Path, result: Path, **options: Any) -> list[dict[
 
 
 def arguments(tiny: Path, dataset: Path, result: Path, **options: Any) -> list[str]:
-    values = {
+    options = {
         "model": tiny,
         "model_type": "higgs-audio-v2-3b",
         "external_plugins": REGISTER,
@@ -64,7 +64,15 @@ def arguments(tiny: Path, dataset: Path, result: Path, **options: Any) -> list[s
         "max_new_tokens": MAX_NEW_TOKENS,
         **options,
     }
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return words(options)
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """The command line."""
+    line: list[str] = []
+    for name, value in options.items():
+        line += (f"--{name}", str(value))
+    return line
 
 
 def read(result: Path) -> list[dict[str, Any]]:
@@ -108,13 +116,16 @@ def result(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_row_has_its_file_beside_the_results(result: Path) -> None:
-    names = [f"rows-{line:05d}.wav" for line in (1, 2, 3, 4)]
-    assert [answer(row)["audio"] for row in read(result)] == [
-        str(result.with_name("said_audio") / n) for n in names
-    ]
-    for row in read(result):
-        assert answer(row) == {**answer(row), "type": "audio", "duration_s": 0.4, "stopped": False}
-    assert sorted(path.name for path in result.with_name("said_audio").iterdir()) == names
+    folder = result.with_name("said_audio")
+    for line, row in enumerate(read(result), start=1):
+        assert answer(row) == {
+            "type": "audio",
+            "audio": str(folder / f"rows-{line:05d}.wav"),
+            "duration_s": 0.4,
+            "stopped": False,
+        }
+        assert Path(answer(row)["audio"]).is_file()
+    assert len(list(folder.iterdir())) == len(read(result)) == 4
 
 
 def test_greedy_speech_is_that_of_the_generator(
@@ -192,15 +203,26 @@ def test_lora_checkpoint(tiny: Path, result: Path, tmp_path: Path) -> None:
     """`--adapters` alone: model and plugin are found from what the training wrote, and so is its
     codec."""
     dataset = write_jsonl(tmp_path / "rows.jsonl", rows()[:1])
-    lora = {"tuner_type": "lora", "target_modules": "all-linear", "learning_rate": 0.01, "max_steps": 2,
-            "modules_to_save": ["audio_lm_head", "embed_audio_tokens"]}  # fmt: skip
+    lora = {
+        "tuner_type": "lora",
+        "target_modules": "all-linear",
+        "modules_to_save": ["audio_lm_head", "embed_audio_tokens"],
+        "learning_rate": 0.01,
+        "max_steps": 2,
+    }
     sft(tiny, dataset, tmp_path / "run", **lora, model_kwargs='{"preflight": false}')
     [checkpoint] = (tmp_path / "run").glob("checkpoint-*")
-    run = swift("infer", "--adapters", str(checkpoint), "--val_dataset", str(dataset), "--temperature", "0",
-                "--result_path", str(tmp_path / "said.jsonl"), "--max_new_tokens", str(MAX_NEW_TOKENS),
-                OMP_NUM_THREADS="1")  # fmt: skip
+    options = {
+        "adapters": checkpoint,
+        "val_dataset": dataset,
+        "result_path": tmp_path / "said.jsonl",
+        "temperature": 0,
+        "max_new_tokens": MAX_NEW_TOKENS,
+    }
+    run = swift("infer", *words(options), OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr[-3000:]
     [row] = read(tmp_path / "said.jsonl")
+    # What the adapter says, and not its base.
     adapted = HiggsAudioGenerator.from_pretrained(str(checkpoint))
     assert wav(row) == expected(adapted, tmp_path, rows()[0])
     assert wav(row) != wav(read(result)[0])
@@ -211,7 +233,7 @@ def test_an_end_of_its_own_is_told(
 ) -> None:
     """The tiny model never stops by itself: what it says is put in its place, one clip at the
     limit, one before."""
-    from plugins.ms_swift.speaking_template import SpeakingTemplate
+    from plugins.ms_swift.template import HiggsAudioTemplate
 
     said = iter([(10, True), (3, True), (10, False)])
 
@@ -223,24 +245,24 @@ def test_an_end_of_its_own_is_told(
             speeches.append(Speech(self.codec.decode(codes), 24_000, codes, stopped, "", 1.0))
         return speeches
 
-    seen: list[int] = []
-    original = SpeakingTemplate.decode_generate_ids
+    num_tokens: list[int] = []
+    original = HiggsAudioTemplate.decode_generate_ids
 
-    def decode(self: SpeakingTemplate, generate_ids: list[int], **kwargs: Any) -> Any:
-        seen.append(len(generate_ids))
+    def decode(self: HiggsAudioTemplate, generate_ids: list[int], **kwargs: Any) -> Any:
+        num_tokens.append(len(generate_ids))
         return original(self, generate_ids, **kwargs)
 
     monkeypatch.setattr(HiggsAudioGenerator, "speak", speak)
-    monkeypatch.setattr(SpeakingTemplate, "decode_generate_ids", decode)
+    monkeypatch.setattr(HiggsAudioTemplate, "decode_generate_ids", decode)
     dataset = write_jsonl(tmp_path / "rows.jsonl", rows()[:3])
     answers = [answer(row) for row in infer(tiny, dataset, tmp_path / "said.jsonl")]
-    assert [(each["stopped"], each["duration_s"]) for each in answers] == [
+    assert [(given["stopped"], given["duration_s"]) for given in answers] == [
         (True, 0.4),
         (True, 0.12),
         (False, 0.4),
     ]
     # MS-SWIFT says "length" from the limit on, else "stop".
-    assert seen == [MAX_NEW_TOKENS - 1, 12, MAX_NEW_TOKENS]
+    assert num_tokens == [MAX_NEW_TOKENS - 1, 12, MAX_NEW_TOKENS]
 
 
 @pytest.mark.parametrize(
@@ -273,24 +295,3 @@ def test_a_url_as_reference_is_refused(tiny: Path, tmp_path: Path) -> None:
         UserError, match=r"rows\.jsonl:1: reference_audio: .* is a URL; download it first"
     ):
         infer(tiny, dataset, tmp_path / "said.jsonl")
-
-
-def test_other_models_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The routed `main` runs MS-SWIFT's own for every pipeline that has another template."""
-    from swift.pipelines.base import SwiftPipeline
-
-    from plugins.ms_swift.speaking_template import route_pipelines
-
-    route_pipelines()
-    routed = SwiftPipeline.main
-    route_pipelines()
-    assert SwiftPipeline.main is routed
-
-    class Other(SwiftPipeline):
-        def __init__(self) -> None:
-            self.template, self.args = object(), object()
-
-        def run(self) -> str:
-            return "ran"
-
-    assert Other().main() == "ran"

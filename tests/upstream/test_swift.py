@@ -70,7 +70,8 @@ def test_a_row_that_fails_to_encode_is_not_replaced() -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="faulty rows are deleted; workaround: plugins/dataset_registration.py:HiggsDatasetLoader",
+    reason="faulty rows are deleted;"
+    " workaround: plugins/ms_swift/dataset_loader.py:HiggsDatasetLoader",
 )
 def test_a_faulty_row_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default a row that the preprocessor cannot read, here for a mistyped role, is deleted from
@@ -92,7 +93,8 @@ def test_a_faulty_row_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="a missing file is taken for a hub id; workaround: plugins/dataset_registration.py:route_datasets",
+    reason="a missing file is taken for a hub id;"
+    " workaround: plugins/ms_swift/dataset_loader.py:_check_name",
 )
 def test_a_missing_file_is_not_a_hub_repository() -> None:
     """`--dataset data/trian.jsonl`, with a typing mistake, is looked for on the hub as a repository
@@ -106,7 +108,8 @@ def test_a_missing_file_is_not_a_hub_repository() -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="lengths cost a whole epoch of encoding; workaround: plugins/dataset_registration.py:route_datasets",
+    reason="lengths cost a whole epoch of encoding;"
+    " workaround: plugins/ms_swift/patches.py:_known_lengths",
 )
 def test_rows_that_bring_their_lengths_are_not_encoded_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -254,7 +257,7 @@ def test_the_trainer_does_not_cut_logits_that_have_labels(model: Any) -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="code of a checkpoint runs; workaround: plugins/model_registration.py:register",
+    reason="code of a checkpoint runs; workaround: plugins/ms_swift/patches.py:_checked_model",
 )
 def test_a_config_is_read_without_running_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from peft import PeftModel
 from plugins.data.prompt import Dialogue
 from plugins.data.rows import KEY_COLUMNS, ROW_SOURCE, dialogue_from_row, text_to_say
 from plugins.errors import UserError
-from plugins.ms_swift.template import sample_of
+from plugins.ms_swift.dicts import sample_of
 from plugins.settings import HiggsAudioSettings, trained_with
 from plugins.training import tuning
 from plugins.training.packs import single_rows, table_of
