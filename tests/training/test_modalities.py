@@ -21,18 +21,10 @@ from typing import Any
 import pytest
 from conftest import ROOT, corpus_rows, write_jsonl
 from helpers.sft import flags, log_of
+from helpers.sharding import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 240  # DeepSpeed compiles an operator on its first start
-SHARDING = {
-    "zero_force_ds_cpu_optimizer": False,
-    "zero_allow_untested_optimizer": True,
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "train_batch_size": "auto",
-    "gradient_clipping": "auto",
-}
-
 # Writes down, per micro-batch, whether it had speech and what the model was wrapped in.
 WITNESS = """
 import os
@@ -44,22 +36,6 @@ def compute_loss(self, model, inputs, *args, **kwargs):
     return original_loss(self, model, inputs, *args, **kwargs)
 if original_loss.__module__ == "plugins.trainer":  # MS-SWIFT may import this file twice
     HiggsAudioTrainer.compute_loss = compute_loss
-"""
-# On GPUs accelerate starts DeepSpeed's process group before the model loads; told to use the CPU,
-# it does not.
-DEEPSPEED_ON_CPU = "import deepspeed; deepspeed.init_distributed(dist_backend='gloo')"
-# On CPUs accelerate silently takes DDP in place of FSDP2 (AcceleratorState lists the devices that
-# may shard).
-FSDP_ON_CPU = """
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
-original = AcceleratorState.__init__
-def init(self, *args, fsdp_plugin=None, **kwargs):
-    original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-    if fsdp_plugin is not None:
-        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        self.fsdp_plugin = fsdp_plugin
-AcceleratorState.__init__ = init
 """
 
 

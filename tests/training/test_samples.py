@@ -215,7 +215,7 @@ def stub(folder: Path, **changed: Any) -> Any:
         remove_callback=lambda kind: None,
         eval_dataset=None,
         is_fsdp_enabled=False,
-        guard=SimpleNamespace(stopping=False),
+        stopping=SimpleNamespace(ends_early=False),
         logged=[],
         **changed,
     )
@@ -276,7 +276,7 @@ def test_a_folder_that_cannot_be_written_costs_no_training(
 
 def test_a_stopped_run_does_not_speak_before_it_ends(tmp_path: Path) -> None:
     trainer = stub(tmp_path)
-    trainer.guard.stopping = True
+    trainer.stopping.ends_early = True
     samples.Samples(trainer, []).on_train_end(None, SimpleNamespace(global_step=7), None)
     assert not list(tmp_path.iterdir())
 
@@ -356,7 +356,7 @@ def test_texts_come_as_flags_as_yaml_and_as_model_kwargs(monkeypatch: pytest.Mon
     """MS-SWIFT hands the values of `--model_kwargs` over as Python writes them."""
     import os
 
-    from plugins.train import take_settings
+    from plugins.training.arguments import take_settings
 
     take_settings(["--sample_texts", "Well, hello.", "[SPEAKER0] Hi."])
     wanted = ("Well, hello.", "[SPEAKER0] Hi.")

@@ -235,7 +235,7 @@ def test_a_tee_that_ctrl_c_ends_first(launch: Launch, tmp_path: Path) -> None:
 
 # A process that says so once it is ready, and then waits.
 READY = "import time\nprint('ready', flush=True)\ntime.sleep(60)\n"
-CLEANLY = f"from plugins import signals\nsignals.end_cleanly()\n{READY}"
+CLEANLY = f"from plugins.training import signals\nsignals.end_cleanly()\n{READY}"
 
 
 @pytest.mark.parametrize("number", SIGNALS, **name_of)
@@ -303,7 +303,7 @@ def test_nohup_stays_in_force() -> None:
 def test_a_lost_stdout_goes_where_stderr_goes() -> None:
     """As with `higgs-audio sft | tee log`: the resume command is seen though Ctrl-C has ended the
     `tee`."""
-    code = "import sys\nfrom plugins import signals\nsys.stdin.readline()\nsignals.keep_output()\nprint('kept')\n"
+    code = "import sys\nfrom plugins.training import signals\nsys.stdin.readline()\nsignals.keep_output()\nprint('kept')\n"
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
         process.stdout.close()
@@ -342,7 +342,7 @@ def test_the_exit_code_of_ranks(
     file = written(tmp_path / "rank.py", RANK.format(handler=handler, save_s=save_s, work_s=work_s))
     command = [sys.executable, *launcher.TORCHRUN, "--nproc_per_node", "2", str(file)]
     with running(
-        sys.executable, "-c", f"from plugins import launcher; launcher.launch({command})"
+        sys.executable, "-c", f"from plugins.training import launcher; launcher.launch({command})"
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

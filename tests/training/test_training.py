@@ -336,7 +336,7 @@ def test_audio_learning_rate_is_its_own(tiny: Path, tmp_path: Path) -> None:
     moved."""
     from safetensors.torch import load_file
 
-    from plugins.trainer import is_audio_parameter
+    from plugins.training.optimizer import is_audio_parameter
 
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
     options = {

@@ -1,11 +1,9 @@
-"""Ranks and workers that die, and sick steps on several ranks: real processes, on the CPU over
-gloo."""
+"""Several ranks: one that dies, and sick steps of one. Real processes, on the CPU over gloo."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from faults.runs import steps_of
 from helpers.processes import (
     SLOW,
     TIMEOUT_S,
-    TRAIN,
     ended,
     rank,
     running,
@@ -24,7 +21,9 @@ from helpers.processes import (
     written,
 )
 from helpers.sft import IN_ORDER, with_codes
-from test_modalities import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
+from helpers.sharding import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,6 @@ def slow_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("plugin") / "slow_steps.py", SLOW)
 
 
-@pytest.mark.slow
 def test_a_killed_rank_ends_the_others(
     tiny: Path, dataset: Path, slow_steps: Path, tmp_path: Path
 ) -> None:
@@ -48,59 +46,6 @@ def test_a_killed_rank_ends_the_others(
         output = ended(process, 60)  # torchrun gives the others 30 s
     assert process.returncode not in {0, None}
     assert "SIGKILL" in output
-
-
-DEADLY_WORKER = """
-import os
-from torch.utils.data import get_worker_info
-from plugins.ms_swift.template import HiggsAudioTemplate
-original_collator = HiggsAudioTemplate._data_collator
-def collator(self, *args, **kwargs):
-    self.batches = getattr(self, "batches", 0) + 1
-    if get_worker_info() is not None and self.batches > 20:  # the preflight has counted some
-        os._exit({code})
-    return original_collator(self, *args, **kwargs)
-if original_collator.__module__ != __name__:
-    HiggsAudioTemplate._data_collator = collator
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("code", "ranks"), [(1, 1), (0, 1), (1, 2)])
-def test_a_worker_that_ends_ends_the_run(
-    code: int, ranks: int, tiny: Path, dataset: Path, tmp_path: Path
-) -> None:
-    deadly = written(tmp_path / "deadly_worker.py", DEADLY_WORKER.format(code=code))
-    arguments = training(tiny, dataset, tmp_path / "out", deadly, dataloader_num_workers=1)
-    with running(
-        *(torchrun(*arguments) if ranks > 1 else [sys.executable, TRAIN, *arguments])
-    ) as process:
-        output = ended(process, TIMEOUT_S)
-    assert process.returncode not in {0, None}
-    assert "DataLoader worker" in output
-    assert "exited unexpectedly" in output
-
-
-FAILING = """
-from plugins.trainer import HiggsAudioTrainer
-def training_step(self, *args, **kwargs):
-    raise LookupError("planted")
-HiggsAudioTrainer.training_step = training_step
-"""
-
-
-@pytest.mark.slow
-def test_an_exception_does_not_wait_for_its_workers(
-    tiny: Path, dataset: Path, tmp_path: Path
-) -> None:
-    """Python keeps the traceback of the last exception, and with it the loader whose workers
-    outlive signals."""
-    plugin = written(tmp_path / "failing.py", FAILING)
-    arguments = training(tiny, dataset, tmp_path / "out", plugin, dataloader_num_workers=2)
-    with running(sys.executable, TRAIN, *arguments) as process:
-        output = ended(process, 60)
-    assert process.returncode == 1
-    assert "LookupError: planted" in output
 
 
 # On rank 1 only, in the second step; and what the weights of this rank are before each step.
@@ -134,7 +79,6 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sharding", WRAPPERS)
 def test_a_sick_step_of_one_rank_is_skipped_by_all(
     sharding: str, tiny: Path, dataset: Path, tmp_path: Path
