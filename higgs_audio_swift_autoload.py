@@ -161,7 +161,7 @@ def _patch_arguments(arguments: Any) -> None:
         # `BaseArguments.from_pretrained` comes here with an object that has no attributes yet; it
         # imports nothing.
         is_lookup = not hasattr(self, "external_plugins")
-        if is_lookup or (self.model_type is not None and not _is_ours(self.model_type)):
+        if is_lookup or (self.model_type is not None and not _is_our_type(self.model_type)):
             load_saved(self)
             return
         typed = dict(vars(self))
@@ -177,7 +177,7 @@ def _patch_arguments(arguments: Any) -> None:
         named = [named] if isinstance(named, str) else list(named)
         # Whoever names a plugins/register.py wants that one: it may be of another checkout.
         is_named = any(Path(os.path.abspath(plugin)).parts[-2:] == _OURS for plugin in named)
-        if _is_ours(self.model_type) and not is_named:
+        if _is_our_type(self.model_type) and not is_named:
             self.external_plugins = [str(REGISTER_FILE), *named]
         result = import_plugins(self)
         if (base := vars(self).pop(_BASE, None)) is not None:
@@ -188,7 +188,7 @@ def _patch_arguments(arguments: Any) -> None:
     arguments.load_args_from_ckpt = load_checked
 
 
-def _is_ours(model_type: Any) -> bool:
+def _is_our_type(model_type: Any) -> bool:
     return str(model_type).startswith(MODEL_TYPES)
 
 
@@ -204,7 +204,7 @@ def _refusal(arguments: Any, field: str, value: Any, reason: str, flag: str) -> 
 def _check(arguments: Any, taken: dict[str, Any]) -> None:
     """Raise ValueError for an argument of a checkpoint's args.json that chooses what is imported,
     fetched or opened."""
-    is_ours = _is_ours(arguments.model_type)
+    is_ours = _is_our_type(arguments.model_type)
 
     def refuse(field: str, value: Any, reason: str) -> None:
         raise _refusal(arguments, field, value, reason, f"it with --{field}")
@@ -245,7 +245,7 @@ def _check_base(arguments: Any, base: str) -> None:
         for model in group.models
         for name in (model.ms_model_id, model.hf_model_id)
     }
-    is_ours = _is_ours(arguments.model_type)
+    is_ours = _is_our_type(arguments.model_type)
     folder = base
     if not os.path.exists(base):
         if base in known:

@@ -152,10 +152,12 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         self.rows = prepared.pop(ROW_SOURCE, [])
         return prepared
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        self._check_gradients_once()
+        return super()._clip_grad_norm(model)
+
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        if self._check_gradients:
-            self._check_gradients = False
-            tuning.check_gradients(self)
+        self._check_gradients_once()  # without max_grad_norm nothing is clipped
         grad_norm = super()._get_grad_norm(*args, **kwargs)
         # A step is skipped, and a run stopped, by all ranks or by none.
         is_sick = self.sick_steps.is_sick(grad_norm)
@@ -163,6 +165,12 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         skip, self.stopping.is_agreed = on_any_rank([is_sick, is_asked])
         self.sick_steps.settle(skip=skip)
         return grad_norm
+
+    def _check_gradients_once(self) -> None:
+        """Before anything is clipped: MS-SWIFT then drops the gradients of a step whose norm is NaN."""
+        if self._check_gradients:
+            self._check_gradients = False
+            tuning.check_gradients(self)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         self.batches.start()

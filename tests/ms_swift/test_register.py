@@ -11,6 +11,7 @@ from conftest import ROOT, corpus_rows, write_jsonl
 
 from plugins.errors import UserError
 from plugins.register import register_higgs_audio_all
+from plugins.settings import HiggsAudioSettings
 
 REGISTER = str(ROOT / "plugins" / "register.py")
 
@@ -71,8 +72,8 @@ def test_datasets_go_through_our_loader_once_a_higgs_template_exists(tmp_path: P
 
     from plugins.dataset_registration import HiggsDatasetLoader, route_datasets
 
-    route_datasets(lambda _: None, is_training=lambda: True)
-    route_datasets(lambda _: None, is_training=lambda: True)
+    route_datasets(lambda _: None, is_training=lambda: True, settings=HiggsAudioSettings)
+    route_datasets(lambda _: None, is_training=lambda: True, settings=HiggsAudioSettings)
     register_dataset(DatasetMeta(hf_dataset_id="someone/registered"), exist_ok=True)
     assert (
         DatasetSyntax("someone/registered").get_dataset_meta(True).loader is not HiggsDatasetLoader
@@ -92,7 +93,7 @@ def load(*sources: Path | str, **options: Any) -> list[dict[str, Any]]:
 
     from plugins.dataset_registration import route_datasets
 
-    route_datasets(lambda _: None, is_training=lambda: True)
+    route_datasets(lambda _: None, is_training=lambda: True, settings=HiggsAudioSettings)
     return load_dataset([str(source) for source in sources], **options)[0].to_list()
 
 
