@@ -167,7 +167,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         return grad_norm
 
     def _check_gradients_once(self) -> None:
-        """Before anything is clipped: MS-SWIFT then drops the gradients of a step whose norm is NaN."""
+        """Before anything is clipped: MS-SWIFT then drops the gradients of a step whose norm is
+        NaN."""
         if self._check_gradients:
             self._check_gradients = False
             tuning.check_gradients(self)

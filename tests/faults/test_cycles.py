@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import corpus_rows, write_jsonl
 from helpers.sft import flags
-from runs import Runs, adapter_of, options
+from faults.runs import Runs, adapter_of, options
 
 from plugins.training.signals import STOPPED
 

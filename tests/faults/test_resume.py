@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, corpus_rows, write_jsonl
 from helpers.sft import BIN, flags, run
-from runs import Runs, adapter_of, options, steps_of, timeless
+from faults.runs import Runs, adapter_of, options, steps_of, timeless
 
 from plugins.training.saves import MARKER, newest
 

@@ -48,7 +48,6 @@ def own_environment() -> Iterator[None]:
 
 def train(model: Path, train: Path, validation: Path, folder: Path, **options: Any) -> SampledRun:
     """A run whose samples are short, and which draws random numbers wherever it speaks."""
-    from plugins import trainer
     from plugins.inference import HiggsAudioGenerator
     from plugins.register import register_higgs_audio_all
     from plugins.training import card as training_card
@@ -68,7 +67,7 @@ def train(model: Path, train: Path, validation: Path, folder: Path, **options: A
         patch.setattr(samples, "MAX_AUDIO_S", MAX_AUDIO_S)
         patch.setattr(HiggsAudioGenerator, "speak", drawing)
         patch.setattr(
-            trainer.training_card, "write", lambda each: trainers.append(each) or write(each)
+            training_card, "write", lambda each: trainers.append(each) or write(each)
         )
         records = sft(model, train, folder, val_dataset=validation, **{**OPTIONS, **options})
     return SampledRun(folder, model, train, validation, trainers[0], records)

@@ -10,22 +10,28 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import flash_attention
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 from conftest import corpus_rows, write_jsonl
+from helpers import flash_attention
 from helpers.sft import sft
-from test_modeling import AUDIO, DELAY, TOKENS
 
 from plugins.audio import waveforms as audio
 from plugins.collator import collate
 from plugins.data.clips import num_frames
 from plugins.data.prompt import AudioClip, EncodedSample
+from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError
 
 HOP = 960
+AUDIO, DELAY = 304, 302
+TOKENS = SpecialTokens(
+    begin_of_text=2, header_start=3, header_end=7, end_of_turn=298, end_of_message=-1,
+    scene_start=-1, scene_end=-1, audio_bos=301, reference_bos=299, audio_eos=300, audio=AUDIO,
+    audio_delay=DELAY, pad=1, stream_bos=1024, stream_eos=1025, num_codebooks=8, codebook_size=1026,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
