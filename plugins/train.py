@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _own_environment():
-        parse_yaml_args(arguments)
+        parse_yaml_args(arguments)  # puts the flags of a file in its place
         rest = words.settled(arguments)
         register_higgs_audio_all()
         words.check_output_dir(rest)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
 def _own_environment() -> Iterator[None]:
     """A second run in this process must not inherit the variables of this one."""
     # Settings travel as such, and MS-SWIFT leaves its own folder of events there for good.
-    names = [*(knob.upper() for knob in KNOBS), "TENSORBOARD_LOGGING_DIR"]
+    names = [*map(str.upper, KNOBS), "TENSORBOARD_LOGGING_DIR"]
     before = {name: os.environ.get(name) for name in names}
     try:
         yield
@@ -69,6 +69,7 @@ def _leave_import_path() -> None:
 
 if __name__ == "__main__":
     _leave_import_path()
+    # From here on a signal is one line; a training takes over.
     signals.end_cleanly()
     try:
         main()

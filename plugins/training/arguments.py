@@ -8,7 +8,6 @@ Settings travel in the environment. Imports neither torch nor MS-SWIFT before it
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shlex
@@ -93,6 +92,7 @@ def take_settings(arguments: Sequence[str]) -> list[str]:
         if knob not in KNOBS:
             rest += _words(flag, values)
             continue
+        # `--dry_run` alone is true, as an option of MS-SWIFT is not.
         if not values and isinstance(getattr(defaults, knob), bool):
             values = ["true"]
         if not values:
@@ -131,7 +131,7 @@ def check_flags(arguments: Sequence[str]) -> None:
     output folder."""
     from swift.arguments import SftArguments
 
-    known = {field.name for field in dataclasses.fields(SftArguments)}
+    known = set(SftArguments.__dataclass_fields__)
     for flag, _ in _by_flag(arguments):
         name = flag.removeprefix("--")
         if flag and not {name, name.removeprefix("no_")} & known:

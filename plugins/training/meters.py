@@ -34,7 +34,7 @@ class Meter:
         self._total: Tensor | None = None
 
     def add_row(self, row: Tensor) -> None:
-        row = row.detach().double()
+        row = row.detach().double()  # sums of many steps would lose digits in fp32
         self._total = row if self._total is None else self._total + row
 
     def values(self) -> list[float] | None:
@@ -123,7 +123,7 @@ class BatchMeter(Meter):
 
     def add(self, inputs: dict[str, Any]) -> None:
         """A collated batch (`plugins.collator`)."""
-        mask = inputs.get("attention_mask")
+        mask = inputs.get("attention_mask")  # (B, S)
         if mask is None:  # packed rows have no padding
             mask = torch.ones_like(inputs["input_ids"])
         codes = inputs["audio_labels"][..., 0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from swift.optimizers import OptimizerCallback
 from swift.utils import get_logger
 from transformers import Trainer
@@ -63,7 +64,7 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
             )
         for group in groups:
             kind = "audio" if group["audio"] else "base"
-            size = sum(parameter.numel() for parameter in group["params"])
+            size = sum(map(torch.numel, group["params"]))
             rate, decay = group["lr"], group["weight_decay"]
             logger.info(f"{kind} parameters: {size:,} at {rate:g}, weight decay {decay:g}")
         return optimizer_cls(groups, **kwargs)

@@ -163,7 +163,7 @@ def _examine(trainer: Any, checkpoint: Path) -> list[str]:
             reason="is of another run",
             remedy="undo them, or accept another result with --force_resume true",
         )
-        raise UserError("\n".join([f"{error}:", *(f"  {line}" for line in changed)]))
+        raise UserError("\n  ".join([f"{error}:", *changed]))
     log = Path(trainer.args.output_dir) / LOG
     start = _log_start(log, run["log_bytes"])
     # Of a run that was started anew in this folder since, the log is another one.

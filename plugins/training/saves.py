@@ -100,7 +100,7 @@ def set_aside(path: Path) -> Path:
 def seal(checkpoint: Path, *, resumable: bool) -> None:
     """Return once every file of `checkpoint` is on the disk, and then its marker; resumable: the
     optimizer is in it."""
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    files = sorted(filter(Path.is_file, checkpoint.rglob("*")))
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         hashes = list(threads.map(_synced_hash, files))
     saved = {}
@@ -131,6 +131,7 @@ def damage(checkpoint: Path) -> str | None:
     if not checkpoint.is_dir():
         return "is no folder"
     marker = _marker(checkpoint)
+    # From what costs least to what reads gigabytes.
     if marker is None:
         return (
             f"is incomplete (no valid {MARKER}: its saving was cut short, or something else saved"
@@ -195,6 +196,7 @@ def rotate(saved: Path, owner: Owner, *, limit: int | None, best: str | None) ->
             shutil.rmtree(path, ignore_errors=True)
     if not limit or limit <= 0:
         return
+    # A path that is both counts once.
     protected = {saved} | ({Path(best)} if best else set())
     whole: list[Path] = []
     broken: list[Path] = []

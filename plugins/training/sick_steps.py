@@ -11,6 +11,7 @@ Knows neither signals nor data workers. MS-SWIFT takes an infinite gradient for 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -96,7 +97,7 @@ class SickSteps(TrainerCallback):
         step_rows: list[str] = []
         sick_rows: list[str] = []
         what = "gradients that are not finite, though every loss is,"
-        for rows, loss in (batch for batches in of_ranks for batch in batches):
+        for rows, loss in itertools.chain.from_iterable(of_ranks):
             step_rows += rows
             if not math.isfinite(loss):
                 if not sick_rows:

@@ -75,7 +75,7 @@ def keep_output() -> None:
     With the terminal (SIGHUP), or with a `tee` that Ctrl-C ended too, every write would raise an
     error, and the step that is being finished would be lost."""
     time.sleep(_NEIGHBOURS_END_S)
-    lost = [descriptor for descriptor in (1, 2) if _is_lost(descriptor)]
+    lost = list(filter(_is_lost, (1, 2)))
     for descriptor in lost:
         other = 3 - descriptor
         target = os.open(os.devnull, os.O_WRONLY) if other in lost else other

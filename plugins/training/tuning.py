@@ -82,7 +82,7 @@ def settle(args: Any, model: Any) -> None:
 
 def _settle_modules(args: Any, model: Any) -> None:
     """`target_modules` and `modules_to_save`, each matched as peft does it."""
-    paths = [path for path, _ in model.named_modules()]
+    paths = list(dict(model.named_modules()))
     if isinstance(args.target_modules, str):  # an expression: peft raises if it matches nothing
         args.target_modules = _meant(args.target_modules)
     else:
@@ -122,8 +122,8 @@ def _meant(name: str) -> str:
 
 
 def _unknown(option: str, name: str, paths: list[str]) -> UserError:
-    leaves = {path.rpartition(".")[2] for path in paths if path}
-    known = [leaf for leaf in leaves if not leaf.isdigit()]
+    leaves = {path.rpartition(".")[2] for path in paths}
+    known = filter(str.isidentifier, leaves)  # neither the number of a layer nor the model itself
     return _refused(option, name, "matches no module", did_you_mean(name, known))
 
 
@@ -133,7 +133,7 @@ def _refused(option: str, value: Any, reason: str, remedy: str) -> UserError:
 
 def _check_parameters(args: Any, model: Any) -> None:
     """Raise UserError if an option of a full fine-tuning names parameters that are not there."""
-    names = [name for name, _ in model.named_parameters()]
+    names = list(dict(model.named_parameters()))
     tops = {".".join(name.split(".")[:2]).removesuffix(".weight") for name in names}
     arch = model.model_meta.model_arch
     # MS-SWIFT adds these by itself: not every checkpoint has a tower.
@@ -172,7 +172,7 @@ def lost(model: Any) -> list[str]:
     Saves into memory and loads the same values into the same model: no weight changes.
     """
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
-    trainable = {name for name, _ in _trainable(model)}
+    trainable = set(dict(_trainable(model)))
     try:
         loaded: Any = set_peft_model_state_dict(model, saved)
     except KeyError as error:  # two modules of `modules_to_save`, one inside the other, share a key

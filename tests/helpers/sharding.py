@@ -21,7 +21,8 @@ original = AcceleratorState.__init__
 def init(self, *args, fsdp_plugin=None, **kwargs):
     original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
     if fsdp_plugin is not None:
-        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        self.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         self.fsdp_plugin = fsdp_plugin
 AcceleratorState.__init__ = init
 """

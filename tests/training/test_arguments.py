@@ -28,10 +28,10 @@ from plugins.training.arguments import (
 
 
 def test_flags_of_the_seed_document() -> None:
-    seed = ["--sft_type", "lora", "--model_id_or_path", "m", "--trainer_type", "higgs_audio", "--data_collator",
-            "higgs_audio", "--lora_target_modules", "q_proj", "--lora_rank", "32"]  # fmt: skip
-    assert translate(seed) == ["--tuner_type", "lora", "--model", "m", "--target_modules", "q_proj",
-                               "--lora_rank", "32"]  # fmt: skip
+    built_in = "--trainer_type higgs_audio --data_collator higgs_audio"
+    seed = f"--sft_type lora --model_id_or_path m {built_in} --lora_target_modules q_proj --lora_rank 32"
+    swift = "--tuner_type lora --model m --target_modules q_proj --lora_rank 32"
+    assert translate(seed.split()) == swift.split()
 
 
 def test_another_trainer_is_refused() -> None:
@@ -116,10 +116,9 @@ def test_auto_goes_on_in_the_folder_of_the_run(tmp_path: Path) -> None:
         "--system",
         "",
     ]
-    assert resolve_resume(words) == [
-        "--dataset", "a", "b", "--system", "", "--resume_from_checkpoint", str(found), "--output_dir",
-        str(found.parent), "--add_version", "false",
-    ]  # fmt: skip
+    kept = ["--dataset", "a", "b", "--system", ""]
+    where = ["--resume_from_checkpoint", str(found), "--output_dir", str(found.parent)]
+    assert resolve_resume(words) == [*kept, *where, "--add_version", "false"]
 
 
 def test_auto_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
@@ -241,20 +240,13 @@ def test_the_resume_command_names_the_yaml_file_processes_and_settings(
     with it."""
     config = tmp_path / "run.yaml"
     config.write_text("ENV:\n  OMP_NUM_THREADS: 1\nmodel: m\nlora_rank: 8\n", encoding="utf-8")
-    for variable, value in {
-        "SWIFT_CONFIG_FILE": str(config), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "AUDIO_LEARNING_RATE": "0.1",
-        "OMP_NUM_THREADS": "1", "AUDIO_LOSS_WEIGHT": "2", "GROUP_WORLD_SIZE": "1",
-    }.items():  # fmt: skip
+    variables = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"}
+    variables |= {"SWIFT_CONFIG_FILE": str(config), "OMP_NUM_THREADS": "1"}
+    variables |= {"AUDIO_LEARNING_RATE": "0.1", "AUDIO_LOSS_WEIGHT": "2"}
+    for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    argv = [
-        PYTHON_FILES["swift"],
-        "--model",
-        "m",
-        "--lora_rank",
-        "8",
-        "--model_kwargs",
-        '{"audio_loss_weight": 2}',
-    ]
+    kwargs = ["--model_kwargs", '{"audio_loss_weight": 2}']
+    argv = [PYTHON_FILES["swift"], "--model", "m", "--lora_rank", "8", *kwargs]
     words = shlex.split(resume_command(argv, Path("out/checkpoint-7")))
     assert words[:6] == [
         "AUDIO_LEARNING_RATE=0.1",

@@ -20,15 +20,10 @@ from helpers.processes import (
     until_logged,
     written,
 )
-from helpers.sft import IN_ORDER, with_codes
+from helpers.sft import IN_ORDER
 from helpers.sharding import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def dataset(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_codes(tiny, tmp_path_factory.mktemp("data") / "train.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +48,8 @@ INFECTED = """
 import hashlib, os
 from plugins.ms_swift.template import HiggsAudioTemplate
 from plugins.trainer import HiggsAudioTrainer
-original_loss, original_step = HiggsAudioTemplate.compute_sft_loss, HiggsAudioTrainer.training_step
+original_loss = HiggsAudioTemplate.compute_sft_loss
+original_step = HiggsAudioTrainer.training_step
 def compute_sft_loss(self, *args, trainer, **kwargs):
     outputs = original_loss(self, *args, trainer=trainer, **kwargs)
     if os.environ["RANK"] == "1" and trainer.state.global_step == 1:
@@ -69,7 +65,8 @@ def training_step(self, model, *args, **kwargs):
         file.write(type(model).__name__ + " " + digest.hexdigest() + "\\n")
     return original_step(self, model, *args, **kwargs)
 if original_loss.__module__ == "plugins.ms_swift.template":
-    HiggsAudioTemplate.compute_sft_loss, HiggsAudioTrainer.training_step = compute_sft_loss, training_step
+    HiggsAudioTemplate.compute_sft_loss = compute_sft_loss
+    HiggsAudioTrainer.training_step = training_step
 """
 WRAPPERS = {
     "ddp": ("DistributedDataParallel", "", {}),
@@ -87,13 +84,8 @@ def test_a_sick_step_of_one_rank_is_skipped_by_all(
     if zero and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed: DS_BUILD_OPS=0 pip install deepspeed")
     plugin = written(tmp_path / "infected.py", INFECTED.format(folder=str(tmp_path)) + on_cpu)
-    options: dict[str, Any] = {
-        "max_steps": 3,
-        "tuner_type": "full",
-        "fp16": "false",
-        "warmup_ratio": 0,
-    }
-    options |= {"gradient_accumulation_steps": 1, **IN_ORDER}
+    options: dict[str, Any] = {"max_steps": 3, "tuner_type": "full", "fp16": "false"}
+    options |= {"warmup_ratio": 0, "gradient_accumulation_steps": 1, **IN_ORDER}
     if zero:
         options["deepspeed"] = json.dumps({"zero_optimization": zero, **SHARDING})
     if sharding == "fsdp2":
@@ -110,6 +102,5 @@ def test_a_sick_step_of_one_rank_is_skipped_by_all(
     (warning,) = (line for line in output.splitlines() if "step 2 skipped" in line)
     assert "loss nan; rows: " in warning
     assert warning.rstrip().endswith("train.jsonl:4"), "rank 0 has row 3"
-    assert [
-        record.get("skipped_steps") for record in steps_of(tmp_path / "out" / "logging.jsonl")
-    ] == [0, 1, 1]
+    records = steps_of(tmp_path / "out" / "logging.jsonl")
+    assert [record.get("skipped_steps") for record in records] == [0, 1, 1]

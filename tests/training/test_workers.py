@@ -12,15 +12,9 @@ from pathlib import Path
 
 import pytest
 from helpers.processes import TIMEOUT_S, TRAIN, ended, running, torchrun, training, written
-from helpers.sft import with_codes
 
 from plugins.errors import UserError
 from plugins.training import workers
-
-
-@pytest.fixture(scope="module")
-def dataset(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_codes(tiny, tmp_path_factory.mktemp("data") / "train.jsonl")
 
 
 @pytest.mark.parametrize("num_bytes", [75, 76])
