@@ -29,8 +29,8 @@ from plugins.training.arguments import (
 
 def test_flags_of_the_seed_document() -> None:
     built_in = "--trainer_type higgs_audio --data_collator higgs_audio"
-    seed = f"--sft_type lora --model_id_or_path m {built_in} --lora_target_modules q_proj --lora_rank 32"
-    swift = "--tuner_type lora --model m --target_modules q_proj --lora_rank 32"
+    seed = f"--sft_type lora --model_id_or_path m {built_in} --lora_target_modules q_proj"
+    swift = "--tuner_type lora --model m --target_modules q_proj"
     assert translate(seed.split()) == swift.split()
 
 
