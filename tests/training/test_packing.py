@@ -346,8 +346,8 @@ def figures(records: list[dict[str, Any]]) -> dict[str, float]:
 def test_a_step_is_the_same_padded_packed_and_padding_free(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """MS-SWIFT's own packs of rows of all kinds, in training and validation; the guards still know
-    their names."""
+    """MS-SWIFT's own packs of rows of all kinds, in training and validation; a sick step would
+    still know their names."""
     from plugins.training.sick_steps import SickSteps
 
     seen: list[list[str]] = []

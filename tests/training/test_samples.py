@@ -235,16 +235,22 @@ class Speaker:
         return [Speech(noise, 24_000, torch.zeros(8, 25), True, "Hello.", 0.1)]
 
 
+def evaluate(trainer: Any, *prompts: Any) -> samples.Samples:
+    """At step 7."""
+    callback = samples.Samples(trainer, list(prompts))
+    callback.on_evaluate(None, SimpleNamespace(global_step=7), None)
+    return callback
+
+
 def test_a_sample_that_fails_is_told_and_the_others_are_spoken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(samples, "HiggsAudioGenerator", Speaker)
     trainer = stub(tmp_path)
     trainer.log = trainer.logged.append
-    callback = samples.Samples(trainer, ["broken", "fine"])  # type: ignore[list-item]
-    state = SimpleNamespace(global_step=7)
-    callback.on_evaluate(None, state, None)
-    callback.on_train_end(None, state, None)  # of the same step: once is enough
+    callback = evaluate(trainer, "broken", "fine")
+    # Of the same step: once is enough.
+    callback.on_train_end(None, SimpleNamespace(global_step=7), None)
     assert trainer.logged == [{"sample_stop_rate": 1.0, "sample_seconds": 1.0}]
     assert "sample 0 at step 7 left out: OutOfMemoryError: CUDA out of memory." in said.text
     assert sorted(path.name for path in (tmp_path / "samples" / "step-7").iterdir()) == [
@@ -260,7 +266,7 @@ def test_a_folder_that_cannot_be_written_costs_no_training(
     (tmp_path / "samples").write_text("a file in the way", encoding="utf-8")
     trainer = stub(tmp_path)
     trainer.log = trainer.logged.append
-    samples.Samples(trainer, ["fine"]).on_evaluate(None, SimpleNamespace(global_step=7), None)  # type: ignore[list-item]
+    evaluate(trainer, "fine")
     assert trainer.logged == []
     assert "sample all at step 7 left out: " in said.text
 
@@ -317,12 +323,13 @@ def test_wandb_and_swanlab_get_the_files(tmp_path: Path, monkeypatch: pytest.Mon
         def log(data: Any, name: str = name, **options: Any) -> None:
             calls.append((name, data, options))
 
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace(Audio=audio, log=log))  # type: ignore[arg-type]
+        module: Any = SimpleNamespace(Audio=audio, log=log)
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(samples, "HiggsAudioGenerator", Speaker)
     trainer = stub(tmp_path)
     trainer.args.report_to = ["wandb", "swanlab"]
     trainer.log = trainer.logged.append
-    samples.Samples(trainer, ["fine"]).on_evaluate(None, SimpleNamespace(global_step=7), None)  # type: ignore[list-item]
+    evaluate(trainer, "fine")
     assert calls == [
         ("wandb", {"samples/0": ("0.wav", "Hello."), "train/global_step": 7}, {}),
         ("swanlab", {"samples/0": ("0.wav", "Hello.")}, {"step": 7}),
