@@ -58,6 +58,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def dataset(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JSONL of eight rows of the embedded corpus, with their codes."""
+    from helpers.sft import coded
+
+    folder = tmp_path_factory.mktemp("dataset")
+    return write_jsonl(folder / "train.jsonl", coded(tiny, corpus_rows(8)))
+
+
+@pytest.fixture(scope="session")
 def sampled(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A finished training of four steps that spoke at steps 0, 2 and 4 (`sampled.SampledRun`)."""
     from helpers.sampled import run

@@ -1,1 +1,21 @@
-"""What surrounds the steps."""
+"""What surrounds the steps of a training; the steps themselves are `plugins.trainer`.
+
+before     arguments.py    words of the command line -> MS-SWIFT's; the line that resumes a run
+           options.py      what would silently train something else is refused
+           tuning.py       what MS-SWIFT's tuner options train, and whether loading finds it
+           preflight/      what is about to be trained, proved before the first step
+in a step  packs.py        MS-SWIFT's packs of rows
+           workers.py      processes that encode and collate
+           optimizer.py    base and audio learning rate
+           meters.py       losses, padding, speed, memory between two log lines
+           sick_steps.py   a loss or gradient that is no number
+           exhausted.py    a disk or a GPU's memory that is full
+between    saves.py        which checkpoint folders are whole, which is the newest, which may go
+           resume.py       a run that is killed and resumed equals one that is not
+           samples.py      prompts that are spoken while the model trains
+           stopping.py     a signal: finish the step, save, say how to go on
+after      facts.py        data, settings and versions of a run, for those who read about it
+           card.py         the card of its folder
+around     launcher.py     MS-SWIFT's launcher without a process between a signal and the training
+           signals.py      what a signal does to a process that is not in a step
+"""

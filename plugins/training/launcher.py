@@ -1,8 +1,7 @@
 """The command of MS-SWIFT's launcher -> its process, with nobody between a signal and the training.
-L0.
 
-    [python, FILE, ...]                                --exec-->     this process becomes it
-    [python, -m, torch.distributed.run, ..., FILE, ...] --torchrun-->  in this process, which hands signals to its ranks
+    [python, FILE, ...]              --exec-->      this process becomes it
+    [python, *TORCHRUN, ..., FILE, ...] --torchrun--> in this process, which hands signals to ranks
 
 MS-SWIFT itself waits in a parent that kills its child on Ctrl-C, and leaves it behind on SIGTERM.
 """
@@ -21,6 +20,7 @@ TORCHRUN = ["-m", "torch.distributed.run"]
 
 def launch(command: list[str]) -> NoReturn:
     """Run `command`, whose first word is a Python; does not return."""
+    # An exec drops what is still buffered.
     sys.stdout.flush()
     sys.stderr.flush()
     if command[1:3] == TORCHRUN:

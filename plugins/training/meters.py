@@ -1,9 +1,9 @@
-"""What a training counts between two log lines, over all ranks. L3.
+"""What a training counts between two log lines, over all ranks.
 
-    batches --BatchMeter--> padding_share, audio_seconds_per_second, memory_gib
+    outputs of the model (sums) --LossMeter--> LossSums of text and audio --metrics--> name: value
+    collated batches           --BatchMeter--> padding_share, audio_seconds_per_second, memory_gib
 
-The losses have their own meter in `plugins.trainer`. Both are saved with a checkpoint
-(`plugins.training.resume`)."""
+Both are saved with a checkpoint (`plugins.training.resume`)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from plugins.audio.codec import FRAMES_PER_S, NUM_CODES
+from plugins.model.loss import LossSums
+from plugins.model.modeling import DualLossOutput
 
 _GIB = 2**30
 _FRAMES = 2  # their place in the sums of a `BatchMeter`
@@ -32,7 +34,7 @@ class Meter:
         self._total: Tensor | None = None
 
     def add_row(self, row: Tensor) -> None:
-        row = row.detach().double()
+        row = row.detach().double()  # sums of many steps would lose digits in fp32
         self._total = row if self._total is None else self._total + row
 
     def values(self) -> list[float] | None:
@@ -41,9 +43,9 @@ class Meter:
         return None if self._total is None else self._total.tolist()
 
     def restore(self, values: list[float] | None, device: torch.device) -> None:
-        self._total = (
-            None if values is None else torch.tensor(values, dtype=torch.double, device=device)
-        )
+        self._total = None
+        if values is not None:
+            self._total = torch.tensor(values, dtype=torch.double, device=device)
 
     def take(self) -> Tensor | None:
         """The sums since the last call over all ranks, on the CPU; None if there were none."""
@@ -53,6 +55,44 @@ class Meter:
         if dist.is_initialized():
             dist.all_reduce(total)
         return total.cpu()
+
+
+class LossMeter(Meter):
+    """Running sums of both losses, turned into metrics only when they are logged."""
+
+    def add(self, outputs: DualLossOutput) -> None:
+        text, audio = outputs.text, outputs.audio
+        scalars = torch.stack([text.loss, text.z, text.correct, text.count, audio.z])
+        self.add_row(torch.cat([scalars, audio.loss, audio.correct, audio.count]))  # (5 + 3 K,)
+
+    def drain(self) -> tuple[LossSums, LossSums] | None:
+        """The sums since the last call over all ranks, on the CPU; None if there were none."""
+        total = self.take()
+        if total is None:
+            return None
+        text_loss, text_z, text_correct, text_count, audio_z, *rest = total.unbind()
+        audio_loss, audio_correct, audio_count = torch.stack(rest).chunk(3)
+        text = LossSums(text_loss, text_z, text_correct, text_count)
+        return text, LossSums(audio_loss, audio_z, audio_correct, audio_count)
+
+
+def metrics(text: LossSums, audio: LossSums) -> dict[str, float]:
+    """loss_text, acc_text, loss_audio, loss_audio_cb0.., acc_audio_cb0.., loss_aux; none of an
+    absent modality."""
+    values: dict[str, Any] = {}
+    if text.count > 0:
+        values["loss_text"] = text.loss / text.count
+        values["acc_text"] = text.correct / text.count
+    if audio.count.sum() > 0:
+        losses, accuracies = audio.loss / audio.count, audio.correct / audio.count  # (K,)
+        values["loss_audio"] = losses.mean()
+        for k in range(len(losses)):
+            values[f"loss_audio_cb{k}"] = losses[k]
+            values[f"acc_audio_cb{k}"] = accuracies[k]
+    num_labels = text.count + audio.count.sum()
+    if num_labels > 0:
+        values["loss_aux"] = (text.z + audio.z) / num_labels
+    return {name: round(float(value), 8) for name, value in values.items()}
 
 
 class BatchMeter(Meter):
@@ -78,21 +118,19 @@ class BatchMeter(Meter):
     def restore(self, values: list[float] | None, device: torch.device) -> None:
         super().restore(values, device)
         if self._total is not None:
-            self._total[_FRAMES] = (
-                0  # they count per second, and those seconds passed in another process
-            )
+            # They count per second, and those seconds passed in another process.
+            self._total[_FRAMES] = 0
 
     def add(self, inputs: dict[str, Any]) -> None:
         """A collated batch (`plugins.collator`)."""
-        mask = inputs.get("attention_mask")
+        mask = inputs.get("attention_mask")  # (B, S)
         if mask is None:  # packed rows have no padding
             mask = torch.ones_like(inputs["input_ids"])
         codes = inputs["audio_labels"][..., 0]
         # Codebook 0 stands for all; its end of stream is no audio.
         num_frames = ((codes >= 0) & (codes < NUM_CODES)).sum()
-        self.add_row(
-            torch.stack([mask.sum(), torch.full_like(mask.sum(), mask.numel()), num_frames])
-        )
+        real = mask.sum()
+        self.add_row(torch.stack([real, torch.full_like(real, mask.numel()), num_frames]))  # (3,)
 
     def drain(self) -> dict[str, float]:
         """padding_share: of all positions of the batches. audio_seconds_per_second: trained seconds
@@ -114,5 +152,5 @@ class BatchMeter(Meter):
 def _peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

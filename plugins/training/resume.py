@@ -1,5 +1,8 @@
 """Exact resume: what a trainer must remember between two processes, and whether both are the same
-run. L3.
+run.
+
+    trainer --fingerprint--> name: JSON value of all that its weights depend on
+    trainer, checkpoint --saving--> RUN_FILE, SUMS_FILE --prepare, _Restore--> the same trainer
 
 transformers restores weights, optimizer, schedule, step, random generators and the place in the
 data. This file adds, per checkpoint: the fingerprint of the run, length and hash of its log
@@ -12,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,21 +40,17 @@ SAMPLES = "samples"  # folder of `plugins.training.samples`
 
 # What the weights of every later step depend on. Names are those of the flags.
 _OPTIONS = (
-    "seed", "data_seed", "world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
-    "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm",
-    "optim", "bf16", "fp16", "train_dataloader_shuffle", "group_by_length", "dataloader_drop_last",
+    "seed", "data_seed", "world_size", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate",
+    "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm", "optim",
+    "bf16", "fp16", "train_dataloader_shuffle", "group_by_length", "dataloader_drop_last",
 )  # fmt: skip
 _MODEL = ("model", "tuner_type")
 _PACKING = ("packing", "packing_length", "packing_strategy")
 _ADAPTER = (
-    "lora_rank",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "target_regex",
-    "use_rslora",
+    "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex", "use_rslora",
     "use_dora",
-)
+)  # fmt: skip
 _NO_EFFECT = {"preflight", "dry_run", "force_resume", "audio_root", "samples", "sample_texts"}
 # MS-SWIFT's file of a row and its count of tokens, and where the row stood, are not what it says.
 _NO_CONTENT = {ROW_SOURCE, SPEAKER, "dataset", LENGTHS}
@@ -64,21 +63,27 @@ def fingerprint(trainer: Any) -> dict[str, Any]:
     # The trainer's model has the adapter of the checkpoint, whatever the command line says.
     path = Path(args.output_dir) / "args.json"
     typed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    options = {**args.to_dict(), "world_size": args.world_size}
-    names = (
-        _MODEL
-        + (_ADAPTER if typed.get("tuner_type") != "full" else ())
-        + (_PACKING if typed.get("packing") else ())
-    )
-    settings = dataclasses.asdict(trainer.template.settings)
-    found = {
+    names = list(_MODEL)
+    if typed.get("tuner_type") != "full":
+        names += _ADAPTER
+    if typed.get("packing"):
+        names += _PACKING
+    if typed.get("modules_to_save"):
+        names.append("modules_to_save")
+    values = {
         **_rows(trainer.train_dataset),
-        **{name: options[name] for name in _OPTIONS if name in options},
-        **{name: typed[name] for name in names if name in typed},
-        **({"modules_to_save": typed["modules_to_save"]} if typed.get("modules_to_save") else {}),
-        **{name: value for name, value in settings.items() if name not in _NO_EFFECT},
+        **_chosen({**args.to_dict(), "world_size": args.world_size}, _OPTIONS),
+        **_chosen(typed, names),
     }
-    return json.loads(json.dumps(found, default=str))
+    for name, value in dataclasses.asdict(trainer.template.settings).items():
+        if name not in _NO_EFFECT:
+            values[name] = value
+    # As the checkpoint holds them: tuples are lists there.
+    return json.loads(json.dumps(values, default=str))
+
+
+def _chosen(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
 
 
 def _rows(dataset: Any) -> dict[str, Any]:
@@ -87,19 +92,20 @@ def _rows(dataset: Any) -> dict[str, Any]:
     if not hasattr(dataset, "__len__"):
         return {}
     digest = hashlib.sha256()
-    columns = [name for name in dataset.column_names if name not in _NO_CONTENT]
-    for batch in dataset.select_columns(sorted(columns)).iter(batch_size=1000):
+    columns = sorted(set(dataset.column_names) - _NO_CONTENT)
+    for batch in dataset.select_columns(columns).iter(batch_size=1000):
         digest.update(json.dumps(batch, ensure_ascii=False).encode())
     return {"number of rows": len(dataset), "content of the rows": digest.hexdigest()}
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """One line for each name whose value is another one."""
-    return [
-        f"{name}: {saved.get(name)!r} in the checkpoint, {now.get(name)!r} now"
-        for name in [*saved, *(name for name in now if name not in saved)]
-        if saved.get(name) != now.get(name)
-    ]
+    lines = []
+    for name in {**saved, **now}:  # those of the checkpoint first
+        before, after = saved.get(name), now.get(name)
+        if before != after:
+            lines.append(f"{name}: {before!r} in the checkpoint, {after!r} now")
+    return lines
 
 
 def begin(trainer: Any) -> None:
@@ -107,7 +113,8 @@ def begin(trainer: Any) -> None:
     perhaps ending in half a line, go aside."""
     if not trainer.is_world_process_zero():
         return
-    for path in (Path(trainer.args.output_dir) / LOG, Path(trainer.args.output_dir) / SAMPLES):
+    for name in (LOG, SAMPLES):
+        path = Path(trainer.args.output_dir) / name
         if path.exists():
             set_aside(path)
 
@@ -135,12 +142,8 @@ def prepare(trainer: Any, checkpoint: Path) -> bool:
         trainer.state = state
         if trainer.args.should_save and _is_own(trainer, checkpoint):
             # The run may have been killed while it removed old ones.
-            rotate(
-                checkpoint,
-                trainer.owner,
-                limit=trainer.args.save_total_limit,
-                best=state.best_model_checkpoint,
-            )
+            limit = trainer.args.save_total_limit
+            rotate(checkpoint, trainer.owner, limit=limit, best=state.best_model_checkpoint)
         return True
     logger.info(f"resuming from {checkpoint}")
     trainer.add_callback(_Restore(trainer, checkpoint))
@@ -153,15 +156,14 @@ def _examine(trainer: Any, checkpoint: Path) -> list[str]:
     # What was saved before the setting existed was trained with raw texts.
     changed = differences({"clean_text": False, **run["fingerprint"]}, trainer.fingerprint)
     if changed and not trainer.template.settings.force_resume:
-        remedy = "undo them, or accept another result with --force_resume true"
         error = problem(
             source="options",
             field="resume_from_checkpoint",
             value=str(checkpoint),
             reason="is of another run",
-            remedy=remedy,
+            remedy="undo them, or accept another result with --force_resume true",
         )
-        raise UserError("\n".join([f"{error}:", *(f"  {line}" for line in changed)]))
+        raise UserError("\n  ".join([f"{error}:", *changed]))
     log = Path(trainer.args.output_dir) / LOG
     start = _log_start(log, run["log_bytes"])
     # Of a run that was started anew in this folder since, the log is another one.
@@ -191,10 +193,8 @@ class _Restore(TrainerCallback):
     """After transformers has set them to zero: the sums since the last log line."""
 
     def __init__(self, trainer: Any, checkpoint: Path) -> None:
-        self._trainer, self._path = (
-            trainer,
-            checkpoint / SUMS_FILE.format(rank=trainer.args.process_index),
-        )
+        self._trainer = trainer
+        self._path = checkpoint / SUMS_FILE.format(rank=trainer.args.process_index)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self._trainer
@@ -217,7 +217,7 @@ def saving(trainer: Any) -> Iterator[None]:
     checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
     if args.should_save:
         reserve(checkpoint, trainer.owner, logger.warning)
-    _wait()
+    _wait()  # no rank writes into a folder that is about to go
     yield
     sums = {
         "loss": trainer._tr_loss.item(),
@@ -230,15 +230,11 @@ def saving(trainer: Any) -> Iterator[None]:
         start = _log_start(Path(args.output_dir) / LOG)
         written = {"log_bytes": len(start), "log_sha256": _sha256(start)}
         _write(checkpoint / RUN_FILE, {"fingerprint": trainer.fingerprint, **written})
-    _wait()
+    _wait()  # the marker comes after the files of all ranks
     if args.should_save:
         seal(checkpoint, resumable=not args.save_only_model)
-        rotate(
-            checkpoint,
-            trainer.owner,
-            limit=trainer.save_total_limit,
-            best=state.best_model_checkpoint,
-        )
+        limit = trainer.save_total_limit
+        rotate(checkpoint, trainer.owner, limit=limit, best=state.best_model_checkpoint)
 
 
 @contextmanager

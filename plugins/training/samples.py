@@ -1,9 +1,9 @@
 """Samples while training: the same few prompts before the first step, at each evaluation and at the
-end. L3.
+end.
 
-    `sample_texts`, rows of the validation set or two sentences of ours --prompts--> HiggsAudioGenerator
-        --> OUTPUT/samples/step-N/0.wav ... and samples.jsonl; audio for TensorBoard, wandb and SwanLab;
-            sample_stop_rate and sample_seconds in the log
+    `sample_texts`, rows of the validation set or two sentences of ours --prompts--> Dialogue
+    Dialogue --HiggsAudioGenerator--> OUTPUT/samples/step-N/0.wav ... and samples.jsonl;
+        audio for TensorBoard, wandb and SwanLab; sample_stop_rate, sample_seconds in the log
 
 The training does not notice: random states and modes are put back, and what fails here is told and
 left out. Rank 0 speaks, at most MOST times MAX_AUDIO_S, while the others wait. Of a model whose
@@ -45,9 +45,8 @@ logger = get_logger()
 MOST = 4
 MAX_AUDIO_S = 10.0
 LIST = "samples.jsonl"
-_SAMPLING = Sampling(
-    seed=0
-)  # as `higgs-audio speak` does by default, so that the stop rate is what users will hear
+# As `higgs-audio speak` does by default, so that the stop rate is what users will hear.
+_SAMPLING = Sampling(seed=0)
 _OF_VALIDATION = 2
 _SENTENCES = (
     "Good morning! Could you tell me when the next boat to the island leaves?",
@@ -60,13 +59,15 @@ def attach(trainer: Any) -> None:
     cannot be spoken."""
     settings: HiggsAudioSettings = trainer.template.settings
     trainer.remove_callback(Samples)
-    if not (
-        "tensorboard" in trainer.args.report_to if settings.samples is None else settings.samples
-    ):
+    is_wanted = settings.samples
+    if is_wanted is None:
+        is_wanted = "tensorboard" in trainer.args.report_to
+    if not is_wanted:
         return
     if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
         logger.info(
-            "samples: left out, the model's weights are divided among the ranks; speak with its checkpoints"
+            "samples: left out, the model's weights are divided among the ranks;"
+            " speak with its checkpoints"
         )
         return
     callback = Samples(trainer, prompts(settings, trainer.eval_dataset))
@@ -82,26 +83,23 @@ def prompts(settings: HiggsAudioSettings, validation: Any) -> list[Dialogue]:
     cannot be spoken."""
     texts = settings.sample_texts[:MOST]
     if len(texts) == 1 and texts[0].endswith(".jsonl"):
-        rows = read_rows(
-            texts[0], settings, check=partial(check_clips, settings=settings), training=False
-        )
-        return [
-            _unanswered(dialogue_from_row(row, settings, training=False)) for row in rows[:MOST]
-        ]
-    found = [] if texts else list(_of_validation(validation, settings))
-    if found:
-        return found
+        check = partial(check_clips, settings=settings)
+        rows = read_rows(texts[0], settings, check=check, training=False)[:MOST]
+        dialogues = (dialogue_from_row(row, settings, training=False) for row in rows)
+        return list(map(_unanswered, dialogues))
+    if not texts and (dialogues_of_validation := list(_of_validation(validation, settings))):
+        return dialogues_of_validation
     return [request(text, None, [], settings) for text in texts or _SENTENCES]
 
 
 def _of_validation(dataset: Any, settings: HiggsAudioSettings) -> Iterator[Dialogue]:
     """Rows from all over the set whose last turn is a clip; none of a stream."""
     rows = table_of(dataset)
-    if ROW_SOURCE not in (getattr(rows, "column_names", None) or []) or not hasattr(
-        rows, "__len__"
-    ):
+    is_stream = not hasattr(rows, "__len__")
+    if is_stream or ROW_SOURCE not in (getattr(rows, "column_names", None) or []):
         return
-    for row in rows.select(range(0, len(rows), -(-len(rows) // _OF_VALIDATION))):
+    stride = -(-len(rows) // _OF_VALIDATION)
+    for row in rows.select(range(0, len(rows), stride)):
         dialogue = dialogue_from_row(row, settings)
         if all(isinstance(part, AudioClip) for part in dialogue.turns[-1].parts):
             yield _unanswered(dialogue)
@@ -120,7 +118,9 @@ def unnoticed(model: Any) -> Iterator[None]:
     before."""
     python, numpy = random.getstate(), np.random.get_state()
     modes = [(module, module.training) for module in model.modules()]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    devices = []
+    if torch.cuda.is_available():
+        devices.append(torch.cuda.current_device())
     try:
         with torch.random.fork_rng(devices=devices):
             yield
@@ -146,7 +146,7 @@ class Samples(TrainerCallback):
         self._sample(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._trainer.guard.stopping:
+        if not self._trainer.stopping.ends_early:
             self._sample(state.global_step)
 
     def _sample(self, step: int) -> None:
@@ -159,9 +159,8 @@ class Samples(TrainerCallback):
             try:
                 with unnoticed(trainer.model):
                     metrics = [self._speak(step)]
-            except (
-                Exception
-            ) as error:  # a full disk, a model that cannot speak yet: no reason to end a training
+            # A full disk, a model that cannot speak yet: no reason to end a training.
+            except Exception as error:
                 _tell(step, "all", error)
         if dist.is_initialized():
             dist.broadcast_object_list(metrics)
@@ -181,19 +180,15 @@ class Samples(TrainerCallback):
         lines = []
         for i, prompt in enumerate(self._prompts):
             try:
-                (speech,) = generator.speak(
+                # One at a time, so that a prompt that fails costs none of the others.
+                generated = generator.speak(
                     [prompt], samplings=[_SAMPLING], max_audio_s=MAX_AUDIO_S
                 )
+                (speech,) = generated
                 file = folder / f"{i}.wav"
                 speech.save(file)
                 spoken.append(speech)
-                line = {
-                    "file": file.name,
-                    "text": speech.text,
-                    "seconds": speech.duration_s,
-                    "stopped": speech.stopped,
-                }
-                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+                lines.append(_line(file, speech))
                 self._show(i, file, speech, step)
             except Exception as error:
                 _tell(step, str(i), error)
@@ -223,6 +218,16 @@ class Samples(TrainerCallback):
             import swanlab
 
             swanlab.log({name: swanlab.Audio(str(file), caption=speech.text)}, step=step)
+
+
+def _line(file: Path, speech: Speech) -> str:
+    sample = {
+        "file": file.name,
+        "text": speech.text,
+        "seconds": speech.duration_s,
+        "stopped": speech.stopped,
+    }
+    return json.dumps(sample, ensure_ascii=False) + "\n"
 
 
 def _tensorboards(callbacks: Iterable[Any]) -> Iterator[Any]:

@@ -1,7 +1,8 @@
-"""Checkpoint folders on disk: which are whole, which is the newest, which may go. L3.
+"""Checkpoint folders on disk: which are whole, which is the newest, which may go.
 
-    checkpoint-N as MS-SWIFT wrote it --seal--> the same, on the disk, with a marker output folder
-    --newest--> the checkpoint to resume from --damage--> None, or what is wrong with it
+    checkpoint-N as MS-SWIFT wrote it --seal--> the same, on the disk, with a marker
+    output folder --newest--> the checkpoint to resume from
+    checkpoint --damage--> None, or what is wrong with it
 
 transformers writes a checkpoint file by file, so a run that is killed leaves one that looks like
 any other. The marker comes last and at once, and holds size and SHA-256 of every other file:
@@ -20,7 +21,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -89,27 +90,25 @@ def reserve(checkpoint: Path, owner: Owner, warn: Callable[[str], None]) -> None
 def set_aside(path: Path) -> Path:
     """Rename `path`, a file or folder: ``log.jsonl`` -> ``log.1.jsonl``, or the next number that is
     free."""
-    numbered = (
-        path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1)
-    )
-    return path.rename(next(name for name in numbered if not os.path.lexists(name)))
+    for number in itertools.count(1):
+        target = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        if not os.path.lexists(target):
+            return path.rename(target)
+    raise AssertionError("numbers have no end")
 
 
 def seal(checkpoint: Path, *, resumable: bool) -> None:
     """Return once every file of `checkpoint` is on the disk, and then its marker; resumable: the
     optimizer is in it."""
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    files = sorted(filter(Path.is_file, checkpoint.rglob("*")))
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         hashes = list(threads.map(_synced_hash, files))
-    names = [path.relative_to(checkpoint).as_posix() for path in files]
-    marker = {
-        "saved_at_s": time.time(),
-        "resumable": resumable,
-        "files": {
-            name: {"bytes": path.stat().st_size, "sha256": sha256}
-            for name, path, sha256 in zip(names, files, hashes, strict=True)
-        },
-    }
+    saved = {}
+    for path, sha256 in zip(files, hashes, strict=True):
+        name = path.relative_to(checkpoint).as_posix()
+        saved[name] = {"bytes": path.stat().st_size, "sha256": sha256}
+    marker = {"saved_at_s": time.time(), "resumable": resumable, "files": saved}
+    # The names of the files must be on the disk too, or the marker would vouch for nothing.
     for folder in {path.parent for path in files} | {checkpoint, checkpoint.parent}:
         _sync_folder(folder)
     with disk.replace_when_done(checkpoint / MARKER) as temporary:
@@ -132,8 +131,12 @@ def damage(checkpoint: Path) -> str | None:
     if not checkpoint.is_dir():
         return "is no folder"
     marker = _marker(checkpoint)
+    # From what costs least to what reads gigabytes.
     if marker is None:
-        return f"is incomplete (no valid {MARKER}: its saving was cut short, or something else saved it)"
+        return (
+            f"is incomplete (no valid {MARKER}: its saving was cut short, or something else saved"
+            " it)"
+        )
     for name, saved in marker["files"].items():
         path = checkpoint / name
         if not path.is_file():
@@ -151,27 +154,25 @@ def damage(checkpoint: Path) -> str | None:
 def require_whole(checkpoint: Path) -> None:
     """Raise UserError if `checkpoint` cannot be resumed from."""
     if reason := damage(checkpoint):
-        remedy = "name another checkpoint, or `auto` for the newest whole one"
         raise problem(
             source="options",
             field="resume_from_checkpoint",
             value=str(checkpoint),
             reason=reason,
-            remedy=remedy,
+            remedy="name another checkpoint, or `auto` for the newest whole one",
         )
 
 
 def newest(output_dir: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint of `output_dir` and of the version folders in it; `warn` is told
     of newer others."""
-    folders = [
-        output_dir,
-        *(path for path in output_dir.glob("v*-*") if _VERSION.fullmatch(path.name)),
-    ]
-    found = [
-        (_version(folder), *_age(path), path) for folder in folders for path in _checkpoints(folder)
-    ]
-    for *_, path in sorted(found, reverse=True):
+    candidates: list[tuple[int, float, int, Path]] = []
+    for folder in (output_dir, *output_dir.glob("v*-*")):
+        version = _version(folder)
+        if version >= 0 or folder == output_dir:
+            candidates += [(version, *_age(path), path) for path in _checkpoints(folder)]
+    # From the newest to the oldest: a whole one ends the search, and is read once.
+    for *_, path in sorted(candidates, reverse=True):
         reason = damage(path)
         if reason is None:
             return path
@@ -195,23 +196,25 @@ def rotate(saved: Path, owner: Owner, *, limit: int | None, best: str | None) ->
             shutil.rmtree(path, ignore_errors=True)
     if not limit or limit <= 0:
         return
+    # A path that is both counts once.
     protected = {saved} | ({Path(best)} if best else set())
     whole: list[Path] = []
     broken: list[Path] = []
     for path in owned(saved.parent, owner):
-        (broken if _marker(path) is None else whole).append(path)
-    surplus = len(whole) - max(limit, len(protected))
-    removable = [path for path in whole if path not in protected]
-    for path in broken + removable[: max(surplus, 0)]:
+        if _marker(path) is None:
+            broken.append(path)
+        else:
+            whole.append(path)
+    surplus = max(0, len(whole) - max(limit, len(protected)))
+    removable = [path for path in whole if path not in protected]  # the oldest first
+    for path in broken + removable[:surplus]:
         discard(path)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in folder.glob("checkpoint-*")
-        if _CHECKPOINT.fullmatch(path.name) and path.is_dir()
-    ]
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    for path in folder.glob("checkpoint-*"):
+        if _CHECKPOINT.fullmatch(path.name) and path.is_dir():
+            yield path
 
 
 def _hidden(checkpoint: Path, state: str) -> Path:
@@ -235,9 +238,10 @@ def _age(checkpoint: Path) -> tuple[float, int]:
     """Sorts checkpoints of one folder from old to new. Not by step: a run may have been started
     anew in the folder."""
     marker = _marker(checkpoint)
-    return (marker["saved_at_s"] if marker else float("inf")), int(
-        checkpoint.name.partition("-")[2]
-    )
+    step = int(checkpoint.name.partition("-")[2])
+    if marker is None:
+        return float("inf"), step  # perhaps being written
+    return marker["saved_at_s"], step
 
 
 def _marker(checkpoint: Path) -> dict[str, Any] | None:

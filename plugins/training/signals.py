@@ -1,9 +1,9 @@
 """Signals that stop a training, and what they do to a process that is not in a step. Standard
-library only. L0.
+library only.
 
-imports, loading, launching  --end_cleanly-->  one line, exit code 128 + n
-in training                  --guards.Guard->  step finished, checkpoint, resume command, exit code STOPPED
-in the parent of ranks       --launcher-->     handed to each rank
+    imports, loading, launching --end_cleanly--> one line, exit code 128 + n
+    in training                 --stopping-->    step finished, checkpoint, exit code STOPPED
+    in the parent of ranks      --launcher-->    handed to each rank
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STOPPED = 75  # a training that is saved: EX_TEMPFAIL of sysexits.h, "try again later"; 128 + n is not saved
-_NEIGHBOURS_END_S = (
-    0.1  # Ctrl-C also ends what reads our output, such as `tee`, and at about the same time
-)
+# Of a training that is saved: EX_TEMPFAIL of sysexits.h, "try again later". 128 + n is not saved.
+STOPPED = 75
+# Ctrl-C also ends what reads our output, such as `tee`, and at about the same time.
+_NEIGHBOURS_END_S = 0.1
 
 
 def handle(handler: Callable[[int, Any], Any]) -> dict[signal.Signals, Any]:
     """Give `handler` to each of SIGNALS; returns what handled them before. `nohup` stays in
     force."""
     is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    heeded = [number for number in SIGNALS if not (is_nohup and number == signal.SIGHUP)]
-    return {number: signal.signal(number, handler) for number in heeded}
+    before = {}
+    for number in SIGNALS:
+        if not (is_nohup and number == signal.SIGHUP):
+            before[number] = signal.signal(number, handler)
+    return before
 
 
 def end_cleanly() -> None:
@@ -55,9 +58,8 @@ def end(number: int, frame: Any = None) -> NoReturn:
     one."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    os._exit(
-        128 + number
-    )  # the first process of a container outlives signals that it does not handle
+    # The first process of a container outlives signals that it does not handle.
+    os._exit(128 + number)
 
 
 def tell(line: str) -> None:
@@ -73,7 +75,7 @@ def keep_output() -> None:
     With the terminal (SIGHUP), or with a `tee` that Ctrl-C ended too, every write would raise an
     error, and the step that is being finished would be lost."""
     time.sleep(_NEIGHBOURS_END_S)
-    lost = [descriptor for descriptor in (1, 2) if _is_lost(descriptor)]
+    lost = list(filter(_is_lost, (1, 2)))
     for descriptor in lost:
         other = 3 - descriptor
         target = os.open(os.devnull, os.O_WRONLY) if other in lost else other

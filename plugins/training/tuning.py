@@ -1,9 +1,9 @@
-"""What MS-SWIFT's tuner options train: what was meant, in fact, and found again by loading. L3.
+"""What MS-SWIFT's tuner options train: what was meant, in fact, and found again by loading.
 
-    tuner options --settle--> the same, with names of modules that are there
-    model with adapter --lost--> trainable weights that loading would not bring back
-    first step --check_gradients--> trainable weights that nothing depends on
-    first save --check_saved--> weights that are not in the file
+    tuner options      --settle-->          the same, with names of modules that are there
+    model with adapter --lost-->            trainable weights that loading would not bring back
+    first step         --check_gradients--> trainable weights that nothing depends on
+    first save         --check_saved-->     weights that are not in the file
 
 peft and MS-SWIFT pass over a name that matches nothing, and over a weight that nothing uses. The
 last three checks know no names: they hold for options that nobody has thought of.
@@ -12,6 +12,7 @@ last three checks know no names: they hold for options that nobody has thought o
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from swift.utils import get_logger
 
-from plugins.errors import did_you_mean, problem
+from plugins.errors import UserError, did_you_mean, problem
 from plugins.model.load import RANDOM_BASE
 
 logger = get_logger()
@@ -59,78 +60,55 @@ def settle(args: Any, model: Any) -> None:
     tuner = args.tuner_type
     if tuner in _UNAVAILABLE:
         remedy = "use lora, boft, fourierft or full"
-        raise problem(
-            source="options",
-            field="tuner_type",
-            value=tuner,
-            reason=_UNAVAILABLE[tuner],
-            remedy=remedy,
-        )
+        raise _refused("tuner_type", tuner, _UNAVAILABLE[tuner], remedy)
     if not args.safe_serialization:
         reason = "writes pickles, which are never read"
-        raise problem(
-            source="options",
-            field="safe_serialization",
-            value=False,
-            reason=reason,
-            remedy="leave it out",
-        )
+        raise _refused("safe_serialization", False, reason, "leave it out")
     if tuner == "full":
         _check_parameters(args, model)
         return
     if args.use_swift_lora:
-        raise problem(
-            source="options",
-            field="use_swift_lora",
-            value=True,
-            reason=_NO_ADAPTER,
-            remedy="leave it out",
-        )
+        raise _refused("use_swift_lora", True, _NO_ADAPTER, "leave it out")
     if str(args.init_weights).startswith(RANDOM_BASE):
         reason = "changes the base at random, otherwise each time that it is loaded"
-        remedy = "use pissa, which is exact"
-        raise problem(
-            source="options",
-            field="init_weights",
-            value=args.init_weights,
-            reason=reason,
-            remedy=remedy,
-        )
+        raise _refused("init_weights", args.init_weights, reason, "use pissa, which is exact")
     for option, nothing in _OF_FULL.items():
         if (value := getattr(args, option)) != nothing:
             reason = f"is ignored by tuner_type {tuner}"
             remedy = "name modules in target_modules or modules_to_save, or use tuner_type full"
-            raise problem(source="options", field=option, value=value, reason=reason, remedy=remedy)
+            raise _refused(option, value, reason, remedy)
     _settle_modules(args, model)
 
 
 def _settle_modules(args: Any, model: Any) -> None:
     """`target_modules` and `modules_to_save`, each matched as peft does it."""
-    paths = [path for path, _ in model.named_modules()]
+    paths = list(dict(model.named_modules()))
     if isinstance(args.target_modules, str):  # an expression: peft raises if it matches nothing
         args.target_modules = _meant(args.target_modules)
     else:
-        args.target_modules = [_meant(name) for name in args.target_modules]
-        names = set(args.target_modules) - {"all-linear", "all-embedding"}
-        for name in sorted(names):
-            if not any(f".{path}".endswith(f".{name}") for path in paths):
+        args.target_modules = list(map(_meant, args.target_modules))
+        names = sorted(set(args.target_modules) - {"all-linear", "all-embedding"})
+        dotted = [f".{path}" for path in paths]
+        for name in names:
+            if not _ends_one_of(dotted, f".{name}"):
                 raise _unknown("target_modules", name, paths)
         if names and "all-linear" in args.target_modules:
             reason = "are ignored beside all-linear"
             remedy = "name every module instead, or put these into modules_to_save"
-            raise problem(
-                source="options",
-                field="target_modules",
-                value=sorted(names),
-                reason=reason,
-                remedy=remedy,
-            )
-    args.modules_to_save = [_meant(name) for name in args.modules_to_save]
-    # Only LoRA's configuration is made with these words resolved.
-    words = {"all-embedding", "all-norm"} if args.tuner_type == "lora" else set()
+            raise _refused("target_modules", names, reason, remedy)
+    args.modules_to_save = list(map(_meant, args.modules_to_save))
+    words: set[str] = set()
+    if args.tuner_type == "lora":
+        # Only LoRA's configuration is made with these words resolved.
+        words = {"all-embedding", "all-norm"}
     for name in sorted(set(args.modules_to_save) - words):
-        if not any(path.endswith(name) for path in paths):
+        # Without the dot: peft compares letters here, not names.
+        if not _ends_one_of(paths, name):
             raise _unknown("modules_to_save", name, paths)
+
+
+def _ends_one_of(paths: list[str], ending: str) -> bool:
+    return any(path.endswith(ending) for path in paths)
 
 
 def _meant(name: str) -> str:
@@ -143,21 +121,19 @@ def _meant(name: str) -> str:
     return meant
 
 
-def _unknown(option: str, name: str, paths: list[str]) -> Exception:
-    leaves = {path.rpartition(".")[2] for path in paths if path}
-    known = [leaf for leaf in leaves if not leaf.isdigit()]
-    return problem(
-        source="options",
-        field=option,
-        value=name,
-        reason="matches no module",
-        remedy=did_you_mean(name, known),
-    )
+def _unknown(option: str, name: str, paths: list[str]) -> UserError:
+    leaves = {path.rpartition(".")[2] for path in paths}
+    known = filter(str.isidentifier, leaves)  # neither the number of a layer nor the model itself
+    return _refused(option, name, "matches no module", did_you_mean(name, known))
+
+
+def _refused(option: str, value: Any, reason: str, remedy: str) -> UserError:
+    return problem(source="options", field=option, value=value, reason=reason, remedy=remedy)
 
 
 def _check_parameters(args: Any, model: Any) -> None:
     """Raise UserError if an option of a full fine-tuning names parameters that are not there."""
-    names = [name for name, _ in model.named_parameters()]
+    names = list(dict(model.named_parameters()))
     tops = {".".join(name.split(".")[:2]).removesuffix(".weight") for name in names}
     arch = model.model_meta.model_arch
     # MS-SWIFT adds these by itself: not every checkpoint has a tower.
@@ -166,31 +142,18 @@ def _check_parameters(args: Any, model: Any) -> None:
         for prefix in getattr(args, option):
             if prefix not in own and not any(name.startswith(prefix) for name in names):
                 reason = "is the beginning of no parameter's name"
-                raise problem(
-                    source="options",
-                    field=option,
-                    value=prefix,
-                    reason=reason,
-                    remedy=did_you_mean(prefix, tops),
-                )
+                raise _refused(option, prefix, reason, did_you_mean(prefix, tops))
         option = f"{option}_regex"
         pattern = getattr(args, option)
+        if pattern is None:
+            continue
         try:
-            unmatched = pattern is not None and not any(re.search(pattern, name) for name in names)
+            expression = re.compile(pattern)
         except re.error as error:
             reason = f"is no regular expression ({error})"
-            raise problem(
-                source="options", field=option, value=pattern, reason=reason, remedy="mend it"
-            ) from None
-        if unmatched:
-            remedy = did_you_mean(pattern, tops)
-            raise problem(
-                source="options",
-                field=option,
-                value=pattern,
-                reason="matches no parameter",
-                remedy=remedy,
-            )
+            raise _refused(option, pattern, reason, "mend it") from None
+        if not any(map(expression.search, names)):
+            raise _refused(option, pattern, "matches no parameter", did_you_mean(pattern, tops))
 
 
 def adapter_keys(model: Any) -> set[str]:
@@ -209,12 +172,18 @@ def lost(model: Any) -> list[str]:
     Saves into memory and loads the same values into the same model: no weight changes.
     """
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = set(dict(_trainable(model)))
     try:
         loaded: Any = set_peft_model_state_dict(model, saved)
     except KeyError as error:  # two modules of `modules_to_save`, one inside the other, share a key
         return [str(error.args[0])]
     return sorted(trainable.intersection(loaded.missing_keys)) + list(loaded.unexpected_keys)
+
+
+def _trainable(model: Any) -> Iterator[tuple[str, Any]]:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter
 
 
 def check_gradients(trainer: Any) -> None:
@@ -224,21 +193,22 @@ def check_gradients(trainer: Any) -> None:
     """
     if trainer.is_deepspeed_enabled:  # keeps gradients to itself
         return
-    trainable = [item for item in trainer.model.named_parameters() if item[1].requires_grad]
+    trainable = list(_trainable(trainer.model))
     has_gradient = [int(weight.grad is not None) for _, weight in trainable]
     reached = torch.tensor(has_gradient, device=trainer.args.device)
     if dist.is_initialized():
-        dist.all_reduce(reached, dist.ReduceOp.MAX)
-    names = [trainable[i][0] for i in (reached == 0).nonzero().flatten().tolist()]
+        dist.all_reduce(reached, dist.ReduceOp.MAX)  # a rank may have had text only
+    names = []
+    for (name, _), is_reached in zip(trainable, reached.tolist(), strict=True):
+        if not is_reached:
+            names.append(name)
     if names:
-        reason = f"has no gradient after the first step: it is not what runs ({_listed(names)})"
-        remedy = "leave it out of modules_to_save, target_modules or trainable_parameters"
         raise problem(
             source="training",
             field="trainable parameter",
             value=names[0],
-            reason=reason,
-            remedy=remedy,
+            reason=f"has no gradient after the first step: it is not what runs ({_listed(names)})",
+            remedy="leave it out of modules_to_save, target_modules or trainable_parameters",
         )
 
 
@@ -250,14 +220,17 @@ def check_saved(folder: Path, keys: set[str]) -> None:
     with safe_open(file, framework="pt") as weights:
         missing = sorted(keys.difference(weights.keys()))
     if missing:
-        reason = f"was trained and is not in the file ({_listed(missing)})"
-        remedy = "train without the option that names it"
         raise problem(
-            source=str(file), field="weights", value=missing[0], reason=reason, remedy=remedy
+            source=str(file),
+            field="weights",
+            value=missing[0],
+            reason=f"was trained and is not in the file ({_listed(missing)})",
+            remedy="train without the option that names it",
         )
 
 
 def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    shown = ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    shown = ", ".join(names[:_MOST_NAMES])
+    if len(names) > _MOST_NAMES:
+        shown += f" and {len(names) - _MOST_NAMES} more"
     return f"{len(names)} in all: {shown}"

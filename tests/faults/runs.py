@@ -1,7 +1,7 @@
 """Many short trainings from one warm process: importing takes far longer than the training itself.
 
-python runs.py       reads jobs from standard input, one JSON object per line, forks a process for each, and answers
-                     with its exit status (minus the signal that ended it)
+python runs.py    reads jobs from standard input, one JSON object per line, forks a process for
+                  each, and answers with its exit status (minus the signal that ended it)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent), str(Path(__file__).parent)]
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 # Of a log line, what depends on the clock.
 TIMES = ("elapsed_time", "remaining_time", "train_speed", "runtime", "_per_second", "memory")
 
@@ -62,9 +62,10 @@ def options(**changed: Any) -> dict[str, Any]:
     stand inside one."""
     return {
         "tuner_type": "lora", "target_modules": "all-linear", "lora_rank": 4, "lora_dropout": 0.1,
-        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "max_steps": 6,
-        "save_steps": 2, "logging_steps": 1, "gradient_checkpointing": "false", "fp16": "false", "bf16": "false",
-        "split_dataset_ratio": 0, "preflight": "false", "dataloader_num_workers": 0, **changed,
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
+        "max_steps": 6, "save_steps": 2, "logging_steps": 1, "gradient_checkpointing": "false",
+        "fp16": "false", "bf16": "false", "split_dataset_ratio": 0, "preflight": "false",
+        "dataloader_num_workers": 0, **changed,
     }  # fmt: skip
 
 
@@ -74,12 +75,15 @@ def adapter_of(checkpoint: Path) -> str:
 
 def timeless(log: Path) -> list[dict[str, Any]]:
     """What a training logged, without what depends on the clock and without MS-SWIFT's summary."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return [
-        {k: v for k, v in record.items() if not any(time in k for time in TIMES)}
-        for record in records
-        if "log_history" not in record
-    ]
+    records = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        for name in list(record):
+            if any(time in name for time in TIMES):
+                del record[name]
+        if "log_history" not in record:
+            records.append(record)
+    return records
 
 
 def steps_of(log: Path) -> list[dict[str, Any]]:
@@ -89,7 +93,7 @@ def steps_of(log: Path) -> list[dict[str, Any]]:
 
 
 def _job(flags: list[str], fault: dict[str, Any], log: str) -> None:
-    from kills import deadly
+    from faults.kills import deadly
 
     from plugins.errors import UserError
     from plugins.train import main

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import corpus_rows, write_jsonl
-from helpers.sft import flags
-from runs import Runs, adapter_of, options
+from faults.runs import Runs, adapter_of, options
+from helpers.sft import coded, flags
 
 from plugins.training.signals import STOPPED
 
@@ -34,17 +34,9 @@ def test_two_hundred_starts_and_stops_leave_nothing(
 ) -> None:
     """SIGTERM at any moment, then the same command again; each training that gets to its end ends
     alike."""
-    from plugins.audio.codec import Codec
-
-    codec = Codec(str(tiny / "audio_tokenizer"))
-    rows = [
-        {**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]}
-        for row in corpus_rows(5)
-    ]
-    dataset = write_jsonl(tmp_path / "train.jsonl", rows)
-    scratch = tmp_path_factory.mktemp(
-        "tmp"
-    )  # as short as can be: data workers have their sockets there
+    dataset = write_jsonl(tmp_path / "train.jsonl", coded(tiny, corpus_rows(5)))
+    # As short as can be: data workers have their sockets there.
+    scratch = tmp_path_factory.mktemp("tmp")
 
     def cycles(seed: int) -> tuple[Counter[int], set[str]]:
         """Half of them, in a folder of their own: how they ended, and with which adapters."""
@@ -56,10 +48,10 @@ def test_two_hundred_starts_and_stops_leave_nothing(
         runs = Runs(folder / "log", TMPDIR=str(scratch), HF_HOME=str(folder / "hf"))
         try:
             for cycle in range(CYCLES // 2):
+                fault = {}
                 # The last cycle is not disturbed, so that one end is compared at least.
-                fault = (
-                    {"sigterm_after_s": generator.uniform(0, 3)} if cycle < CYCLES // 2 - 1 else {}
-                )
+                if cycle < CYCLES // 2 - 1:
+                    fault["sigterm_after_s"] = generator.uniform(0, 3)
                 status = runs.sft(command, **fault)
                 statuses[status] += 1
                 assert status in {0, STOPPED, -15}, runs.end()
@@ -74,12 +66,10 @@ def test_two_hundred_starts_and_stops_leave_nothing(
         return statuses, adapters
 
     with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(cycles, (0, 1)))
-    statuses = found[0][0] + found[1][0]
+        (statuses, adapters), (others, other_adapters) = threads.map(cycles, (0, 1))
+    statuses += others
     print(f"{CYCLES} cycles ended with {dict(statuses)}")
-    assert len(found[0][1] | found[1][1]) == 1
-    assert statuses[STOPPED] > CYCLES / 10, (
-        "the signals came too early or too late to stop a training"
-    )
-    assert [path.name for path in scratch.iterdir()] == []
+    assert len(adapters | other_adapters) == 1
+    assert statuses[STOPPED] > CYCLES / 10, "signals too early or too late to stop a training"
+    assert list(scratch.iterdir()) == []
     assert [*tmp_path.rglob("*.lock"), *Path(tempfile.gettempdir()).glob("*.lock")] == []

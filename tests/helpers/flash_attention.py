@@ -6,6 +6,7 @@ The package needs CUDA to be installed. What is ours is what reaches it: where e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,34 +18,50 @@ from transformers import PreTrainedModel
 from transformers import modeling_flash_attention_utils as glue
 
 
-def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None,
-                    causal: bool = False, deterministic: bool = False) -> Tensor:  # fmt: skip
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    deterministic: bool = False,
+) -> Tensor:
     """q (B, S, heads, D), k and v (B, S, kv heads, D) -> (B, S, heads, D)."""
-    heads_first = (each.transpose(1, 2) for each in (q, k, v))
-    attend = torch.nn.functional.scaled_dot_product_attention
-    return attend(*heads_first, is_causal=causal, scale=softmax_scale, enable_gqa=True).transpose(
-        1, 2
+    states = torch.nn.functional.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        is_causal=causal,
+        scale=softmax_scale,
+        enable_gqa=True,
     )
+    return states.transpose(1, 2)
 
 
-def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-                           max_seqlen_q: int, max_seqlen_k: int, dropout_p: float = 0.0,
-                           softmax_scale: float | None = None, causal: bool = False,
-                           deterministic: bool = False) -> Tensor:  # fmt: skip
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    deterministic: bool = False,
+) -> Tensor:
     """q, k, v (sum of S, heads, D), each sequence between two entries of cu_seqlens, by itself."""
-    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32, (
-        "the CUDA function takes nothing else"
-    )
-    assert max_seqlen_q == int(cu_seqlens_q.diff().max()), (
-        "the CUDA function would read past the end"
-    )
+    # The CUDA function takes no other type, and would read past the end.
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert max_seqlen_q == int(cu_seqlens_q.diff().max())
     assert cu_seqlens_q.equal(cu_seqlens_k)
-    parts = zip(*(each.split(cu_seqlens_q.diff().tolist()) for each in (q, k, v)), strict=True)
-    done = [
-        flash_attn_func(*(x[None] for x in part), softmax_scale=softmax_scale, causal=causal)
-        for part in parts
-    ]
-    return torch.cat(done, dim=1)[0]
+    sequences = []
+    for start, end in itertools.pairwise(cu_seqlens_q.tolist()):
+        rows = (q[None, start:end], k[None, start:end], v[None, start:end])
+        sequences.append(flash_attn_func(*rows, softmax_scale=softmax_scale, causal=causal))
+    return torch.cat(sequences, dim=1)[0]
 
 
 @contextmanager

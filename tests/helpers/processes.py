@@ -18,6 +18,8 @@ import pytest
 from conftest import ROOT
 from helpers.sft import BIN, LORA, REGISTER, flags
 
+from plugins.training.launcher import TORCHRUN
+
 TIMEOUT_S = 240
 SLOW = """
 import os, time
@@ -91,24 +93,15 @@ def training(model: Path, rows: Path, out: Path, *plugins: Path, **options: Any)
 
 
 def torchrun(*arguments: str) -> list[str]:
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
+    launcher = [sys.executable, *TORCHRUN, "--standalone", "--nproc_per_node", "2"]
     return [*launcher, TRAIN, *arguments, "--ddp_backend", "gloo"]
 
 
 def rank(number: int, launcher: subprocess.Popen[str]) -> psutil.Process:
-    (found,) = (
-        child
-        for child in psutil.Process(launcher.pid).children()
-        if child.environ().get("RANK") == str(number)
-    )
-    return found
+    for child in psutil.Process(launcher.pid).children():
+        if child.environ().get("RANK") == str(number):
+            return child
+    pytest.fail(f"no rank {number}")
 
 
 def resumed(output: str) -> str:

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import corpus_rows, write_jsonl
-from helpers.sft import sft
+from helpers.sft import coded, sft
 
 MAX_AUDIO_S = 0.4
 OPTIONS = {
-    "tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.1, "learning_rate": 1e-3, "max_steps": 4, "eval_steps": 2,
-    "save_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "report_to": "tensorboard",
+    "tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.1, "learning_rate": 1e-3,
+    "max_steps": 4, "eval_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1, "report_to": "tensorboard",
 }  # fmt: skip
 
 
@@ -48,7 +49,6 @@ def own_environment() -> Iterator[None]:
 
 def train(model: Path, train: Path, validation: Path, folder: Path, **options: Any) -> SampledRun:
     """A run whose samples are short, and which draws random numbers wherever it speaks."""
-    from plugins import trainer
     from plugins.inference import HiggsAudioGenerator
     from plugins.register import register_higgs_audio_all
     from plugins.training import card as training_card
@@ -67,25 +67,15 @@ def train(model: Path, train: Path, validation: Path, folder: Path, **options: A
     with own_environment(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "MAX_AUDIO_S", MAX_AUDIO_S)
         patch.setattr(HiggsAudioGenerator, "speak", drawing)
-        patch.setattr(
-            trainer.training_card, "write", lambda each: trainers.append(each) or write(each)
-        )
+        patch.setattr(training_card, "write", lambda each: trainers.append(each) or write(each))
         records = sft(model, train, folder, val_dataset=validation, **{**OPTIONS, **options})
     return SampledRun(folder, model, train, validation, trainers[0], records)
 
 
 def run(model: Path, folder: Path) -> SampledRun:
-    from plugins.audio.codec import Codec
-
-    codec = Codec(str(model / "audio_tokenizer"))
-    rows = [
-        {
-            **row,
-            "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()],
-            "speaker": ("ann", "bob")[i % 2],
-        }
-        for i, row in enumerate(corpus_rows(12))
-    ]
+    rows = coded(model, corpus_rows(12))
+    for row, speaker in zip(rows, ("ann", "bob") * 6, strict=True):
+        row["speaker"] = speaker
     # A voice that is trained, so that the samples have something to clone.
     voice = {
         "reference_audio": rows[0]["audios"][0],

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, corpus_rows, write_jsonl
+from conftest import ROOT
 
 REGISTER = str(ROOT / "plugins" / "register.py")
 BIN = Path(sys.executable).parent
@@ -45,28 +45,36 @@ def flags(model: Path, dataset: Path, output_dir: Path, **options: Any) -> list[
         "report_to": "none",
         **options,
     }
-    return [
-        part for name, value in values.items() if value is not None
-        for part in (f"--{name}", *(map(str, value) if isinstance(value, (list, tuple)) else [str(value)]))
-    ]  # fmt: skip
+    words: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words += [f"--{name}", str(value)]
+    return words
 
 
-def with_codes(tiny: Path, path: Path) -> Path:
-    """Eight rows of the embedded corpus that need no codec any more."""
+def coded(tiny: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`rows` with the codes of their clips and references: no run has to load the codec."""
     from plugins.audio.codec import Codec
 
     codec = Codec(str(tiny / "audio_tokenizer"))
-    rows = [
-        {**row, "audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]}
-        for row in corpus_rows(8)
-    ]
-    return write_jsonl(path, rows)
+    result = []
+    for row in rows:
+        codes = {"audio_codes": [codec.encode_file(row["audios"][0]).T.tolist()]}
+        if "reference_audio" in row:
+            codes["reference_codes"] = [codec.encode_file(row["reference_audio"]).T.tolist()]
+        result.append({**row, **codes})
+    return result
 
 
 def sft(model: Path, dataset: Path, output_dir: Path, **options: Any) -> list[dict[str, Any]]:
     """`sft_main` in this process; returns the logged records."""
     from swift.pipelines import sft_main
 
+    from plugins.register import register_higgs_audio_all
+
+    register_higgs_audio_all()
     sft_main(flags(model, dataset, output_dir, **options))
     return log_of(output_dir)
 
@@ -79,14 +87,16 @@ def swift(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Completed
 def run(*command: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     # MS-SWIFT leaves the folder of the first run of a process there, and every later run then logs
     # into it.
-    kept = {name: value for name, value in os.environ.items() if name != "TENSORBOARD_LOGGING_DIR"}
-    return subprocess.run(command, cwd=cwd, env={**kept, **env}, capture_output=True, text=True)
+    variables = {**os.environ, **env}
+    variables.pop("TENSORBOARD_LOGGING_DIR", None)
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
 
 
 def log_of(output_dir: Path) -> list[dict[str, Any]]:
-    """Training records of logging.jsonl (the last line is MS-SWIFT's summary)."""
+    """Training records of logging.jsonl."""
     lines = (output_dir / "logging.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if "log_history" not in record]
+    records = map(json.loads, lines)
+    return [record for record in records if "log_history" not in record]  # MS-SWIFT's summary
 
 
 def optimizer_of(checkpoint: Path) -> dict[int, dict[str, Any]]:
@@ -101,10 +111,16 @@ def weights_of(checkpoint: Path) -> dict[str, Any]:
 
 def check_untouched(before: Path, after: Path) -> None:
     first, second = weights_of(before), weights_of(after)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
     for index, state in optimizer_of(before).items():
         for name, value in optimizer_of(after)[index].items():
             assert torch.equal(value, state[name]), name
+
+
+def warnings_with(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
+    """What was logged inside `heard` and contains `part`."""
+    return [message for message in caplog.messages if part in message]
 
 
 @contextlib.contextmanager

@@ -167,7 +167,7 @@ def test_real_shapes_have_the_known_sizes(
 ) -> None:
     """Without weights, on the meta device: the published 3B configuration, and a
     Llama-3.1-8B-shaped one."""
-    from plugins.trainer import is_audio_parameter
+    from plugins.training.optimizer import is_audio_parameter
 
     with torch.device("meta"):
         config = HiggsAudioV2Config(codebook_size=1026, **shape)

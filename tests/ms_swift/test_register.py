@@ -96,7 +96,7 @@ def test_other_models_get_ms_swifts_own_trainer(monkeypatch: pytest.MonkeyPatch)
 def test_options_that_would_change_the_loss_in_silence_are_refused(
     option: str, changes: dict[str, Any]
 ) -> None:
-    from plugins.trainer import refuse_unsupported
+    from plugins.training.options import refuse_unsupported
 
     template = {
         "_loss_scale": "default",
@@ -126,7 +126,7 @@ def test_options_that_would_change_the_loss_in_silence_are_refused(
 
 def test_parameter_groups_split_audio_from_the_rest(tiny: object) -> None:
     from plugins.model.load import load_model
-    from plugins.trainer import is_audio_parameter, parameter_groups
+    from plugins.training.optimizer import is_audio_parameter, parameter_groups
 
     model = load_model(str(tiny))
     decay = {name for name, _ in model.named_parameters() if "norm" not in name}

@@ -20,46 +20,23 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, corpus_rows, write_jsonl
-from helpers.sft import flags, log_of
+from helpers.sft import IN_ORDER, REGISTER, flags, log_of
+from helpers.sharding import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 240  # DeepSpeed compiles an operator on its first start
-SHARDING = {
-    "zero_force_ds_cpu_optimizer": False,
-    "zero_allow_untested_optimizer": True,
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "train_batch_size": "auto",
-    "gradient_clipping": "auto",
-}
-
 # Writes down, per micro-batch, whether it had speech and what the model was wrapped in.
 WITNESS = """
 import os
 from plugins.trainer import HiggsAudioTrainer
 original_loss = HiggsAudioTrainer.compute_loss
 def compute_loss(self, model, inputs, *args, **kwargs):
+    kind = "speech" if inputs["audio_input_ids"].shape[1] else "text"
     with open({folder!r} + "/rank" + os.environ.get("RANK", "0"), "a") as file:
-        file.write(("speech" if inputs["audio_input_ids"].shape[1] else "text") + " " + type(model).__name__ + "\\n")
+        file.write(kind + " " + type(model).__name__ + "\\n")
     return original_loss(self, model, inputs, *args, **kwargs)
 if original_loss.__module__ == "plugins.trainer":  # MS-SWIFT may import this file twice
     HiggsAudioTrainer.compute_loss = compute_loss
-"""
-# On GPUs accelerate starts DeepSpeed's process group before the model loads; told to use the CPU,
-# it does not.
-DEEPSPEED_ON_CPU = "import deepspeed; deepspeed.init_distributed(dist_backend='gloo')"
-# On CPUs accelerate silently takes DDP in place of FSDP2 (AcceleratorState lists the devices that
-# may shard).
-FSDP_ON_CPU = """
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
-original = AcceleratorState.__init__
-def init(self, *args, fsdp_plugin=None, **kwargs):
-    original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-    if fsdp_plugin is not None:
-        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        self.fsdp_plugin = fsdp_plugin
-AcceleratorState.__init__ = init
 """
 
 
@@ -88,19 +65,14 @@ def train(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Two steps of four rows: the log, and what each rank met. Two processes of two rows, or one of
     four."""
     clips = corpus_rows(4)
-    texts: list[dict[str, Any]] = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Say {word}."},
-                {"role": "assistant", "content": f"{word} there."},
-            ]
-        }
-        for word in ("hi", "ho", "he", "ha")
-    ]
+
+    def text(word: str) -> dict[str, Any]:
+        question = {"role": "user", "content": f"Say {word}."}
+        return {"messages": [question, {"role": "assistant", "content": f"{word} there."}]}
+
     # MS-SWIFT deals rows out one by one: rank 0 has speech, then text, and rank 1 text, then
     # speech.
-    pairs = [*zip(clips[:2], texts[:2], strict=True), *zip(texts[2:], clips[2:], strict=True)]
-    rows = [row for pair in pairs for row in pair]
+    rows = [clips[0], text("hi"), clips[1], text("ho"), text("he"), clips[2], text("ha"), clips[3]]
     dataset = write_jsonl(tmp_path_factory.mktemp("rows") / "train.jsonl", rows)
     # DeepSpeed compiles here: in the user's folder it waits for whoever compiles there, for ever if
     # that was killed.
@@ -113,29 +85,20 @@ def train(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
         (folder / "witness.py").write_text(
             WITNESS.format(folder=str(folder)) + plugin, encoding="utf-8"
         )
-        options = {
-            "per_device_train_batch_size": 4 // processes,
-            "train_dataloader_shuffle": "false",
-            **options,
-        }
-        options |= {
-            "gradient_accumulation_steps": 1,
-            "gradient_checkpointing": "false",
-            "fp16": "false",
-        }
-        options |= {"save_strategy": "no", "dataset_shuffle": "false"}
-        ddp = {"ddp_backend": "gloo"} if processes > 1 else {}
-        plugins = [ROOT / "plugins" / "register.py", folder / "witness.py"]
-        arguments = flags(tiny, dataset, folder / "out", external_plugins=plugins, **ddp, **options)
-        env = {"TORCH_EXTENSIONS_DIR": built} | (
-            {"NPROC_PER_NODE": str(processes)} if processes > 1 else {}
-        )
+        options = {"per_device_train_batch_size": 4 // processes, **IN_ORDER, **options}
+        options |= {"gradient_accumulation_steps": 1, "gradient_checkpointing": "false"}
+        options |= {"fp16": "false", "save_strategy": "no"}
+        options["external_plugins"] = [REGISTER, folder / "witness.py"]
+        env = {"TORCH_EXTENSIONS_DIR": built}
+        if processes > 1:
+            options["ddp_backend"] = "gloo"
+            env["NPROC_PER_NODE"] = str(processes)
+        arguments = flags(tiny, dataset, folder / "out", **options)
         done = launch([sys.executable, "-m", "swift.cli.main", "sft", *arguments], **env)
         assert done.returncode == 0, done.stdout[-5000:]
-        met = [
-            (folder / f"rank{rank}").read_text(encoding="utf-8").splitlines()
-            for rank in range(processes)
-        ]
+        met = []
+        for rank in range(processes):
+            met.append((folder / f"rank{rank}").read_text(encoding="utf-8").splitlines())
         return [record for record in log_of(folder / "out") if "grad_norm" in record], met
 
     return run
@@ -172,12 +135,8 @@ def test_ddp_with_lora(train: Train, alone: list[dict[str, Any]]) -> None:
     model."""
     lora = {"tuner_type": "lora", "target_modules": "all-linear", "lora_dropout": 0}
     records, met = train(2, ddp_find_unused_parameters="false", **lora)
-    assert [each.split()[0] for rank in met for each in rank] == [
-        "speech",
-        "text",
-        "text",
-        "speech",
-    ]
+    kinds = [line.split()[0] for line in (*met[0], *met[1])]
+    assert kinds == ["speech", "text", "text", "speech"]
     assert records[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
     assert records[1]["loss"] != records[0]["loss"]
 

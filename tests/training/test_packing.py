@@ -4,28 +4,35 @@ MS-SWIFT's own packs."""
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import flash_attention
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 from conftest import corpus_rows, write_jsonl
+from helpers import flash_attention
 from helpers.sft import sft
-from test_modeling import AUDIO, DELAY, TOKENS
 
 from plugins.audio import waveforms as audio
 from plugins.collator import collate
 from plugins.data.clips import num_frames
 from plugins.data.prompt import AudioClip, EncodedSample
+from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError
 
 HOP = 960
+AUDIO, DELAY = 304, 302
+TOKENS = SpecialTokens(
+    begin_of_text=2, header_start=3, header_end=7, end_of_turn=298, end_of_message=-1,
+    scene_start=-1, scene_end=-1, audio_bos=301, reference_bos=299, audio_eos=300, audio=AUDIO,
+    audio_delay=DELAY, pad=1, stream_bos=1024, stream_eos=1025, num_codebooks=8, codebook_size=1026,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,29 +54,20 @@ def test_frames_from_the_header_are_those_of_the_decoded_clip(
     was grouped and packed by."""
     path = tmp_path / "a.wav"
     per_frame = HOP * sample_rate_hz // 24_000
-    sizes = [size for k in (1, 7, 28) for size in range(k * per_frame - 3, k * per_frame + 5)]
-    for size in sizes:
-        sf.write(path, np.full(size, 0.1, dtype=np.float32), sample_rate_hz)
-        assert num_frames(AudioClip(str(path)), "row") == math.ceil(len(audio.load(path)) / HOP), (
-            size
-        )
+    for k in (1, 7, 28):
+        for size in range(k * per_frame - 3, k * per_frame + 5):
+            sf.write(path, np.full(size, 0.1, dtype=np.float32), sample_rate_hz)
+            decoded = math.ceil(len(audio.load(path)) / HOP)
+            assert num_frames(AudioClip(str(path)), "row") == decoded, size
 
 
 def rows_of_all_kinds() -> list[dict[str, Any]]:
     first, second, third = corpus_rows(3)
     voice = {"reference_audio": third["audios"][0], "reference_text": "What the voice says."}
-    text = {
-        "messages": [
-            {"role": "user", "content": "How are you?"},
-            {"role": "assistant", "content": "Well, thanks!"},
-        ]
-    }
-    return [
-        first,
-        {**second, **voice},
-        {**first, "reference_audio": voice["reference_audio"]},
-        text,
-    ]
+    question = {"role": "user", "content": "How are you?"}
+    text = {"messages": [question, {"role": "assistant", "content": "Well, thanks!"}]}
+    without_transcript = {**first, "reference_audio": voice["reference_audio"]}
+    return [first, {**second, **voice}, without_transcript, text]
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +136,8 @@ def spoken(num_frames: int, *, reference_frames: int = 0, seed: int = 0) -> Enco
 
 def written(seed: int) -> EncodedSample:
     """A row without audio."""
-    ids = [
-        2,
-        *torch.randint(9, 290, (9,), generator=torch.Generator().manual_seed(seed)).tolist(),
-        298,
-    ]
+    generator = torch.Generator().manual_seed(seed)
+    ids = [2, *torch.randint(9, 290, (9,), generator=generator).tolist(), 298]
     return EncodedSample(ids, [-100] * 5 + ids[5:], source=f"row {seed}")
 
 
@@ -162,8 +157,11 @@ def test_packed_tensors_are_the_rows_one_after_the_other() -> None:
     for name in ("input_ids", "labels", "audio_input_ids", "audio_labels", "audio_input_ids_mask"):
         assert torch.equal(pack[name], torch.cat([batch[name] for batch in alone], dim=1))
     assert "attention_mask" not in pack
-    assert pack["position_ids"].tolist() == [[i for length in lengths for i in range(length)]]
-    assert pack["cu_seq_lens_q"].tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    positions: list[int] = []
+    for length in lengths:
+        positions += range(length)
+    assert pack["position_ids"].tolist() == [positions]
+    assert pack["cu_seq_lens_q"].tolist() == [0, *itertools.accumulate(lengths)]
     assert pack["max_length_q"] == max(lengths)
     text_only = collate([ROWS[1], ROWS[3]], TOKENS, training=True, packed=True)
     assert text_only["audio_labels"].shape == (1, 0, 8)
@@ -197,8 +195,9 @@ def weights() -> dict[str, Any]:
 
     torch.manual_seed(0)
     config = HiggsAudioV2Config(
-        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, codebook_size=1026, pad_token_id=1, bos_token_id=2, eos_token_id=298,
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, codebook_size=1026,
+        pad_token_id=1, bos_token_id=2, eos_token_id=298,
         audio_token_id=AUDIO, audio_bos_token_id=301, audio_delay_token_id=DELAY,
     )  # fmt: skip
     return {
@@ -258,9 +257,10 @@ def test_a_pack_has_the_losses_and_gradients_of_its_rows(model: Any) -> None:
 def test_without_its_boundaries_a_pack_has_other_losses(model: Any) -> None:
     """What the test above would see if rows saw each other."""
     pack = collate(ROWS, TOKENS, training=True, packed=True)
-    joined = {
-        name: value for name, value in pack.items() if name.startswith(("input", "audio", "labels"))
-    }
+    joined = dict(pack)
+    for name in pack:
+        if not name.startswith(("input", "audio", "labels")):
+            del joined[name]
     with torch.no_grad():
         apart, together = model(**pack), model(**joined)
     assert not torch.allclose(apart.audio_loss, together.audio_loss, rtol=1e-4)
@@ -305,30 +305,20 @@ def test_preflight_sees_a_pack_that_is_not_its_rows(name: str) -> None:
 
 def coded(num_frames: int, text: str) -> dict[str, Any]:
     """A row with codes: nothing has to be encoded."""
-    codes = torch.randint(
-        1024, (num_frames, 8), generator=torch.Generator().manual_seed(num_frames)
-    ).tolist()
+    generator = torch.Generator().manual_seed(num_frames)
+    codes = torch.randint(1024, (num_frames, 8), generator=generator).tolist()
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
     return {"messages": messages, "audio_codes": [codes]}
 
 
 def run(tiny: Path, tmp_path: Path, name: str, **options: Any) -> list[dict[str, Any]]:
     written_row = rows_of_all_kinds()[-1]
-    values = {
-        "max_steps": 1,
-        "save_strategy": "no",
-        "val_dataset": write_jsonl(
-            tmp_path / "validation.jsonl", [coded(9, "Later."), coded(4, "Soon?"), written_row]
-        ),
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        **(
-            {"attn_impl": "flash_attention_2"}
-            if {"packing", "padding_free"} & options.keys()
-            else {}
-        ),
-        **options,
-    }
+    validation = [coded(9, "Later."), coded(4, "Soon?"), written_row]
+    options["val_dataset"] = write_jsonl(tmp_path / "validation.jsonl", validation)
+    values = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "steps", "eval_steps": 1}
+    if {"packing", "padding_free"} & options.keys():
+        options["attn_impl"] = "flash_attention_2"
+    values |= options
     voice = {"reference_codes": coded(6, "")["audio_codes"], "reference_text": "A voice."}
     rows = [
         coded(12, "First."),
@@ -344,47 +334,41 @@ def run(tiny: Path, tmp_path: Path, name: str, **options: Any) -> list[dict[str,
 def figures(records: list[dict[str, Any]]) -> dict[str, float]:
     """What was measured in the step and in the evaluation after it."""
     kinds = ("loss", "grad_norm", "eval_loss", "acc", "eval_acc")
-    return {
-        name: value
-        for record in records
-        for name, value in record.items()
-        if name.startswith(kinds)
-    }
+    measured = {}
+    for record in records:
+        for name, value in record.items():
+            if name.startswith(kinds):
+                measured[name] = value
+    return measured
 
 
 @pytest.mark.slow
 def test_a_step_is_the_same_padded_packed_and_padding_free(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """MS-SWIFT's own packs of rows of all kinds, in training and validation; the guards still know
-    their names."""
-    from plugins.training.guards import Guard
+    """MS-SWIFT's own packs of rows of all kinds, in training and validation; a sick step would
+    still know their names."""
+    from plugins.training.sick_steps import SickSteps
 
     seen: list[list[str]] = []
-    saw = Guard.saw
+    add = SickSteps.add
+
+    def noted(self: SickSteps, rows: list[str], loss: Any) -> None:
+        seen.append(rows)
+        add(self, rows, loss)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Guard, "saw", lambda self, loss: (seen.append(self.rows), saw(self, loss))[1])
+        patch.setattr(SickSteps, "add", noted)
         padded = run(tiny, tmp_path, "padded")
         packed = run(tiny, tmp_path, "packed", packing="true", per_device_train_batch_size=1)
-        free = run(
-            tiny,
-            tmp_path,
-            "free",
-            padding_free="true",
-            group_by_length="true",
-            lazy_tokenize="true",
-        )
+        grouped = {"group_by_length": "true", "lazy_tokenize": "true"}
+        free = run(tiny, tmp_path, "free", padding_free="true", **grouped)
     assert len(seen[0]) == 4
     assert [sorted(rows) for rows in seen] == [sorted(seen[0])] * 3
     assert caplog.text.count("rows in one sequence do not see each other") == 2
     expected = figures(padded)
-    assert {
-        "loss_text",
-        "loss_audio_cb7",
-        "grad_norm",
-        "eval_loss",
-        "eval_loss_audio",
-    } <= expected.keys()
+    names = {"loss_text", "loss_audio_cb7", "grad_norm", "eval_loss", "eval_loss_audio"}
+    assert names <= expected.keys()
     for records in (packed, free):
         assert figures(records) == pytest.approx(expected, rel=1e-5)
 

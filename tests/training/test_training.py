@@ -11,40 +11,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import corpus_rows, write_jsonl
-from helpers.sft import flags, log_of, sft, swift
+from helpers.sft import coded, flags, log_of, sft, swift
 
 pytestmark = pytest.mark.slow
 GREEDY_MAX_S = 6.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> None:
-    from plugins.register import register_higgs_audio_all
-
-    register_higgs_audio_all()
-
-
-@pytest.fixture(scope="session")
-def encode(tiny: Path) -> Any:
-    """Audio file -> inline codes [F][K] of the tiny codec."""
-    from plugins.audio.codec import Codec
-
-    codec = Codec(str(tiny / "audio_tokenizer"))
-    return lambda path: codec.encode_file(path).T.tolist()
-
-
-def with_codes(row: dict[str, Any], encode: Any) -> dict[str, Any]:
-    return {**row, "audio_codes": [encode(row["audios"][0])]}
-
-
-def with_reference(row: dict[str, Any], other: dict[str, Any], encode: Any) -> dict[str, Any]:
-    """`row` in the voice of `other`, with its transcript."""
-    return {
-        **with_codes(row, encode),
-        "reference_audio": other["audios"][0],
-        "reference_text": other["messages"][1]["content"].removeprefix("Please speak: "),
-        "reference_codes": [encode(other["audios"][0])],
-    }
 
 
 def speak(generator: Any, row: dict[str, Any]) -> Any:
@@ -69,12 +39,12 @@ def check_reproduced(speech: Any, row: dict[str, Any]) -> None:
     assert (speech.codes == wanted).float().mean() >= 0.99
 
 
-def test_full_fine_tuning_learns_what_it_is_shown(tiny: Path, tmp_path: Path, encode: Any) -> None:
+def test_full_fine_tuning_learns_what_it_is_shown(tiny: Path, tmp_path: Path) -> None:
     """With transformers' own labels, which mask every EOS, such a model reproduces the codes and
     never stops."""
     from plugins.inference import HiggsAudioGenerator
 
-    rows = [with_codes(row, encode) for row in corpus_rows(4)]
+    rows = coded(tiny, corpus_rows(4))
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
     options = {
         "max_steps": 200,
@@ -95,18 +65,13 @@ def check_curves(output_dir: Path) -> None:
     and TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    curves = {
-        "loss",
-        "loss_text",
-        "loss_audio",
-        "loss_aux",
-        "acc_text",
-        "learning_rate",
-        "audio_learning_rate",
-    }
-    curves |= {f"{kind}_audio_cb{k}" for kind in ("loss", "acc") for k in range(8)}
+    curves = {"loss", "loss_text", "loss_audio", "loss_aux", "acc_text"}
+    curves |= {"learning_rate", "audio_learning_rate"}
+    for k in range(8):
+        curves |= {f"loss_audio_cb{k}", f"acc_audio_cb{k}"}
     records = [record for record in log_of(output_dir) if "loss_audio" in record]
-    assert all(curves <= record.keys() for record in records)
+    for record in records:
+        assert curves <= record.keys()
     assert records[-1]["loss_audio"] < 0.1 < records[0]["loss_audio"]
     events = EventAccumulator(str(output_dir / "runs"))
     events.Reload()
@@ -139,34 +104,22 @@ def wide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_lora_with_references_learns_and_merges(wide: Path, tmp_path: Path, encode: Any) -> None:
+def test_lora_with_references_learns_and_merges(wide: Path, tmp_path: Path) -> None:
     from plugins.inference import HiggsAudioGenerator
 
     corpus = corpus_rows(12)
-    rows = [
-        with_reference(row, other, encode)
-        for row, other in zip(corpus[4:8], corpus[8:12], strict=True)
-    ]
+    rows = corpus[4:8]
+    for row, other in zip(rows, corpus[8:12], strict=True):
+        row["reference_audio"] = other["audios"][0]
+        row["reference_text"] = other["messages"][1]["content"].removeprefix("Please speak: ")
+    rows = coded(wide, rows)
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
-    lora = {
-        "tuner_type": "lora",
-        "lora_rank": 64,
-        "lora_alpha": 128,
-        "lora_dropout": 0,
-        "learning_rate": 2e-3,
-    }
-    sft(wide, dataset, tmp_path / "out", max_steps=200, logging_steps=50, **lora)
+    lora = {"tuner_type": "lora", "lora_rank": 64, "lora_alpha": 128, "lora_dropout": 0}
+    lora |= {"max_steps": 200, "logging_steps": 50, "learning_rate": 2e-3}
+    sft(wide, dataset, tmp_path / "out", **lora)
     checkpoint, merged = tmp_path / "out" / "checkpoint-200", tmp_path / "merged"
-    done = swift(
-        "export",
-        "--adapters",
-        str(checkpoint),
-        "--merge_lora",
-        "true",
-        "--output_dir",
-        str(merged),
-        cwd=tmp_path,
-    )
+    words = ["--adapters", str(checkpoint), "--merge_lora", "true", "--output_dir", str(merged)]
+    done = swift("export", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
 
     from safetensors import safe_open
@@ -181,45 +134,33 @@ def test_lora_with_references_learns_and_merges(wide: Path, tmp_path: Path, enco
         assert torch.equal(speak(after_merge, row).codes, speech.codes)
 
 
-def test_one_step_is_the_same_for_every_split_of_its_rows(
-    tiny: Path, tmp_path: Path, encode: Any
-) -> None:
+def test_one_step_is_the_same_for_every_split_of_its_rows(tiny: Path, tmp_path: Path) -> None:
     """4 x 1, 1 x 4 and two processes x 1 x 2 over clips of different lengths and a text-only row.
 
     Means of means, as the base trainer takes them, weigh a short clip's frames more than a long
     one's; a text count as the common denominator makes the audio loss of a 10 s clip about 83 times
     too large."""
-    rows: list[dict[str, Any]] = [
-        with_codes(row, encode) for row in (corpus_rows(3)[0], *corpus_rows(13)[11:])
-    ]
-    rows.append(
-        {
-            "messages": [
-                {"role": "user", "content": "Say hi."},
-                {"role": "assistant", "content": "Hi there."},
-            ]
-        }
-    )
+    corpus = corpus_rows(13)
+    question = {"role": "user", "content": "Say hi."}
+    answer = {"role": "assistant", "content": "Hi there."}
+    rows = [*coded(tiny, [corpus[0], *corpus[11:]]), {"messages": [question, answer]}]
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
-    results = []
-    for name, batch, accumulation, processes in (
-        ("4x1", 4, 1, 1),
-        ("1x4", 1, 4, 1),
-        ("2x1x2", 1, 2, 2),
-    ):
-        options = {
-            "per_device_train_batch_size": batch,
-            "gradient_accumulation_steps": accumulation,
-            "max_steps": 1,
-        }
-        ddp = {"ddp_backend": "gloo"} if processes > 1 else {}
-        env = {"NPROC_PER_NODE": str(processes)} if processes > 1 else {}
-        done = swift("sft", *flags(tiny, dataset, tmp_path / name, **options, **ddp), **env)
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(log_of(tmp_path / name)[0])
-    for record in results[1:]:
+
+    def step(name: str, batch: int, accumulation: int, **ddp: Any) -> dict[str, float]:
+        options = {"per_device_train_batch_size": batch, "max_steps": 1, **ddp}
+        options["gradient_accumulation_steps"] = accumulation
+        words = flags(tiny, dataset, tmp_path / name, **options)
+        if ddp:
+            done = swift("sft", *words, NPROC_PER_NODE="2")
+            assert done.returncode == 0, done.stderr[-3000:]
+        else:
+            sft(tiny, dataset, tmp_path / name, **options)
+        return log_of(tmp_path / name)[0]
+
+    whole = step("4x1", 4, 1)
+    for record in (step("1x4", 1, 4), step("2x1x2", 1, 2, ddp_backend="gloo")):
         for name in ("loss", "grad_norm", "loss_text", "loss_audio", "loss_aux"):
-            assert record[name] == pytest.approx(results[0][name], rel=1e-6), name
+            assert record[name] == pytest.approx(whole[name], rel=1e-6), name
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -278,34 +219,25 @@ def test_lora_covers_attention_and_both_ffns(
     from plugins.train import main
 
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
-    options = {
-        "tuner_type": None,
-        "max_steps": 1,
-        "sft_type": "lora",
-        "lora_target_modules": modules,
-    }
-    main(flags(tiny, dataset, tmp_path / "out", **options))
-    with safe_open(
-        tmp_path / "out" / "checkpoint-1" / "adapter_model.safetensors", "pt"
-    ) as adapter:
-        names = {
-            key.split("layers.0.")[1].rsplit(".lora_", 1)[0]
-            for key in adapter.keys()  # noqa: SIM118 (safe_open is no mapping)
-            if "layers.0." in key
-        }
-    ffn = {
-        f"{part}.{name}_proj" for part in ("mlp", "audio_mlp") for name in ("gate", "up", "down")
-    }
-    assert names == ffn | {f"self_attn.{name}_proj" for name in "qkvo"}
+    options = {"tuner_type": None, "max_steps": 1, "sft_type": "lora"}
+    main(flags(tiny, dataset, tmp_path / "out", **options, lora_target_modules=modules))
+    file = tmp_path / "out" / "checkpoint-1" / "adapter_model.safetensors"
+    names = set()
+    with safe_open(file, "pt") as adapter:
+        for key in adapter.keys():  # noqa: SIM118 (safe_open is no mapping)
+            _, is_first, name = key.partition("layers.0.")
+            if is_first:
+                names.add(name.rsplit(".lora_", 1)[0])
+    expected = {f"self_attn.{name}_proj" for name in "qkvo"}
+    for name in ("gate", "up", "down"):
+        expected |= {f"mlp.{name}_proj", f"audio_mlp.{name}_proj"}
+    assert names == expected
 
 
-def test_eval_loss_is_the_training_formula_over_the_whole_set(
-    tiny: Path, tmp_path: Path, encode: Any
-) -> None:
+def test_eval_loss_is_the_training_formula_over_the_whole_set(tiny: Path, tmp_path: Path) -> None:
     """The base averages batch means; here 3 rows in batches of 2 give the loss of one batch of
     3."""
-    rows = [with_codes(row, encode) for row in corpus_rows(3)]
-    dataset = write_jsonl(tmp_path / "train.jsonl", rows)
+    dataset = write_jsonl(tmp_path / "train.jsonl", coded(tiny, corpus_rows(3)))
     options = {"learning_rate": 0.0, "val_dataset": dataset, "eval_steps": 1, "max_steps": 1}
     options |= {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 2}
     options["model_kwargs"] = '{"preflight": false}'  # it refuses validation on trained clips
@@ -320,15 +252,13 @@ def test_settings_are_written_and_the_plugin_path_is_absolute(tiny: Path, tmp_pa
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
     register = os.path.relpath(Path(__file__).resolve().parents[2] / "plugins" / "register.py")
     kwargs = json.dumps({"audio_learning_rate": 1e-4, "audio_loss_weight": 0.5})
-    sft(
-        tiny, dataset, tmp_path / "out", max_steps=1, external_plugins=register, model_kwargs=kwargs
-    )
-    settings = json.loads(
-        (tmp_path / "out" / "higgs_audio_settings.json").read_text(encoding="utf-8")
-    )
+    out = tmp_path / "out"
+    sft(tiny, dataset, out, max_steps=1, external_plugins=register, model_kwargs=kwargs)
+    settings = json.loads((out / "higgs_audio_settings.json").read_text(encoding="utf-8"))
     assert (settings["audio_learning_rate"], settings["audio_loss_weight"]) == (1e-4, 0.5)
-    args = json.loads((tmp_path / "out" / "args.json").read_text(encoding="utf-8"))
-    assert all(Path(plugin).is_absolute() for plugin in args["external_plugins"])
+    args = json.loads((out / "args.json").read_text(encoding="utf-8"))
+    for plugin in args["external_plugins"]:
+        assert Path(plugin).is_absolute()
 
 
 def test_audio_learning_rate_is_its_own(tiny: Path, tmp_path: Path) -> None:
@@ -336,7 +266,7 @@ def test_audio_learning_rate_is_its_own(tiny: Path, tmp_path: Path) -> None:
     moved."""
     from safetensors.torch import load_file
 
-    from plugins.trainer import is_audio_parameter
+    from plugins.training.optimizer import is_audio_parameter
 
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
     options = {
@@ -348,6 +278,5 @@ def test_audio_learning_rate_is_its_own(tiny: Path, tmp_path: Path) -> None:
     sft(tiny, dataset, tmp_path / "out", **options)
     before = load_file(tiny / "model.safetensors")
     after = load_file(tmp_path / "out" / "checkpoint-1" / "model.safetensors")
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {name for name in moved if is_audio_parameter(name)} == set()
-    assert moved == {name for name in before if not is_audio_parameter(name)}
+    for name, weight in before.items():
+        assert torch.equal(weight, after[name]) == is_audio_parameter(name), name

@@ -550,7 +550,7 @@ def make_trainer(model: torch.nn.Module, output_dir: Path, **options: Any) -> Tr
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="NaN is logged as 0; workaround: plugins/trainer.py:LossMeter",
+    reason="NaN is logged as 0; workaround: plugins/training/meters.py:LossMeter",
 )
 def test_a_nan_loss_is_logged_as_nan(tmp_path: Path) -> None:
     """`logging_nan_inf_filter`, on by default (in MS-SWIFT too), logs the mean of the losses before

@@ -13,9 +13,9 @@ from plugins.data.clips import stand_ins
 from plugins.data.prompt import Dialogue, encode
 from plugins.model.load import bare
 from plugins.training import facts as run_facts
+from plugins.training.arguments import real_command
 from plugins.training.preflight.before_training import check_memory
 from plugins.training.preflight.report import Report
-from plugins.training.relaunch import real_command
 
 
 def show(trainer: Any, report: Report) -> None:

@@ -53,6 +53,17 @@ def shared_audio(train: Iterable[str], validation: Iterable[str]) -> list[tuple[
     return pairs
 
 
+def memorised_codebooks(logs: dict[str, float], mode: str, epoch: float) -> dict[str, float]:
+    """Losses that are lower than any on speech that the model has not seen: in the first epoch, or
+    in evaluation."""
+    if mode == "train" and epoch >= 1:
+        return {}
+    prefix = "loss_audio_cb" if mode == "train" else "eval_loss_audio_cb"
+    return {
+        name: loss for name, loss in logs.items() if name.startswith(prefix) and loss < MEMORISED
+    }
+
+
 def _is_same(a: AudioClip, b: AudioClip) -> bool:
     if a.codes is not None and b.codes is not None:
         return a.codes.equal(b.codes)

@@ -30,9 +30,8 @@ from plugins.errors import UserError
 from plugins.model.load import load_config, load_model
 from plugins.model.loss import LossWeights, combine
 from plugins.settings import HiggsAudioSettings
-from plugins.trainer import memorised_codebooks
 from plugins.training.preflight.labels import audit
-from plugins.training.preflight.leaks import shared_audio
+from plugins.training.preflight.leaks import memorised_codebooks, shared_audio
 from plugins.training.preflight.probe import OffsetProbe, offset_probe
 
 NUM_ROWS = 3

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.commands import in_child
+from helpers.checkpoints import RUN, checkpoint
 
 from plugins.errors import UserError
-from plugins.train import check_output_dir, resolve_resume
-from plugins.training import saves as checkpoints
+from plugins.training import saves
 from plugins.training.saves import (
     MARKER,
     NOTE,
@@ -27,23 +26,6 @@ from plugins.training.saves import (
     rotate,
     seal,
 )
-
-RUN = Owner(run="a" * 32, trained="what is trained")
-
-
-def checkpoint(
-    folder: Path, *, sealed: bool = True, resumable: bool = True, by: Owner | None = RUN
-) -> Path:
-    """by: the run that saves it; None: another program."""
-    if by is not None:
-        reserve(folder, by, pytest.fail)
-    (folder / "audio_tokenizer").mkdir(parents=True)
-    (folder / "model-1.safetensors").write_bytes(bytes(100))
-    (folder / "trainer_state.json").write_text('{"global_step": 2}')
-    (folder / "audio_tokenizer" / "config.json").write_text("{}")
-    if sealed:
-        seal(folder, resumable=resumable)
-    return folder
 
 
 def flip(path: Path) -> None:
@@ -238,7 +220,7 @@ def test_a_removal_that_was_cut_short_is_ended_and_nothing_else_swept(
     for folder in others:
         folder.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(saves.shutil, "rmtree", lambda *_, **__: None)
         discard(path)
     assert not path.exists()
     assert len(list(tmp_path.glob(".checkpoint-*"))) == 4
@@ -269,90 +251,5 @@ def test_files_are_on_disk_before_the_marker_that_vouches_for_them(
 def test_a_whole_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint(tmp_path / "checkpoint-2")
     assert damage(folder) is None
-    monkeypatch.setattr(checkpoints.audio, "file_hash", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(saves.disk, "file_hash", lambda path: pytest.fail("read again"))
     assert damage(folder) is None
-
-
-# --- the flag ---
-
-
-def test_auto_goes_on_in_the_folder_of_the_run(tmp_path: Path) -> None:
-    found = checkpoint(tmp_path / "v0-20260101-000000" / "checkpoint-2")
-    words = [
-        "--resume_from_checkpoint",
-        "auto",
-        "--dataset",
-        "a",
-        "b",
-        "--output_dir",
-        str(tmp_path),
-        "--system",
-        "",
-    ]
-    assert resolve_resume(words) == [
-        "--dataset", "a", "b", "--system", "", "--resume_from_checkpoint", str(found), "--output_dir",
-        str(found.parent), "--add_version", "false",
-    ]  # fmt: skip
-
-
-def test_auto_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
-    words = [
-        "--output_dir",
-        str(tmp_path / "new"),
-        "--resume_from_checkpoint",
-        "auto",
-        "--lora_rank",
-        "8",
-    ]
-    assert resolve_resume(words) == ["--output_dir", str(tmp_path / "new"), "--lora_rank", "8"]
-
-
-def test_auto_needs_to_know_where() -> None:
-    with pytest.raises(
-        UserError, match="options: output_dir: None is not given, so `auto` has nowhere to look"
-    ):
-        resolve_resume(["--resume_from_checkpoint", "auto"])
-
-
-def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"resume_from_checkpoint: '.*gone' is no folder; name another"
-    ):
-        resolve_resume(["--resume_from_checkpoint", str(tmp_path / "gone")])
-
-
-def test_under_plain_swift_auto_is_a_path(tmp_path: Path) -> None:
-    """MS-SWIFT 4.6 makes a path of it before it loads any plugin: if this fails, `auto` can work
-    there too."""
-    from helpers.sft import flags
-    from swift.arguments import SftArguments
-    from swift.utils import parse_args
-
-    words = flags(
-        tmp_path, tmp_path / "train.jsonl", tmp_path / "out", resume_from_checkpoint="auto"
-    )
-    with pytest.raises((FileNotFoundError, ValueError), match="auto"):
-        parse_args(SftArguments, words)
-
-
-def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-    for parent in tmp_path.parents[:3]:
-        parent.chmod(0o755)
-    (tmp_path / "file").touch()
-
-    def refused() -> None:
-        if os.getuid() == 0:
-            os.setuid(65534)  # nothing is read-only for root
-        for path in (tmp_path, tmp_path / "new" / "run", tmp_path / "file" / "run"):
-            with pytest.raises(
-                UserError,
-                match=r"^options: output_dir: '.*' cannot be written \(.*\); name another",
-            ):
-                check_output_dir(["--output_dir", str(path)])
-
-    try:
-        assert in_child(refused) == 0
-        check_output_dir(["--output_dir", str(Path.home() / "new")])
-    finally:
-        tmp_path.chmod(0o755)

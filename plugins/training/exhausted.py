@@ -1,7 +1,8 @@
-"""Checkpoints and log lines on a disk that may be full. L3.
+"""A training whose disk or GPU memory is exhausted.
 
-checkpoint larger than the free space --saving-->   refused before a byte is written
-log line that cannot be written       --log_line--> said, the run goes on
+checkpoint larger than the free space --saving-->     refused before a byte is written
+log line that cannot be written       --log_line-->   said, the run goes on
+torch.OutOfMemoryError                --gpu_memory--> one line with what can be lowered
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -22,12 +24,13 @@ from plugins.audio.codec import CODEC_FOLDER
 from plugins.errors import UserError, problem
 from plugins.training.resume import LOG
 from plugins.training.saves import discard, is_own
+from plugins.training.sick_steps import shown_rows
 
 logger = get_logger()
 
-_SMALL_FILES_BYTES = (
-    32 * 2**20
-)  # tokenizer (17 MB with Llama-3's), states of schedule and generators, JSON
+# Tokenizer (17 MB with Llama-3's), states of schedule and generators, JSON.
+_SMALL_FILES_BYTES = 32 * 2**20
+_GIB = 2**30
 
 
 def checkpoint_bytes(trainer: Any) -> int:
@@ -51,9 +54,8 @@ def checkpoint_bytes(trainer: Any) -> int:
 
 
 def _num_elements(parameter: Any) -> int:
-    return int(
-        getattr(parameter, "ds_numel", parameter.numel())
-    )  # ZeRO-3 leaves an empty tensor in its place
+    # ZeRO-3 leaves an empty tensor in its place.
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _num_bytes(parameters: list[Any]) -> int:
@@ -68,19 +70,17 @@ def check_space(trainer: Any) -> None:
         folder, needed = Path(trainer.args.output_dir), checkpoint_bytes(trainer)
         free = shutil.disk_usage(folder).free
         if free < needed:
-            reason = f"has {free / 2**30:.2f} GiB free, and a checkpoint takes about {needed / 2**30:.2f} GiB"
-            remedy = "free space, lower save_total_limit, or name another folder; nothing was written or removed"
-            refusal = [
-                str(
-                    problem(
-                        source="disk",
-                        field="output_dir",
-                        value=str(folder),
-                        reason=reason,
-                        remedy=remedy,
-                    )
-                )
-            ]
+            error = problem(
+                source="disk",
+                field="output_dir",
+                value=str(folder),
+                reason=f"has {free / _GIB:.2f} GiB free,"
+                f" and a checkpoint takes about {needed / _GIB:.2f} GiB",
+                remedy="free space, lower save_total_limit, or name another folder;"
+                " nothing was written or removed",
+            )
+            refusal = [str(error)]
+    # All ranks end, or the others would wait for the first one.
     if dist.is_initialized():
         dist.broadcast_object_list(refusal)
     if refusal[0]:
@@ -118,6 +118,32 @@ def log_line(trainer: Any) -> Iterator[None]:
         if trainer.is_world_process_zero() and log.is_file():
             os.truncate(log, num_bytes)  # half a line would spoil the next one
         logger.error(
-            f"{error.filename or log}: cannot be written ({error.strerror}); training goes on, this line will be in the"
-            " next checkpoint's trainer_state.json only"
+            f"{error.filename or log}: cannot be written ({error.strerror}); training goes on, this"
+            " line will be in the next checkpoint's trainer_state.json only"
         )
+
+
+@contextmanager
+def gpu_memory(trainer: Any) -> Iterator[None]:
+    """Around the training: torch.OutOfMemoryError becomes a UserError that names the rows and what
+    can be lowered."""
+    args, template = trainer.args, trainer.template
+    levers = [
+        f"per_device_train_batch_size {args.per_device_train_batch_size}"
+        " with more gradient_accumulation_steps",
+        f"max_length {template.max_length}",
+        f"max_audio_length {template.settings.max_audio_length}",
+    ]
+    # Looked at here: MS-SWIFT sets it to False while it trains.
+    if not args.gradient_checkpointing:
+        levers.append("gradient_checkpointing false (set it to true)")
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first_line = str(error).partition("\n")[0]
+        raise UserError(
+            f"training: out of GPU memory (rows of the batch: {shown_rows(trainer.rows)};"
+            f" {first_line}); lower {', '.join(levers)}; or take a smaller configs/*.yaml (LoRA,"
+            " QLoRA, ZeRO or FSDP2 instead of full): `higgs-audio doctor --config FILE.yaml`"
+            " computes what each needs"
+        ) from error

@@ -1,0 +1,292 @@
+"""The words after `higgs-audio sft` -> MS-SWIFT's; and the shell's line that goes on with a run.
+
+    flags of the seed document, our settings, `auto` --settled, resolve_resume--> MS-SWIFT's flags
+    argv of a process --resume_command, real_command--> what is typed to resume, or to train
+
+Settings travel in the environment. Imports neither torch nor MS-SWIFT before it is asked to work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from plugins.errors import UserError, did_you_mean, problem
+from plugins.settings import KNOBS, HiggsAudioSettings, joined
+
+_PLUGINS = Path(__file__).resolve().parents[1]
+REGISTER_FILE = str(_PLUGINS / "register.py")
+TRAIN_FILE = _PLUGINS / "train.py"
+
+# Flags of the seed document -> MS-SWIFT 4.6.
+RENAMED = {
+    "--sft_type": "--tuner_type",
+    "--model_id_or_path": "--model",
+    "--lora_target_modules": "--target_modules",
+}
+# Flags of the seed document whose value is built in: only that value is accepted.
+BUILT_IN = {"--trainer_type": "higgs_audio", "--data_collator": "higgs_audio"}
+# In the place of MS-SWIFT's own defaults: it would put a random other row in the place of one that
+# fails, and the other nodes would wait 208 days for a rank that is dead.
+_DEFAULTS = {"--strict": "true", "--ddp_timeout": "1800"}
+
+
+def settled(arguments: Sequence[str]) -> list[str]:
+    """MS-SWIFT's own flags; our settings are in the environment then.
+
+    Raises UserError for a flag that nobody knows, a setting of the wrong kind, a wrong model."""
+    words: list[str] = []
+    for argument in arguments:
+        # `--flag=value` as two words, so that every flag is looked at in the same way.
+        words += argument.split("=", 1) if argument.startswith("--") else [argument]
+    rest = with_plugin(take_settings(translate(words)))
+    for flag, value in _DEFAULTS.items():
+        if flag not in rest:
+            rest += [flag, value]
+    check_flags(rest)
+    check_model(rest)
+    return rest
+
+
+def with_plugin(arguments: list[str]) -> list[str]:
+    """Our plugin first among `--external_plugins`: args.json then lets `swift export` and `swift
+    infer` find it."""
+    if "--external_plugins" not in arguments:
+        return [*arguments, "--external_plugins", REGISTER_FILE]
+    at = arguments.index("--external_plugins") + 1
+    if REGISTER_FILE in {str(Path(value).resolve()) for value in arguments[at:]}:
+        return arguments
+    return [*arguments[:at], REGISTER_FILE, *arguments[at:]]
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """The seed document's flags and module names in MS-SWIFT's own. Raises UserError where one
+    cannot be meant."""
+    rest: list[str] = []
+    for flag, values in _by_flag(arguments):
+        if flag not in BUILT_IN:
+            rest += _words(RENAMED.get(flag, flag), values)
+        elif values != [BUILT_IN[flag]]:
+            raise problem(
+                source="command line",
+                field=flag,
+                value=" ".join(values),
+                reason="is not available",
+                remedy=f"use {BUILT_IN[flag]!r} or leave it out",
+            )
+    return rest
+
+
+def take_settings(arguments: Sequence[str]) -> list[str]:
+    """Move `--<knob> value` into the environment, where MS-SWIFT's `--model_kwargs` go too; return
+    the rest."""
+    rest: list[str] = []
+    defaults = HiggsAudioSettings()
+    for flag, values in _by_flag(arguments):
+        knob = flag.removeprefix("--")
+        if knob not in KNOBS:
+            rest += _words(flag, values)
+            continue
+        # `--dry_run` alone is true, as an option of MS-SWIFT is not.
+        if not values and isinstance(getattr(defaults, knob), bool):
+            values = ["true"]
+        if not values:
+            raise problem(
+                source="command line",
+                field=flag,
+                value=None,
+                reason="has no value",
+                remedy="give one after the flag",
+            )
+        os.environ[knob.upper()] = joined(knob, values)
+    HiggsAudioSettings.from_env()  # raises for a value of the wrong kind
+    return rest
+
+
+def _by_flag(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each flag with the words up to the next one; words before the first flag stand under ""."""
+    flag, values = "", list[str]()
+    for word in arguments:
+        if not word.startswith("--"):
+            values.append(word)
+            continue
+        if flag or values:
+            yield flag, values
+        flag, values = word, []
+    if flag or values:
+        yield flag, values
+
+
+def _words(flag: str, values: list[str]) -> list[str]:
+    return [flag, *values] if flag else values
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raise UserError for a flag that MS-SWIFT does not know; it would say so only after making the
+    output folder."""
+    from swift.arguments import SftArguments
+
+    known = set(SftArguments.__dataclass_fields__)
+    for flag, _ in _by_flag(arguments):
+        name = flag.removeprefix("--")
+        if flag and not {name, name.removeprefix("no_")} & known:
+            names = {*known, *KNOBS, *(old.removeprefix("--") for old in RENAMED)}
+            raise problem(
+                source="command line",
+                field="flag",
+                value=flag,
+                reason="is unknown",
+                remedy=did_you_mean(name, names),
+            )
+
+
+def check_model(arguments: Sequence[str]) -> None:
+    """Raise UserError if the folder after `--model` is no Higgs-Audio V2, before MS-SWIFT runs its
+    code."""
+    from plugins.model.load import load_config
+
+    for flag, values in _by_flag(arguments):
+        if flag == "--model" and values and Path(values[0]).is_dir():
+            load_config(Path(values[0]))
+
+
+def check_output_dir(arguments: Sequence[str]) -> None:
+    """Raise UserError if nothing can be written where `--output_dir` is, or is to be."""
+    for flag, values in _by_flag(arguments):
+        if flag != "--output_dir" or not values:
+            continue
+        place = Path(values[0]).resolve()
+        parent = next(folder for folder in (place, *place.parents) if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            reason = f"cannot be written ({parent})"
+            raise _refused("output_dir", values[0], reason, "name another folder")
+
+
+def resolve_resume(arguments: list[str]) -> list[str]:
+    """`--resume_from_checkpoint auto` as the newest whole checkpoint, its run's folder being
+    written to again.
+
+    Raises UserError if a checkpoint that is named is not whole, here before MS-SWIFT loads anything
+    of it."""
+    from swift.utils import get_logger
+
+    from plugins.training.saves import newest, require_whole
+
+    given = {flag: values[0] for flag, values in _by_flag(arguments) if values}
+    name, output_dir = given.get("--resume_from_checkpoint"), given.get("--output_dir")
+    if name is None:
+        return arguments
+    if name != "auto":
+        require_whole(Path(name))
+        return arguments
+    if output_dir is None:
+        reason = "is not given, so `auto` has nowhere to look"
+        raise _refused("output_dir", None, reason, "give --output_dir")
+    logger = get_logger()
+    checkpoint = newest(Path(output_dir), logger.warning)
+    if checkpoint is None:
+        logger.info(f"no whole checkpoint in {output_dir}: training starts anew")
+        return _without(arguments, {"--resume_from_checkpoint"})
+    return [*_without(arguments, _REPLACED), *_going_on(checkpoint)]
+
+
+def _refused(option: str, value: object, reason: str, remedy: str) -> UserError:
+    return problem(source="options", field=option, value=value, reason=reason, remedy=remedy)
+
+
+# --- the shell's line ---
+
+_REPLACED = {"--resume_from_checkpoint", "--output_dir", "--add_version"}
+
+
+def _going_on(checkpoint: Path) -> list[str]:
+    folder = str(checkpoint.parent)
+    where = ["--resume_from_checkpoint", str(checkpoint), "--output_dir", folder]
+    return [*where, "--add_version", "false"]
+
+
+def resume_command(argv: list[str], checkpoint: Path) -> str:
+    """The shell's line that goes on from `checkpoint` in its own folder, for a process that was
+    started with `argv`."""
+    return _command(argv, _REPLACED, _going_on(checkpoint))
+
+
+def real_command(argv: list[str]) -> str:
+    """The shell's line that trains, for a process that was started with `argv` for a dry run."""
+    words = _without(argv[1:], {"--dry_run"})
+    for i, word in enumerate(words[1:], start=1):
+        if words[i - 1] == "--model_kwargs" and '"dry_run"' in word:
+            kwargs = json.loads(word)
+            kwargs.pop("dry_run", None)
+            words[i] = json.dumps(kwargs)
+    return _command([argv[0], *words], {"--dry_run"}, [])
+
+
+def _without(words: Sequence[str], flags: set[str]) -> list[str]:
+    """`words` without those flags and their values."""
+    kept: list[str] = []
+    for flag, values in _by_flag(words):
+        if flag.partition("=")[0] not in flags:
+            kept += _words(flag, values)
+    return kept
+
+
+def _command(argv: list[str], dropped: set[str], added: list[str]) -> str:
+    program = Path(argv[0])
+    if program.name == "sft.py" and program.parent.name == "cli":
+        command = [_typed("swift"), "sft"]
+    elif program == TRAIN_FILE:
+        command = [_typed("higgs-audio"), "sft"]
+    else:
+        command = [sys.executable, *argv[:1]]
+    # A launcher gives each rank its number as a flag.
+    kept = _without(_with_yaml(argv[1:]), dropped | {"--local_rank", "--local-rank"})
+    return shlex.join([*_variables(argv, dropped), *command, *kept, *added])
+
+
+def _variables(argv: list[str], dropped: set[str]) -> Iterator[str]:
+    """NAME=value in front of a command: settings that its flags do not say, and the ranks."""
+    env = os.environ
+    words = {*argv, *dropped}
+    kwargs = " ".join(argv).lower()  # --model_kwargs are JSON
+    for knob in KNOBS:
+        is_said = f"--{knob}" in words or f'"{knob}"' in kwargs
+        if knob.upper() in env and not is_said:
+            yield f"{knob.upper()}={env[knob.upper()]}"
+    if int(env.get("WORLD_SIZE", "1")) > 1:
+        # torchrun's and DeepSpeed's name for the same number.
+        ranks = env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or env["WORLD_SIZE"]
+        yield f"NPROC_PER_NODE={ranks}"
+    if int(env.get("GROUP_WORLD_SIZE", "1")) > 1:
+        yield f"NNODES={env['GROUP_WORLD_SIZE']}"
+        yield f"NODE_RANK={env['GROUP_RANK']}"
+        yield f"MASTER_ADDR={env['MASTER_ADDR']}"
+        yield f"MASTER_PORT={env['MASTER_PORT']}"
+
+
+def _typed(name: str) -> str:
+    """A program of this environment, by its name if that is what a shell finds first, else by its
+    path."""
+    ours = Path(sys.executable).with_name(name)
+    first = shutil.which(name)
+    is_other = ours.is_file() and (first is None or not ours.samefile(first))
+    return str(ours) if is_other else name
+
+
+def _with_yaml(arguments: list[str]) -> list[str]:
+    """MS-SWIFT starts its processes with the flags of a YAML file in its place; back to the file,
+    if they lead."""
+    from swift.cli.main import parse_yaml_args
+
+    file = os.environ.get("SWIFT_CONFIG_FILE")
+    if file is None or not Path(file).is_file():
+        return arguments
+    expanded = [file]
+    parse_yaml_args(expanded)
+    num_words = len(expanded)
+    return [file, *arguments[num_words:]] if arguments[:num_words] == expanded else arguments
