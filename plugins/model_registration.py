@@ -24,7 +24,7 @@ from plugins.audio.codec import CODEC_FOLDER
 from plugins.files.hub import MODELS_3B
 from plugins.files.untrusted import check_adapter, check_model
 from plugins.model.config import HiggsAudioV2Config
-from plugins.model.load import OriginalConfig, load_config, load_model
+from plugins.model.load import OriginalConfig, load_config, native_model
 from plugins.model.original_format import format_of, load_tokenizer
 from plugins.ms_swift.template import TEMPLATE_TYPE
 from plugins.settings import SETTINGS_FILE
@@ -53,7 +53,7 @@ class HiggsAudioLoader(ModelLoader):
     def get_model(
         self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]
     ) -> Any:
-        return load_model(model_dir, config=config, **model_kwargs)
+        return native_model(model_dir, config=config, **model_kwargs)
 
 
 def refuse_untrusted_files() -> None:

@@ -21,7 +21,6 @@ from plugins.model.audio_tower import AudioTower
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.dual_ffn import use_index_once_layers
 from plugins.model.loss import LossSums, audio_loss_sums, shifted_rows, text_loss_sums
-from plugins.settings import HiggsAudioSettings
 
 
 @dataclass
@@ -61,14 +60,17 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
 
     config_class = HiggsAudioV2Config
 
-    def __init__(self, config: HiggsAudioV2Config, use_text_head: bool = False) -> None:
+    def __init__(
+        self, config: HiggsAudioV2Config, use_text_head: bool = False, native_layers: bool = False
+    ) -> None:
+        """native_layers: transformers' own decoder layers instead of `plugins.model.dual_ffn`'s."""
         super().__init__(config, use_text_head=use_text_head)
         # CUDA's autocast sums in fp32, and the native class then scatters fp32 into bf16
         # embeddings, which raises.
         self.model.embed_audio_tokens.register_forward_hook(_in_dtype_of_weights)
         # Here, not after loading: accelerate's dispatch to several devices keeps the forward that
         # each layer then has.
-        if not HiggsAudioSettings.from_env().native_layers:
+        if not native_layers:
             use_index_once_layers(self)
         tower = getattr(
             config, "audio_encoder_config", None

@@ -1,7 +1,7 @@
 """Checkpoints of boson-multimodal (`model_type: higgs_audio`) <-> native ones: configs and whole
 folders. L2.
 
-    original folder --native_config--> `plugins.model.load.load_model`
+    original folder --native_config--> `plugins.model.load.native_model`
     either folder --convert--> a folder of the other format, file by file, never half written
 
 No code of a checkpoint is executed.

@@ -22,13 +22,13 @@ from transformers import HiggsAudioV2TokenizerModel, HubertConfig
 
 from plugins.audio.codec import Codec
 from plugins.audio.original_codec import (
-    DROPPED,
     is_original,
     other_model,
     save_native,
     to_native,
     to_original,
 )
+from plugins.audio.original_codec_keys import DROPPED
 from plugins.cli import main
 from plugins.errors import UserError
 

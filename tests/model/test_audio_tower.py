@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from plugins.audio.log_mel import log_mel_features, num_positions
 from plugins.errors import UserError
-from plugins.model.audio_tower import AudioTower, log_mel_features, num_positions
+from plugins.model.audio_tower import AudioTower
 
 FOLDER = GOLDEN / "audio_tower"
 CASES = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))

@@ -17,12 +17,12 @@ from test_original_format import toy_tokenizer
 from test_prompt import HELLO, PublishedConfig, clip
 from torch import Tensor
 
+from plugins.audio.log_mel import num_positions
 from plugins.collator import collate
 from plugins.data.prompt import AudioClip, Dialogue, EncodedSample, Reference, encode
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError
-from plugins.model.audio_tower import num_positions
-from plugins.model.load import load_config, load_model
+from plugins.model.load import load_config, native_model
 from plugins.model.loss import LossWeights, combine
 from plugins.model.original_format import convert
 
@@ -94,7 +94,7 @@ def test_logits_losses_and_gradients_equal_the_original(
 ) -> None:
     case, golden = CASES[name], np.load(FOLDER / f"{name}.npz")
     folder = towers[case["encode_audio_in_tokens"]]
-    model = load_model(str(folder), attn_implementation="eager").train()
+    model = native_model(str(folder), attn_implementation="eager").train()
     tokens = SpecialTokens.from_config(load_config(folder), toy_tokenizer())
     batch = collate(samples_of(case), tokens, training=True)
 
@@ -139,7 +139,7 @@ def test_without_a_tower_no_features_are_computed(tiny: Path, llama_tokenizer: A
     tokens = SpecialTokens.from_config(PublishedConfig(), llama_tokenizer)
     sample = encode(Dialogue(HELLO, (Reference(clip(1)),)), llama_tokenizer, tokens)
     assert "audio_features" not in collate([sample], tokens, training=True)
-    assert not hasattr(load_model(str(tiny)), "audio_tower")
+    assert not hasattr(native_model(str(tiny)), "audio_tower")
 
 
 @pytest.fixture(scope="session")
@@ -204,7 +204,7 @@ def test_conversion_keeps_the_tower(towers: dict[bool, Path], tmp_path: Path) ->
     )
     assert before.keys() == after.keys()
     assert all(before[key].numpy().tobytes() == after[key].numpy().tobytes() for key in before)
-    native = load_model(str(tmp_path / "native"))
+    native = native_model(str(tmp_path / "native"))
     key = "audio_encoder_proj.linear.weight"
     assert torch.equal(native.audio_tower.audio_encoder_proj.linear.weight, before[key])
     configs = [

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2 as native
 
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.dual_ffn import Routes, use_index_once_layers
+from plugins.model.load import native_model
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
 AUDIO, DELAY, PAD, K = 304, 302, 1, 8
@@ -323,11 +325,15 @@ def is_ours(model: Any) -> bool:
     )
 
 
-def test_our_model_has_them_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NATIVE_LAYERS", raising=False)
-    assert is_ours(HiggsAudioV2ForConditionalGeneration(make_config()))
+def test_our_model_has_them_unless_its_loader_says_otherwise(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting is the loader's to read: a constructor reads no environment."""
     monkeypatch.setenv("NATIVE_LAYERS", "true")
-    assert not is_ours(HiggsAudioV2ForConditionalGeneration(make_config()))
+    assert is_ours(HiggsAudioV2ForConditionalGeneration(make_config()))
+    assert not is_ours(native_model(str(tiny)))
+    monkeypatch.delenv("NATIVE_LAYERS")
+    assert is_ours(native_model(str(tiny)))
 
 
 def test_twice_is_once_and_another_transformers_is_left_alone(

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from plugins.cli import main
 from plugins.errors import UserError
-from plugins.model.load import load_model
+from plugins.model.load import native_model
 from plugins.model.original_format import convert
 
 SPECIAL = {
@@ -78,7 +78,7 @@ def edited(original: Path, tmp_path: Path) -> Callable[..., Path]:
 def logits(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Text and audio logits of the golden sample."""
     batch, _, _ = golden_batch("golden_clone")
-    model = load_model(str(folder), attn_implementation="eager").eval()
+    model = native_model(str(folder), attn_implementation="eager").eval()
     with torch.no_grad():
         hidden = model.model(
             **{key: value for key, value in batch.items() if "labels" not in key}
@@ -172,7 +172,7 @@ def test_computed_buffers_of_older_releases_are_dropped(edited: Callable[..., Pa
         tensors["audio_codebook_weights"] = torch.ones(8) / 8
         tensors["rotary_emb.inv_freq"] = torch.ones(8)
 
-    load_model(str(edited(add)))
+    native_model(str(edited(add)))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_wrong_key_is_named(
 ) -> None:
     folder = edited(change)
     with pytest.raises(UserError, match=message):
-        load_model(str(folder))
+        native_model(str(folder))
     with pytest.raises(UserError, match=message):
         convert(folder, tmp_path / "native", to="native", show_progress=False)
     assert not list(tmp_path.glob("native*"))
@@ -209,7 +209,7 @@ def test_a_file_that_breaks_off_is_named(edited: Callable[..., Path]) -> None:
     with pytest.raises(
         UserError, match=r"model\.safetensors: weights: .* is damaged .*; download it again"
     ):
-        load_model(str(folder))
+        native_model(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_variants_that_the_native_class_cannot_express_are_refused(
     edited: Callable[..., Path], change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        load_model(str(edited(**change)))
+        native_model(str(edited(**change)))
 
 
 def test_nothing_is_overwritten(
@@ -291,7 +291,7 @@ def test_lora_on_an_original_base_finds_it_again(original: Path, tmp_path: Path)
     """The adapter's config named its base "None": nobody could speak with it."""
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(load_model(str(original)), LoraConfig(target_modules=["q_proj"]))
+    model = get_peft_model(native_model(str(original)), LoraConfig(target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "lora")
     saved = json.loads((tmp_path / "lora" / "adapter_config.json").read_text(encoding="utf-8"))
     assert saved["base_model_name_or_path"] == str(original)

@@ -21,7 +21,7 @@ from plugins.cli import main
 from plugins.errors import UserError
 from plugins.files.disk import read_json
 from plugins.model import original_format
-from plugins.model.load import base_and_adapters, load_model
+from plugins.model.load import base_and_adapters, native_model
 from plugins.model.original_format import convert
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
 
@@ -90,8 +90,8 @@ def refused(capsys: pytest.CaptureFixture[str], source: Path, target: Path, *opt
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("config.json", lambda folder: load_model(str(folder))),
-        ("model.safetensors.index.json", lambda folder: load_model(str(folder))),
+        ("config.json", lambda folder: native_model(str(folder))),
+        ("model.safetensors.index.json", lambda folder: native_model(str(folder))),
         (SETTINGS_FILE, HiggsAudioSettings.of_checkpoint),
         ("adapter_config.json", lambda folder: base_and_adapters(str(folder))),
         ("processor_config.json", lambda folder: find_codec([str(folder)])),
@@ -123,7 +123,7 @@ def test_an_index_without_weight_map_is_named(original: Path, content: str) -> N
     with pytest.raises(
         UserError, match=r"index\.json: weight_map: .* does not map weights to files; download it"
     ):
-        load_model(str(original))
+        native_model(str(original))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_missing_field_of_an_original_config_is_named(original: Path, name: st
     with pytest.raises(
         UserError, match=rf"config\.json: {name}: None is missing; download the file again"
     ):
-        load_model(str(original))
+        native_model(str(original))
 
 
 def test_the_older_name_of_the_rope_type_is_not_taken_for_it(original: Path) -> None:
@@ -192,7 +192,7 @@ def test_the_older_name_of_the_rope_type_is_not_taken_for_it(original: Path) -> 
 
     edit(original / "config.json", rename)
     with pytest.raises(UserError, match=r"text_config\.rope_scaling\.rope_type: None is missing"):
-        load_model(str(original))
+        native_model(str(original))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_wrong_field_of_an_original_config_is_named(
 ) -> None:
     edit(original / "config.json", lambda values: values.update(change))
     with pytest.raises(UserError, match=rf"config\.json: {said}") as raised:
-        load_model(str(original))
+        native_model(str(original))
     assert "\n" not in str(raised.value)
 
 
@@ -222,7 +222,7 @@ def test_a_wrong_field_of_a_native_config_is_named(tiny: Path, tmp_path: Path) -
     with pytest.raises(
         UserError, match=r"config\.json: content: .*num_codebooks.* is no config of this model"
     ):
-        load_model(str(tmp_path))
+        native_model(str(tmp_path))
 
 
 # Codecs.
