@@ -1,5 +1,5 @@
-"""Log-mel features -> embeddings of a Whisper encoder in the language model's space, for checkpoints
-that have one.
+"""Log-mel features -> embeddings of a Whisper encoder in the language model's space, for
+checkpoints that have one.
 
     features (A, M, T), mask (A, T)              of `plugins.audio.log_mel`
     -> convolutions, Whisper layers              (A, T / 2, D)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from helpers.models import CLIP_POSITIONS, TOWER, TOWER_CASES, tower_waveform
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -17,17 +17,14 @@ from plugins.audio.log_mel import log_mel_features, num_positions
 from plugins.errors import UserError
 from plugins.model.audio_tower import AudioTower
 
-FOLDER = GOLDEN / "audio_tower"
-CASES = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
-CLIP_POSITIONS = CASES.pop("clip_positions")
-ENCODER = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))["audio_encoder_config"]
+ENCODER = json.loads((TOWER / "config.json").read_text(encoding="utf-8"))["audio_encoder_config"]
 HIDDEN = 64
 
 
 def weights() -> dict[str, Tensor]:
     return {
         key.removeprefix("audio_tower."): value
-        for key, value in load_file(FOLDER / "tower.safetensors").items()
+        for key, value in load_file(TOWER / "tower.safetensors").items()
     }
 
 
@@ -38,19 +35,11 @@ def tower() -> AudioTower:
     return tower.train()
 
 
-def waveform(num_samples: int, seed: int) -> np.ndarray:
-    """The formula of tests/golden/make/audio_tower.py."""
-    t = np.arange(num_samples) / 16_000
-    tone = np.sin(2 * np.pi * (150 + 40 * seed + 20 * t) * t + 3 * np.sin(2 * np.pi * 5 * t))
-    noise = np.random.RandomState(seed).standard_normal(num_samples)
-    return ((0.3 + 0.2 * np.sin(2 * np.pi * 0.7 * t)) * tone + 0.02 * noise).astype(np.float32)
-
-
 def golden_case(name: str) -> tuple[list[np.ndarray], Any]:
     """The clips of a case in order, and what the original made of them."""
-    clips = [clip for sample in CASES[name]["samples"] for clip in sample["references"]]
-    return [waveform(clip["num_samples"], clip["seed"]) for clip in clips], np.load(
-        FOLDER / f"{name}.npz"
+    clips = [clip for sample in TOWER_CASES[name]["samples"] for clip in sample["references"]]
+    return [tower_waveform(clip["num_samples"], clip["seed"]) for clip in clips], np.load(
+        TOWER / f"{name}.npz"
     )
 
 
@@ -90,7 +79,7 @@ def test_gradients_equal_the_original(tower: AudioTower, name: str) -> None:
     clips, golden = golden_case(name)
     tower(*log_mel_features(clips, 128)).backward(torch.from_numpy(golden["embedding_gradients"]))
     norms = {key: float(parameter.grad.norm()) for key, parameter in trained(tower).items()}
-    assert norms == pytest.approx(CASES[name]["grad_norms"], rel=1e-4)
+    assert norms == pytest.approx(TOWER_CASES[name]["grad_norms"], rel=1e-4)
     assert {"audio_tower.conv1.weight", "audio_encoder_proj.linear.weight"} <= norms.keys()
     assert "audio_tower.embed_positions.weight" not in norms, (
         "the original trains everything but the sinusoids"
@@ -100,7 +89,7 @@ def test_gradients_equal_the_original(tower: AudioTower, name: str) -> None:
 def test_a_rest_too_short_for_a_position_leaves_no_trace(tower: AudioTower) -> None:
     """A second chunk of 100 samples has one mel frame: neither an embedding nor a NaN in the
     gradients."""
-    clip = waveform(480_100, seed=5)
+    clip = tower_waveform(480_100, seed=5)
     embeddings = tower(*log_mel_features([clip], 128))
     assert len(embeddings) == sum(num_positions(len(clip))) == 750
     alone = tower(*log_mel_features([clip[:480_000]], 128))
@@ -160,7 +149,7 @@ def test_bfloat16_is_near_float32(tower: AudioTower) -> None:
 
 def test_another_number_of_mel_bins_fails(tower: AudioTower) -> None:
     with pytest.raises(AssertionError, match=r"\(80, 3000\), not \(128, 3000\)"):
-        tower(*log_mel_features([waveform(16_000, seed=1)], 80))
+        tower(*log_mel_features([tower_waveform(16_000, seed=1)], 80))
     with pytest.raises(RuntimeError, match=r"size mismatch for conv1\.weight"):
         AudioTower({**ENCODER, "num_mel_bins": 80}, HIDDEN).load_state_dict(weights())
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, corpus_rows, write_jsonl
+from helpers.models import TOWER, TOWER_CASES, tower_waveform, without_labels
+from helpers.originals import toy_tokenizer
 from helpers.sft import sft
 from safetensors.torch import load_file, save_file
-from test_audio_tower import CASES, FOLDER, waveform
-from test_original_format import toy_tokenizer
 from test_prompt import HELLO, PublishedConfig, clip
 from torch import Tensor
 
@@ -22,9 +22,9 @@ from plugins.collator import collate
 from plugins.data.prompt import AudioClip, Dialogue, EncodedSample, Reference, encode
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError
+from plugins.model.convert import convert
 from plugins.model.load import load_config, native_model
 from plugins.model.loss import LossWeights, combine
-from plugins.model.original_format import convert
 
 REFERENCE_BOS, HEARD, AUDIO, DELAY, AUDIO_EOS = 299, 303, 304, 302, 300
 
@@ -37,11 +37,11 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     for with_codes in (False, True):
         folder = folders[with_codes] = tmp_path_factory.mktemp("tower") / "model"
         folder.mkdir()
-        config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((TOWER / "config.json").read_text(encoding="utf-8"))
         text = json.dumps(config | {"encode_audio_in_tokens": with_codes})
         (folder / "config.json").write_text(text, encoding="utf-8")
         weights = load_file(GOLDEN / "tiny_original.safetensors") | load_file(
-            FOLDER / "tower.safetensors"
+            TOWER / "tower.safetensors"
         )
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         toy_tokenizer().save_pretrained(folder)
@@ -53,7 +53,7 @@ def samples_of(case: dict[str, Any]) -> list[EncodedSample]:
     samples = []
     for golden in case["samples"]:
         references = [
-            torch.from_numpy(waveform(each["num_samples"], each["seed"]))
+            torch.from_numpy(tower_waveform(each["num_samples"], each["seed"]))
             for each in golden["references"]
         ]
         codes = [torch.tensor(each) for each in golden["codes"]]
@@ -88,18 +88,17 @@ def samples_of(case: dict[str, Any]) -> list[EncodedSample]:
     return samples
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TOWER_CASES)
 def test_logits_losses_and_gradients_equal_the_original(
     name: str, towers: dict[bool, Path]
 ) -> None:
-    case, golden = CASES[name], np.load(FOLDER / f"{name}.npz")
+    case, golden = TOWER_CASES[name], np.load(TOWER / f"{name}.npz")
     folder = towers[case["encode_audio_in_tokens"]]
     model = native_model(str(folder), attn_implementation="eager").train()
     tokens = SpecialTokens.from_config(load_config(folder), toy_tokenizer())
     batch = collate(samples_of(case), tokens, training=True)
 
-    inputs = {key: value for key, value in batch.items() if "labels" not in key}
-    hidden = model.hidden_states(**inputs)
+    hidden = model.hidden_states(**without_labels(batch))
     is_read = batch["attention_mask"].bool() & (batch["input_ids"] != HEARD)
     text = model.text_lm_head(hidden[is_read]).detach()
     np.testing.assert_allclose(text, golden["text_logits"], atol=1e-5, rtol=0)
@@ -224,7 +223,7 @@ def tiny_tower(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_tower") / "model"
     shutil.copytree(tiny, folder)
     config = HiggsAudioV2Config.from_pretrained(tiny)
-    config.audio_encoder_config = json.loads((FOLDER / "config.json").read_text())[
+    config.audio_encoder_config = json.loads((TOWER / "config.json").read_text())[
         "audio_encoder_config"
     ]
     from transformers import AutoTokenizer

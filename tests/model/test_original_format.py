@@ -13,48 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from helpers.models import golden_batch, without_labels
 from safetensors.torch import load_file, save_file
-from test_modeling import golden_batch
-from tokenizers import AddedToken, Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from plugins.cli import main
 from plugins.errors import UserError
+from plugins.model.convert import convert
 from plugins.model.load import native_model
-from plugins.model.original_format import convert
-
-SPECIAL = {
-    "<|end_of_text|>": 1, "<|begin_of_text|>": 2, "<|start_header_id|>": 3, "<|end_header_id|>": 7, "<|eom_id|>": 297,
-    "<|eot_id|>": 298, "<|audio_bos|>": 299, "<|audio_eos|>": 300, "<|audio_out_bos|>": 301,
-    "<|reserved_special_token_6|>": 302, "<|AUDIO|>": 303, "<|AUDIO_OUT|>": 304, "<|scene_desc_start|>": 305,
-    "<|scene_desc_end|>": 306,
-}  # fmt: skip
-
-
-def toy_tokenizer() -> PreTrainedTokenizerFast:
-    """The toy vocabulary of the golden model."""
-    names = {token_id: name for name, token_id in SPECIAL.items()}
-    vocabulary = {names.get(token_id, f"word{token_id}"): token_id for token_id in range(320)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="word0"))
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|begin_of_text|>",
-        eos_token="<|eot_id|>",
-        pad_token="<|end_of_text|>",
-    )
-
-
-@pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("original") / "model"
-    folder.mkdir()
-    shutil.copy(GOLDEN / "tiny_original_config.json", folder / "config.json")
-    weights = load_file(GOLDEN / "tiny_original.safetensors")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    toy_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -80,9 +45,7 @@ def logits(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     batch, _, _ = golden_batch("golden_clone")
     model = native_model(str(folder), attn_implementation="eager").eval()
     with torch.no_grad():
-        hidden = model.model(
-            **{key: value for key, value in batch.items() if "labels" not in key}
-        ).last_hidden_state
+        hidden = model.hidden_states(**without_labels(batch))
         return model.text_lm_head(hidden), model.audio_lm_head(hidden)
 
 

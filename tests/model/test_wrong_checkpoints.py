@@ -10,19 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN
+from helpers.codecs import ORIGINAL_CODEC
 from safetensors.torch import load_file, save_file
-from test_original_codec import ORIGINAL as ORIGINAL_CODEC
-from test_original_format import toy_tokenizer
 
 from plugins.audio.codec import Codec, find_codec
 from plugins.audio.original_codec import to_native
 from plugins.cli import main
 from plugins.errors import UserError
 from plugins.files.disk import read_json
-from plugins.model import original_format
+from plugins.model.convert import convert
 from plugins.model.load import base_and_adapters, native_model
-from plugins.model.original_format import convert
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
 
 DAMAGED = {
@@ -34,17 +31,9 @@ DAMAGED = {
 
 
 @pytest.fixture
-def original(tmp_path: Path) -> Path:
-    folder = tmp_path / "original"
-    folder.mkdir()
-    shutil.copy(GOLDEN / "tiny_original_config.json", folder / "config.json")
-    save_file(
-        load_file(GOLDEN / "tiny_original.safetensors"),
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    toy_tokenizer().save_pretrained(folder)
-    return folder
+def checkpoint(original: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(original, tmp_path / "original"))
 
 
 @pytest.fixture
@@ -98,13 +87,13 @@ def refused(capsys: pytest.CaptureFixture[str], source: Path, target: Path, *opt
     ],
 )
 def test_a_damaged_json_file_is_named(
-    original: Path, name: str, read: Callable[[Path], Any], damage: str
+    checkpoint: Path, name: str, read: Callable[[Path], Any], damage: str
 ) -> None:
     content, said = DAMAGED[damage]
-    write(original / name, content)
+    write(checkpoint / name, content)
     with pytest.raises(UserError, match=said) as raised:
-        read(original)
-    assert str(raised.value).startswith(f"{original / name}: ")
+        read(checkpoint)
+    assert str(raised.value).startswith(f"{checkpoint / name}: ")
     assert "\n" not in str(raised.value)
 
 
@@ -118,12 +107,12 @@ def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ['{"other": 1}', '{"weight_map": []}', '{"weight_map": {"a": 1}}']
 )
-def test_an_index_without_weight_map_is_named(original: Path, content: str) -> None:
-    write(original / "model.safetensors.index.json", content)
+def test_an_index_without_weight_map_is_named(checkpoint: Path, content: str) -> None:
+    write(checkpoint / "model.safetensors.index.json", content)
     with pytest.raises(
         UserError, match=r"index\.json: weight_map: .* does not map weights to files; download it"
     ):
-        native_model(str(original))
+        native_model(str(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +159,7 @@ def test_a_processor_that_names_no_codec_leaves_the_published_one(
         "text_config.rope_scaling.original_max_position_embeddings",
     ],
 )  # fmt: skip
-def test_a_missing_field_of_an_original_config_is_named(original: Path, name: str) -> None:
+def test_a_missing_field_of_an_original_config_is_named(checkpoint: Path, name: str) -> None:
     *parents, last = name.split(".")
 
     def drop(values: dict[str, Any]) -> None:
@@ -178,21 +167,21 @@ def test_a_missing_field_of_an_original_config_is_named(original: Path, name: st
             values = values[parent]
         del values[last]
 
-    edit(original / "config.json", drop)
+    edit(checkpoint / "config.json", drop)
     with pytest.raises(
         UserError, match=rf"config\.json: {name}: None is missing; download the file again"
     ):
-        native_model(str(original))
+        native_model(str(checkpoint))
 
 
-def test_the_older_name_of_the_rope_type_is_not_taken_for_it(original: Path) -> None:
+def test_the_older_name_of_the_rope_type_is_not_taken_for_it(checkpoint: Path) -> None:
     def rename(values: dict[str, Any]) -> None:
         rope = values["text_config"]["rope_scaling"]
         rope["type"] = rope.pop("rope_type")
 
-    edit(original / "config.json", rename)
+    edit(checkpoint / "config.json", rename)
     with pytest.raises(UserError, match=r"text_config\.rope_scaling\.rope_type: None is missing"):
-        native_model(str(original))
+        native_model(str(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -208,11 +197,11 @@ def test_the_older_name_of_the_rope_type_is_not_taken_for_it(original: Path) -> 
     ],
 )
 def test_a_wrong_field_of_an_original_config_is_named(
-    original: Path, change: dict[str, Any], said: str
+    checkpoint: Path, change: dict[str, Any], said: str
 ) -> None:
-    edit(original / "config.json", lambda values: values.update(change))
+    edit(checkpoint / "config.json", lambda values: values.update(change))
     with pytest.raises(UserError, match=rf"config\.json: {said}") as raised:
-        native_model(str(original))
+        native_model(str(checkpoint))
     assert "\n" not in str(raised.value)
 
 
@@ -312,10 +301,10 @@ def drop_tokenizer(folder: Path) -> None:
     ids=["no tokenizer", "tokenizer", "config", "llama", "no config", "lora"],
 )  # fmt: skip
 def test_convert_refuses_a_wrong_source(
-    original: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], Any], said: str
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], Any], said: str
 ) -> None:
-    damage(original)
-    assert re.search(said, refused(capsys, original, original.parent / "new"))
+    damage(checkpoint)
+    assert re.search(said, refused(capsys, checkpoint, checkpoint.parent / "new"))
 
 
 def test_a_native_model_without_tokenizer_is_not_converted(
@@ -343,9 +332,9 @@ def test_convert_refuses_a_source_that_is_no_folder(
 
 @pytest.mark.parametrize("is_codec", [False, True])
 def test_convert_refuses_a_target_that_would_touch_something(
-    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_codec: bool
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_codec: bool
 ) -> None:
-    source = Path(shutil.copytree(ORIGINAL_CODEC, tmp_path / "codec")) if is_codec else original
+    source = Path(shutil.copytree(ORIGINAL_CODEC, tmp_path / "codec")) if is_codec else checkpoint
     assert "lies in the source" in refused(capsys, source, source / "new")
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     assert "exists already" in refused(capsys, source, tmp_path / "link")
@@ -356,7 +345,7 @@ def test_convert_refuses_a_target_that_would_touch_something(
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_conversion_leaves_nothing_behind(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "mine.txt").write_text("mine")
@@ -366,17 +355,17 @@ def test_an_interrupted_conversion_leaves_nothing_behind(
         assert list(tmp_path.glob(".new.*.partial")), "it had begun"
         raise error
 
-    monkeypatch.setattr(original_format, "_write_weights", fail)
+    monkeypatch.setattr("plugins.model.convert._write_weights", fail)
     with pytest.raises(error):
-        convert(original, tmp_path / "new", to="native", show_progress=False)
+        convert(checkpoint, tmp_path / "new", to="native", show_progress=False)
     assert contents(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.partial", "original"]
 
 
-def test_settings_travel_with_a_converted_model(original: Path, tmp_path: Path) -> None:
-    HiggsAudioSettings(raw_prompt=True).save(original)
-    before = contents(original)
-    convert(original, tmp_path / "new", to="native", show_progress=False)
+def test_settings_travel_with_a_converted_model(checkpoint: Path, tmp_path: Path) -> None:
+    HiggsAudioSettings(raw_prompt=True).save(checkpoint)
+    before = contents(checkpoint)
+    convert(checkpoint, tmp_path / "new", to="native", show_progress=False)
     assert HiggsAudioSettings.of_checkpoint(tmp_path / "new", {}).raw_prompt
-    assert contents(original) == before
+    assert contents(checkpoint) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "original"]

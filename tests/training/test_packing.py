@@ -16,8 +16,8 @@ import pytest
 import soundfile as sf
 import torch
 from conftest import corpus_rows, write_jsonl
+from helpers.models import AUDIO, DELAY, TOKENS
 from helpers.sft import sft
-from test_modeling import AUDIO, DELAY, TOKENS
 
 from plugins.audio import waveforms as audio
 from plugins.collator import collate
