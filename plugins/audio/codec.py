@@ -171,6 +171,7 @@ def _load_native(folder: Path, path: str) -> Any:
     if model_type not in (None, HiggsAudioV2TokenizerModel.config_class.model_type):
         reason = f"is the folder of {other_model(model_type, ())}, not of a codec"
         raise _wrong_codec(path, reason, again)
+    # Before transformers reads the config, and does what it says.
     check_codec(folder)
     try:
         with _undivided():

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 SAMPLE_RATE_HZ = 16_000  # of every Whisper
-_CHUNK_SAMPLES = 30 * SAMPLE_RATE_HZ
-_HOP_SAMPLES = 160
+_CHUNK_SAMPLES = 30 * SAMPLE_RATE_HZ  # what its encoder takes at a time
+_HOP_SAMPLES = 160  # 10 ms
 _CHUNK_FRAMES = _CHUNK_SAMPLES // _HOP_SAMPLES
 
 
@@ -43,6 +43,7 @@ def log_mel_features(waveforms: Sequence[np.ndarray], num_mel_bins: int) -> tupl
     assert all(map(len, waveforms)), "a clip without samples has no features"
     chunks = list(_chunks(waveforms))
     if not chunks:
+        # The extractor takes no empty list; a batch without clips still goes through the encoder.
         features = torch.zeros(0, num_mel_bins, _CHUNK_FRAMES)
         return features, torch.zeros(0, _CHUNK_FRAMES, dtype=torch.bool)
     extracted = _extractor(num_mel_bins)(
@@ -68,6 +69,7 @@ def _chunks(waveforms: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
             yield waveform[start : start + _CHUNK_SAMPLES]
 
 
+# Its filter bank takes longer to make than the features of a clip.
 @lru_cache
 def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
     return WhisperFeatureExtractor(feature_size=num_mel_bins)

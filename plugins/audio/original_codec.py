@@ -75,6 +75,7 @@ def other_model(model_type: str | None, keys: Iterable[str]) -> str | None:
     known to be others'."""
     if model_type is not None:
         return _MODEL_TYPES.get(model_type, f"a model of type {model_type!r}")
+    # Prefixes of several owners may match further down; the first key decides.
     for key in keys:
         for prefix, owner in _PREFIXES.items():
             if key.startswith(prefix):
@@ -151,7 +152,9 @@ def _remembered(native_folder: Path) -> tuple[dict[str, Tensor], dict[str, Tenso
         native = load_file(native_folder / "model.safetensors")
         with safe_open(native_folder / SIDECAR, framework="pt") as sidecar:
             remembered = sidecar.metadata() or {}
-            kept = {key: sidecar.get_tensor(key) for key in sidecar.keys()}  # noqa: SIM118 (no __iter__)
+            kept = {}
+            for key in sidecar.keys():  # noqa: SIM118 (no __iter__)
+                kept[key] = sidecar.get_tensor(key)
         weights = {}
         for key, native_name in json.loads(remembered["keys"]).items():
             weights[key] = native[native_name] if native_name else kept[key]
@@ -185,6 +188,7 @@ def _open(folder: Path) -> tuple[HiggsAudioV2TokenizerConfig, Sources, dict[str,
         other = other_model(model_type, ())
         reason = f"is the config of {other}, not of a codec in the original format"
         raise damaged(file, field="model_type", value=model_type, reason=reason)
+    # The weights come first: sizes that the config is silent about are read off their shapes.
     weights = _read_weights(folder / WEIGHTS)
     config, sources = _match(original, weights, folder)
     return config, sources, weights

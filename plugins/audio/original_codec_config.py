@@ -20,6 +20,7 @@ from plugins.audio.original_codec_keys import damaged, pair
 from plugins.errors import UserError, problem
 
 _LEAST = {"D": 1, "codebook_dim": 1, "sample_rate": 1, "bins": 2, "n_q": 1}
+# As the original spells it: a teacher is meant.
 _FIELDS = (*_LEAST, "target_bandwidths", "ratios", "semantic_techer")
 # What a native codec cannot do, and the values that it needs.
 _REQUIRED = {"downsample_mode": "step_down", "vq_scale": 1}
@@ -123,6 +124,7 @@ def _bandwidths(original: dict[str, Any], file: Path) -> list[float]:
 
     The original ignores the others (the published one lists 4 kbit/s, which would be 16 codebooks);
     a native codec has as many codebooks as its last bandwidth asks for."""
+    # Both rounded up, as the original does: 24000 / 960 is 25, other rates may not divide.
     frame_rate = math.ceil(original["sample_rate"] / math.prod(original["ratios"]))
     bits_per_s = frame_rate * math.ceil(math.log2(original["bins"]))  # of one codebook
     last_num = 0
@@ -152,6 +154,7 @@ def _hubert(shapes: Shapes) -> dict[str, Any]:
     for key in shapes.weights:
         if match := re.match(rf"{re.escape(root)}\.layers\.(\d+)\.", key):
             last_layer = max(last_layer, int(match[1]))
+    # Seven in HuBERT base and large; their kernels and strides are the same everywhere.
     convolutions = "semantic_model.feature_extractor.conv_layers.{}.conv.weight"
     return {
         "hidden_size": hidden,

@@ -98,6 +98,7 @@ def _convert_model(source: Path, target: Path, *, to: Format, show_progress: boo
             generation = generation_config(config)
         else:
             _write_json(unfinished / "config.json", original_config(config, tokenizer))
+            # The original samples with what each call says; only ids are looked up here.
             generation = {"_from_model_config": True}
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 generation[name] = getattr(config, name)
@@ -119,6 +120,7 @@ def _write_weights(
 ) -> None:
     """One file per file of the source, so that no more than one of them is in memory."""
     by_file: dict[str, list[str]] = {}
+    # Halves of a matrix may lie in two files; the first one says where the whole goes.
     for native, source in sources.items():
         by_file.setdefault(source.parts[0].file.name, []).append(native)
     files = tqdm(sorted(by_file.items()), desc=f"to {to}", unit="file", disable=not show_progress)

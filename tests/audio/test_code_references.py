@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from plugins.audio import code_cache
-from plugins.audio import waveforms as audio
 from plugins.audio.code_cache import (
     codec_fingerprint,
     content_key,
@@ -60,7 +59,7 @@ def test_a_fingerprint_is_cheap_until_a_file_changes(
     folder = codec_folder(tmp_path / "codec", **{"model.safetensors": "weights"})
     before = codec_fingerprint(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(audio, "file_hash", lambda path: pytest.fail("read again"))
+        patch.setattr("plugins.files.disk.file_hash", lambda path: pytest.fail("read again"))
         assert codec_fingerprint(folder) == before
     (folder / "model.safetensors").write_text("WEIGHTS")
     os.utime(folder / "model.safetensors", ns=(1, 1))
