@@ -69,7 +69,6 @@ def _chunks(waveforms: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
             yield waveform[start : start + _CHUNK_SAMPLES]
 
 
-# Its filter bank takes longer to make than the features of a clip.
-@lru_cache
+@lru_cache  # its filter bank is made once
 def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
     return WhisperFeatureExtractor(feature_size=num_mel_bins)

@@ -98,7 +98,7 @@ def _convert_model(source: Path, target: Path, *, to: Format, show_progress: boo
             generation = generation_config(config)
         else:
             _write_json(unfinished / "config.json", original_config(config, tokenizer))
-            # The original samples with what each call says; only ids are looked up here.
+            # As transformers writes it for a class without defaults of its own.
             generation = {"_from_model_config": True}
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 generation[name] = getattr(config, name)

@@ -198,7 +198,9 @@ class OriginalConfig(HiggsAudioV2Config):
     model_type = MODEL_TYPE
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> Any:
         return load_config(Path(pretrained_model_name_or_path))
 
 

@@ -160,7 +160,7 @@ class CrossEntropy(torch.autograd.Function):
             probabilities = (logits[piece] - log_partition[piece].unsqueeze(-1)).exp_()  # fp32
             probabilities *= (of_loss[piece] + of_log_partition[piece]).unsqueeze(-1)
             target = targets[piece].clamp(min=0).unsqueeze(-1)
-            # At rows without target `of_loss` is 0, so that whatever index stands there is harmless.
+            # At rows without target `of_loss` is 0: whatever index stands there is harmless.
             grad[piece] = probabilities.scatter_add_(-1, target, -of_loss[piece].unsqueeze(-1))
         return grad, None
 

@@ -133,6 +133,7 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
     Raises UserError for variants of the architecture that the native class cannot express.
     """
     file = folder / "config.json"
+    # A field that is missing is named; `get` is for those that older releases lack.
     original = _Fields(file, "", read_json(file, _DOWNLOAD))
     text = original.part("text_config")
     _check_variant(original, text)
@@ -157,6 +158,7 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
         architectures=[HiggsAudioV2ForConditionalGeneration.__name__],
         dtype=original.get("torch_dtype"),
     )
+    # LoRA checkpoints name their base by it.
     config.name_or_path = str(folder)
     return config
 

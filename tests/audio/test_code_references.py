@@ -119,6 +119,7 @@ def test_references_survive_a_link_to_the_data(tmp_path: Path) -> None:
     "reference", ["", "codes", "#" + "0" * 32, "codes#", "codes#0123", f"codes#{'g' * 32}"]
 )
 def test_a_wrong_reference_is_named(reference: str, tmp_path: Path) -> None:
-    expected = rf"^train\.jsonl:17: audio_codes\[0\]: '{reference}' is no FOLDER#KEY with a key of 32 hex digits; write"
+    place = r"train\.jsonl:17: audio_codes\[0\]"
+    expected = rf"^{place}: '{reference}' is no FOLDER#KEY with a key of 32 hex digits; write"
     with pytest.raises(UserError, match=expected):
         parse_reference(reference, beside=tmp_path, where="train.jsonl:17", field="audio_codes[0]")

@@ -54,31 +54,25 @@ def test_the_convert_command(tmp_path: Path) -> None:
     assert main(["convert", str(ORIGINAL_CODEC), str(native)]) == 0
     assert main(["convert", str(native), str(back), "--to", "original"]) == 0
     weights = torch.load(back / "model.pth", weights_only=True)
-    assert all(torch.equal(tensor, weights[key]) for key, tensor in original_weights().items())
+    torch.testing.assert_close(weights, original_weights(), rtol=0, atol=0)
 
 
 def test_every_native_key_is_filled_and_every_original_key_used() -> None:
     config, weights = to_native(ORIGINAL_CODEC)
     with torch.device("meta"):
         expected = HiggsAudioV2TokenizerModel(config).state_dict()
-    assert {key: tensor.shape for key, tensor in weights.items()} == {
-        key: tensor.shape for key, tensor in expected.items()
-    }
+    assert weights.keys() == expected.keys()
+    for key, tensor in weights.items():
+        assert tensor.shape == expected[key].shape, key
     # Of a merged weight two keys are used; each other key holds its own tensor (no two are alike,
     # `inited` aside).
     original = original_weights()
     num_merged = sum(key.endswith("weight_g") for key in original)
     assert num_merged == 74, "the convolutions of DAC for five ratios"
     assert len(weights) == len(original) - num_merged - len(DROPPED)
-    whole = [
-        tensor
-        for key, tensor in original.items()
-        if not key.endswith(("_g", "_v")) and key not in DROPPED
-    ]
-    for tensor in whole:
-        assert any(
-            tensor.shape == found.shape and torch.equal(tensor, found) for found in weights.values()
-        )
+    for key, tensor in original.items():
+        if not key.endswith(("_g", "_v")) and key not in DROPPED:
+            assert any(torch.equal(tensor, other) for other in weights.values()), key
 
 
 @pytest.mark.parametrize(
@@ -134,8 +128,7 @@ def test_the_native_folder_is_what_transformers_writes(native: Path) -> None:
     assert (preprocessor["sampling_rate"], preprocessor["hop_length"]) == (24_000, 960)
     _, weights = to_native(ORIGINAL_CODEC)
     saved = load_file(native / "model.safetensors")
-    assert saved.keys() == weights.keys()
-    assert all(torch.equal(saved[key], weights[key]) for key in saved)
+    torch.testing.assert_close(saved, weights, rtol=0, atol=0)
 
 
 def rename_pair(
@@ -157,9 +150,7 @@ def test_weight_norm_in_either_spelling(
 ) -> None:
     folder = edited(lambda weights: rename_pair(weights, stem, before, after))
     expected = to_native(ORIGINAL_CODEC)[1]
-    found = to_native(folder)[1]
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    torch.testing.assert_close(to_native(folder)[1], expected, rtol=0, atol=0)
 
 
 def test_a_merged_weight_is_that_of_torch() -> None:

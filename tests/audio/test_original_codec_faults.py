@@ -58,13 +58,13 @@ def rename(weights: Weights, old: str, new: str) -> None:
         ),
         (
             lambda weights: rename(weights, "fc_prior.weight", "fc_before.weight"),
-            r"'fc_prior\.weight' is missing \(1 in all\), and 'fc_before\.weight' is not a key of the codec",
+            r"'fc_prior\.weight' is missing \(1 in all\), and 'fc_before\.weight' is not a key",
         ),
         (
             lambda weights: weights.update(
                 {"quantizer.vq.layers.8._codebook.embed": torch.zeros(1024, 4)}
             ),
-            r"'quantizer\.vq\.layers\.8\._codebook\.embed' is not a key of the codec \(1 such keys\)",
+            r"layers\.8\._codebook\.embed' is not a key of the codec \(1 such keys\)",
         ),
         (
             lambda weights: weights.update({"fc_post1.bias": torch.zeros(63)}),
@@ -134,7 +134,7 @@ def test_torchs_older_file_format_is_read(edited: Callable[..., Path]) -> None:
     folder = edited()
     torch.save(original_weights(), folder / "model.pth", _use_new_zipfile_serialization=False)
     found, expected = to_native(folder)[1], to_native(ORIGINAL_CODEC)[1]
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("content", ["half", "nothing", "git-lfs pointer"])
@@ -209,20 +209,19 @@ def test_another_models_config_is_named(tmp_path: Path, model_type: str, named: 
 
 
 def hubert() -> Weights:
-    weights = original_weights()
-    return {
-        key.removeprefix("semantic_model."): weights[key]
-        for key in weights
-        if key.startswith("semantic_model.")
-    }
+    weights = {}
+    for key, tensor in original_weights().items():
+        if key.startswith("semantic_model."):
+            weights[key.removeprefix("semantic_model.")] = tensor
+    return weights
 
 
 def plain_dac() -> Weights:
-    weights = original_weights()
-    ours = {
-        key: tensor for key, tensor in weights.items() if key.startswith(("encoder.", "decoder_2."))
-    }
-    return {key.replace("decoder_2.", "decoder."): tensor for key, tensor in ours.items()}
+    weights = {}
+    for key, tensor in original_weights().items():
+        if key.startswith(("encoder.", "decoder_2.")):
+            weights[key.replace("decoder_2.", "decoder.")] = tensor
+    return weights
 
 
 def test_another_models_weights_are_named(
@@ -284,11 +283,11 @@ def test_which_folders_are_original(tiny: Path, native: Path, tmp_path: Path) ->
         ),
         (
             {"n_q": 6},
-            r"'quantizer\.vq\.layers\.6\.project_in\.weight' is not a key of the codec \(16 such keys\)",
+            r"layers\.6\.project_in\.weight' is not a key of the codec \(16 such keys\)",
         ),
         (
             {"D": 8},
-            r"'encoder\.block\.7\.weight_g' has shape \[16, 1, 1\], config\.json asks for \[8, 1, 1\]",
+            r"'encoder\.block\.7\.weight_g' has shape \[16, 1, 1\], .* asks for \[8, 1, 1\]",
         ),
     ],
     ids=["teacher", "pooling", "scale", "bandwidths", "fewer codebooks", "width"],

@@ -127,10 +127,19 @@ def test_the_body_stays_in_bf16_under_the_autocast_of_cuda() -> None:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     config = HiggsAudioV2Config(
-        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, codebook_size=1026, pad_token_id=1, audio_token_id=AUDIO,
-        audio_bos_token_id=301, audio_delay_token_id=DELAY,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        codebook_size=1026,
+        pad_token_id=1,
+        audio_token_id=AUDIO,
+        audio_bos_token_id=301,
+        audio_delay_token_id=DELAY,
+    )
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), torch.device("cuda"):
         model = HiggsAudioV2ForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
         frames = torch.zeros(2, 5, 8, dtype=torch.long)

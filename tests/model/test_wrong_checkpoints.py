@@ -52,11 +52,8 @@ def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    files = filter(Path.is_file, folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def refused(capsys: pytest.CaptureFixture[str], source: Path, target: Path, *options: str) -> str:
@@ -152,13 +149,24 @@ def test_a_processor_that_names_no_codec_leaves_the_published_one(
 @pytest.mark.parametrize(
     "name",
     [
-        "text_config", "skip_audio_tower", "encode_audio_in_tokens", "audio_num_codebooks", "audio_codebook_size",
-        "audio_stream_bos_id", "audio_out_token_idx", "pad_token_id", "audio_adapter_type", "audio_dual_ffn_layers",
-        "audio_ffn_intermediate_size", "text_config.num_hidden_layers", "text_config.rope_theta",
-        "text_config.intermediate_size", "text_config.rope_scaling.rope_type",
+        "text_config",
+        "skip_audio_tower",
+        "encode_audio_in_tokens",
+        "audio_num_codebooks",
+        "audio_codebook_size",
+        "audio_stream_bos_id",
+        "audio_out_token_idx",
+        "pad_token_id",
+        "audio_adapter_type",
+        "audio_dual_ffn_layers",
+        "audio_ffn_intermediate_size",
+        "text_config.num_hidden_layers",
+        "text_config.rope_theta",
+        "text_config.intermediate_size",
+        "text_config.rope_scaling.rope_type",
         "text_config.rope_scaling.original_max_position_embeddings",
     ],
-)  # fmt: skip
+)
 def test_a_missing_field_of_an_original_config_is_named(checkpoint: Path, name: str) -> None:
     *parents, last = name.split(".")
 
@@ -220,11 +228,21 @@ def test_a_wrong_field_of_a_native_config_is_named(tiny: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n_q", "8"), ("n_q", 0), ("bins", 1), ("bins", 1024.0), ("sample_rate", None), ("D", True),
-        ("codebook_dim", []), ("ratios", []), ("ratios", [8, "5"]), ("ratios", 8), ("target_bandwidths", "2"),
-        ("target_bandwidths", [None]), ("semantic_sample_rate", "16000"),
+        ("n_q", "8"),
+        ("n_q", 0),
+        ("bins", 1),
+        ("bins", 1024.0),
+        ("sample_rate", None),
+        ("D", True),
+        ("codebook_dim", []),
+        ("ratios", []),
+        ("ratios", [8, "5"]),
+        ("ratios", 8),
+        ("target_bandwidths", "2"),
+        ("target_bandwidths", [None]),
+        ("semantic_sample_rate", "16000"),
     ],
-)  # fmt: skip
+)
 def test_a_codec_field_of_the_wrong_type_is_named(tmp_path: Path, name: str, value: Any) -> None:
     folder = Path(shutil.copytree(ORIGINAL_CODEC, tmp_path / "codec"))
     edit(folder / "config.json", lambda values: values.update({name: value}))
@@ -232,10 +250,12 @@ def test_a_codec_field_of_the_wrong_type_is_named(tmp_path: Path, name: str, val
         to_native(folder)
 
 
-def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+def zeros(key: str, size: int) -> Callable[[Path], None]:
+    """Puts a vector of zeros under `key`."""
+
     def damage(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
-        change(weights)
+        weights[key] = torch.zeros(size)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     return damage
@@ -253,16 +273,16 @@ def cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (config(model_type="dac"), "is the folder of a plain DAC, not of a codec; give a codec folder"),
-        (config(model_type="higgs_audio_v2"), "is the folder of the generation model, not of a codec"),
+        (config(model_type="dac"), "is the folder of a plain DAC, not of a codec; give a codec"),
+        (config(model_type="higgs_audio_v2"), "is the folder of the generation model, not of a"),
         (config(model_type="llama"), "is the folder of a model of type 'llama', not of a codec"),
         (config(codebook_size="many"), "is not a codec that can be loaded"),
         (cut, "is not a codec that can be loaded"),
-        (tensors(lambda weights: weights.update({"fc1.bias": torch.zeros(3)})), r"holds fc1\.bias of shape \[3\], its"),
-        (tensors(lambda weights: weights.update({"fc9.bias": torch.zeros(3)})), r"holds fc9\.bias, no key of the"),
+        (zeros("fc1.bias", 3), r"holds fc1\.bias of shape \[3\], its"),
+        (zeros("fc9.bias", 3), r"holds fc9\.bias, no key of the"),
     ],
     ids=["dac", "generation", "llama", "type", "cut", "shape", "unexpected"],
-)  # fmt: skip
+)
 def test_a_wrong_native_codec_is_named(
     codec: Path, damage: Callable[[Path], None], said: str
 ) -> None:
@@ -273,9 +293,7 @@ def test_a_wrong_native_codec_is_named(
 
 
 def test_the_mask_vector_of_a_native_codec_is_no_surplus_key(codec: Path) -> None:
-    tensors(lambda weights: weights.update({"semantic_model.masked_spec_embed": torch.zeros(64)}))(
-        codec
-    )
+    zeros("semantic_model.masked_spec_embed", 64)(codec)
     assert Codec(str(codec)).sample_rate_hz == 24_000
 
 
@@ -291,15 +309,26 @@ def drop_tokenizer(folder: Path) -> None:
     ("damage", "said"),
     [
         (drop_tokenizer, r"tokenizer: 'tokenizer\.json' not found; put the tokenizer's files"),
-        (lambda folder: write(folder / "tokenizer.json", "{"), r"tokenizer: 'tokenizer\*' cannot be loaded \("),
-        (lambda folder: write(folder / "config.json", "{"), r"config\.json: line: .* is no JSON; download the file"),
+        (
+            lambda folder: write(folder / "tokenizer.json", "{"),
+            r"tokenizer: 'tokenizer\*' cannot be loaded \(",
+        ),
+        (
+            lambda folder: write(folder / "config.json", "{"),
+            r"config\.json: line: .* is no JSON; download the file",
+        ),
         (config(model_type="llama"), r"model_type: 'llama' is no Higgs-Audio V2; give the folder"),
-        (lambda folder: (folder / "config.json").unlink(), r"model_type: None is no Higgs-Audio V2"),
-        (lambda folder: write(folder / "adapter_config.json", "{}"),
-         r"'adapter_config\.json' says that these are LoRA weights, .*; merge it first: swift export --adapters"),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            r"model_type: None is no Higgs-Audio V2",
+        ),
+        (
+            lambda folder: write(folder / "adapter_config.json", "{}"),
+            r"'adapter_config\.json' says that these are LoRA weights, .*; merge it first: swift",
+        ),
     ],
     ids=["no tokenizer", "tokenizer", "config", "llama", "no config", "lora"],
-)  # fmt: skip
+)
 def test_convert_refuses_a_wrong_source(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], Any], said: str
 ) -> None:
