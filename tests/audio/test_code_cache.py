@@ -238,7 +238,7 @@ def test_killed_from_outside_at_no_chosen_moment(tmp_path: Path) -> None:
 def test_disk_full_anywhere_then_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel refuses what goes beyond a size, after a part of it was written."""
     monkeypatch.setattr(code_cache, "_BATCH_S", 1)
-    told, lines = tmp_path / "told", set()
+    report, lines = tmp_path / "report", set()
     for limit in (0, 5_000, 20_000, 50_000, 100_000, 300_000, 400_000):
         folder = tmp_path / str(limit)
 
@@ -250,11 +250,11 @@ def test_disk_full_anywhere_then_run_again(tmp_path: Path, monkeypatch: pytest.M
             except UserError as error:
                 line = str(error).replace(str(folder), "F")
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            told.write_text(line)
+            report.write_text(line)
 
         assert in_child(limited) == 0
-        lines.add(told.read_text())
-        assert (folder / "codes.sqlite").exists() == (told.read_text() == "done")
+        lines.add(report.read_text())
+        assert (folder / "codes.sqlite").exists() == (report.read_text() == "done")
         command(folder, make_clips(30, num_frames=75))
         assert_holds(CodeCache(folder), make_clips(30, num_frames=75))
     assert "done" in lines

@@ -133,8 +133,8 @@ def test_no_code_of_a_checkpoint_is_run(
 def test_torchs_older_file_format_is_read(edited: Callable[..., Path]) -> None:
     folder = edited()
     torch.save(original_weights(), folder / "model.pth", _use_new_zipfile_serialization=False)
-    found, expected = to_native(folder)[1], to_native(ORIGINAL_CODEC)[1]
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    _, weights = to_native(folder)
+    torch.testing.assert_close(weights, to_native(ORIGINAL_CODEC)[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("content", ["half", "nothing", "git-lfs pointer"])

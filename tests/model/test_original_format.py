@@ -104,8 +104,7 @@ def test_halves_of_a_matrix_are_joined(
     folder = edited(split_both)
     convert(folder, tmp_path / "native", to="native", show_progress=False)
     for other in (folder, tmp_path / "native"):
-        for found, expected in zip(logits(other), logits(original), strict=True):
-            assert torch.equal(found, expected)
+        torch.testing.assert_close(logits(other), logits(original), rtol=0, atol=0)
 
 
 def test_shards_stay_shards(original: Path, edited: Callable[..., Path], tmp_path: Path) -> None:
@@ -213,57 +212,32 @@ def test_variants_that_the_native_class_cannot_express_are_refused(
         native_model(str(edited(**change)))
 
 
-def test_nothing_is_overwritten(
+def test_the_format_that_it_has_already_is_refused(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "there").mkdir()
-    assert main(["convert", str(original), str(tmp_path / "there")]) == 1
-    assert "exists already; name a new folder" in capsys.readouterr().err
     assert main(["convert", str(original), str(tmp_path / "new"), "--to", "original"]) == 1
     assert "is what it is already" in capsys.readouterr().err
 
 
-def test_swift_loads_an_original_checkpoint(original: Path) -> None:
-    """MS-SWIFT reads config.json by itself, before any loader of ours, and knows no
-    `higgs_audio`."""
+def test_swift_loads_an_original_checkpoint_and_none_of_its_code(
+    edited: Callable[..., Path], tmp_path: Path
+) -> None:
+    """MS-SWIFT reads config.json by itself, before any loader of ours, with trust_remote_code=True,
+    and knows no `higgs_audio`: an `auto_map` in it would run a stranger's file. (The native one:
+    tests/test_security.py.)"""
     from swift.model import get_model_processor
 
     from plugins.register import register_higgs_audio_all
 
     register_higgs_audio_all()
+    names = {"AutoConfig": "hostile.Config", "AutoTokenizer": "hostile.Tokenizer"}
+    folder, witness = edited(auto_map=names), tmp_path / "witness"
+    (folder / "hostile.py").write_text(f"open({str(witness)!r}, 'w')\nraise SystemExit\n")
     model, _ = get_model_processor(
-        str(original), model_type="higgs-audio-v2-3b", torch_dtype=torch.float32, attn_impl="eager"
+        str(folder), model_type="higgs-audio-v2-3b", torch_dtype=torch.float32, attn_impl="eager"
     )
     key = "audio_decoder_proj.text_lm_head.weight"
-    assert torch.equal(model.text_lm_head.weight, load_file(original / "model.safetensors")[key])
-
-
-@pytest.mark.parametrize("model_type", ["higgs_audio", "higgs_audio_v2"])
-def test_code_beside_the_weights_is_never_executed(
-    model_type: str, original: Path, tiny: Path, tmp_path: Path
-) -> None:
-    """MS-SWIFT reads config.json with trust_remote_code=True: an `auto_map` in it would run a
-    stranger's file."""
-    from swift.model import get_model_processor
-
-    from plugins.register import register_higgs_audio_all
-
-    register_higgs_audio_all()
-    folder, witness = tmp_path / "hostile", tmp_path / "witness"
-    shutil.copytree(original if model_type == "higgs_audio" else tiny, folder)
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    auto_map = {
-        "AutoConfig": "hostile.Config",
-        "AutoModel": "hostile.Model",
-        "AutoTokenizer": "hostile.Tokenizer",
-    }
-    (folder / "config.json").write_text(
-        json.dumps({**values, "auto_map": auto_map}), encoding="utf-8"
-    )
-    (folder / "hostile.py").write_text(
-        f"open({str(witness)!r}, 'w')\nraise SystemExit\n", encoding="utf-8"
-    )
-    get_model_processor(str(folder), model_type="higgs-audio-v2-3b", torch_dtype=torch.float32)
+    assert torch.equal(model.text_lm_head.weight, load_file(folder / "model.safetensors")[key])
     assert not witness.exists()
 
 
