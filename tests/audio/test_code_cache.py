@@ -221,6 +221,7 @@ def test_killed_from_outside_at_no_chosen_moment(tmp_path: Path) -> None:
             if incoming.exists() and incoming.stat().st_size > before:
                 break
             time.sleep(0.005)
+        # Anywhere in what follows the first write.
         time.sleep(chance.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -284,6 +285,7 @@ def test_damage_never_changes_a_code(tmp_path: Path) -> None:
     command(tmp_path, clips)
     file, chance = tmp_path / "codes.sqlite", random.Random(0)
     whole, lines = file.read_bytes(), set()
+    # SQLite leaves parts of a page unused: a bit that is flipped there says nothing.
     used = np.flatnonzero(np.frombuffer(whole, np.uint8)).tolist()
     damages = [whole[:length] for length in range(0, len(whole), 29_989)]
     for _ in range(200):

@@ -53,6 +53,9 @@ def trained(tower: AudioTower) -> dict[str, Tensor]:
     return parameters
 
 
+# Against the original.
+
+
 @pytest.mark.parametrize("name", ["one", "long", "mixed"])
 def test_features_and_embeddings_equal_the_original(tower: AudioTower, name: str) -> None:
     clips, golden = golden_case(name)
@@ -68,6 +71,7 @@ def test_features_and_embeddings_equal_the_original(tower: AudioTower, name: str
         positions += num_positions(len(clip))
     assert positions == golden["num_positions"].tolist()
     assert embeddings.shape == (sum(positions), HIDDEN)
+    # The golden file holds every n-th embedding only, to stay small.
     stride = -(-len(embeddings) // len(golden["embeddings"]))
     np.testing.assert_allclose(embeddings[::stride], golden["embeddings"], atol=1e-5, rtol=0)
 
@@ -88,6 +92,9 @@ def test_gradients_equal_the_original(tower: AudioTower, name: str) -> None:
     assert "audio_tower.embed_positions.weight" not in norms, (
         "the original trains everything but the sinusoids"
     )
+
+
+# Batches at the edge.
 
 
 def test_a_rest_too_short_for_a_position_leaves_no_trace(tower: AudioTower) -> None:
@@ -151,6 +158,9 @@ def test_bfloat16_is_near_float32(tower: AudioTower) -> None:
     assert np.sqrt(np.square(error).mean() / np.square(golden["embeddings"]).mean()) < 0.03
     embeddings.float().sum().backward()
     assert tower.conv1.weight.grad.isfinite().all()
+
+
+# Shapes and weights.
 
 
 def test_another_number_of_mel_bins_fails(tower: AudioTower) -> None:

@@ -89,6 +89,9 @@ def samples_of(case: dict[str, Any]) -> list[EncodedSample]:
     return samples
 
 
+# Against the original.
+
+
 @pytest.mark.parametrize("name", TOWER_CASES)
 def test_logits_losses_and_gradients_equal_the_original(
     name: str, towers: dict[bool, Path]
@@ -99,6 +102,7 @@ def test_logits_losses_and_gradients_equal_the_original(
     tokens = SpecialTokens.from_config(load_config(folder), toy_tokenizer())
     batch = collate(samples_of(case), tokens, training=True)
 
+    # Logits are compared where the original keeps them: it drops the positions of the tower.
     hidden = model.hidden_states(**without_labels(batch))
     is_read = batch["attention_mask"].bool() & (batch["input_ids"] != HEARD)
     text = model.text_lm_head(hidden[is_read]).detach()
@@ -133,6 +137,9 @@ def _target_frames(batch: dict[str, Tensor], samples: list[EncodedSample]) -> Te
         end = sum(codes.shape[1] + 9 for codes in sample.clips)
         marks[row, end - sample.clips[-1].shape[1] - 9 : end] = 1
     return marks
+
+
+# Prompts.
 
 
 def test_without_a_tower_no_features_are_computed(tiny: Path, llama_tokenizer: Any) -> None:
@@ -187,6 +194,9 @@ def test_references_of_more_than_30_s(
         UserError, match=r"reference_audio: 'v.wav' is longer than the 30 s .*; cut it, or add"
     ):
         encode(long, llama_tokenizer, with_codes[True])
+
+
+# Folders, training, speaking.
 
 
 def test_conversion_keeps_the_tower(towers: dict[bool, Path], tmp_path: Path) -> None:

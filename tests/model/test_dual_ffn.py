@@ -61,6 +61,7 @@ def pair(config: HiggsAudioV2Config, **options: Any) -> tuple[Any, Any]:
     """transformers' model, and the same with index-once layers. Weights are large: FFNs must
     matter."""
     torch.manual_seed(0)
+    # Each layer of attention and FFN has to matter, at random weights of 0.02 none does.
     native = Native(config, use_text_head=True, **options).train()
     with torch.no_grad():
         for parameter in native.parameters():
@@ -108,10 +109,14 @@ def assert_same(models: tuple[Any, Any], inputs: dict[str, Tensor], **bounds: fl
     atol = {"hidden": 1e-6, "gradients": 1e-5, **bounds}
     expected, expected_gradients = hidden_and_gradients(models[0], inputs)
     hidden, gradients = hidden_and_gradients(models[1], inputs)
+    # Relative to the largest: sums of rows in another order round otherwise.
     largest = expected.abs().max().item()
     torch.testing.assert_close(hidden, expected, rtol=0, atol=atol["hidden"] * largest)
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=atol["gradients"])
     assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
+
+
+# The same numbers.
 
 
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
@@ -151,6 +156,9 @@ def test_padding_reaches_nothing(models: tuple[Any, Any]) -> None:
     assert hidden[inputs["attention_mask"] == 0].abs().max() == 0
 
 
+# Inside the hosts that change a model: checkpoints, checkpointing, LoRA, autocast, a cache.
+
+
 def test_names_of_weights_stay(models: tuple[Any, Any]) -> None:
     native, ours = models
     assert list(native.state_dict()) == list(ours.state_dict())
@@ -184,6 +192,7 @@ def test_lora() -> None:
         native, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
     )
     ours = get_peft_model(ours, LoraConfig(r=4, target_modules=targets))
+    # Both get the same random adapter.
     ours.load_state_dict(native.state_dict())
     for rows in BATCHES.values():
         assert_same((native, ours), make_inputs(rows))
@@ -233,6 +242,9 @@ def test_generate_of_transformers(models: tuple[Any, Any]) -> None:
         model.train()
     assert torch.equal(spoken[0], spoken[1])
     assert spoken[0].shape[1] > 8
+
+
+# Routes, and what makes a GPU wait.
 
 
 def test_rows_are_sorted_by_kind() -> None:
@@ -314,6 +326,9 @@ def test_heads_see_only_rows_with_labels() -> None:
     audio_labels[0, 1, :2] = audio_labels[2, 3, 4] = 5
     model(**inputs, labels=labels, audio_labels=audio_labels)
     assert num_rows == {"text_lm_head": 2, "audio_lm_head": 2}
+
+
+# Which model has them.
 
 
 def is_ours(model: Any) -> bool:

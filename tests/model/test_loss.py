@@ -51,6 +51,7 @@ def test_equals_cross_entropy_over_shifted_logits(case: dict[str, torch.Tensor])
     text_logits = case["hidden"] @ case["text_head"].T
     audio_logits = (case["hidden"] @ case["audio_head"].T).view(B, S, K, C)
     text = F.cross_entropy(text_logits[:, :-1].flatten(0, 1), case["labels"][:, 1:].flatten())
+    # Each codebook is a loss of its own; the model's is their mean or their sum.
     audio = []
     for k in range(K):
         logits, labels = audio_logits[:, :-1, k], case["audio_labels"][:, 1:, k]

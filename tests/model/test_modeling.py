@@ -35,6 +35,7 @@ def test_logits_equal_the_original(model: HiggsAudioV2ForConditionalGeneration, 
     there = golden["expanded_attention_mask"].astype(bool)
     text = model.text_lm_head(hidden)[real].detach().numpy()
     np.testing.assert_allclose(text, golden["text_logits"][there], atol=1e-5, rtol=0)
+    # The original keeps audio logits of placeholders only, delay included.
     placeholders = (batch["input_ids"] == AUDIO) | (batch["input_ids"] == DELAY)
     audio = model.audio_lm_head(hidden)[placeholders].detach().view(-1, 8, 1026).numpy()
     np.testing.assert_allclose(audio, golden["audio_logits"], atol=1e-5, rtol=0)

@@ -51,9 +51,13 @@ def logits(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def split(tensors: dict[str, Any], key: str, kind: str, at: int) -> None:
+    # As the original writes a matrix of which only the last rows were trained.
     matrix = tensors.pop(f"{key}.weight")
     tensors[f"{key}.{kind}_frozen.weight"] = matrix[:at].clone()
     tensors[f"{key}.{kind}_trainable.weight"] = matrix[at:].clone()
+
+
+# There and back.
 
 
 def test_round_trip_is_exact_and_every_loader_gives_the_same_logits(
@@ -130,6 +134,9 @@ def test_computed_buffers_of_older_releases_are_dropped(edited: Callable[..., Pa
         tensors["rotary_emb.inv_freq"] = torch.ones(8)
 
     native_model(str(edited(add)))
+
+
+# What is wrong is named.
 
 
 def rename(tensors: dict[str, Any], old: str, new: str) -> None:
@@ -217,6 +224,9 @@ def test_the_format_that_it_has_already_is_refused(
 ) -> None:
     assert main(["convert", str(original), str(tmp_path / "new"), "--to", "original"]) == 1
     assert "is what it is already" in capsys.readouterr().err
+
+
+# In the hosts.
 
 
 def test_swift_loads_an_original_checkpoint_and_none_of_its_code(

@@ -58,6 +58,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def refused(capsys: pytest.CaptureFixture[str], source: Path, target: Path, *options: str) -> str:
     """The one line of `convert`, which leaves its surroundings as they were."""
+    # Beside it too: unfinished folders are hidden there.
     before = contents(target.parent)
     capsys.readouterr()
     assert main(["convert", str(source), str(target), *options]) == 1
