@@ -173,7 +173,9 @@ class HiggsAudioSettings:
         """What becomes of the texts of rows and requests, in words."""
         if self.raw_prompt:
             return "raw prompts"
-        return "cleaned texts" if self.clean_text else "raw texts"
+        if self.clean_text:
+            return "cleaned texts"
+        return "raw texts"
 
     def save(self, folder: Path) -> None:
         """Write them into `folder`, which must exist."""

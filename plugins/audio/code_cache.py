@@ -118,9 +118,9 @@ class CodeCache:
         self.folder = folder
         self._process = -1  # which has opened the connection
         if not (folder / _FINISHED).exists():
-            is_old = (folder / "index.bin").exists()
-            reason = "is of an older format" if is_old else f"holds no {_FINISHED}"
-            remedy = _ANEW if is_old else _AGAIN
+            reason, remedy = f"holds no {_FINISHED}", _AGAIN
+            if (folder / "index.bin").exists():
+                reason, remedy = "is of an older format", _ANEW
             raise problem(
                 source=str(folder.parent),
                 field="code cache",

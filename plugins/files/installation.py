@@ -37,7 +37,10 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = failed_import() if _is_of_an_import(error) else None
+        # Whatever else went wrong inside is not ours to explain.
+        if not _is_of_an_import(error):
+            raise
+        cause = failed_import()
         if cause is None:
             raise
         raise cause from error

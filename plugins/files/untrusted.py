@@ -128,7 +128,8 @@ def _check_entries(file: Path) -> None:
 
 def _check_attention(file: Path, path: str, value: object) -> None:
     """value: a name, or one per part of the model."""
-    for attention in value.values() if isinstance(value, dict) else [value]:
+    names = value.values() if isinstance(value, dict) else [value]
+    for attention in names:
         if isinstance(attention, str) and attention not in ATTENTION:
             reason = f"is none of {', '.join(ATTENTION)}: it would be fetched from a hub and run"
             raise _refused(file, path, attention, reason)

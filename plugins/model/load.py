@@ -71,7 +71,9 @@ def load_model(
             reason="is unknown",
             remedy=f"use one of {', '.join(MODEL_TYPES)}",
         )
-    named = {"default": adapters} if isinstance(adapters, str) else dict(adapters or {})
+    if isinstance(adapters, str):
+        adapters = {"default": adapters}
+    named = dict(adapters or {})
     folder, own_adapter = base_and_adapters(path, next(iter(named.values()), None))
     if own_adapter is not None and not named:
         named = {"default": own_adapter}

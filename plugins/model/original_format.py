@@ -85,10 +85,12 @@ def load_config(folder: Path) -> HiggsAudioV2Config:
 
     Raises UserError if it is of neither, damaged, or holds an entry that `plugins.files.untrusted`
     refuses."""
-    is_original = format_of(folder) == "original"
+    source_format = format_of(folder)
     check_model(folder)
     try:
-        return native_config(folder) if is_original else HiggsAudioV2Config.from_pretrained(folder)
+        if source_format == "original":
+            return native_config(folder)
+        return HiggsAudioV2Config.from_pretrained(folder)
     except UserError:
         raise
     # What a field of the wrong type raises depends on the field.
@@ -138,7 +140,9 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
     text = original.part("text_config")
     _check_variant(original, text)
     tokenizer = load_tokenizer(folder)
-    rope = text.part("rope_scaling") if text.get("rope_scaling") else {"rope_type": "default"}
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if text.get("rope_scaling"):
+        rope = text.part("rope_scaling")
     config = HiggsAudioV2Config(
         **{name: text[name] for name in _SHAPE if name in text},
         **_tower(original),
