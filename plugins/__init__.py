@@ -82,7 +82,7 @@ _EXPORTS = {
     "Speech": "plugins.speaking.speech",
     "UserError": "plugins.errors",
     "Voice": "plugins.speaking.voices",
-    "load_model": "plugins.model.loading",
+    "load_model": "plugins.model.load",
     "register_higgs_audio_all": "plugins.register",
 }
 __all__ = list(_EXPORTS)

@@ -316,7 +316,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from plugins.model.original_format import convert
+    from plugins.model.convert import convert
 
     convert(options.source, options.target, to=options.to)
     num_bytes = sum(file.stat().st_size for file in options.target.rglob("*") if file.is_file())

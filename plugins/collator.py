@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from plugins.audio.log_mel import log_mel_features, num_positions
 from plugins.data.prompt import EncodedSample
 from plugins.data.tokens import SpecialTokens, TowerInput
 from plugins.delay_pattern import IGNORE_INDEX, num_delayed_frames
-from plugins.model.audio_tower import log_mel_features, num_positions
 
 
 def collate(

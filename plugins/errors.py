@@ -1,4 +1,4 @@
-"""What a user can mend, said in one line. L0.
+"""What a user can mend, said in one line.
 
 Every command prints such an error without a traceback and leaves nothing half written.
 """
@@ -19,6 +19,7 @@ def problem(*, source: str, field: str, value: object, reason: str, remedy: str)
     For example ``train.jsonl:17: audios[0]: 'a.wav' not found; mend the path``.
     """
     shown = repr(value)
+    # A value may be a whole message or a list of weights; both of its ends say which.
     if len(shown) > 120:
         shown = shown[:100] + "..." + shown[-15:]
     return UserError(f"{source}: {field}: {shown} {reason}; {remedy}")
@@ -28,4 +29,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The remedy for an unknown name: the closest known one, or the whole list."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"use one of {', '.join(names)}"

@@ -28,8 +28,7 @@ from plugins.data.text import MAX_CHARS, has_words, pieces
 from plugins.data.tokens import SpecialTokens
 from plugins.delay_pattern import num_delayed_frames, undo_delay
 from plugins.errors import UserError, did_you_mean, problem
-from plugins.model import loading
-from plugins.model.load import bare
+from plugins.model.load import bare, load_model
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.decoding import decode
 from plugins.speaking.sampling import Sampling
@@ -104,9 +103,9 @@ class HiggsAudioGenerator:
         cuda_graphs: bool = False,
         **options: Any,
     ) -> HiggsAudioGenerator:
-        """A checkpoint of any kind (`plugins.model.loading.load_model`, which takes the `options`),
+        """A checkpoint of any kind (`plugins.model.load.load_model`, which takes the `options`),
         with its codec or another."""
-        model, tokenizer = loading.load_model(path, adapters=adapters, **options)
+        model, tokenizer = load_model(path, adapters=adapters, **options)
         device = str(bare(model).device)
         own = Codec(codec, device=device) if codec else None
         return cls(model, tokenizer, codec=own, cuda_graphs=cuda_graphs)

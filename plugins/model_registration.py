@@ -21,8 +21,7 @@ from transformers import AutoConfig
 from plugins.audio.codec import CODEC_FOLDER
 from plugins.files.hub import MODELS_3B
 from plugins.model.config import HiggsAudioV2Config
-from plugins.model.load import OriginalConfig, load_config, load_model
-from plugins.model.loading import MODEL_TYPES
+from plugins.model.load import MODEL_TYPES, OriginalConfig, load_config, native_model
 from plugins.model.original_format import load_tokenizer
 from plugins.ms_swift.template import TEMPLATE_TYPE
 from plugins.settings import SETTINGS_FILE
@@ -48,7 +47,7 @@ class HiggsAudioLoader(ModelLoader):
     def get_model(
         self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]
     ) -> Any:
-        return load_model(model_dir, config=config, **model_kwargs)
+        return native_model(model_dir, config=config, **model_kwargs)
 
 
 def register() -> None:

@@ -1,4 +1,4 @@
-"""Our own knobs: one frozen dataclass. L0.
+"""Our own knobs: one frozen dataclass.
 
 They travel as environment variables of the upper-cased name, because that is where MS-SWIFT puts
 `--model_kwargs` (`swift sft --model_kwargs '{"audio_learning_rate": 1e-4}'`); `higgs-audio sft`
@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from plugins.errors import did_you_mean, problem
+from plugins.errors import UserError, did_you_mean, problem
 from plugins.files.disk import read_json
 from plugins.files.hub import DEFAULT_CODEC
 from plugins.files.untrusted import NamedByCheckpoint
@@ -29,6 +29,7 @@ SETTINGS_FILE = "higgs_audio_settings.json"
 Reduction = Literal["mean", "sum"]
 
 
+# `help` and `parse` make the flag of `higgs-audio sft`; `joint` separates several values.
 def _knob(default: Any, help: str, parse: Callable[[str], Any], *, joint: str = ",") -> Any:
     return field(default=default, metadata={"help": help, "parse": parse, "joint": joint})
 
@@ -54,11 +55,13 @@ def _floats(text: str) -> tuple[float, ...]:
 def _texts(text: str) -> tuple[str, ...]:
     try:
         # What `str` makes of a list: so MS-SWIFT hands over those of `model_kwargs`.
-        found = ast.literal_eval(text) if text.startswith("[") else None
+        parts = ast.literal_eval(text) if text.startswith("[") else None
     except (ValueError, SyntaxError):
-        found = None  # "[SPEAKER0] Hello."
-    parts = map(str, found) if isinstance(found, list) else text.split("|")
-    return tuple(part.strip() for part in parts if part.strip())
+        parts = None  # "[SPEAKER0] Hello."
+    if not isinstance(parts, list):
+        parts = text.split("|")
+    stripped = [str(part).strip() for part in parts]
+    return tuple(filter(None, stripped))
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,14 @@ class HiggsAudioSettings:
     )
     samples: bool | None = _knob(
         None,
-        "speak before the first step, at each evaluation and at the end; unset: if TensorBoard is reported to",
+        "speak before the first step, at each evaluation and at the end;"
+        " unset: if TensorBoard is reported to",
         _flag,
     )
     sample_texts: tuple[str, ...] = _knob(
         (),
-        "what to speak then, up to four: texts with | between them, or a JSONL file of rows; empty: rows of the"
-        " validation set, or two sentences of ours where there is none",
+        "what to speak then, up to four: texts with | between them, or a JSONL file of rows;"
+        " empty: rows of the validation set, or two sentences of ours where there is none",
         _texts,
         joint="|",
     )
@@ -152,15 +156,16 @@ class HiggsAudioSettings:
         """Those of `env`, and where it is silent about codec and prompt, those that `folder` was
         trained with."""
         env = os.environ if env is None else env
-        settings, kept = cls.from_env(env), {}
+        settings = cls.from_env(env)
+        kept = {}
+        # A codec or prompt other than in training would be other inputs than the model knows.
         for name, value in trained_with(folder).items():
             if not _is_set(env, name):
                 kept[name] = value
             elif name in PROMPT_KNOBS and value != getattr(settings, name):
-                asked = f"{name.upper()}={env[name.upper()]}"
-                _warn_once(
-                    f"{folder}: trained with {name} {str(value).lower()}, used with {asked}: other prompts"
-                )
+                trained = f"trained with {name} {str(value).lower()}"
+                used = f"used with {name.upper()}={env[name.upper()]}"
+                _warn_once(f"{folder}: {trained}, {used}: other prompts")
         return dataclasses.replace(settings, **kept)
 
     @property
@@ -168,7 +173,9 @@ class HiggsAudioSettings:
         """What becomes of the texts of rows and requests, in words."""
         if self.raw_prompt:
             return "raw prompts"
-        return "cleaned texts" if self.clean_text else "raw texts"
+        if self.clean_text:
+            return "cleaned texts"
+        return "raw texts"
 
     def save(self, folder: Path) -> None:
         """Write them into `folder`, which must exist."""
@@ -176,41 +183,26 @@ class HiggsAudioSettings:
         (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _check_ranges(self) -> None:
-        for name in ("text_loss_weight", "audio_loss_weight", "auxiliary_loss_weight"):
-            if getattr(self, name) < 0:
-                raise problem(
-                    source="settings",
-                    field=name,
-                    value=getattr(self, name),
-                    reason="is negative",
-                    remedy="give 0 or more",
-                )
-        if self.audio_learning_rate is not None and self.audio_learning_rate < 0:
-            raise problem(
-                source="settings",
-                field="audio_learning_rate",
-                value=self.audio_learning_rate,
-                reason="is negative",
-                remedy="give 0 or more",
-            )
-        if self.max_audio_length < 1:
-            raise problem(
-                source="settings",
-                field="max_audio_length",
-                value=self.max_audio_length,
-                reason="is below 1",
-                remedy="give codec frames",
-            )
-        if any(weight < 0 for weight in self.audio_codebook_weights) or (
-            self.audio_codebook_weights and sum(self.audio_codebook_weights) == 0
+        def wrong(name: str, reason: str, remedy: str) -> UserError:
+            value = getattr(self, name)
+            return problem(source="settings", field=name, value=value, reason=reason, remedy=remedy)
+
+        for name in (
+            "text_loss_weight",
+            "audio_loss_weight",
+            "auxiliary_loss_weight",
+            "audio_learning_rate",
         ):
-            raise problem(
-                source="settings",
-                field="audio_codebook_weights",
-                value=self.audio_codebook_weights,
-                reason="has a negative weight or only zeros",
-                remedy="give at least one positive weight",
-            )
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise wrong(name, "is negative", "give 0 or more")
+        if self.max_audio_length < 1:
+            raise wrong("max_audio_length", "is below 1", "give codec frames")
+        weights = self.audio_codebook_weights
+        # The loss is divided by their sum.
+        if weights and (min(weights) < 0 or sum(weights) == 0):
+            reason = "has a negative weight or only zeros"
+            raise wrong("audio_codebook_weights", reason, "give at least one positive weight")
 
 
 PROMPT_KNOBS = ("raw_prompt", "clean_text")
@@ -222,10 +214,12 @@ def trained_with(folder: Path) -> dict[str, Any]:
 
     Raises UserError if they cannot be read.
     """
-    file, remedy = folder / SETTINGS_FILE, "copy it again from the training's folder, or remove it"
+    file = folder / SETTINGS_FILE
+    remedy = "copy it again from the training's folder, or remove it"
     if not file.is_file():
         return {}
     saved = read_json(file, remedy)
+    # A folder that was saved before a knob existed lacks it: false is what was done then.
     for name in PROMPT_KNOBS:
         if not isinstance(saved.get(name, False), bool):
             raise problem(
@@ -236,9 +230,9 @@ def trained_with(folder: Path) -> dict[str, Any]:
                 remedy=remedy,
             )
     if "clean_text" not in saved:
-        _warn_once(
-            f"{folder}: trained before texts were cleaned (no clean_text in {SETTINGS_FILE}): used with raw ones"
-        )
+        reason = f"trained before texts were cleaned (no clean_text in {SETTINGS_FILE})"
+        _warn_once(f"{folder}: {reason}: used with raw ones")
+    # Whoever made the folder chose it: it is looked up, but not downloaded.
     codec = saved.get("codec")
     kept: dict[str, Any] = {"codec": NamedByCheckpoint(codec) if codec else None}
     return kept | {name: saved.get(name, False) for name in PROMPT_KNOBS}
@@ -248,7 +242,7 @@ def _is_set(env: Mapping[str, str], name: str) -> bool:
     return env.get(name.upper(), "") not in {"", "None"}
 
 
-@cache
+@cache  # a checkpoint is opened many times
 def _warn_once(text: str) -> None:
     logger.warning(text)
 

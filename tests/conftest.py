@@ -67,6 +67,16 @@ def dataset(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden tiny checkpoint of boson-multimodal; not to be changed."""
+    from helpers.originals import write_original
+
+    folder = tmp_path_factory.mktemp("original") / "model"
+    write_original(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sampled(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A finished training of four steps that spoke at steps 0, 2 and 4 (`sampled.SampledRun`)."""
     from helpers.sampled import run

@@ -29,7 +29,7 @@ from plugins.audio.codec import Codec
 from plugins.data.rows import canonical_row
 from plugins.data.sources import read_rows
 from plugins.errors import UserError
-from plugins.model.load import load_model, with_adapters
+from plugins.model.load import native_model, with_adapters
 from plugins.settings import HiggsAudioSettings
 
 TYPE = "higgs-audio-v2-3b"
@@ -270,11 +270,11 @@ def test_a_pickled_adapter_is_refused(tiny: Path, tmp_path: Path, marker: Path, 
 
     folder = adapter_folder(tmp_path / "adapter")
     plant(folder / "adapter_model.bin")
-    model = load_model(str(tiny))
+    model = native_model(str(tiny))
     with pytest.raises(UserError, match=r"adapters: 'adapter_model.safetensors' not found"):
         with_adapters(model, {"default": str(folder)})
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        Swift.from_pretrained(load_model(str(tiny)), str(folder))
+        Swift.from_pretrained(native_model(str(tiny)), str(folder))
     assert not marker.exists()
 
 
@@ -296,7 +296,7 @@ def test_modules_that_an_adapter_names_are_not_imported(
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.syspath_prepend(str(tmp_path))
-        PeftModel.from_pretrained(load_model(str(tiny)), str(folder))
+        PeftModel.from_pretrained(native_model(str(tiny)), str(folder))
     assert not marker.exists()
 
 
@@ -308,11 +308,11 @@ def test_pickled_weights_of_a_model_are_not_read(
     shutil.copytree(tiny, folder)
     plant(folder / "pytorch_model.bin")
     if beside:
-        load_model(str(folder))
+        native_model(str(folder))
     else:
         (folder / "model.safetensors").unlink()
         with pytest.raises(UserError, match=r"weights: '\*.safetensors' not found"):
-            load_model(str(folder))
+            native_model(str(folder))
     assert not marker.exists()
 
 
@@ -377,7 +377,7 @@ def test_code_that_a_config_names_is_not_run(
 def test_code_that_a_tokenizer_names_is_not_run(
     tokenizer_class: str, tiny: Path, tmp_path: Path, marker: Path
 ) -> None:
-    from plugins.model.loading import load_model as load
+    from plugins.model.load import load_model as load
 
     folder = tmp_path / "hostile"
     shutil.copytree(tiny, folder)
@@ -640,7 +640,7 @@ def test_entries_of_a_config_that_fetch_or_run_are_refused(
     assert honoured, "the proof of concept is none"
     for read in (
         lambda: load_config(folder),
-        lambda: load_model(str(folder)),
+        lambda: native_model(str(folder)),
         lambda: get_model_processor(str(folder), model_type=TYPE, torch_dtype=torch.float32),
     ):
         with pytest.raises(
@@ -717,7 +717,7 @@ def test_adapters_of_kinds_that_fetch_or_import_are_refused(
         assert PeftConfig.from_pretrained(str(named)).peft_type == entries["peft_type"], (
             "peft takes it no more"
         )
-    model = load_model(str(tiny))
+    model = native_model(str(tiny))
     model.model_meta = MODEL_MAPPING[TYPE]
     for load in (
         lambda: with_adapters(model, {"a": str(folder)}),

@@ -30,6 +30,7 @@ def test_values_are_typed() -> None:
     assert settings.audio_learning_rate == 1e-4
     assert settings.raw_prompt is True
     assert settings.codec is None
+    # What the trainer makes of them.
     weights = LossWeights.of(settings, 8)
     assert weights.codebooks == (2.0, *[1.0] * 7)
     assert weights.sum_codebooks
@@ -66,6 +67,7 @@ def test_one_weight_per_codebook() -> None:
 def test_unknown_knob_is_refused_with_the_nearest_name() -> None:
     """In `--model_kwargs` a mistyped name would become an environment variable that nobody
     reads."""
+    # Every real one passes.
     check_knob_names(KNOBS, "options")
     with pytest.raises(
         UserError,

@@ -1,4 +1,4 @@
-"""Codes of clips on disk, so that training never touches the codec. L1.
+"""Codes of clips on disk, so that training never touches the codec.
 
     hash of a clip's file, codec --content_key--> key
     key, codes (K, F) --CacheWriter.add--> incoming.sqlite --commit--> codes.sqlite
@@ -36,7 +36,7 @@ import numpy as np
 from torch import Tensor
 
 from plugins.audio.codec import NUM_CODEBOOKS, NUM_CODES
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.files import disk
 
 # What lies between a file and its codes besides the codec: to be changed with `Codec.encode_file`.
@@ -118,9 +118,9 @@ class CodeCache:
         self.folder = folder
         self._process = -1  # which has opened the connection
         if not (folder / _FINISHED).exists():
-            is_old = (folder / "index.bin").exists()
-            reason = "is of an older format" if is_old else f"holds no {_FINISHED}"
-            remedy = _ANEW if is_old else _AGAIN
+            reason, remedy = f"holds no {_FINISHED}", _AGAIN
+            if (folder / "index.bin").exists():
+                reason, remedy = "is of an older format", _ANEW
             raise problem(
                 source=str(folder.parent),
                 field="code cache",
@@ -168,13 +168,12 @@ class CodeCache:
                 self._process = os.getpid()
             return self._connection.execute(query, values).fetchall()
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            reason, remedy = f"cannot be read ({error})", f"mend that, or {_ANEW}"
             raise problem(
                 source=str(self.folder),
                 field="code cache",
                 value=_FINISHED,
-                reason=reason,
-                remedy=remedy,
+                reason=f"cannot be read ({error})",
+                remedy=f"mend that, or {_ANEW}",
             ) from None
 
 
@@ -202,7 +201,7 @@ class CacheWriter:
             cache = CodeCache(self.folder)
             self._require_codec(cache.codec)
             self._keys.update(cache)
-        with _told(self._incoming):
+        with _explained(self._incoming):
             self.folder.mkdir(parents=True, exist_ok=True)
             uri = _uri(self._incoming, "mode=rwc")
             self._file = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_WAIT_S)
@@ -215,7 +214,8 @@ class CacheWriter:
             first_writer = "INSERT INTO meta SELECT ? WHERE NOT EXISTS (SELECT * FROM meta)"
             self._file.execute(first_writer, (self.codec,))
             self._require_codec(self._file.execute("SELECT codec FROM meta").fetchone()[0])
-            self._keys.update(key.hex() for (key,) in self._file.execute("SELECT key FROM clips"))
+            for (key,) in self._file.execute("SELECT key FROM clips"):
+                self._keys.add(key.hex())
         self._written_s = time.monotonic()
         return self
 
@@ -233,26 +233,11 @@ class CacheWriter:
         """
         codes_KxF = np.asarray(codes)
         assert codes_KxF.dtype.kind in "iu", codes_KxF.dtype
-        remedy = "use the codec that the model was trained with"
         if codes_KxF.ndim != 2 or codes_KxF.shape[0] != NUM_CODEBOOKS or not codes_KxF.shape[1]:
-            reason = f"is not ({NUM_CODEBOOKS}, F)"
-            raise problem(
-                source=str(self.folder),
-                field="codes",
-                value=codes_KxF.shape,
-                reason=reason,
-                remedy=remedy,
-            )
+            raise self._wrong_codes(codes_KxF.shape, f"is not ({NUM_CODEBOOKS}, F)")
         for code in (codes_KxF.min(), codes_KxF.max()):
             if not 0 <= code < NUM_CODES:
-                reason = f"is outside 0..{NUM_CODES - 1}"
-                raise problem(
-                    source=str(self.folder),
-                    field="codes",
-                    value=int(code),
-                    reason=reason,
-                    remedy=remedy,
-                )
+                raise self._wrong_codes(int(code), f"is outside 0..{NUM_CODES - 1}")
         content = codes_KxF.astype("<i2").tobytes()
         self._batch.append((bytes.fromhex(key), content, zlib.crc32(content)))
         self._keys.add(key)
@@ -266,7 +251,7 @@ class CacheWriter:
             has_clips = incoming.execute("SELECT 1 FROM clips").fetchone() is not None
             if not has_clips and self._finished.exists():
                 return
-            with _told(self._finished):
+            with _explained(self._finished):
                 for left_by_kill in self.folder.glob(f".{_FINISHED}.*.tmp"):
                     left_by_kill.unlink()
                 with disk.replace_when_done(self._finished) as longer:
@@ -283,7 +268,7 @@ class CacheWriter:
             new.execute("INSERT INTO meta VALUES (?)", (self.codec,))
             for file in (self._finished, self._incoming):
                 if file.exists():
-                    with _told(file):
+                    with _explained(file):
                         new.execute("ATTACH ? AS old", (_uri(file, "mode=ro"),))
                         new.execute("INSERT OR IGNORE INTO clips SELECT * FROM old.clips")
                         new.execute("DETACH old")
@@ -298,22 +283,29 @@ class CacheWriter:
     @contextmanager
     def _alone(self) -> Iterator[sqlite3.Connection]:
         """A transaction beside which no other run writes; undone if it fails."""
-        with _told(self._incoming):
+        with _explained(self._incoming):
             self._file.execute("BEGIN IMMEDIATE")
             with self._file:
                 yield self._file
 
     def _require_codec(self, codec: str) -> None:
         if codec != self.codec:
-            reason = "holds codes of another codec"
-            remedy = "give --codes_dir another folder, or delete this one"
             raise problem(
                 source=str(self.folder.parent),
                 field="code cache",
                 value=self.folder.name,
-                reason=reason,
-                remedy=remedy,
+                reason="holds codes of another codec",
+                remedy="give --codes_dir another folder, or delete this one",
             )
+
+    def _wrong_codes(self, value: object, reason: str) -> UserError:
+        return problem(
+            source=str(self.folder),
+            field="codes",
+            value=value,
+            reason=reason,
+            remedy="use the codec that the model was trained with",
+        )
 
 
 def _uri(file: Path, options: str) -> str:
@@ -322,7 +314,7 @@ def _uri(file: Path, options: str) -> str:
 
 
 @contextmanager
-def _told(file: Path) -> Iterator[None]:
+def _explained(file: Path) -> Iterator[None]:
     """Disk full, no permission, damage, another writer: as a UserError that names `file`."""
     try:
         yield

@@ -1,5 +1,5 @@
 """Waveform <-> codes through `HiggsAudioV2TokenizerModel`: 24 kHz mono, hop 960, 25 frames/s, 8
-codebooks of 1024. L1.
+codebooks of 1024.
 
 The codec is a lazy proxy: it holds a path, builds the model on first use and never pickles it, so
 it travels into forked and spawned workers. It is never a submodule of the language model:
@@ -8,7 +8,7 @@ optimizers, DDP and ZeRO must not see it."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,22 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from plugins.audio import waveforms as audio
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
 from plugins.files.hub import DEFAULT_CODEC, local_folder
 from plugins.files.installation import explained
 from plugins.files.untrusted import NamedByCheckpoint, check_codec
 
 _IMPORTING_PID = os.getpid()
+# What transformers raises for a damaged file depends on where it breaks.
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 _RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # of accelerate
 CODEC_FOLDER = "audio_tokenizer"
 # Of the published codec and of every codec the model can be used with: rows are checked before a
@@ -76,9 +85,8 @@ class Codec:
         samples = torch.as_tensor(waveform, dtype=torch.float32, device=self.device)
         samples = torch.nn.functional.pad(samples, (0, -len(samples) % hop))
         codes = self.model.encode(samples[None, None]).audio_codes[0]
-        assert codes.shape[1] == len(samples) // hop, (
-            f"{codes.shape[1]} frames from {len(samples)} samples"
-        )
+        num_frames = codes.shape[1]
+        assert num_frames == len(samples) // hop, f"{num_frames} frames, {len(samples)} samples"
         return codes.to("cpu", torch.int64)
 
     def encode_file(self, path: str) -> Tensor:
@@ -118,10 +126,8 @@ def _undivided() -> Iterator[None]:
     train on codes of an empty codec."""
     from transformers.integrations import deepspeed
 
-    config, efficient = (
-        deepspeed._hf_deepspeed_config_weak_ref,
-        os.environ.pop(_RAM_EFFICIENT, None),
-    )
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    efficient = os.environ.pop(_RAM_EFFICIENT, None)
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
@@ -133,74 +139,75 @@ def _undivided() -> Iterator[None]:
 
 @explained()
 def _load_codec(path: str) -> Any:
-    from transformers import HiggsAudioV2TokenizerModel
-
-    from plugins.audio.original_codec import is_original, other_model, to_native
+    from plugins.audio.original_codec import is_original
 
     folder = Path(local_folder(path, option="codec"))
-    if is_original(folder):
-        config, weights = to_native(folder)
-        with torch.device("meta"):
-            original = HiggsAudioV2TokenizerModel(config)
-        original.load_state_dict(weights, strict=True, assign=True)
-        return original.eval().requires_grad_(False)
+    model = _load_original(folder) if is_original(folder) else _load_native(folder, path)
+    # Train mode would switch HuBERT's dropout on: random codes.
+    return model.eval().requires_grad_(False)
+
+
+def _load_original(folder: Path) -> Any:
+    from transformers import HiggsAudioV2TokenizerModel
+
+    from plugins.audio.original_codec import to_native
+
+    config, weights = to_native(folder)
+    with torch.device("meta"):
+        model = HiggsAudioV2TokenizerModel(config)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model
+
+
+def _load_native(folder: Path, path: str) -> Any:
+    """path: what the user gave, folder or Hub id."""
+    from transformers import HiggsAudioV2TokenizerModel
+
+    from plugins.audio.original_codec import other_model
+
     again = "give a codec folder, or download the published one"
     file = folder / "config.json"
     model_type = read_json(file, again).get("model_type") if file.is_file() else None
     if model_type not in (None, HiggsAudioV2TokenizerModel.config_class.model_type):
         reason = f"is the folder of {other_model(model_type, ())}, not of a codec"
-        raise problem(source="settings", field="codec", value=path, reason=reason, remedy=again)
+        raise _wrong_codec(path, reason, again)
+    # Before transformers reads the config, and does what it says.
     check_codec(folder)
     try:
         with _undivided():
             loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        SafetensorError,
-        StrictDataclassError,
-    ) as error:
+    except _LOADING_ERRORS as error:
         reason = f"is not a codec that can be loaded ({' '.join(str(error).split())[:200]})"
-        raise problem(
-            source="settings", field="codec", value=path, reason=reason, remedy=again
-        ) from error
+        raise _wrong_codec(path, reason, again) from error
     model, report = loaded
-    missing = ", ".join(sorted(report["missing_keys"])[:3])
+    _check_complete(report, path)
+    return model
+
+
+def _check_complete(report: Mapping[str, Any], path: str) -> None:
+    """report: of transformers, which starts at random what it misses."""
+    from plugins.audio.original_codec import other_model
+
+    remedy = "download the codec again"
+    missing = sorted(report["missing_keys"])
     unexpected = sorted(report["unexpected_keys"])
     if missing:
         other = other_model(None, unexpected)
-        reason = f"lacks {missing}" + (f": it holds the weights of {other}" if other else "")
-        raise problem(
-            source="settings",
-            field="codec",
-            value=path,
-            reason=reason,
-            remedy="download the codec again",
-        )
+        reason = f"lacks {', '.join(missing[:3])}"
+        if other:
+            reason += f": it holds the weights of {other}"
+        raise _wrong_codec(path, reason, remedy)
     if report["mismatched_keys"]:
-        key, found, asked = min(report["mismatched_keys"])
-        reason = f"holds {key} of shape {list(found)}, its config.json asks for {list(asked)}"
-        raise problem(
-            source="settings",
-            field="codec",
-            value=path,
-            reason=reason,
-            remedy="download the codec again",
-        )
+        key, shape, needed = min(report["mismatched_keys"])
+        reason = f"holds {key} of shape {list(shape)}, its config.json asks for {list(needed)}"
+        raise _wrong_codec(path, reason, remedy)
     if unexpected:
-        reason = (
-            f"holds {', '.join(unexpected[:3])}, no key of the codec ({len(unexpected)} such keys)"
-        )
-        raise problem(
-            source="settings",
-            field="codec",
-            value=path,
-            reason=reason,
-            remedy="download the codec again",
-        )
-    # Train mode would switch HuBERT's dropout on: random codes.
-    return model.eval().requires_grad_(False)
+        keys = ", ".join(unexpected[:3])
+        reason = f"holds {keys}, no key of the codec ({len(unexpected)} such keys)"
+        raise _wrong_codec(path, reason, remedy)
+
+
+def _wrong_codec(path: str, reason: str, remedy: str) -> UserError:
+    return problem(source="settings", field="codec", value=path, reason=reason, remedy=remedy)

@@ -1,4 +1,4 @@
-"""Codes that arrive frame by frame -> the samples of `Codec.decode`, as soon as they are final. L1.
+"""Codes that arrive frame by frame -> the samples of `Codec.decode`, as soon as they are final.
 
 In: undelayed codes (K, n), pushed in order. Out: pieces (N,) float32 that together are
 `codec.decode` of all codes. A frame is decoded inside a window so wide that the window's edges,
@@ -7,7 +7,6 @@ This file knows neither where the codes come from nor who listens."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -58,9 +57,8 @@ class StreamDecoder:
         """
         num_codebooks = len(self._window)
         if codes.ndim != 2 or len(codes) != num_codebooks:
-            raise ValueError(
-                f"codes of shape {tuple(codes.shape)}, expected ({num_codebooks}, frames)"
-            )
+            shape = tuple(codes.shape)
+            raise ValueError(f"codes of shape {shape}, expected ({num_codebooks}, frames)")
         self._window = torch.cat([self._window, codes.to(self._window)], dim=1)
         num_final = self._window.shape[1] - self._num_right
         if num_final - self._num_done < self._num_wanted:
@@ -71,8 +69,10 @@ class StreamDecoder:
         """The samples (N,) float32 of all frames not yet returned. What is pushed next starts a new
         stream."""
         num_frames = self._window.shape[1]
+        rest = np.empty(0, dtype=np.float32)
         # Nothing pushed, nothing to decode: the codec takes one frame, not none.
-        rest = self._decode_until(num_frames) if num_frames else np.empty(0, dtype=np.float32)
+        if num_frames:
+            rest = self._decode_until(num_frames)
         self._start()
         return rest
 
@@ -81,9 +81,9 @@ class StreamDecoder:
         frames need."""
         waveform = self._codec.decode(self._window)
         hop = len(waveform) // self._window.shape[1]
-        piece = waveform[
-            self._num_done * hop : end * hop
-        ].copy()  # a view would keep the whole window alive
+        # A view would keep the whole window alive.
+        piece = waveform[self._num_done * hop : end * hop].copy()
+        # Short pieces first, so that a listener hears something soon.
         self._num_wanted = min(self._chunk_frames, 2 * (end - self._num_done))
         self._num_done = min(end, self._num_left)
         self._window = self._window[:, end - self._num_done :]
@@ -99,13 +99,18 @@ def receptive_field_frames(decoder: nn.Module) -> tuple[int, int]:
     convolution to the first, the outputs first..last of a layer depend on the inputs (padding p,
     stride s, kernel k, dilation d, reach r = (k - 1) d):
 
-        Conv1d            out[t] = sum_j w[j] in[t - p + j d]   first - p .. last - p + r
-        ConvTranspose1d   in[i] adds to out[i s - p + j d]      ceil((first + p - r) / s) .. floor((last + p) / s)
+        Conv1d            out[t] = sum_j w[j] in[t - p + j d]
+                          first - p .. last - p + r
+        ConvTranspose1d   in[i] adds to out[i s - p + j d]
+                          ceil((first + p - r) / s) .. floor((last + p) / s)
     """
-    layers: list[Any] = [
-        layer for layer in decoder.modules() if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d)
-    ]
-    first, last = 0, math.prod(layer.stride[0] for layer in layers) - 1  # the samples of frame 0
+    layers: list[Any] = []
+    samples_per_frame = 1
+    for layer in decoder.modules():
+        if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
+            layers.append(layer)
+            samples_per_frame *= layer.stride[0]
+    first, last = 0, samples_per_frame - 1  # the samples of frame 0
     for layer in reversed(layers):
         (padding,), (stride,) = layer.padding, layer.stride
         reach = (layer.kernel_size[0] - 1) * layer.dilation[0]

@@ -1,4 +1,4 @@
-"""Audio files -> mono waveforms (N,) float32, and back (L1).
+"""Audio files -> mono waveforms (N,) float32, and back.
 
 In: a path as a user wrote it. Out: the file it means, its header, or its samples at the asked rate.
 A file that would teach the model something false (cut off, NaN, empty) or block the process (a
@@ -31,9 +31,8 @@ MAX_SAMPLES = 60_000_000
 _BLOCK_SAMPLES = 1 << 21  # of all channels, decoded at a time
 _PCM16_SCALE = 1 << 15
 _UNKNOWN_SAMPLES = 1 << 62  # libsndfile reports a FLAC header without a length as 2**63 - 1 samples
-_STREAMED_BYTES = (
-    0x7FFFF000  # encoders writing to a pipe put this or more as the WAV data size (sox, ffmpeg)
-)
+# Encoders writing to a pipe put this or more as the WAV data size (sox, ffmpeg).
+_STREAMED_BYTES = 0x7FFFF000
 _NO_PERMISSION = ("may not be read", "grant read permission")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -42,14 +41,12 @@ class AudioError(UserError):
     """A path that cannot serve as audio.
 
     `reason` and `remedy` stand apart from the path, so that a caller who knows the row says where
-    it was named: ``raise problem("train.jsonl:17", "audios[0]", value, error.reason,
-    error.remedy)``. `reason` is constant per kind of fault; what differs from file to file stands
-    in parentheses at its end."""
+    it was named, with `problem`. `reason` is constant per kind of fault; what differs from file to
+    file stands in parentheses at its end."""
 
     def __init__(self, path: str | Path, reason: str, remedy: str) -> None:
-        super().__init__(
-            path, reason, remedy
-        )  # all three: exceptions travel between processes by their `args`
+        # All three: exceptions travel between processes by their `args`.
+        super().__init__(path, reason, remedy)
         self.path, self.reason, self.remedy = path, reason, remedy
 
     def __str__(self) -> str:
@@ -70,9 +67,8 @@ class AudioInfo:
 
     def num_samples_at(self, sample_rate_hz: int) -> int:
         """How many `load` gives at that rate, to the sample: soxr rounds half up."""
-        return (2 * self.num_samples * sample_rate_hz + self.sample_rate_hz) // (
-            2 * self.sample_rate_hz
-        )
+        doubled = 2 * self.num_samples * sample_rate_hz + self.sample_rate_hz
+        return doubled // (2 * self.sample_rate_hz)
 
 
 def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> Path:
@@ -89,19 +85,21 @@ def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> 
         raise AudioError(path, "names no file", "name an audio file")
     if root is not None:
         _require_plain(path, root)
-    absolute = Path(path).is_absolute()
-    candidates = [Path(path)] if absolute else [Path(folder) / path for folder in folders]
-    existing = [candidate for candidate in candidates if _may_exist(candidate)]
-    if not existing:
+    if Path(path).is_absolute():
+        candidates, reason = [Path(path)], "not found"
+    else:
+        candidates = [Path(folder) / path for folder in folders]
         looked = ", ".join("." if str(folder) == "." else f"{folder}/" for folder in folders)
-        raise AudioError(
-            path, "not found" if absolute else f"not found (looked in {looked})", "mend the path"
-        )
-    found = next(filter(os.path.isfile, existing), existing[0])
+        reason = f"not found (looked in {looked})"
+    existing = list(filter(_may_exist, candidates))
+    if not existing:
+        raise AudioError(path, reason, "mend the path")
+    # A folder of that name does not hide a file in a later folder.
+    file = next(filter(os.path.isfile, existing), existing[0])
     if root is not None:
-        require_inside(found, root, name=path)
-    _require_regular(found)
-    return found
+        require_inside(file, root, name=path)
+    _require_regular(file)
+    return file
 
 
 def require_inside(path: Path, *folders: Path, name: str | None = None) -> None:
@@ -110,9 +108,11 @@ def require_inside(path: Path, *folders: Path, name: str | None = None) -> None:
     name: what the error calls it.
     """
     target = Path(os.path.realpath(path))
-    if not any(target.is_relative_to(os.path.realpath(folder)) for folder in folders):
-        reason = f"leads out of the audio root (to {target})"
-        raise AudioError(name or path, reason, f"move it into {folders[0]}")
+    for folder in folders:
+        if target.is_relative_to(os.path.realpath(folder)):
+            return
+    reason = f"leads out of the audio root (to {target})"
+    raise AudioError(name or path, reason, f"move it into {folders[0]}")
 
 
 class Source:
@@ -198,7 +198,9 @@ def load(path: str | Path, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarra
 
 def to_float(samples: np.ndarray) -> np.ndarray:
     """int16 or float32 -> float32 of the same shape, full scale being 1."""
-    return samples if samples.dtype == np.float32 else samples * np.float32(1 / _PCM16_SCALE)
+    if samples.dtype == np.float32:
+        return samples
+    return samples * np.float32(1 / _PCM16_SCALE)
 
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:
@@ -210,9 +212,9 @@ def to_pcm16(samples: np.ndarray) -> np.ndarray:
 
 def mono(samples: np.ndarray) -> np.ndarray:
     """Floats (N,) or (N, channels) -> (N,), channels averaged."""
-    return (
-        samples.mean(axis=1) if samples.ndim == 2 and samples.shape[1] != 1 else samples.reshape(-1)
-    )
+    if samples.ndim == 2 and samples.shape[1] != 1:
+        return samples.mean(axis=1)
+    return samples.reshape(-1)
 
 
 def save_wav(path: str | Path, samples: np.ndarray, sample_rate_hz: int) -> None:
@@ -264,9 +266,8 @@ def _require_regular(path: str | Path) -> None:
     except PermissionError:
         raise AudioError(path, *_NO_PERMISSION) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise AudioError(
-            path, f"cannot be opened ({getattr(error, 'strerror', error)})", "mend the path"
-        ) from None
+        reason = f"cannot be opened ({getattr(error, 'strerror', error)})"
+        raise AudioError(path, reason, "mend the path") from None
     if stat.S_ISDIR(status.st_mode):
         raise AudioError(path, "is a folder", "name an audio file")
     if not stat.S_ISREG(status.st_mode):
@@ -282,16 +283,13 @@ def _open(path: str | Path) -> sf.SoundFile:
     _require_regular(path)
     try:
         file = sf.SoundFile(path)
-    except (
-        sf.SoundFileError,
-        TypeError,
-    ):  # TypeError: soundfile takes a name ending in .raw for headerless samples
+    # TypeError: soundfile takes a name ending in .raw for headerless samples.
+    except (sf.SoundFileError, TypeError):
         raise AudioError(path, "is not readable audio", "use WAV, FLAC, MP3 or OGG") from None
     if file.frames >= _UNKNOWN_SAMPLES:
         file.close()
-        raise AudioError(
-            path, "states no length in its header", "encode it again to a file, not to a pipe"
-        )
+        remedy = "encode it again to a file, not to a pipe"
+        raise AudioError(path, "states no length in its header", remedy)
     return file
 
 
@@ -305,11 +303,9 @@ def _excess(info: AudioInfo) -> tuple[str, str] | None:
         return f"has too high a sample rate ({detail})", "resample it to 24 kHz"
     num_samples = max(info.num_samples * info.num_channels, info.num_samples_at(SAMPLE_RATE_HZ))
     if num_samples > MAX_SAMPLES:
-        format_ = f"{info.sample_rate_hz} Hz, channels: {info.num_channels}"
-        return (
-            f"is too long to be decoded ({info.duration_s:.0f} s at {format_})",
-            "cut it into clips",
-        )
+        detail = f"{info.duration_s:.0f} s at {info.sample_rate_hz} Hz"
+        reason = f"is too long to be decoded ({detail}, channels: {info.num_channels})"
+        return reason, "cut it into clips"
     return None
 
 
@@ -350,10 +346,10 @@ def _mp3_states_length(path: str | Path) -> bool:
     the bit rate."""
     with open(path, "rb") as file:
         head = file.read(10)
-        # ID3v2: ten bytes of header, whose last four are the size of the tag, 7 bits each
-        tag_bytes = 10 + sum(
-            byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True)
-        )
+        # ID3v2: ten bytes of header, whose last four are the size of the tag, 7 bits each.
+        tag_bytes = 10
+        for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True):
+            tag_bytes += byte << shift
         file.seek(tag_bytes if head.startswith(b"ID3") else 0)
         frame = file.read(64)  # the mark stands at byte 13 to 36
     return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))

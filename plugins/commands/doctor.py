@@ -28,7 +28,7 @@ from plugins.data.sources import read_rows
 from plugins.data.text import MAX_CHARS, pieces
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import problem
-from plugins.model.load import bare, base_and_adapters, load_config, load_model, with_adapters
+from plugins.model.load import bare, base_and_adapters, load_config, native_model, with_adapters
 from plugins.model.original_format import load_tokenizer
 from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names, joined
 from plugins.training.preflight.before_training import (
@@ -137,7 +137,7 @@ def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoin
     model_config = load_config(Path(folder))
     tokenizer = load_tokenizer(Path(folder))
     tokens = SpecialTokens.from_config(model_config, tokenizer)
-    model = load_model(folder, dtype=torch.float32 if options.device == "cpu" else torch.bfloat16)
+    model = native_model(folder, dtype=torch.float32 if options.device == "cpu" else torch.bfloat16)
     model = bare(with_adapters(model, {"default": adapters} if adapters else {})).to(options.device)
     size = sum(parameter.numel() for parameter in model.parameters())
     kind = "random weights" if is_random_init(model) else "trained weights"

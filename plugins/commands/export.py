@@ -25,7 +25,7 @@ from plugins.errors import problem
 from plugins.files.disk import read_json
 from plugins.files.hub import new_folder
 from plugins.model.card import name_on_the_hub
-from plugins.model.load import base_and_adapters, load_model, with_adapters
+from plugins.model.load import base_and_adapters, native_model, with_adapters
 from plugins.model.original_format import format_of, load_config, load_tokenizer
 from plugins.model.weights import sources_of
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
@@ -114,7 +114,7 @@ def export(
         config = load_config(base)
         found = sources_of(base, config, format_of(base))
         kept: Any = getattr(torch, dtype) if dtype else found["audio_lm_head.weight"].read().dtype
-        merged = load_model(folder, dtype=kept)
+        merged = native_model(folder, dtype=kept)
         if (
             adapters is not None
         ):  # as `swift export --merge_lora` does; peft's `safe_merge` rounds twice in bf16

@@ -11,10 +11,10 @@ import torch
 
 from plugins.audio import waveforms as audio
 from plugins.audio.codec import FRAMES_PER_S, Codec
+from plugins.audio.log_mel import SAMPLE_RATE_HZ
 from plugins.data.prompt import AudioClip, Dialogue
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import problem
-from plugins.model.audio_tower import SAMPLE_RATE_HZ
 from plugins.settings import HiggsAudioSettings
 
 

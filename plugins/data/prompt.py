@@ -29,11 +29,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from plugins.audio.log_mel import num_positions
 from plugins.data.tokens import SCENE_END, SCENE_START, SpecialTokens
 from plugins.data.wording import INSTRUCTION
 from plugins.delay_pattern import IGNORE_INDEX, num_delayed_frames
 from plugins.errors import problem
-from plugins.model.audio_tower import num_positions
 
 SCENE_TAGS = re.compile(f"({re.escape(SCENE_START)}|{re.escape(SCENE_END)})")
 # A line of the scene that describes a voice.

@@ -18,7 +18,7 @@ from plugins.errors import UserError, problem
 from plugins.evaluation.scorers import fingerprint
 from plugins.inference import HiggsAudioGenerator
 from plugins.model import load as checkpoint
-from plugins.model.loading import Quantization, load_model
+from plugins.model.load import Quantization, load_model
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
 

@@ -1,5 +1,5 @@
-"""Files that appear whole or not at all, what their bytes are, and the JSON in them. L0: the
-standard library only."""
+"""Files that appear whole or not at all, what their bytes are, and the JSON in them. Of
+others it imports the standard library only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)  # of `replace_when_done`
 
@@ -21,36 +21,27 @@ _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)  # of `replace_
 def read_json(file: Path, remedy: str) -> dict[str, Any]:
     """The object in `file`. Raises UserError with `remedy` if it cannot be read, is damaged or
     holds anything else."""
+
+    def wrong(field: str, value: object, reason: str) -> UserError:
+        return problem(source=str(file), field=field, value=value, reason=reason, remedy=remedy)
+
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise problem(
-            source=str(file),
-            field="file",
-            value=file.name,
-            reason=f"cannot be read ({error.strerror})",
-            remedy=remedy,
-        ) from None
+        raise wrong("file", file.name, f"cannot be read ({error.strerror})") from None
+    # RecursionError: a hundred thousand brackets. ValueError: also bytes that are no UTF-8.
     except (ValueError, RecursionError) as error:
-        raise problem(
-            source=str(file), field="line", value=str(error), reason="is no JSON", remedy=remedy
-        ) from None
-    if not isinstance(found, dict):
-        raise problem(
-            source=str(file),
-            field="content",
-            value=found,
-            reason="is no JSON object",
-            remedy=remedy,
-        )
-    return found
+        raise wrong("line", str(error), "is no JSON") from None
+    if not isinstance(content, dict):
+        raise wrong("content", content, "is no JSON object")
+    return content
 
 
 def file_hash(path: str | Path) -> str:
     """SHA-256 of the bytes of `path`, 64 hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 20):  # weights may be larger than the memory
             digest.update(block)
     return digest.hexdigest()
 
@@ -74,6 +65,7 @@ def replace_when_done(path: str | Path, *, synced: bool = True) -> Iterator[Path
             remedy="name a file",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, not in /tmp: only within a file system does a rename replace a file at once.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
@@ -94,7 +86,9 @@ def remove_strays(paths: Iterable[str | Path]) -> None:
         folder, name = os.path.split(os.path.realpath(path))
         names.setdefault(folder, set()).add(name)
     for folder, ours in names.items():
-        for entry in os.listdir(folder) if os.path.isdir(folder) else ():
+        if not os.path.isdir(folder):
+            continue
+        for entry in os.listdir(folder):
             match = _TEMPORARY.fullmatch(entry)
             if match and match[1] in ours:
                 os.unlink(os.path.join(folder, entry))

@@ -1,4 +1,4 @@
-"""Folder or Hub id -> folder; and new folders, which appear only when they are complete. L1."""
+"""Folder or Hub id -> folder; and new folders, which appear only when they are complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.files.untrusted import NamedByCheckpoint
 
 # The repository was renamed; both names resolve, on the Hub and on ModelScope.
@@ -26,6 +26,7 @@ def local_folder(path: str, *, option: str = "model") -> str:
     """
     if Path(path).is_dir():
         return path
+    # A file of that name is meant, whatever the Hub has under it.
     if os.path.lexists(path):
         raise problem(
             source="options",
@@ -37,17 +38,18 @@ def local_folder(path: str, *, option: str = "model") -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    is_theirs = isinstance(path, NamedByCheckpoint) and path not in _PUBLISHED
+    # Nobody typed it: a download would let a stranger's file choose what is fetched.
+    is_cached_only = isinstance(path, NamedByCheckpoint) and path not in _PUBLISHED
     try:
-        return str(snapshot_download(path, local_files_only=is_theirs))
+        return str(snapshot_download(path, local_files_only=is_cached_only))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        if is_theirs:
-            reason = "is what the checkpoint names, but neither a folder here nor in the cache of the Hub"
+        if is_cached_only:
+            where = "neither a folder here nor in the cache of the Hub"
+            reason = f"is what the checkpoint names, but {where}"
             remedy = f"if you trust it, give it yourself with --{option}"
         else:
-            reason = (
-                f"is neither a folder nor a Hub id that can be downloaded ({type(error).__name__})"
-            )
+            kind = type(error).__name__
+            reason = f"is neither a folder nor a Hub id that can be downloaded ({kind})"
             remedy = f"give the folder of a {option}"
         raise problem(
             source="options", field=option, value=path, reason=reason, remedy=remedy
@@ -57,21 +59,9 @@ def local_folder(path: str, *, option: str = "model") -> str:
 def check_new_folder(target: Path, source: Path) -> None:
     """Raises UserError if `target` exists, if only as a dangling link, or lies in `source`."""
     if os.path.lexists(target):
-        raise problem(
-            source=str(target),
-            field="folder",
-            value=target.name,
-            reason="exists already",
-            remedy="name a new folder",
-        )
+        raise _wrong_target(target, "exists already", "name a new folder")
     if target.resolve().is_relative_to(source.resolve()):
-        raise problem(
-            source=str(target),
-            field="folder",
-            value=target.name,
-            reason=f"lies in the source, {source}",
-            remedy="name a folder outside it",
-        )
+        raise _wrong_target(target, f"lies in the source, {source}", "name a folder outside it")
 
 
 @contextmanager
@@ -79,20 +69,21 @@ def new_folder(target: Path, source: Path) -> Iterator[Path]:
     """A hidden folder beside `target` to write into: it becomes `target` at the end, and is removed
     on any error."""
     check_new_folder(target, source)
+    # Hidden and beside it: only within a file system a folder can be renamed.
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         unfinished.mkdir(parents=True)
     except OSError as error:
         reason = f"cannot be created ({error.strerror})"
-        raise problem(
-            source=str(target),
-            field="folder",
-            value=target.name,
-            reason=reason,
-            remedy="name a folder that you may write to",
-        ) from None
+        raise _wrong_target(target, reason, "name a folder that you may write to") from None
     try:
         yield unfinished
         unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)  # there is none any more if all went well
+
+
+def _wrong_target(target: Path, reason: str, remedy: str) -> UserError:
+    return problem(
+        source=str(target), field="folder", value=target.name, reason=reason, remedy=remedy
+    )

@@ -1,4 +1,4 @@
-"""What this kit stands on: whether it can be imported, and the line that mends it. L0.
+"""What this kit stands on: whether it can be imported, and the line that mends it.
 
 Imports none of it before it is asked to: this file must load where torch does not.
 """
@@ -37,7 +37,10 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = failed_import() if _is_of_an_import(error) else None
+        # Whatever else went wrong inside is not ours to explain.
+        if not _is_of_an_import(error):
+            raise
+        cause = failed_import()
         if cause is None:
             raise
         raise cause from error
@@ -64,10 +67,12 @@ def version_of(package: str) -> str | None:
 
 def _is_of_an_import(error: BaseException) -> bool:
     """An ImportError, or anything else that was raised while some module was being executed."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, ImportError) or "<module>" in {
-        frame.f_code.co_name for frame in frames
-    }
+    if isinstance(error, ImportError):
+        return True
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "<module>":
+            return True
+    return False
 
 
 def _failure(package: str, module: str, error: BaseException) -> UserError:
@@ -82,7 +87,8 @@ def _failure(package: str, module: str, error: BaseException) -> UserError:
     # transformers says which class it was about to load, and only its cause why that failed.
     while error.__cause__ is not None:
         error = error.__cause__
-    cause = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
+    message = textwrap.shorten(str(error), 200, placeholder=" ...")
+    cause = f"{type(error).__name__}: {message}"
     remedy = _install(package)
     reason = f"cannot be imported ({cause})"
     if package in _PAIR:
@@ -104,7 +110,12 @@ def _install(package: str) -> str:
     try:
         requirements = importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
-        return f"pip install -e {shlex.quote(str(Path(__file__).resolve().parents[2]))}"
+        root = Path(__file__).resolve().parents[2]
+        return f"pip install -e {shlex.quote(str(root))}"
     names = _PAIR if package in _PAIR else (package,)
-    wanted = [line for line in requirements if re.split(r"[^\w.-]", line)[0] in names]
-    return f"pip install {shlex.join(wanted)}"
+    needed = []
+    for requirement in requirements:
+        name = re.split(r"[^\w.-]", requirement)[0]
+        if name in names:
+            needed.append(requirement)
+    return f"pip install {shlex.join(needed)}"

@@ -1,9 +1,10 @@
 """Which entries of a checkpoint's files are refused: those that let a library import, fetch or run
-something. L0.
+something.
 
-    config.json, generation_config.json, those of a codec --check_model, check_codec-->  nothing, or a UserError
-    adapter_config.json                                  --check_adapter-->              that names file and entry
-    a base or codec that such a file names               --NamedByCheckpoint-->          never fetched from a hub
+    config.json, generation_config.json --check_model-->       nothing, or a UserError that
+    config.json of a codec              --check_codec-->       names file and entry
+    adapter_config.json                 --check_adapter-->
+    a base or codec that such a file names --NamedByCheckpoint--> never fetched from a hub
 
 `trust_remote_code=False`, with which everything is loaded here, is about `auto_map` and
 `custom_generate` alone. The entries below are honoured by transformers 5.19, peft 0.20 and MS-SWIFT
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -23,8 +24,13 @@ ADAPTER_CONFIG = "adapter_config.json"
 # Those that transformers ships. Any other name is an address on a hub, whose code is downloaded and
 # run.
 ATTENTION = (
-    "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4",
-)  # fmt: skip
+    "eager",
+    "sdpa",
+    "flex_attention",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+)
 _REFUSED = {
     # A kernel of a hub for most methods, compiled code for some; weights here are always plain
     # tensors.
@@ -45,7 +51,7 @@ _REMEDY = "remove the entry if you trust the rest"
 
 class NamedByCheckpoint(str):
     """A folder or Hub id that a checkpoint's file names, and nobody typed:
-    `plugins.files.local_folder` looks it up on this machine, and downloads it only if it is a
+    `plugins.files.hub.local_folder` looks it up on this machine, and downloads it only if it is a
     published one."""
 
 
@@ -53,12 +59,11 @@ def check_model(folder: Path) -> None:
     """Raise UserError if a config of the model in `folder` holds an entry that is refused."""
     if (folder / ADAPTER_CONFIG).is_file():
         # transformers would load it into the model, unchecked.
-        reason = "lies beside a whole model, which it would change"
         raise problem(
             source=str(folder),
             field="folder",
             value=ADAPTER_CONFIG,
-            reason=reason,
+            reason="lies beside a whole model, which it would change",
             remedy="give its folder with --adapters",
         )
     for name in ("config.json", "generation_config.json"):
@@ -73,13 +78,14 @@ def check_codec(folder: Path) -> None:
     file = folder / "config.json"
     fields = read_json(file, "download the file again") if file.is_file() else {}
     for part, expected in _CODEC_PARTS.items():
-        config = fields.get(part) or {}
-        model_type = config.get("model_type", expected) if isinstance(config, dict) else expected
+        config = fields.get(part)
+        if not isinstance(config, dict):
+            continue  # none, or nothing that transformers could build
+        model_type = config.get("model_type", expected)
         if model_type != expected:
-            field = f"{part}.model_type"
             raise problem(
                 source=str(file),
-                field=field,
+                field=f"{part}.model_type",
                 value=model_type,
                 reason=f"is not {expected!r}",
                 remedy="give a codec folder",
@@ -92,13 +98,12 @@ def check_adapter(folder: Path) -> None:
     for file in sorted([*folder.glob(ADAPTER_CONFIG), *folder.glob(f"*/{ADAPTER_CONFIG}")]):
         fields = read_json(file, "copy it again from the training's folder")
         if "peft_type" in fields and fields["peft_type"] not in _ADAPTERS:
-            remedy = f"train one of {', '.join(_ADAPTERS)}"
             raise problem(
                 source=str(file),
                 field="peft_type",
                 value=fields["peft_type"],
                 reason="is not available for this model",
-                remedy=remedy,
+                remedy=f"train one of {', '.join(_ADAPTERS)}",
             )
         if str(swift_type := fields.get("swift_type")).upper() in _FETCHING:
             raise problem(
@@ -108,32 +113,30 @@ def check_adapter(folder: Path) -> None:
                 reason="is not available for this model",
                 remedy="train LoRA",
             )
-        if fields.get("megatron_config"):
+        if megatron := fields.get("megatron_config"):
             reason = "lets peft import a module by its name"
-            raise problem(
-                source=str(file),
-                field="megatron_config",
-                value=fields["megatron_config"],
-                reason=reason,
-                remedy=_REMEDY,
-            )
+            raise _refused(file, "megatron_config", megatron, reason)
 
 
 def _check_entries(file: Path) -> None:
     for path, name, value in _entries(read_json(file, "download the file again")):
         if "attn_implementation" in name:
-            for attention in value.values() if isinstance(value, dict) else [value]:
-                if isinstance(attention, str) and attention not in ATTENTION:
-                    reason = (
-                        f"is none of {', '.join(ATTENTION)}: it would be fetched from a hub and run"
-                    )
-                    raise problem(
-                        source=str(file), field=path, value=attention, reason=reason, remedy=_REMEDY
-                    )
+            _check_attention(file, path, value)
         elif name in _REFUSED and value:
-            raise problem(
-                source=str(file), field=path, value=value, reason=_REFUSED[name], remedy=_REMEDY
-            )
+            raise _refused(file, path, value, _REFUSED[name])
+
+
+def _check_attention(file: Path, path: str, value: object) -> None:
+    """value: a name, or one per part of the model."""
+    names = value.values() if isinstance(value, dict) else [value]
+    for attention in names:
+        if isinstance(attention, str) and attention not in ATTENTION:
+            reason = f"is none of {', '.join(ATTENTION)}: it would be fetched from a hub and run"
+            raise _refused(file, path, attention, reason)
+
+
+def _refused(file: Path, path: str, value: object, reason: str) -> UserError:
+    return problem(source=str(file), field=path, value=value, reason=reason, remedy=_REMEDY)
 
 
 def _entries(fields: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:

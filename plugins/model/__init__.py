@@ -1,1 +1,13 @@
-"""Folders of weights, the model, its loss."""
+"""The model, its loss, and the folders that it lies in.
+
+config.py           the native config, plus the audio tower of some original checkpoints
+modeling.py         the native class with both losses inside `forward`
+dual_ffn.py         decoder layers that look up once per batch which rows are text, which audio
+audio_tower.py      log-mel features -> embeddings of a Whisper encoder
+loss.py             labelled hidden rows -> sums and counts; `combine` -> scalar
+weights.py          which key lies where, in native and original folders, complete and of its shape
+original_format.py  what a folder says it is; boson-multimodal's config.json <-> the native one
+load.py             a folder or Hub id of any kind -> model, and tokenizer
+convert.py          whole folders from one format to the other
+card.py             README.md of a model
+"""

@@ -1,14 +1,15 @@
-"""Waveforms -> embeddings of a Whisper encoder in the language model's space, for checkpoints that
-have one. L1.
+"""Log-mel features -> embeddings of a Whisper encoder in the language model's space, for
+checkpoints that have one.
 
-    waveform (N,) at 16 kHz -> chunks of 30 s -> log-mel features (A, M, T) and mask (A, T)          `log_mel_features`
-    -> convolutions and Whisper layers (A, T / 2, D) -> neighbours averaged, projected, padding left
-    out: (P, H)
+    features (A, M, T), mask (A, T)              of `plugins.audio.log_mel`
+    -> convolutions, Whisper layers              (A, T / 2, D)
+    -> neighbours averaged, last norm            (A, T / 4, D)
+    -> padding left out, projected               (P, H)
 
-A chunks of all clips of a batch in order, M mel bins, T = 3000 mel frames of 10 ms, D width of the
-encoder, P positions of all chunks in order (25 per second), H hidden size of the language model.
-The encoder differs from Whisper's own in two ways: padding is masked, and neighbouring positions
-are averaged before the last norm.
+A chunks of all clips of a batch in order, M mel bins, T mel frames, D width of the encoder, P
+positions of all chunks in order, H hidden size of the language model. The encoder differs from
+Whisper's own in two ways: padding is masked, and neighbouring positions are averaged before the
+last norm.
 
 This file knows neither where the positions stand in a prompt nor what is beside them.
 """
@@ -16,22 +17,17 @@ This file knows neither where the positions stand in a prompt nor what is beside
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
+from plugins.audio.log_mel import convolved, pooled
 from plugins.errors import problem
 
-SAMPLE_RATE_HZ = 16_000  # of every Whisper
-_CHUNK_SAMPLES = 30 * SAMPLE_RATE_HZ
-_HOP_SAMPLES = 160
-_CHUNK_FRAMES = _CHUNK_SAMPLES // _HOP_SAMPLES
 # What the original assumes for a key that its `audio_encoder_config` leaves out: the encoder of
 # Whisper large v3.
 _ENCODER_DEFAULTS = {
@@ -46,37 +42,6 @@ _ENCODER_DEFAULTS = {
     "attention_dropout": 0.0,
     "activation_dropout": 0.0,
 }
-
-
-def num_positions(num_samples: int) -> list[int]:
-    """Positions of each 30 s chunk of a clip of `num_samples` at 16 kHz. A rest of 20 ms or less
-    has none."""
-    chunks = [
-        min(_CHUNK_SAMPLES, num_samples - start) for start in range(0, num_samples, _CHUNK_SAMPLES)
-    ]
-    return [_pooled(_convolved(-(-chunk // _HOP_SAMPLES))) for chunk in chunks]
-
-
-def log_mel_features(waveforms: Sequence[np.ndarray], num_mel_bins: int) -> tuple[Tensor, Tensor]:
-    """waveforms, each (N,) float32 at 16 kHz -> features (A, M, 3000) float32 and mask (A, 3000)
-    bool.
-
-    One entry per 30 s chunk, the chunks of a clip in order, the last one padded with silence.
-    """
-    assert all(len(waveform) for waveform in waveforms), "a clip without samples has no features"
-    chunks = [
-        waveform[start : start + _CHUNK_SAMPLES]
-        for waveform in waveforms
-        for start in range(0, len(waveform), _CHUNK_SAMPLES)
-    ]
-    if not chunks:
-        return torch.zeros(0, num_mel_bins, _CHUNK_FRAMES), torch.zeros(
-            0, _CHUNK_FRAMES, dtype=torch.bool
-        )
-    extracted = _extractor(num_mel_bins)(
-        chunks, sampling_rate=SAMPLE_RATE_HZ, return_attention_mask=True, return_tensors="pt"
-    )
-    return extracted["input_features"], extracted["attention_mask"].bool()
 
 
 class AudioTower(nn.Module):
@@ -107,27 +72,26 @@ class AudioTower(nn.Module):
         For A = 0 the result (0, H) still hangs on every parameter: scattering it into the input
         embeddings gives each of them a zero gradient, without which DDP and ZeRO wait for ever for
         a rank whose batch has no clip."""
-        assert features.shape[1:] == self.features_shape, (
-            f"{tuple(features.shape[1:])}, not {self.features_shape}"
-        )
+        shape = tuple(features.shape[1:])
+        assert shape == self.features_shape, f"{shape}, not {self.features_shape}"
         num_chunks = len(features)
-        if (
-            num_chunks == 0
-        ):  # one position of silence, dropped below; attention takes no empty batch
-            features, mask = features.new_zeros(1, self.features_shape[0], 4), mask.new_ones(1, 4)
-        num_frames = mask.sum(dim=-1)
+        if num_chunks == 0:
+            # One position of silence, dropped below: attention takes no empty batch.
+            features = features.new_zeros(1, self.features_shape[0], 4)
+            mask = mask.new_ones(1, 4)
+
+        num_convolved = convolved(mask.sum(dim=-1))  # (A,)
         states = nn.functional.gelu(self.conv1(features.to(self.conv1.weight.dtype)))
         states = nn.functional.gelu(self.conv2(states)).transpose(1, 2)  # (A, T / 2, D)
         states = states + self.embed_positions.weight[: states.shape[1]]
         states = nn.functional.dropout(states, self.dropout, training=self.training)
-        heard = _first(_convolved(num_frames), states.shape[1])[
-            :, None, None, :
-        ]  # True: may be attended to
+        may_be_attended = _first(num_convolved, states.shape[1])[:, None, None, :]
         for layer in self.layers:
-            states = layer(states, heard)
+            states = layer(states, may_be_attended)
         states = self.layer_norm(states.unflatten(1, (-1, 2)).mean(dim=2))  # (A, T / 4, D)
-        kept = _first(_pooled(_convolved(num_frames)), states.shape[1])
-        return self.audio_encoder_proj(states[:num_chunks][kept[:num_chunks]])
+
+        is_position = _first(pooled(num_convolved), states.shape[1])
+        return self.audio_encoder_proj(states[:num_chunks][is_position[:num_chunks]])
 
 
 class _Sinusoids(nn.Module):
@@ -143,35 +107,20 @@ class _Sinusoids(nn.Module):
 
 def _whisper_config(given: Mapping[str, Any]) -> WhisperConfig:
     if given.get("encoder_layerdrop"):
-        reason = "skips layers at random, which then have no gradient: parallel training would wait for it for ever"
         raise problem(
             source="config.json",
             field="audio_encoder_config.encoder_layerdrop",
             value=given["encoder_layerdrop"],
-            reason=reason,
+            reason="skips layers at random, which then have no gradient: parallel training would"
+            " wait for it for ever",
             remedy="set it to 0",
         )
-    values: dict[str, Any] = {
-        key: given.get(key, default) for key, default in _ENCODER_DEFAULTS.items()
-    }
+    values: dict[str, Any] = {}
+    for key, default in _ENCODER_DEFAULTS.items():
+        values[key] = given.get(key, default)
     # sdpa takes the boolean mask as it is; eager attention would add it to the scores as 0 and 1.
     values["attn_implementation"] = "sdpa"
     return WhisperConfig(**values)
-
-
-@lru_cache
-def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
-    return WhisperFeatureExtractor(feature_size=num_mel_bins)
-
-
-def _convolved(num_frames: Any) -> Any:
-    """Positions after the convolution of stride 2; of an int or of each entry of a tensor."""
-    return (num_frames + 1) // 2
-
-
-def _pooled(num_convolved: Any) -> Any:
-    """Positions after averaging pairs: a last one without neighbour falls away."""
-    return num_convolved // 2
 
 
 def _first(counts: Tensor, size: int) -> Tensor:

@@ -1,5 +1,5 @@
 """The native config, plus what transformers' class lacks: the audio tower of some original
-checkpoints. L1.
+checkpoints.
 
 Saved configs stay native ones: `model_type` is the same, and without a tower nothing is added.
 """
@@ -19,6 +19,5 @@ class HiggsAudioV2Config(_Native):
 
     audio_encoder_config: dict[str, Any] | None = None
     audio_in_token_id: int | None = None  # <|AUDIO|>: placeholder of an embedding of the tower
-    encode_audio_in_tokens: bool = (
-        True  # a clip in a system message is heard through its codes (too)
-    )
+    # A clip in a system message is heard through its codes (too).
+    encode_audio_in_tokens: bool = True

@@ -1,4 +1,4 @@
-"""DualFFN layers that look up once per batch which rows are text and which are audio. L2.
+"""DualFFN layers that look up once per batch which rows are text and which are audio.
 
 In: what the body is called with. Out: the hidden states of transformers' own layers, and zeros at
 padding. Those layers find the rows again each time, eight times with boolean masks that make a GPU
@@ -38,9 +38,12 @@ class Routes(NamedTuple):
         """is_audio (B, S) bool. attention_mask: 0 at padding if it is (B, S); by any other, as a
         cache needs, no position counts as padding. Waits for the device once."""
         kind = is_audio.flatten().long()  # 0 text, 1 audio, 2 padding
+        # A cache's mask is longer than the batch, and says nothing about padding in it.
         if attention_mask is not None and attention_mask.shape == is_audio.shape:
             kind = kind.masked_fill(attention_mask.flatten() == 0, 2)
+        # Both counts in one transfer: each makes the CPU wait for the device.
         num_text, num_audio = torch.stack([(kind == 0).sum(), (kind == 1).sum()]).tolist()
+        # Stable: equal batches give equal orders of rows, and so equal sums.
         rows = kind.argsort(stable=True)[: num_text + num_audio]
         return cls(rows, num_text, num_audio, (is_audio.shape[0], is_audio.shape[1]))
 
@@ -92,10 +95,13 @@ class HiggsAudioV2Attention(native.HiggsAudioV2Attention):
             return super().forward(
                 hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
             )
-        query, key, value = (
-            routes.put(project(hidden_states)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+
+        def heads(project: Any) -> Tensor:  # (R, H) -> (B, num_heads, S, head_dim)
+            projected = routes.put(project(hidden_states))
+            return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+        # Attention sees the batch as it lies: positions count here, and text looks at audio.
+        query, key, value = heads(self.q_proj), heads(self.k_proj), heads(self.v_proj)
         query, key = native.apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -135,6 +141,7 @@ class HiggsAudioV2DecoderLayer(native.HiggsAudioV2DecoderLayer):
         text = self.mlp(self.post_attention_layernorm(text))
         audio = self.audio_mlp(self.audio_post_attention_layernorm(audio))
         rows = rows + torch.cat([text, audio])
+        # Whatever autocast made of them: the next layer gets the dtype that this one got.
         return routes.put(rows.to(hidden_states.dtype))
 
 
@@ -159,9 +166,11 @@ def use_index_once_layers(model: native.HiggsAudioV2ForConditionalGeneration) ->
         )
         return
     body: Any = model.model
-    if not any(type(layer) is native.HiggsAudioV2DecoderLayer for layer in body.layers):
-        return
+    native_layers = [layer for layer in body.layers if type(layer) in _CLASSES]
+    if not native_layers:
+        return  # done before: a second hook would look up twice
     for module in body.layers.modules():
+        # The class alone: parameters, hooks and names stay, and nothing is copied.
         module.__class__ = _CLASSES.get(type(module), type(module))
     body.register_forward_pre_hook(_look_up, with_kwargs=True)
 

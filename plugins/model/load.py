@@ -1,30 +1,133 @@
-"""Strict loading of checkpoints, native or original. L2.
+"""A checkpoint of any kind -> the model to train (`native_model`), or model and tokenizer to speak
+with (`load_model`).
 
-transformers drops the text head in silence and starts missing weights at random with a warning;
-here a missing or surplus key is an error that names it. No code of a checkpoint is executed."""
+In: a folder or Hub id, native or original, base, merged or LoRA. transformers drops the text head
+in silence and starts missing weights at random with a warning; here a missing or surplus key is an
+error that names it. No code of a checkpoint is executed. This file knows nothing of prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
 from plugins.files.hub import local_folder
 from plugins.files.untrusted import ADAPTER_CONFIG, NamedByCheckpoint, check_adapter
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
-from plugins.model.original_format import MODEL_TYPE, format_of, generation_config, load_config
+from plugins.model.original_format import (
+    MODEL_TYPE,
+    format_of,
+    generation_config,
+    load_config,
+    load_tokenizer,
+)
 from plugins.model.weights import sources_of
+from plugins.settings import HiggsAudioSettings
+
+MODEL_TYPES = ("higgs-audio-v2-3b", "higgs-audio-v2-7b")
+Quantization = Literal["4bit", "8bit"]
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Begins the names of LoRA initialisations that change the base, each time otherwise.
 RANDOM_BASE = "pissa_niter"
 _HEAD = "text_lm_head"
+_COPY_AGAIN = "copy it again from the training's folder"
+
+
+def load_model(
+    path: str,
+    *,
+    model_type: str | None = None,
+    adapters: str | Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    attn_impl: str | None = None,
+    quantization: Quantization | None = None,
+) -> tuple[Any, Any]:
+    """`model, tokenizer` for `HiggsAudioGenerator(model, tokenizer)`: the seed document's
+    `get_model_tokenizer`.
+
+    path: folder or Hub id of a base or merged model, native or original, or a LoRA folder, which
+    names its base; links such as MS-SWIFT's `best` and `last` too. adapters: a LoRA folder on it,
+    or several by name. dtype, device: default bfloat16 on the first GPU, else float32 on the CPU.
+    attn_impl: of transformers, for example `flash_attention_2`. quantization: with bitsandbytes
+    (extra `quantization`); codec and audio head stay as they are. model_type: only checked; the
+    sizes stand in the checkpoint.
+
+    Raises UserError for weights that are missing, surplus or of another shape, and for adapters of
+    another model."""
+    if model_type not in (None, *MODEL_TYPES):
+        raise problem(
+            source="request",
+            field="model_type",
+            value=model_type,
+            reason="is unknown",
+            remedy=f"use one of {', '.join(MODEL_TYPES)}",
+        )
+    if isinstance(adapters, str):
+        adapters = {"default": adapters}
+    named = dict(adapters or {})
+    folder, own_adapter = base_and_adapters(path, next(iter(named.values()), None))
+    if own_adapter is not None and not named:
+        named = {"default": own_adapter}
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+    options: dict[str, Any] = {"dtype": dtype}
+    if attn_impl is not None:
+        options["attn_implementation"] = attn_impl
+    if quantization is not None:
+        # bitsandbytes quantises while weights arrive on their device.
+        options["quantization_config"] = _quantization(quantization, dtype)
+        options["device_map"] = {"": device}
+    model: Any = native_model(folder, text_head=False, **options)
+
+    # Each adapter has prompts of its own; without any, those of the model.
+    model.higgs_audio_settings = {}
+    for name, trained in (named or {"": folder}).items():
+        model.higgs_audio_settings[name] = HiggsAudioSettings.of_checkpoint(Path(trained))
+    model = with_adapters(model, named)
+    if quantization is None:
+        model = model.to(device)
+    return model, load_tokenizer(Path(folder))
+
+
+def native_model(
+    path: str, *, text_head: bool = True, **kwargs: Any
+) -> HiggsAudioV2ForConditionalGeneration:
+    """The model of folder `path`, as a native one; `kwargs` go to `from_pretrained` (dtype,
+    device_map, config, ...).
+
+    text_head: needed for training; speaking does without. Raises UserError if weights, the text
+    head or any key is missing, surplus, damaged or of another shape."""
+    folder = Path(path)
+    config = load_config(folder)
+    source_format = format_of(folder)
+    kwargs.setdefault("config", config)
+    # Handed in, not set afterwards: `from_pretrained` may dispatch the layers to several devices,
+    # and accelerate keeps the forward that each of them has then.
+    kwargs.setdefault("native_layers", HiggsAudioSettings.from_env().native_layers)
+    sources = sources_of(folder, config, source_format, text_head=text_head)
+    if source_format == "native":
+        # Checked above, to the last key; transformers then reads the files by itself.
+        return HiggsAudioV2ForConditionalGeneration.from_pretrained(
+            path, use_text_head=text_head, **kwargs
+        )
+    weights = {key: source.read() for key, source in sources.items()}
+    model = HiggsAudioV2ForConditionalGeneration.from_pretrained(
+        None, state_dict=weights, use_text_head=text_head, **kwargs
+    )
+    model.generation_config = GenerationConfig(**generation_config(config))
+    # LoRA checkpoints name their base by it.
+    model.name_or_path = model.config.name_or_path = str(folder)
+    return model
 
 
 def base_and_adapters(path: str, adapters: str | None = None) -> tuple[str, str | None]:
@@ -32,17 +135,14 @@ def base_and_adapters(path: str, adapters: str | None = None) -> tuple[str, str 
     names its base."""
     file = Path(path) / ADAPTER_CONFIG
     if adapters is None and file.is_file():
-        base = read_json(file, "copy it again from the training's folder").get(
-            "base_model_name_or_path"
-        )
+        base = read_json(file, _COPY_AGAIN).get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
-            remedy = "write the folder of the base model there"
             raise problem(
                 source=str(file),
                 field="base_model_name_or_path",
                 value=base,
                 reason="names no model",
-                remedy=remedy,
+                remedy="write the folder of the base model there",
             )
         path, adapters = NamedByCheckpoint(base), path
     return local_folder(path), adapters
@@ -60,21 +160,7 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
 
     tuned = None
     for name, folder in adapters.items():
-        for needed in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
-            if not (Path(folder) / needed).is_file():
-                raise problem(
-                    source=folder,
-                    field="adapters",
-                    value=needed,
-                    reason="not found",
-                    remedy="give the folder of a LoRA checkpoint",
-                )
-        check_adapter(Path(folder))
-        _refuse_random_base(Path(folder))
-        file, remedy = (
-            Path(folder) / _ADAPTER_WEIGHTS,
-            "give the base that it was trained on, or copy it again",
-        )
+        _check_adapter_folder(Path(folder))
         try:
             if tuned is None:
                 # `PeftModel.from_pretrained` would load too: AdaLoRA cuts its ranks each time.
@@ -86,46 +172,25 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
         # A wrong shape, a file that breaks off, a module of `modules_to_save` that is not in it.
         except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
             reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
-            raise problem(
-                source=str(file), field="weights", value=file.name, reason=reason, remedy=remedy
-            ) from error
+            raise _wrong_adapter(folder, _ADAPTER_WEIGHTS, reason) from error
+        # A model that only speaks has no text head for the adapter's.
         speaks_only = model.text_lm_head is None
-        lost = [
-            key
-            for key in (*report.unexpected_keys, *report.missing_keys)
-            if not (speaks_only and _HEAD in key)
-        ]
+        lost = []
+        for key in (*report.unexpected_keys, *report.missing_keys):
+            if not (speaks_only and _HEAD in key):
+                lost.append(key)
         if lost:
-            raise problem(
-                source=str(file),
-                field="weights",
-                value=lost[0],
-                reason=f"does not belong to both ({len(lost)} such weights)",
-                remedy=remedy,
-            )
+            reason = f"does not belong to both ({len(lost)} such weights)"
+            raise _wrong_adapter(folder, lost[0], reason)
     assert tuned is not None
     tuned.set_adapter(next(iter(adapters)))
     return tuned
 
 
-def _refuse_random_base(folder: Path) -> None:
-    file = folder / ADAPTER_CONFIG
-    name = read_json(file, "copy it again from the training's folder").get("init_lora_weights")
-    if isinstance(name, str) and name.startswith(RANDOM_BASE):
-        reason = "changes the base at random: the one that it was trained on is lost"
-        remedy = f"give {folder / 'converted' / 'default'}, which MS-SWIFT writes beside it"
-        raise problem(
-            source=str(file), field="init_lora_weights", value=name, reason=reason, remedy=remedy
-        )
-
-
 def bare(model: Any) -> Any:
     """The model itself, LoRA layers in place, of a PeftModel or of what is none."""
-    return (
-        model.get_base_model()
-        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-        else model
-    )
+    is_peft = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+    return model.get_base_model() if is_peft else model
 
 
 class OriginalConfig(HiggsAudioV2Config):
@@ -135,32 +200,67 @@ class OriginalConfig(HiggsAudioV2Config):
     model_type = MODEL_TYPE
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> Any:
         return load_config(Path(pretrained_model_name_or_path))
 
 
-def load_model(
-    path: str, *, text_head: bool = True, **kwargs: Any
-) -> HiggsAudioV2ForConditionalGeneration:
-    """The model of folder `path`, as a native one; `kwargs` go to `from_pretrained` (dtype,
-    device_map, config, ...).
+def _check_adapter_folder(folder: Path) -> None:
+    for name in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise problem(
+                source=str(folder),
+                field="adapters",
+                value=name,
+                reason="not found",
+                remedy="give the folder of a LoRA checkpoint",
+            )
+    check_adapter(folder)
+    _refuse_random_base(folder)
 
-    text_head: needed for training; speaking does without. Raises UserError if weights, the text
-    head or any key is missing, surplus, damaged or of another shape."""
-    folder = Path(path)
-    config = load_config(folder)
-    source_format = format_of(folder)
-    kwargs.setdefault("config", config)
-    found = sources_of(folder, config, source_format, text_head=text_head)
-    if source_format == "original":
-        weights = {key: source.read() for key, source in found.items()}
-        model = HiggsAudioV2ForConditionalGeneration.from_pretrained(
-            None, state_dict=weights, use_text_head=text_head, **kwargs
+
+def _wrong_adapter(folder: str, value: str, reason: str) -> UserError:
+    return problem(
+        source=str(Path(folder) / _ADAPTER_WEIGHTS),
+        field="weights",
+        value=value,
+        reason=reason,
+        remedy="give the base that it was trained on, or copy it again",
+    )
+
+
+def _refuse_random_base(folder: Path) -> None:
+    file = folder / ADAPTER_CONFIG
+    name = read_json(file, _COPY_AGAIN).get("init_lora_weights")
+    if isinstance(name, str) and name.startswith(RANDOM_BASE):
+        reason = "changes the base at random: the one that it was trained on is lost"
+        remedy = f"give {folder / 'converted' / 'default'}, which MS-SWIFT writes beside it"
+        raise problem(
+            source=str(file), field="init_lora_weights", value=name, reason=reason, remedy=remedy
         )
-        model.generation_config = GenerationConfig(**generation_config(config))
-        # LoRA checkpoints name their base by it.
-        model.name_or_path = model.config.name_or_path = str(folder)
-        return model
-    return HiggsAudioV2ForConditionalGeneration.from_pretrained(
-        path, use_text_head=text_head, **kwargs
+
+
+def _quantization(bits: Quantization, dtype: torch.dtype) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        install = 'pip install -e ".[quantization]"'
+        raise problem(
+            source="request",
+            field="quantization",
+            value=bits,
+            reason="needs bitsandbytes",
+            remedy=install,
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    kept = ["audio_lm_head"]  # a fifth of a percent of the weights, and every code goes through it
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=kept,
     )

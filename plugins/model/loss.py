@@ -1,10 +1,12 @@
-"""Labelled hidden rows -> sums and counts of both losses -> one scalar. L0: pure tensors; of others
-it imports torch only.
+"""Labelled hidden rows -> sums and counts of both losses -> one scalar. Pure tensors: it knows
+neither the model nor where the rows come from.
 
 Nothing here divides before `combine`: a sum over rows can be added over micro-batches and ranks, a
 mean cannot.
 
-    loss = w_text * T / N_text  +  w_audio * sum_k u_k A_k / (N_frames * sum_k u_k)  +  w_aux * Z / N_rows
+    loss = w_text  * T / N_text
+         + w_audio * sum_k u_k A_k / (N_frames * sum_k u_k)
+         + w_aux   * Z / N_rows
 
 T and A_k are sums of cross-entropies over trained text tokens and over the trained frames of
 codebook k, Z the sum of squared log-partitions (z-loss, ST-MoE, arXiv 2202.08906, eq. 5) over every
@@ -89,6 +91,7 @@ def text_loss_sums(rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tenso
         loss=loss.sum(),
         z=log_partition.square().sum(),
         correct=correct.sum(),
+        # A tensor like the others, which ranks can add.
         count=torch.ones_like(loss).sum(),
     )
 
@@ -101,9 +104,11 @@ def audio_loss_sums(
 
     Sums per codebook (K,): F + 1 predictions per clip and codebook, the F codes and one EOS.
     """
-    logits = head(rows).unflatten(-1, (targets.shape[1], codebook_size)).flatten(0, 1)  # (R * K, C)
-    per_row = CrossEntropy.apply(logits, targets.flatten())
-    loss, log_partition, correct = (values.view_as(targets) for values in per_row)
+    num_codebooks = targets.shape[1]
+    logits = head(rows).unflatten(-1, (num_codebooks, codebook_size)).flatten(0, 1)  # (R * K, C)
+    loss, log_partition, correct = CrossEntropy.apply(logits, targets.flatten())  # (R * K,)
+    loss, log_partition = loss.view_as(targets), log_partition.view_as(targets)  # (R, K)
+    correct = correct.view_as(targets)
     trained = (targets != IGNORE_INDEX).float()
     return LossSums(
         loss=loss.sum(dim=0),  # untrained entries are 0
@@ -124,21 +129,21 @@ class CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """logits (R, C), targets (R,) with -100 -> fp32 (R,) each: loss, log-partition, whether
         argmax equals target; the first and the last are 0 where there is no target."""
-        loss, log_partition, correct = (
-            torch.zeros(len(logits), device=logits.device) for _ in range(3)
-        )
+        loss = torch.zeros(len(logits), device=logits.device)
+        log_partition, correct = torch.zeros_like(loss), torch.zeros_like(loss)
         for piece in _pieces(logits):
             best, guess = logits[piece].max(dim=-1, keepdim=True)
             best = best.float()
-            scores = (
-                logits[piece] - best
-            )  # fp32; as log_softmax does: a loss near 0 keeps its digits
+            # fp32; relative to the best, as log_softmax does: a loss near 0 keeps its digits.
+            scores = logits[piece] - best
             target = targets[piece].unsqueeze(-1)
             chosen = scores.gather(-1, target.clamp(min=0))
+            # In place: `scores` is the only fp32 copy of the piece.
             log_sum = scores.exp_().sum(dim=-1, keepdim=True).log_()
             loss[piece] = ((log_sum - chosen) * (target != IGNORE_INDEX)).squeeze(-1)
             log_partition[piece] = (log_sum + best).squeeze(-1)
             correct[piece] = (guess == target).float().squeeze(-1)
+        # Logits as they are, not their softmax: that would be fp32, twice the size of bf16.
         ctx.save_for_backward(logits, targets, log_partition)
         ctx.mark_non_differentiable(correct)
         return loss, log_partition, correct
@@ -155,6 +160,7 @@ class CrossEntropy(torch.autograd.Function):
             probabilities = (logits[piece] - log_partition[piece].unsqueeze(-1)).exp_()  # fp32
             probabilities *= (of_loss[piece] + of_log_partition[piece]).unsqueeze(-1)
             target = targets[piece].clamp(min=0).unsqueeze(-1)
+            # At rows without target `of_loss` is 0: whatever index stands there is harmless.
             grad[piece] = probabilities.scatter_add_(-1, target, -of_loss[piece].unsqueeze(-1))
         return grad, None
 
@@ -173,6 +179,7 @@ def combine(
 
     num_text, num_frames: () counts of the whole optimisation step, at least those of `text` and
     `audio`."""
+    # Clamped, so that an absent modality is 0 / 1 and not 0 / 0.
     u = torch.tensor(weights.codebooks, device=audio.loss.device)
     num_codebooks = len(weights.codebooks)
     scale = num_codebooks if weights.sum_codebooks else 1

@@ -1,9 +1,13 @@
-"""The native class with both losses inside `forward`. L2.
+"""The native class with both losses inside `forward`.
+
+    token ids (B, S), frames (B, T, K) --body--> hidden (B, S, H)
+    labels at t --shifted_rows--> hidden rows at t - 1 of text (R, H) and of audio (R', H)
+    those rows --heads, losses--> sums and counts: () for text, (K,) for audio
 
 The losses are computed inside `forward` because DDP synchronises only what `forward` touches; heads
 run on labelled rows only, since a text-to-speech turn has three text labels and the text head is
 128256 wide. `forward` returns sums and counts: dividing is the trainer's affair, which alone knows
-the counts of the whole optimisation step."""
+the counts of the whole optimisation step. This file reads no files and no environment."""
 
 from __future__ import annotations
 
@@ -21,7 +25,6 @@ from plugins.model.audio_tower import AudioTower
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.dual_ffn import use_index_once_layers
 from plugins.model.loss import LossSums, audio_loss_sums, shifted_rows, text_loss_sums
-from plugins.settings import HiggsAudioSettings
 
 
 @dataclass
@@ -45,11 +48,13 @@ class DualLossOutput(ModelOutput):
 
     @property
     def text(self) -> LossSums:
-        return LossSums(self.text_loss, self.text_z, self.text_correct, self.text_count)  # type: ignore[arg-type]
+        sums = (self.text_loss, self.text_z, self.text_correct, self.text_count)
+        return LossSums(*sums)  # type: ignore[arg-type]
 
     @property
     def audio(self) -> LossSums:
-        return LossSums(self.audio_loss, self.audio_z, self.audio_correct, self.audio_count)  # type: ignore[arg-type]
+        sums = (self.audio_loss, self.audio_z, self.audio_correct, self.audio_count)
+        return LossSums(*sums)  # type: ignore[arg-type]
 
 
 def _in_dtype_of_weights(module: Any, args: Any, embedded: Tensor) -> Tensor:
@@ -61,25 +66,30 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
 
     config_class = HiggsAudioV2Config
 
-    def __init__(self, config: HiggsAudioV2Config, use_text_head: bool = False) -> None:
+    def __init__(
+        self, config: HiggsAudioV2Config, use_text_head: bool = False, native_layers: bool = False
+    ) -> None:
+        """native_layers: transformers' own decoder layers instead of `plugins.model.dual_ffn`'s."""
         super().__init__(config, use_text_head=use_text_head)
         # CUDA's autocast sums in fp32, and the native class then scatters fp32 into bf16
         # embeddings, which raises.
         self.model.embed_audio_tokens.register_forward_hook(_in_dtype_of_weights)
         # Here, not after loading: accelerate's dispatch to several devices keeps the forward that
         # each layer then has.
-        if not HiggsAudioSettings.from_env().native_layers:
+        if not native_layers:
             use_index_once_layers(self)
-        tower = getattr(
-            config, "audio_encoder_config", None
-        )  # transformers' own config has no such entry
+        # transformers' own config has no such entry.
+        tower = getattr(config, "audio_encoder_config", None)
         if tower is not None:
             self.audio_tower = AudioTower(tower, config.hidden_size)
             # Only then: accelerate wraps these classes for FSDP2 and raises for one that the model
             # does not have.
-            self._no_split_modules = {*(self._no_split_modules or ()), "WhisperEncoderLayer"}  # type: ignore[assignment]
+            blocks = {*(self._no_split_modules or ()), "WhisperEncoderLayer"}
+            self._no_split_modules = blocks  # type: ignore[assignment]
 
-    def forward(  # no `logits_to_keep`: MS-SWIFT would slice the labels of the text
+    # The names are those that `Trainer`, peft and MS-SWIFT look for; no `logits_to_keep`: MS-SWIFT
+    # would slice the labels of the text.
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -109,31 +119,33 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
             "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
             "use_cache": use_cache,
-        }
-        if labels is None:
-            with self._heard(audio_features, audio_feature_attention_mask):
-                return super().forward(**inputs, **kwargs)
-        assert input_ids is not None, "training needs token ids: placeholders are found by them"
-        assert audio_labels is not None, (
-            "training needs audio_labels, (B, 0, K) for a batch without audio"
-        )
-        assert audio_input_ids_mask is not None, (
-            "training needs audio_input_ids_mask, (B, 0) for a batch without audio"
-        )
-        assert self.text_lm_head is not None, (
-            "training needs the text head: load with use_text_head=True"
-        )
-        hidden = self.hidden_states(
-            audio_features=audio_features,
-            audio_feature_attention_mask=audio_feature_attention_mask,
-            **inputs,
             **kwargs,
-        )
-        text = text_loss_sums(*shifted_rows(hidden, labels), self.text_lm_head)
+        }
+        with self._hearing(audio_features, audio_feature_attention_mask):
+            if labels is None:
+                return super().forward(**inputs)
+            assert input_ids is not None, "placeholders are found by their ids"
+            assert audio_labels is not None, "(B, 0, K) for a batch without audio"
+            assert audio_input_ids_mask is not None, "(B, 0) for a batch without audio"
+            hidden = self.model(**inputs).last_hidden_state  # (B, S, H)
+        return self._dual_loss(hidden, labels, audio_labels, input_ids, audio_input_ids_mask)
+
+    def _dual_loss(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        audio_labels: Tensor,
+        input_ids: Tensor,
+        audio_input_ids_mask: Tensor,
+    ) -> DualLossOutput:
+        assert self.text_lm_head is not None, "training needs it: load with use_text_head=True"
+        text_rows, text_targets = shifted_rows(hidden, labels)
+        text = text_loss_sums(text_rows, text_targets, self.text_lm_head)
+
         audio_labels = self.labels_at_placeholders(input_ids, audio_labels, audio_input_ids_mask)
-        audio = audio_loss_sums(
-            *shifted_rows(hidden, audio_labels), self.audio_lm_head, self.config.codebook_size
-        )
+        audio_rows, audio_targets = shifted_rows(hidden, audio_labels)
+        size = self.config.codebook_size
+        audio = audio_loss_sums(audio_rows, audio_targets, self.audio_lm_head, size)
         return DualLossOutput(
             text_loss=text.loss,
             text_z=text.z,
@@ -153,28 +165,30 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         **inputs: Any,
     ) -> Tensor:
         """(B, S, H) after the last norm."""
-        with self._heard(audio_features, audio_feature_attention_mask):
+        with self._hearing(audio_features, audio_feature_attention_mask):
             return self.model(**inputs).last_hidden_state
 
     @contextmanager
-    def _heard(self, features: Tensor | None, mask: Tensor | None) -> Iterator[None]:
+    def _hearing(self, features: Tensor | None, mask: Tensor | None) -> Iterator[None]:
         """Inside, the embedding of <|AUDIO|> is that of the audio tower. Without features nothing
         is computed."""
         if features is None:
             yield
             return
         assert mask is not None, "features need their mask"
-        heard = self.audio_tower(
-            features, mask
-        )  # (P, H); for A = 0 it still hangs on every parameter
+        # (P, H); for A = 0 it still hangs on every parameter.
+        positions = self.audio_tower(features, mask)
 
         def place(module: Any, args: tuple[Tensor], embedded: Tensor) -> Tensor:
-            at = args[0] == self.config.audio_in_token_id
+            is_placeholder = args[0] == self.config.audio_in_token_id  # (B, S)
             # `masked_scatter` overlooks surplus positions.
-            assert int(at.sum()) == len(heard), (
-                f"{int(at.sum())} placeholders for {len(heard)} positions"
+            num_placeholders = int(is_placeholder.sum())
+            assert num_placeholders == len(positions), (
+                f"{num_placeholders} placeholders for {len(positions)} positions"
             )
-            return embedded.masked_scatter(at.unsqueeze(-1), heard.to(embedded.dtype))
+            return embedded.masked_scatter(
+                is_placeholder.unsqueeze(-1), positions.to(embedded.dtype)
+            )
 
         hook = self.model.embed_tokens.register_forward_hook(place)
         try:
@@ -190,13 +204,15 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The tower hears the prompt, once."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[arg-type]
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids,  # type: ignore[arg-type]
+            **kwargs,
+        )
         cache = inputs.get("past_key_values")
-        if audio_features is not None and (cache is None or cache.get_seq_length() == 0):
-            inputs |= {
-                "audio_features": audio_features,
-                "audio_feature_attention_mask": audio_feature_attention_mask,
-            }
+        is_prompt = cache is None or cache.get_seq_length() == 0
+        if is_prompt and audio_features is not None:
+            inputs["audio_features"] = audio_features
+            inputs["audio_feature_attention_mask"] = audio_feature_attention_mask
         return inputs
 
     def labels_at_placeholders(

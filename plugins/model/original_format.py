@@ -1,35 +1,25 @@
-"""Checkpoints of boson-multimodal (`model_type: higgs_audio`) <-> native ones: configs and whole
-folders. L2.
+"""What a checkpoint's folder says it is, and its `config.json`: that of boson-multimodal
+(`model_type: higgs_audio`, "original") <-> the native one.
 
-    original folder --native_config--> `plugins.model.load.load_model`
-    either folder --convert--> a folder of the other format, file by file, never half written
+    folder of either format     --load_config-->     native config
+    native config, tokenizer    --original_config--> the content of an original config.json
 
-No code of a checkpoint is executed.
-"""
+No code of a checkpoint is executed. This file reads no weights."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import save_file
-from tqdm import tqdm
-from transformers import HiggsAudioV2TokenizerConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from plugins.audio.codec import CODEC_FOLDER
-from plugins.audio.original_codec import is_original as is_original_codec
-from plugins.audio.original_codec import save_native, to_original
 from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
-from plugins.files.hub import check_new_folder, local_folder, new_folder
-from plugins.files.untrusted import ADAPTER_CONFIG, check_model
+from plugins.files.untrusted import check_model
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
-from plugins.model.weights import Format, Source, original_key, sources_of
-from plugins.settings import SETTINGS_FILE
+from plugins.model.weights import Format
 
 MODEL_TYPE = "higgs_audio"
 
@@ -42,25 +32,28 @@ _REQUIRED = {
     "use_rq_transformer": False,
     "audio_decoder_proj_num_layers": 0,
 }
+# Fields of the same names and values in both.
 _SHAPE = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "hidden_act", "initializer_range", "rms_norm_eps", "attention_bias", "attention_dropout", "mlp_bias", "head_dim",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "initializer_range",
+    "rms_norm_eps",
+    "attention_bias",
+    "attention_dropout",
+    "mlp_bias",
+    "head_dim",
+)
 # The published native checkpoint says 2048 where the original says 131072, from which MS-SWIFT
 # takes its default `max_length`, and writes Llama-3's rope in eighths, so that its original length
 # stays below that.
 _MAX_POSITIONS = {"native": 2048, "original": 131072}
 _ROPE_SCALE = 1 / 8
 _DOWNLOAD = "download the file again"
-# Read by humans and by the original's loader; weights, configs and codec are written anew.
-_COPIED = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "chat_template*",
-    "LICENSE*",
-    "*.md",
-    SETTINGS_FILE,
-)
 
 
 def model_type_of(folder: Path) -> str | None:
@@ -77,44 +70,14 @@ def format_of(folder: Path) -> Format:
     if model_type == MODEL_TYPE:
         return "original"
     if model_type != HiggsAudioV2Config.model_type:
-        remedy = "give the folder of a Higgs-Audio V2 checkpoint, native or original"
         raise problem(
             source=str(folder / "config.json"),
             field="model_type",
             value=model_type,
             reason="is no Higgs-Audio V2",
-            remedy=remedy,
+            remedy="give the folder of a Higgs-Audio V2 checkpoint, native or original",
         )
     return "native"
-
-
-# Config.
-
-
-class _Fields(dict[str, Any]):
-    """An object of a config.json: a field that is missing is named when it is asked for."""
-
-    def __init__(self, file: Path, path: str, fields: Any) -> None:
-        if not isinstance(fields, dict):
-            raise problem(
-                source=str(file),
-                field=path,
-                value=fields,
-                reason="is no JSON object",
-                remedy=_DOWNLOAD,
-            )
-        super().__init__(fields)
-        self._file = file
-        self._path = path
-
-    def __missing__(self, name: str) -> Any:
-        path = f"{self._path}.{name}" if self._path else name
-        raise problem(
-            source=str(self._file), field=path, value=None, reason="is missing", remedy=_DOWNLOAD
-        )
-
-    def part(self, name: str) -> _Fields:
-        return _Fields(self._file, name if not self._path else f"{self._path}.{name}", self[name])
 
 
 def load_config(folder: Path) -> HiggsAudioV2Config:
@@ -122,22 +85,47 @@ def load_config(folder: Path) -> HiggsAudioV2Config:
 
     Raises UserError if it is of neither, damaged, or holds an entry that `plugins.files.untrusted`
     refuses."""
-    is_original = format_of(folder) == "original"
+    source_format = format_of(folder)
     check_model(folder)
     try:
-        return native_config(folder) if is_original else HiggsAudioV2Config.from_pretrained(folder)
+        if source_format == "original":
+            return native_config(folder)
+        return HiggsAudioV2Config.from_pretrained(folder)
     except UserError:
         raise
     # What a field of the wrong type raises depends on the field.
     except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
-        said = " ".join(str(error).split())
         raise problem(
             source=str(folder / "config.json"),
             field="content",
-            value=said,
+            value=" ".join(str(error).split()),
             reason="is no config of this model",
             remedy=_DOWNLOAD,
         ) from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """What tokenizer.json says. Raises UserError if there is none, or it is damaged.
+
+    `AutoTokenizer` would take whichever class of transformers tokenizer_config.json names.
+    """
+
+    def wrong(value: str, reason: str) -> UserError:
+        return problem(
+            source=str(folder),
+            field="tokenizer",
+            value=value,
+            reason=reason,
+            remedy="put the tokenizer's files of the published checkpoint into this folder",
+        )
+
+    if not any(folder.glob("tokenizer*")):
+        raise wrong("tokenizer.json", "not found")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # a damaged file can raise anything inside the parser
+        reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
+        raise wrong("tokenizer*", reason) from error
 
 
 def native_config(folder: Path) -> HiggsAudioV2Config:
@@ -147,51 +135,17 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
     Raises UserError for variants of the architecture that the native class cannot express.
     """
     file = folder / "config.json"
+    # A field that is missing is named; `get` is for those that older releases lack.
     original = _Fields(file, "", read_json(file, _DOWNLOAD))
     text = original.part("text_config")
-    _check_variant(original, text, file)
+    _check_variant(original, text)
     tokenizer = load_tokenizer(folder)
-
-    def token_id(name: str) -> int:
-        found: Any = tokenizer.convert_tokens_to_ids(name)
-        if found is None or found == tokenizer.unk_token_id:
-            raise problem(
-                source=str(folder),
-                field="tokenizer",
-                value=name,
-                reason="is not in the vocabulary",
-                remedy="add the published tokenizer",
-            )
-        return found
-
-    rope = text.part("rope_scaling") if text.get("rope_scaling") else {"rope_type": "default"}
-    has_tower = not original["skip_audio_tower"]
-    tower: dict[str, Any] = {}
-    if has_tower:
-        if not original.get("encode_whisper_embed", True):
-            reason = "switches off the audio tower that skip_audio_tower keeps: the original then hears codes only"
-            remedy = "set it to true, or skip_audio_tower to true and remove the tower's weights"
-            raise problem(
-                source=str(file),
-                field="encode_whisper_embed",
-                value=original["encode_whisper_embed"],
-                reason=reason,
-                remedy=remedy,
-            )
-        tower["audio_encoder_config"] = original["audio_encoder_config"]
-        tower["audio_in_token_id"] = original["audio_in_token_idx"]
-    if not has_tower and not original["encode_audio_in_tokens"]:
-        reason = "leaves no way to hear a reference: there is no audio tower either"
-        raise problem(
-            source=str(file),
-            field="encode_audio_in_tokens",
-            value=False,
-            reason=reason,
-            remedy="set it to true",
-        )
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if text.get("rope_scaling"):
+        rope = text.part("rope_scaling")
     config = HiggsAudioV2Config(
         **{name: text[name] for name in _SHAPE if name in text},
-        **tower,
+        **_tower(original),
         rope_parameters={**_rescaled(rope, _ROPE_SCALE), "rope_theta": text["rope_theta"]},
         max_position_embeddings=_MAX_POSITIONS["native"],
         num_codebooks=original["audio_num_codebooks"],
@@ -199,105 +153,40 @@ def native_config(folder: Path) -> HiggsAudioV2Config:
         audio_stream_bos_id=original["audio_stream_bos_id"],
         audio_stream_eos_id=original["audio_stream_eos_id"],
         audio_token_id=original["audio_out_token_idx"],
-        audio_bos_token_id=token_id("<|audio_out_bos|>"),
-        audio_delay_token_id=token_id("<|reserved_special_token_6|>"),
+        audio_bos_token_id=_token_id(tokenizer, "<|audio_out_bos|>", folder),
+        audio_delay_token_id=_token_id(tokenizer, "<|reserved_special_token_6|>", folder),
         encode_audio_in_tokens=original["encode_audio_in_tokens"],
         pad_token_id=original["pad_token_id"],
-        bos_token_id=token_id("<|begin_of_text|>"),
-        eos_token_id=token_id("<|eot_id|>"),
+        bos_token_id=_token_id(tokenizer, "<|begin_of_text|>", folder),
+        eos_token_id=_token_id(tokenizer, "<|eot_id|>", folder),
         architectures=[HiggsAudioV2ForConditionalGeneration.__name__],
         dtype=original.get("torch_dtype"),
     )
+    # LoRA checkpoints name their base by it.
     config.name_or_path = str(folder)
     return config
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """What tokenizer.json says. Raises UserError if there is none, or it is damaged.
-
-    `AutoTokenizer` would take whichever class of transformers tokenizer_config.json names.
-    """
-    remedy = "put the tokenizer's files of the published checkpoint into this folder"
-    if not any(folder.glob("tokenizer*")):
-        raise problem(
-            source=str(folder),
-            field="tokenizer",
-            value="tokenizer.json",
-            reason="not found",
-            remedy=remedy,
-        )
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:  # a damaged file can raise anything inside the parser
-        reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
-        raise problem(
-            source=str(folder), field="tokenizer", value="tokenizer*", reason=reason, remedy=remedy
-        ) from error
-
-
-def _check_variant(original: _Fields, text: _Fields, file: Path) -> None:
-    remedy = "only DualFFN checkpoints with a delay pattern, as Boson publishes them, can be loaded"
-    layers = list(range(text["num_hidden_layers"]))
-    if (
-        not original["audio_adapter_type"].startswith("dual_ffn")
-        or original["audio_dual_ffn_layers"] != layers
-    ):
-        value = f"{original['audio_adapter_type']} in layers {original['audio_dual_ffn_layers']}"
-        raise problem(
-            source=str(file),
-            field="audio_adapter_type",
-            value=value,
-            reason="is not an audio FFN in every layer",
-            remedy=remedy,
-        )
-    for name, needed in _REQUIRED.items():
-        if original.get(name, needed) != needed:
-            raise problem(
-                source=str(file),
-                field=name,
-                value=original[name],
-                reason=f"is not {needed}",
-                remedy=remedy,
-            )
-    if original["audio_ffn_intermediate_size"] != text["intermediate_size"]:
-        value = original["audio_ffn_intermediate_size"]
-        raise problem(
-            source=str(file),
-            field="audio_ffn_intermediate_size",
-            value=value,
-            reason="is not that of the text FFN",
-            remedy=remedy,
-        )
-
-
-def _rescaled(rope: dict[str, Any], scale: float) -> dict[str, Any]:
-    """Llama-3's rope with another original length: wavelengths are compared with length / factor,
-    which stays."""
-    if rope["rope_type"] != "llama3":
-        return rope
-    length = int(rope["original_max_position_embeddings"] * scale)
-    factors = {name: rope[name] * scale for name in ("low_freq_factor", "high_freq_factor")}
-    return {**rope, **factors, "original_max_position_embeddings": length}
-
-
-def _original_config(config: HiggsAudioV2Config, tokenizer: Any) -> dict[str, Any]:
+def original_config(config: HiggsAudioV2Config, tokenizer: Any) -> dict[str, Any]:
+    """The content of an original config.json."""
     rope = dict(config.rope_parameters or {})
     theta = rope.pop("rope_theta")
+    has_rope_scaling = rope["rope_type"] != "default"
     text = {
         **{name: getattr(config, name) for name in _SHAPE},
         "model_type": "llama",
         "max_position_embeddings": _MAX_POSITIONS["original"],
         "rope_theta": theta,
-        "rope_scaling": _rescaled(rope, 1 / _ROPE_SCALE)
-        if rope["rope_type"] != "default"
-        else None,
+        "rope_scaling": _rescaled(rope, 1 / _ROPE_SCALE) if has_rope_scaling else None,
         "tie_word_embeddings": False,
     }
     has_tower = config.audio_encoder_config is not None
+    dtype = None if config.dtype is None else str(config.dtype).removeprefix("torch.")
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["HiggsAudioModel"],
         "text_config": text,
+        # The original's constructor wants one even where it skips the tower.
         "audio_encoder_config": config.audio_encoder_config
         or {"model_type": "higgs_audio_encoder"},
         "audio_adapter_type": "dual_ffn_fast_forward",
@@ -322,104 +211,8 @@ def _original_config(config: HiggsAudioV2Config, tokenizer: Any) -> dict[str, An
         "audio_out_bos_token_id": config.audio_bos_token_id,
         "audio_eos_token_id": tokenizer.convert_tokens_to_ids("<|audio_eos|>"),
         "pad_token_id": config.pad_token_id,
-        "torch_dtype": str(config.dtype).removeprefix("torch.")
-        if config.dtype is not None
-        else None,
+        "torch_dtype": dtype,
     }
-
-
-def convert(source: Path, target: Path, *, to: Format, show_progress: bool = True) -> None:
-    """Write `source`, the folder or Hub id of a model or of a codec, into the new folder `target`
-    in the other format.
-
-    Tensors keep their values and types to the bit. Raises UserError if `source` is not of the other
-    format or not complete, or if `target` exists or lies in it; `target` appears only when it is
-    complete."""
-    source = Path(local_folder(str(source), option="source"))
-    check_new_folder(target, source)
-    if (source / ADAPTER_CONFIG).is_file():
-        remedy = f"merge it first: swift export --adapters {source} --merge_lora true"
-        raise problem(
-            source=str(source),
-            field="folder",
-            value=ADAPTER_CONFIG,
-            reason="says that these are LoRA weights, no whole model",
-            remedy=remedy,
-        )
-    if model_type_of(source) == HiggsAudioV2TokenizerConfig.model_type or is_original_codec(source):
-        _convert_codec(source, target, to=to)
-        return
-    source_format = format_of(source)
-    if source_format == to:
-        raise problem(
-            source=str(source),
-            field="format",
-            value=to,
-            reason="is what it is already",
-            remedy="name the checkpoint of the other format",
-        )
-    config = load_config(source)
-    tokenizer = load_tokenizer(source)
-    sources = sources_of(source, config, source_format)
-    with new_folder(target, source) as unfinished:
-        for pattern in _COPIED:
-            for file in source.glob(pattern):
-                if file.is_file():
-                    shutil.copy2(file, unfinished / file.name)
-        if (source / CODEC_FOLDER).is_dir():
-            shutil.copytree(
-                source / CODEC_FOLDER, unfinished / CODEC_FOLDER
-            )  # `Codec` reads both formats
-        _write_weights(sources, unfinished, to=to, show_progress=show_progress)
-        if to == "native":
-            config.save_pretrained(unfinished)
-            _write_json(unfinished / "generation_config.json", generation_config(config))
-        else:
-            _write_json(unfinished / "config.json", _original_config(config, tokenizer))
-            ids = {
-                name: getattr(config, name)
-                for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-            }
-            _write_json(unfinished / "generation_config.json", {"_from_model_config": True, **ids})
-
-
-def _convert_codec(source: Path, target: Path, *, to: Format) -> None:
-    if is_original_codec(source) == (to == "original"):
-        raise problem(
-            source=str(source),
-            field="format",
-            value=to,
-            reason="is what it is already",
-            remedy="name the codec of the other format",
-        )
-    (save_native if to == "native" else to_original)(source, target)
-
-
-def _write_weights(
-    sources: dict[str, Source], folder: Path, *, to: Format, show_progress: bool
-) -> None:
-    """One file per file of the source, so that no more than one of them is in memory."""
-    by_file: dict[str, list[str]] = {}
-    for native, source in sources.items():
-        by_file.setdefault(source.parts[0].file.name, []).append(native)
-    weight_map: dict[str, str] = {}
-    num_bytes = 0
-    for name, keys in tqdm(
-        sorted(by_file.items()), desc=f"to {to}", unit="file", disable=not show_progress
-    ):
-        tensors = {
-            key if to == "native" else original_key(key): sources[key].read().contiguous()
-            for key in keys
-        }
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-        num_bytes += sum(tensor.nbytes for tensor in tensors.values())
-    if len(by_file) > 1:
-        index = {
-            "metadata": {"total_size": num_bytes},
-            "weight_map": dict(sorted(weight_map.items())),
-        }
-        _write_json(folder / "model.safetensors.index.json", index)
 
 
 def generation_config(config: HiggsAudioV2Config) -> dict[str, Any]:
@@ -437,5 +230,94 @@ def generation_config(config: HiggsAudioV2Config) -> dict[str, Any]:
     }
 
 
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+class _Fields(dict[str, Any]):
+    """An object of a config.json: a field that is missing is named when it is asked for."""
+
+    def __init__(self, file: Path, path: str, fields: Any) -> None:
+        self.file = file
+        self._path = path
+        if not isinstance(fields, dict):
+            raise self._wrong(path, fields, "is no JSON object", _DOWNLOAD)
+        super().__init__(fields)
+
+    def __missing__(self, name: str) -> Any:
+        raise self._wrong(self._path_of(name), None, "is missing", _DOWNLOAD)
+
+    def part(self, name: str) -> _Fields:
+        return _Fields(self.file, self._path_of(name), self[name])
+
+    def wrong(self, name: str, reason: str, remedy: str) -> UserError:
+        """What is wrong with the value of field `name`, which is there."""
+        return self._wrong(self._path_of(name), self[name], reason, remedy)
+
+    def _path_of(self, name: str) -> str:
+        return f"{self._path}.{name}" if self._path else name
+
+    def _wrong(self, path: str, value: object, reason: str, remedy: str) -> UserError:
+        file = str(self.file)
+        return problem(source=file, field=path, value=value, reason=reason, remedy=remedy)
+
+
+def _check_variant(original: _Fields, text: _Fields) -> None:
+    remedy = "only DualFFN checkpoints with a delay pattern, as Boson publishes them, can be loaded"
+    every_layer = list(range(text["num_hidden_layers"]))
+    is_dual = original["audio_adapter_type"].startswith("dual_ffn")
+    if not is_dual or original["audio_dual_ffn_layers"] != every_layer:
+        raise problem(
+            source=str(original.file),
+            field="audio_adapter_type",
+            value=f"{original['audio_adapter_type']} in layers {original['audio_dual_ffn_layers']}",
+            reason="is not an audio FFN in every layer",
+            remedy=remedy,
+        )
+    for name, needed in _REQUIRED.items():
+        if original.get(name, needed) != needed:
+            raise original.wrong(name, f"is not {needed}", remedy)
+    if original["audio_ffn_intermediate_size"] != text["intermediate_size"]:
+        raise original.wrong("audio_ffn_intermediate_size", "is not that of the text FFN", remedy)
+
+
+def _tower(original: _Fields) -> dict[str, Any]:
+    """The native config's fields of the audio tower; none without one."""
+    if original["skip_audio_tower"]:
+        if not original["encode_audio_in_tokens"]:
+            raise original.wrong(
+                "encode_audio_in_tokens",
+                "leaves no way to hear a reference: there is no audio tower either",
+                "set it to true",
+            )
+        return {}
+    if not original.get("encode_whisper_embed", True):
+        raise original.wrong(
+            "encode_whisper_embed",
+            "switches off the audio tower that skip_audio_tower keeps: the original then hears"
+            " codes only",
+            "set it to true, or skip_audio_tower to true and remove the tower's weights",
+        )
+    return {
+        "audio_encoder_config": original["audio_encoder_config"],
+        "audio_in_token_id": original["audio_in_token_idx"],
+    }
+
+
+def _token_id(tokenizer: PreTrainedTokenizerFast, name: str, folder: Path) -> int:
+    token: Any = tokenizer.convert_tokens_to_ids(name)
+    if token is None or token == tokenizer.unk_token_id:
+        raise problem(
+            source=str(folder),
+            field="tokenizer",
+            value=name,
+            reason="is not in the vocabulary",
+            remedy="add the published tokenizer",
+        )
+    return token
+
+
+def _rescaled(rope: dict[str, Any], scale: float) -> dict[str, Any]:
+    """Llama-3's rope with another original length: wavelengths are compared with length / factor,
+    which stays."""
+    if rope["rope_type"] != "llama3":
+        return rope
+    length = int(rope["original_max_position_embeddings"] * scale)
+    factors = {name: rope[name] * scale for name in ("low_freq_factor", "high_freq_factor")}
+    return {**rope, **factors, "original_max_position_embeddings": length}

@@ -1,4 +1,4 @@
-"""Weights on disk, of both formats: which key lies where, complete and of the right shapes. L2.
+"""Weights on disk, of both formats: which key lies where, complete and of the right shapes.
 
 Native checkpoints and those of boson-multimodal ("original") differ in names only; matrices that
 were trained in part (`PartiallyFrozen*`) lie in the original's files as two halves. Everything is
@@ -8,6 +8,7 @@ drops the text head in silence."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +17,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
 Format = Literal["native", "original"]
 TEXT_HEAD = "text_lm_head.weight"
+_AGAIN = "download it again"
 
 # (original prefix, native prefix)
 _PREFIXES = (
@@ -65,15 +67,17 @@ class Source:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shapes = [part.shape for part in self.parts]
-        return (
-            shapes[0] if len(shapes) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        )
+        shape = self.parts[0].shape
+        for half in self.parts[1:]:
+            shape = (shape[0] + half.shape[0], *shape[1:])
+        return shape
 
     def read(self) -> Tensor:
         """Mapped from the file, copied only if it has two parts."""
         tensors = [part.opened.get_tensor(part.key) for part in self.parts]
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.cat(tensors)
 
 
 def sources_of(
@@ -83,113 +87,101 @@ def sources_of(
 
     text_head: it must be there; else it is left out. Raises UserError for a missing or damaged
     file, and for a key that is missing, surplus or of another shape."""
-    found: dict[str, list[Part]] = {}
+    sources = _sources(folder, source_format)
+    expected = _expected_shapes(config)
+    for native, source in sources.items():
+        _check_shape(source, expected.get(native), folder)
+    if not text_head:
+        expected.pop(TEXT_HEAD)
+    _check_complete(sources, expected, folder, source_format)
+    return {key: sources[key] for key in expected}
+
+
+def _sources(folder: Path, source_format: Format) -> dict[str, Source]:
+    """All weights of `folder` under their native keys, whatever they are."""
+    parts: dict[str, list[Part]] = {}
     for file in _files(folder):
         opened = _open(file)
         for key in opened.keys():  # noqa: SIM118 (safe_open has no __iter__)
-            native = _native_key(key) if source_format == "original" else key
-            if native is not None and not (source_format == "native" and key in _DUPLICATES):
-                found.setdefault(native, []).append(Part(file, opened, key))
-    # Of two halves, `..._frozen` comes before `..._trainable`.
-    sources = {
-        key: Source(tuple(sorted(parts, key=lambda part: part.key))) for key, parts in found.items()
-    }
-    expected = _expected_shapes(config)
-    for native, source in sources.items():
-        names = ", ".join(part.key for part in source.parts)
-        if native not in expected:
-            reason = "is not a weight of this model"
-            raise problem(
-                source=str(folder),
-                field="weights",
-                value=names,
-                reason=reason,
-                remedy="check that config.json belongs to these weights",
-            )
-        if source.shape != expected[native]:
-            reason = f"has shape {list(source.shape)}, config.json says {list(expected[native])}"
-            raise problem(
-                source=str(folder),
-                field="weights",
-                value=names,
-                reason=reason,
-                remedy="download it again, with its config.json",
-            )
-    if not text_head:
-        expected.pop(TEXT_HEAD)
-    missing = [key for key in expected if key not in found]
+            native = _native_key(key, source_format)
+            if native is not None:
+                parts.setdefault(native, []).append(Part(file, opened, key))
+    sources = {}
+    for native, halves in parts.items():
+        # `..._frozen` comes before `..._trainable`, whatever the order of the files.
+        halves.sort(key=lambda part: part.key)
+        sources[native] = Source(tuple(halves))
+    return sources
+
+
+def _check_shape(source: Source, expected: tuple[int, ...] | None, folder: Path) -> None:
+    """expected: None for a key that the model does not have."""
+    names = ", ".join(part.key for part in source.parts)
+    if expected is None:
+        remedy = "check that config.json belongs to these weights"
+        raise _wrong(folder, names, "is not a weight of this model", remedy)
+    if source.shape != expected:
+        reason = f"has shape {list(source.shape)}, config.json says {list(expected)}"
+        raise _wrong(folder, names, reason, "download it again, with its config.json")
+
+
+def _check_complete(
+    sources: dict[str, Source], expected: Iterable[str], folder: Path, source_format: Format
+) -> None:
+    missing = [key for key in expected if key not in sources]
+    if not missing:
+        return
+    reason = f"is missing ({len(missing)} keys in all)"
+    remedy = "download it again; it is no complete checkpoint"
+    key = missing[0]
+    # The likeliest one, whatever else is missing: transformers saves without it.
     if TEXT_HEAD in missing:
-        name = original_key(TEXT_HEAD) if source_format == "original" else TEXT_HEAD
         reason = "is missing: the checkpoint was saved without its text head, which training needs"
-        raise problem(
-            source=str(folder),
-            field="weights",
-            value=name,
-            reason=reason,
-            remedy="start from the published checkpoint",
-        )
-    if missing:
-        name = original_key(missing[0]) if source_format == "original" else missing[0]
-        reason = f"is missing ({len(missing)} keys in all)"
-        raise problem(
-            source=str(folder),
-            field="weights",
-            value=name,
-            reason=reason,
-            remedy="download it again; it is no complete checkpoint",
-        )
-    return {key: sources[key] for key in expected}
+        remedy = "start from the published checkpoint"
+        key = TEXT_HEAD
+    if source_format == "original":
+        key = original_key(key)
+    raise _wrong(folder, key, reason, remedy)
 
 
 def _files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        remedy = "download it again"
-        weight_map = read_json(index, remedy).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(
-            isinstance(name, str) for name in weight_map.values()
-        ):
-            raise problem(
-                source=str(index),
-                field="weight_map",
-                value=weight_map,
-                reason="does not map weights to files",
-                remedy=remedy,
-            )
-        names = sorted(set(weight_map.values()))
+        files = [folder / name for name in _names_in(index)]
     else:
-        names = sorted(file.name for file in folder.glob("*.safetensors"))
-    if not names:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
         remedy = "download the whole checkpoint into this folder"
-        raise problem(
-            source=str(folder),
-            field="weights",
-            value="*.safetensors",
-            reason="not found",
-            remedy=remedy,
-        )
-    return [folder / name for name in names]
+        raise _wrong(folder, "*.safetensors", "not found", remedy)
+    return files
+
+
+def _names_in(index: Path) -> list[str]:
+    weight_map = read_json(index, _AGAIN).get("weight_map")
+    if isinstance(weight_map, dict):
+        names = set(weight_map.values())
+        if all(isinstance(name, str) for name in names):
+            return sorted(names)
+    raise problem(
+        source=str(index),
+        field="weight_map",
+        value=weight_map,
+        reason="does not map weights to files",
+        remedy=_AGAIN,
+    )
 
 
 def _open(file: Path) -> Any:
     if not file.is_file():
-        raise problem(
-            source=str(file),
-            field="weights",
-            value=file.name,
-            reason="is in the index but not there",
-            remedy="download it again",
-        )
+        raise _wrong(file, file.name, "is in the index but not there", _AGAIN)
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
-        raise problem(
-            source=str(file),
-            field="weights",
-            value=file.name,
-            reason=f"is damaged ({error})",
-            remedy="download it again",
-        ) from None
+        raise _wrong(file, file.name, f"is damaged ({error})", _AGAIN) from None
+
+
+def _wrong(source: Path, value: str, reason: str, remedy: str) -> UserError:
+    return problem(source=str(source), field="weights", value=value, reason=reason, remedy=remedy)
 
 
 def _expected_shapes(config: HiggsAudioV2Config) -> dict[str, tuple[int, ...]]:
@@ -198,9 +190,11 @@ def _expected_shapes(config: HiggsAudioV2Config) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 
-def _native_key(key: str) -> str | None:
-    """The native name of an original key, None for a buffer that is computed; unknown keys stay as
-    they are."""
+def _native_key(key: str, source_format: Format) -> str | None:
+    """The native name, None for a buffer that is computed and for a duplicate; unknown keys stay
+    as they are."""
+    if source_format == "native":
+        return None if key in _DUPLICATES else key
     if _COMPUTED.search(key):
         return None
     key = _HALF.sub(".weight", key)

@@ -28,7 +28,7 @@ from swift.utils import get_logger
 from plugins.data.rows import LENGTHS
 from plugins.errors import problem
 from plugins.files.untrusted import check_adapter, check_model
-from plugins.model.loading import MODEL_TYPES
+from plugins.model.load import MODEL_TYPES
 from plugins.model.original_format import format_of
 from plugins.ms_swift.dataset_loader import HiggsDatasetLoader
 from plugins.ms_swift.template import HiggsAudioTemplate

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from plugins.audio import code_cache
-from plugins.audio import waveforms as audio
 from plugins.audio.code_cache import (
     codec_fingerprint,
     content_key,
@@ -60,7 +59,7 @@ def test_a_fingerprint_is_cheap_until_a_file_changes(
     folder = codec_folder(tmp_path / "codec", **{"model.safetensors": "weights"})
     before = codec_fingerprint(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(audio, "file_hash", lambda path: pytest.fail("read again"))
+        patch.setattr("plugins.files.disk.file_hash", lambda path: pytest.fail("read again"))
         assert codec_fingerprint(folder) == before
     (folder / "model.safetensors").write_text("WEIGHTS")
     os.utime(folder / "model.safetensors", ns=(1, 1))
@@ -101,10 +100,8 @@ def test_references_are_relative_to_the_file_of_their_row(tmp_path: Path) -> Non
         (data, f".#{key}"),
     ]:
         assert format_reference(folder, key, beside=data) == expected
-        found, found_key = parse_reference(
-            expected, beside=data, where="train.jsonl:17", field="audio_codes[0]"
-        )
-        assert (found.resolve(), found_key) == (folder, key)
+        parsed, parsed_key = parse_reference(expected, beside=data, where="", field="")
+        assert (parsed.resolve(), parsed_key) == (folder, key)
 
 
 def test_references_survive_a_link_to_the_data(tmp_path: Path) -> None:
@@ -112,14 +109,16 @@ def test_references_survive_a_link_to_the_data(tmp_path: Path) -> None:
     (tmp_path / "disk" / "data").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "data")
     reference = format_reference(tmp_path / "codes", "0" * 32, beside=tmp_path / "link")
-    found, _ = parse_reference(reference, beside=(tmp_path / "link").resolve(), where="", field="")
-    assert found.resolve() == tmp_path / "codes"
+    beside = (tmp_path / "link").resolve()
+    folder, _ = parse_reference(reference, beside=beside, where="", field="")
+    assert folder.resolve() == tmp_path / "codes"
 
 
 @pytest.mark.parametrize(
     "reference", ["", "codes", "#" + "0" * 32, "codes#", "codes#0123", f"codes#{'g' * 32}"]
 )
 def test_a_wrong_reference_is_named(reference: str, tmp_path: Path) -> None:
-    expected = rf"^train\.jsonl:17: audio_codes\[0\]: '{reference}' is no FOLDER#KEY with a key of 32 hex digits; write"
+    place = r"train\.jsonl:17: audio_codes\[0\]"
+    expected = rf"^{place}: '{reference}' is no FOLDER#KEY with a key of 32 hex digits; write"
     with pytest.raises(UserError, match=expected):
         parse_reference(reference, beside=tmp_path, where="train.jsonl:17", field="audio_codes[0]")

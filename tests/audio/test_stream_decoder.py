@@ -16,7 +16,8 @@ from plugins.errors import UserError
 
 HOP = 960
 PUBLISHED = {"upsampling_ratios": [8, 5, 4, 2, 3], "decoder_hidden_size": 1024, "hidden_size": 256}
-TOLERANCE = 5e-6  # at a peak of 0.5. float32 sums in another order gave 5e-7, a window short of one frame 14e-6
+# At a peak of 0.5. float32 sums in another order gave 5e-7, a window short of one frame 14e-6.
+TOLERANCE = 5e-6
 
 
 class CountingCodec(Codec):
@@ -31,9 +32,14 @@ def build_codec(folder: Path, **acoustic: Any) -> CountingCodec:
     """A codec with random codebooks and a decoder in which distant frames weigh, at a peak of 0.5;
     the encoder and HuBERT, which decoding does not run, are narrow."""
     semantic = {
-        "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1,
-        "conv_dim": [4] * 7, "num_conv_pos_embeddings": 2, "num_conv_pos_embedding_groups": 1,
-    }  # fmt: skip
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "conv_dim": [4] * 7,
+        "num_conv_pos_embeddings": 2,
+        "num_conv_pos_embedding_groups": 1,
+    }
     acoustic = {"encoder_hidden_size": 4, "downsampling_ratios": [8, 5, 4, 2, 3], **acoustic}
     config = HiggsAudioV2TokenizerConfig(
         target_bandwidths=[0.5, 1, 1.5, 2],
@@ -46,20 +52,17 @@ def build_codec(folder: Path, **acoustic: Any) -> CountingCodec:
         torch.nn.init.normal_(quantizer.codebook.embed)
     for layer in model.acoustic_decoder.modules():
         if isinstance(layer, torch.nn.Conv1d):
-            torch.nn.init.normal_(
-                layer.weight, std=0.8 / (layer.in_channels * layer.kernel_size[0]) ** 0.5
-            )
-    model.acoustic_decoder.conv2.weight /= (
-        2 * model.decode(random_codes(40)[None]).audio_values.abs().max()
-    )
+            fan_in = layer.in_channels * layer.kernel_size[0]
+            torch.nn.init.normal_(layer.weight, std=0.8 / fan_in**0.5)
+    peak = model.decode(random_codes(40)[None]).audio_values.abs().max()
+    model.acoustic_decoder.conv2.weight /= 2 * peak
     model.save_pretrained(folder)
     return CountingCodec(str(folder))
 
 
 def random_codes(num_frames: int) -> Tensor:
-    return torch.randint(
-        0, 1024, (8, num_frames), generator=torch.Generator().manual_seed(num_frames)
-    )
+    generator = torch.Generator().manual_seed(num_frames)
+    return torch.randint(0, 1024, (8, num_frames), generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> CountingCodec:
 
 
 def stream(decoder: StreamDecoder, codes: Tensor, sizes: list[int]) -> list[np.ndarray]:
-    return [decoder.push(part) for part in codes.split(sizes, dim=1)] + [decoder.finish()]
+    pieces = list(map(decoder.push, codes.split(sizes, dim=1)))
+    return [*pieces, decoder.finish()]
 
 
 def random_sizes(num_frames: int, seed: int) -> list[int]:
@@ -138,10 +142,8 @@ def test_the_pieces_are_one_decode(codec: Codec, num_frames: int, chunk_frames: 
         assert np.abs(joined - expected).max() < TOLERANCE
         borders = np.cumsum([len(piece) for piece in pieces])
         borders = np.unique(borders[(borders > 0) & (borders < len(joined))])
-        jumps, allowed = (
-            np.abs(joined[borders] - joined[borders - 1]),
-            np.abs(np.diff(expected)).max(),
-        )
+        jumps = np.abs(joined[borders] - joined[borders - 1])
+        allowed = np.abs(np.diff(expected)).max()
         assert jumps.max(initial=0) <= allowed + TOLERANCE
 
 

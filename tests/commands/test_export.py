@@ -21,7 +21,6 @@ import yaml
 from conftest import CORPUS, GOLDEN, ROOT, corpus_rows, write_jsonl
 from helpers.sft import sft
 from safetensors.torch import load_file, save_file
-from test_original_format import original  # noqa: F401 (a fixture)
 from transformers import AutoConfig, AutoProcessor
 
 from plugins.audio.codec import Codec
@@ -340,7 +339,7 @@ def test_the_dtype_is_that_of_the_base_unless_asked(
     )
 
 
-def test_original_model_and_codec_become_a_native_folder(original: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_original_model_and_codec_become_a_native_folder(original: Path, tmp_path: Path) -> None:
     export(str(original), tmp_path / "new", codec=str(GOLDEN / "codec"))
     head = load_file(original / "model.safetensors")["audio_decoder_proj.text_lm_head.weight"]
     assert torch.equal(

@@ -378,7 +378,7 @@ def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
         config = LoraConfig(
             r=4, target_modules=["q_proj", "audio_mlp.down_proj"], init_lora_weights=False
         )
-        tuned = get_peft_model(checkpoint.load_model(str(tiny)), config)
+        tuned = get_peft_model(checkpoint.native_model(str(tiny)), config)
         tuned.peft_config["default"].base_model_name_or_path = str(tiny)
         folders[name] = str(tmp_path_factory.mktemp(name))
         tuned.save_pretrained(folders[name])
@@ -456,7 +456,7 @@ def test_quantized_weights_speak(tiny: Path) -> None:
 def test_quantization_keeps_the_audio_head_and_names_its_package(
     tiny: Path, monkeypatch: Any
 ) -> None:
-    from plugins.model.loading import _quantization
+    from plugins.model.load import _quantization
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
     config = _quantization("4bit", torch.bfloat16)

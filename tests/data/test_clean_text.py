@@ -21,7 +21,7 @@ from plugins.data.rows import canonical_row, dialogue_from_row
 from plugins.errors import UserError
 from plugins.evaluation.items import read_items
 from plugins.inference import HiggsAudioGenerator
-from plugins.model.loading import load_model
+from plugins.model.load import load_model
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
 from plugins.training import samples
 from plugins.training.preflight.before_training import check_texts
@@ -206,7 +206,7 @@ def test_each_adapter_speaks_its_own_prompts(tiny: Path, tmp_path: Path) -> None
 
     for name, clean_text in (("clean", True), ("raw", False)):
         tuned = get_peft_model(
-            checkpoint.load_model(str(tiny)), LoraConfig(r=2, target_modules=["q_proj"])
+            checkpoint.native_model(str(tiny)), LoraConfig(r=2, target_modules=["q_proj"])
         )
         tuned.save_pretrained(tmp_path / name)
         HiggsAudioSettings(clean_text=clean_text).save(tmp_path / name)

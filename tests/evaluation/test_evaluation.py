@@ -56,7 +56,7 @@ def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = LoraConfig(
         r=4, target_modules=["q_proj", "audio_mlp.down_proj"], init_lora_weights=False
     )
-    tuned = get_peft_model(checkpoint.load_model(str(tiny)), config)
+    tuned = get_peft_model(checkpoint.native_model(str(tiny)), config)
     tuned.peft_config["default"].base_model_name_or_path = str(tiny)
     folder = tmp_path_factory.mktemp("lora")
     tuned.save_pretrained(folder)
@@ -556,7 +556,7 @@ def test_a_fully_trained_model_against_its_base(tiny: Path, lora: Path, tmp_path
     from plugins.model import load as checkpoint
 
     merged = tmp_path / "merged"
-    model = checkpoint.with_adapters(checkpoint.load_model(str(tiny)), {"default": str(lora)})
+    model = checkpoint.with_adapters(checkpoint.native_model(str(tiny)), {"default": str(lora)})
     model.merge_and_unload().save_pretrained(merged)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (merged / name).write_bytes((tiny / name).read_bytes())

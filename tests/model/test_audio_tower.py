@@ -8,25 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from helpers.models import CLIP_POSITIONS, TOWER, TOWER_CASES, tower_waveform
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from plugins.audio.log_mel import log_mel_features, num_positions
 from plugins.errors import UserError
-from plugins.model.audio_tower import AudioTower, log_mel_features, num_positions
+from plugins.model.audio_tower import AudioTower
 
-FOLDER = GOLDEN / "audio_tower"
-CASES = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
-CLIP_POSITIONS = CASES.pop("clip_positions")
-ENCODER = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))["audio_encoder_config"]
+ENCODER = json.loads((TOWER / "config.json").read_text(encoding="utf-8"))["audio_encoder_config"]
 HIDDEN = 64
 
 
 def weights() -> dict[str, Tensor]:
     return {
         key.removeprefix("audio_tower."): value
-        for key, value in load_file(FOLDER / "tower.safetensors").items()
+        for key, value in load_file(TOWER / "tower.safetensors").items()
     }
 
 
@@ -37,28 +35,25 @@ def tower() -> AudioTower:
     return tower.train()
 
 
-def waveform(num_samples: int, seed: int) -> np.ndarray:
-    """The formula of tests/golden/make/audio_tower.py."""
-    t = np.arange(num_samples) / 16_000
-    tone = np.sin(2 * np.pi * (150 + 40 * seed + 20 * t) * t + 3 * np.sin(2 * np.pi * 5 * t))
-    noise = np.random.RandomState(seed).standard_normal(num_samples)
-    return ((0.3 + 0.2 * np.sin(2 * np.pi * 0.7 * t)) * tone + 0.02 * noise).astype(np.float32)
-
-
 def golden_case(name: str) -> tuple[list[np.ndarray], Any]:
     """The clips of a case in order, and what the original made of them."""
-    clips = [clip for sample in CASES[name]["samples"] for clip in sample["references"]]
-    return [waveform(clip["num_samples"], clip["seed"]) for clip in clips], np.load(
-        FOLDER / f"{name}.npz"
-    )
+    clips = []
+    for sample in TOWER_CASES[name]["samples"]:
+        for clip in sample["references"]:
+            clips.append(tower_waveform(clip["num_samples"], clip["seed"]))
+    return clips, np.load(TOWER / f"{name}.npz")
 
 
 def trained(tower: AudioTower) -> dict[str, Tensor]:
     """Parameters under the original's names."""
-    return {
-        name if name.startswith("audio_encoder_proj.") else f"audio_tower.{name}": parameter
-        for name, parameter in tower.named_parameters()
-    }
+    parameters = {}
+    for name, parameter in tower.named_parameters():
+        is_projector = name.startswith("audio_encoder_proj.")
+        parameters[name if is_projector else f"audio_tower.{name}"] = parameter
+    return parameters
+
+
+# Against the original.
 
 
 @pytest.mark.parametrize("name", ["one", "long", "mixed"])
@@ -71,9 +66,12 @@ def test_features_and_embeddings_equal_the_original(tower: AudioTower, name: str
     np.testing.assert_allclose(features.double().sum((1, 2)), golden["mel_sums"], rtol=1e-6)
 
     embeddings = tower(features, mask).detach().numpy()
-    positions = [count for clip in clips for count in num_positions(len(clip))]
+    positions = []
+    for clip in clips:
+        positions += num_positions(len(clip))
     assert positions == golden["num_positions"].tolist()
     assert embeddings.shape == (sum(positions), HIDDEN)
+    # The golden file holds every n-th embedding only, to stay small.
     stride = -(-len(embeddings) // len(golden["embeddings"]))
     np.testing.assert_allclose(embeddings[::stride], golden["embeddings"], atol=1e-5, rtol=0)
 
@@ -89,23 +87,27 @@ def test_gradients_equal_the_original(tower: AudioTower, name: str) -> None:
     clips, golden = golden_case(name)
     tower(*log_mel_features(clips, 128)).backward(torch.from_numpy(golden["embedding_gradients"]))
     norms = {key: float(parameter.grad.norm()) for key, parameter in trained(tower).items()}
-    assert norms == pytest.approx(CASES[name]["grad_norms"], rel=1e-4)
+    assert norms == pytest.approx(TOWER_CASES[name]["grad_norms"], rel=1e-4)
     assert {"audio_tower.conv1.weight", "audio_encoder_proj.linear.weight"} <= norms.keys()
     assert "audio_tower.embed_positions.weight" not in norms, (
         "the original trains everything but the sinusoids"
     )
 
 
+# Batches at the edge.
+
+
 def test_a_rest_too_short_for_a_position_leaves_no_trace(tower: AudioTower) -> None:
     """A second chunk of 100 samples has one mel frame: neither an embedding nor a NaN in the
     gradients."""
-    clip = waveform(480_100, seed=5)
+    clip = tower_waveform(480_100, seed=5)
     embeddings = tower(*log_mel_features([clip], 128))
     assert len(embeddings) == sum(num_positions(len(clip))) == 750
     alone = tower(*log_mel_features([clip[:480_000]], 128))
     torch.testing.assert_close(embeddings, alone, atol=1e-5, rtol=0)
     embeddings.sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in trained(tower).values())
+    for key, parameter in trained(tower).items():
+        assert parameter.grad.isfinite().all(), key
 
 
 def test_a_batch_without_clips_touches_every_parameter(tower: AudioTower) -> None:
@@ -118,8 +120,9 @@ def test_a_batch_without_clips_touches_every_parameter(tower: AudioTower) -> Non
     merged = text.masked_scatter(torch.zeros(2, 5, 1, dtype=torch.bool), embeddings)
     assert torch.equal(merged, text)
     merged.square().sum().backward()
-    assert [key for key, parameter in trained(tower).items() if parameter.grad is None] == []
-    assert all(parameter.grad.eq(0).all() for parameter in trained(tower).values())
+    for key, parameter in trained(tower).items():
+        assert parameter.grad is not None, key
+        assert parameter.grad.eq(0).all(), key
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -157,9 +160,12 @@ def test_bfloat16_is_near_float32(tower: AudioTower) -> None:
     assert tower.conv1.weight.grad.isfinite().all()
 
 
+# Shapes and weights.
+
+
 def test_another_number_of_mel_bins_fails(tower: AudioTower) -> None:
     with pytest.raises(AssertionError, match=r"\(80, 3000\), not \(128, 3000\)"):
-        tower(*log_mel_features([waveform(16_000, seed=1)], 80))
+        tower(*log_mel_features([tower_waveform(16_000, seed=1)], 80))
     with pytest.raises(RuntimeError, match=r"size mismatch for conv1\.weight"):
         AudioTower({**ENCODER, "num_mel_bins": 80}, HIDDEN).load_state_dict(weights())
 
@@ -181,11 +187,9 @@ def test_keys_left_out_mean_whisper_large_v3() -> None:
     """The original's defaults; those of transformers' WhisperConfig are the tiny model's."""
     with torch.device("meta"):
         tower = AudioTower({"model_type": "higgs_audio_encoder"}, 3072)
-    sizes = {name: value.numel() for name, value in tower.state_dict().items()}
-    # transformers' WhisperEncoder of large v3 has 636 968 960.
-    assert (
-        sum(size for name, size in sizes.items() if "audio_encoder_proj" not in name) == 636_968_960
-    )
+    size = sum(value.numel() for value in tower.state_dict().values())
+    projector = sum(value.numel() for value in tower.audio_encoder_proj.state_dict().values())
+    assert size - projector == 636_968_960  # as transformers' WhisperEncoder of large v3
     assert len(tower.layers) == 32
     assert tower.layers[0].self_attn.num_heads == 20
     assert type(tower.layers[0].activation_fn).__name__ == "GELUActivation"

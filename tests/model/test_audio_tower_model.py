@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, corpus_rows, write_jsonl
+from helpers.models import TOWER, TOWER_CASES, tower_waveform, without_labels
+from helpers.originals import toy_tokenizer
 from helpers.sft import sft
 from safetensors.torch import load_file, save_file
-from test_audio_tower import CASES, FOLDER, waveform
-from test_original_format import toy_tokenizer
 from test_prompt import HELLO, PublishedConfig, clip
 from torch import Tensor
 
+from plugins.audio.log_mel import num_positions
 from plugins.collator import collate
 from plugins.data.prompt import AudioClip, Dialogue, EncodedSample, Reference, encode
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError
-from plugins.model.audio_tower import num_positions
-from plugins.model.load import load_config, load_model
+from plugins.model.convert import convert
+from plugins.model.load import load_config, native_model
 from plugins.model.loss import LossWeights, combine
-from plugins.model.original_format import convert
+from plugins.model.original_format import load_tokenizer
 
 REFERENCE_BOS, HEARD, AUDIO, DELAY, AUDIO_EOS = 299, 303, 304, 302, 300
 
@@ -37,12 +39,11 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     for with_codes in (False, True):
         folder = folders[with_codes] = tmp_path_factory.mktemp("tower") / "model"
         folder.mkdir()
-        config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((TOWER / "config.json").read_text(encoding="utf-8"))
         text = json.dumps(config | {"encode_audio_in_tokens": with_codes})
         (folder / "config.json").write_text(text, encoding="utf-8")
-        weights = load_file(GOLDEN / "tiny_original.safetensors") | load_file(
-            FOLDER / "tower.safetensors"
-        )
+        weights = load_file(GOLDEN / "tiny_original.safetensors")
+        weights |= load_file(TOWER / "tower.safetensors")
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         toy_tokenizer().save_pretrained(folder)
     return folders
@@ -52,11 +53,11 @@ def samples_of(case: dict[str, Any]) -> list[EncodedSample]:
     """The golden samples, each placeholder expanded as `plugins.data.prompt` does it."""
     samples = []
     for golden in case["samples"]:
-        references = [
-            torch.from_numpy(waveform(each["num_samples"], each["seed"]))
-            for each in golden["references"]
-        ]
-        codes = [torch.tensor(each) for each in golden["codes"]]
+        references = []
+        for reference in golden["references"]:
+            waveform = tower_waveform(reference["num_samples"], reference["seed"])
+            references.append(torch.from_numpy(waveform))
+        codes = list(map(torch.tensor, golden["codes"]))
         sample = EncodedSample([], [], heard=references)
         waiting = zip(references, codes, strict=False)
 
@@ -88,18 +89,21 @@ def samples_of(case: dict[str, Any]) -> list[EncodedSample]:
     return samples
 
 
-@pytest.mark.parametrize("name", CASES)
+# Against the original.
+
+
+@pytest.mark.parametrize("name", TOWER_CASES)
 def test_logits_losses_and_gradients_equal_the_original(
     name: str, towers: dict[bool, Path]
 ) -> None:
-    case, golden = CASES[name], np.load(FOLDER / f"{name}.npz")
+    case, golden = TOWER_CASES[name], np.load(TOWER / f"{name}.npz")
     folder = towers[case["encode_audio_in_tokens"]]
-    model = load_model(str(folder), attn_implementation="eager").train()
+    model = native_model(str(folder), attn_implementation="eager").train()
     tokens = SpecialTokens.from_config(load_config(folder), toy_tokenizer())
     batch = collate(samples_of(case), tokens, training=True)
 
-    inputs = {key: value for key, value in batch.items() if "labels" not in key}
-    hidden = model.hidden_states(**inputs)
+    # Logits are compared where the original keeps them: it drops the positions of the tower.
+    hidden = model.hidden_states(**without_labels(batch))
     is_read = batch["attention_mask"].bool() & (batch["input_ids"] != HEARD)
     text = model.text_lm_head(hidden[is_read]).detach()
     np.testing.assert_allclose(text, golden["text_logits"], atol=1e-5, rtol=0)
@@ -135,11 +139,14 @@ def _target_frames(batch: dict[str, Tensor], samples: list[EncodedSample]) -> Te
     return marks
 
 
+# Prompts.
+
+
 def test_without_a_tower_no_features_are_computed(tiny: Path, llama_tokenizer: Any) -> None:
     tokens = SpecialTokens.from_config(PublishedConfig(), llama_tokenizer)
     sample = encode(Dialogue(HELLO, (Reference(clip(1)),)), llama_tokenizer, tokens)
     assert "audio_features" not in collate([sample], tokens, training=True)
-    assert not hasattr(load_model(str(tiny)), "audio_tower")
+    assert not hasattr(native_model(str(tiny)), "audio_tower")
 
 
 @pytest.fixture(scope="session")
@@ -153,8 +160,8 @@ def with_codes(llama_tokenizer: Any) -> dict[bool, SpecialTokens]:
         encode_audio_in_tokens = True
 
     return {
-        each.encode_audio_in_tokens: SpecialTokens.from_config(each(), llama_tokenizer)
-        for each in (WithTower, WithBoth)
+        False: SpecialTokens.from_config(WithTower(), llama_tokenizer),
+        True: SpecialTokens.from_config(WithBoth(), llama_tokenizer),
     }
 
 
@@ -178,14 +185,8 @@ def test_prompt_of_a_heard_reference(
 def test_references_of_more_than_30_s(
     with_codes: dict[bool, SpecialTokens], llama_tokenizer: Any
 ) -> None:
-    long = Dialogue(
-        HELLO,
-        (
-            Reference(
-                AudioClip("v.wav", torch.zeros(8, 800, dtype=torch.long), torch.zeros(512_000))
-            ),
-        ),
-    )
+    voice = AudioClip("v.wav", torch.zeros(8, 800, dtype=torch.long), torch.zeros(512_000))
+    long = Dialogue(HELLO, (Reference(voice),))
     ids = encode(long, llama_tokenizer, with_codes[False]).input_ids
     assert ids.count(128011) == 2
     assert ids.count(128015) == sum(num_positions(512_000)) == 800
@@ -195,24 +196,22 @@ def test_references_of_more_than_30_s(
         encode(long, llama_tokenizer, with_codes[True])
 
 
+# Folders, training, speaking.
+
+
 def test_conversion_keeps_the_tower(towers: dict[bool, Path], tmp_path: Path) -> None:
     convert(towers[True], tmp_path / "native", to="native", show_progress=False)
     convert(tmp_path / "native", tmp_path / "back", to="original", show_progress=False)
-    before, after = (
-        load_file(towers[True] / "model.safetensors"),
-        load_file(tmp_path / "back" / "model.safetensors"),
-    )
-    assert before.keys() == after.keys()
-    assert all(before[key].numpy().tobytes() == after[key].numpy().tobytes() for key in before)
-    native = load_model(str(tmp_path / "native"))
+    before = load_file(towers[True] / "model.safetensors")
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    native = native_model(str(tmp_path / "native"))
     key = "audio_encoder_proj.linear.weight"
     assert torch.equal(native.audio_tower.audio_encoder_proj.linear.weight, before[key])
-    configs = [
-        json.loads((folder / "config.json").read_text())
-        for folder in (towers[True], tmp_path / "back")
-    ]
+    original = json.loads((towers[True] / "config.json").read_text())
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
     for name in ("skip_audio_tower", "encode_whisper_embed", "encode_audio_in_tokens"):
-        assert configs[0][name] == configs[1][name], name
+        assert config[name] == original[name], name
 
 
 @pytest.fixture(scope="session")
@@ -224,14 +223,9 @@ def tiny_tower(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_tower") / "model"
     shutil.copytree(tiny, folder)
     config = HiggsAudioV2Config.from_pretrained(tiny)
-    config.audio_encoder_config = json.loads((FOLDER / "config.json").read_text())[
-        "audio_encoder_config"
-    ]
-    from transformers import AutoTokenizer
-
-    config.audio_in_token_id = AutoTokenizer.from_pretrained(tiny).convert_tokens_to_ids(
-        "<|AUDIO|>"
-    )
+    golden = json.loads((TOWER / "config.json").read_text())
+    config.audio_encoder_config = golden["audio_encoder_config"]
+    config.audio_in_token_id = load_tokenizer(tiny).convert_tokens_to_ids("<|AUDIO|>")
     torch.manual_seed(0)
     HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).save_pretrained(folder)
     return folder
@@ -264,23 +258,16 @@ def test_it_trains_in_swift_and_speaks(
     generator = HiggsAudioGenerator.from_pretrained(str(checkpoint))
     trained = load_file(next(checkpoint.glob("*model.safetensors")))
     if "tuner_type" in options:
-        assert not any("audio_tower.layers" in key for key in trained), (
-            "the encoder is frozen, as MS-SWIFT has it"
-        )
+        # The encoder is frozen, as MS-SWIFT has it.
+        assert "audio_tower.layers" not in "".join(trained)
     else:
         before = load_file(tiny_tower / "model.safetensors")
-        encoder, projector = (
-            "audio_tower.conv1.weight",
-            "audio_tower.audio_encoder_proj.linear.weight",
-        )
-        assert torch.equal(trained[encoder], before[encoder]) == ("freeze_vit" not in options)
-        assert torch.equal(trained[projector], before[projector]) == (
-            "freeze_aligner" not in options
-        )
-    with_voice, without = (
-        generator.generate(
-            "Hello.", reference_audio=reference, sampling=Sampling(temperature=0), max_audio_s=0.4
-        )
-        for reference in (voice, None)
-    )
+        encoder = "audio_tower.conv1.weight"
+        projector = "audio_tower.audio_encoder_proj.linear.weight"
+        is_frozen = torch.equal(trained[encoder], before[encoder])
+        assert is_frozen == ("freeze_vit" not in options)
+        is_frozen = torch.equal(trained[projector], before[projector])
+        assert is_frozen == ("freeze_aligner" not in options)
+    speak = partial(generator.generate, "Hello.", sampling=Sampling(temperature=0), max_audio_s=0.4)
+    with_voice, without = speak(reference_audio=voice), speak(reference_audio=None)
     assert not torch.equal(with_voice.codes, without.codes)

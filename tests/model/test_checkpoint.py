@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plugins.errors import UserError
-from plugins.model.load import load_model
+from plugins.model.load import native_model
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def edited(tiny: Path, tmp_path: Path) -> Callable[..., str]:
 
 
 def test_loads_with_the_text_head(tiny: Path) -> None:
-    model = load_model(str(tiny))
+    model = native_model(str(tiny))
     assert model.text_lm_head is not None
     assert torch.equal(
         model.text_lm_head.weight, load_file(tiny / "model.safetensors")["text_lm_head.weight"]
@@ -40,7 +40,7 @@ def test_loads_with_the_text_head(tiny: Path) -> None:
 
 
 def test_speaking_needs_no_text_head(edited: Callable[..., str]) -> None:
-    assert load_model(edited(drop=("text_lm_head.weight",)), text_head=False).text_lm_head is None
+    assert native_model(edited(drop=("text_lm_head.weight",)), text_head=False).text_lm_head is None
 
 
 def test_checkpoint_without_text_head_is_refused(edited: Callable[..., str]) -> None:
@@ -48,7 +48,7 @@ def test_checkpoint_without_text_head_is_refused(edited: Callable[..., str]) -> 
         UserError,
         match=r"'text_lm_head\.weight' is missing: .* without its text head; start from|which",
     ):
-        load_model(edited(drop=("text_lm_head.weight",)))
+        native_model(edited(drop=("text_lm_head.weight",)))
 
 
 def test_missing_key_is_named(edited: Callable[..., str]) -> None:
@@ -56,14 +56,14 @@ def test_missing_key_is_named(edited: Callable[..., str]) -> None:
     with pytest.raises(
         UserError, match=rf"weights: '{key}' is missing \(1 keys in all\); download it again"
     ):
-        load_model(edited(drop=(key,)))
+        native_model(edited(drop=(key,)))
 
 
 def test_surplus_key_is_named(edited: Callable[..., str]) -> None:
     with pytest.raises(
         UserError, match=r"'model\.layers\.9\.x' is not a weight of this model; check"
     ):
-        load_model(edited(add=("model.layers.9.x",)))
+        native_model(edited(add=("model.layers.9.x",)))
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"config\.json: model_type: 'llama' is no Higgs-Audio V2; give the folder"
     ):
-        load_model(str(tmp_path))
+        native_model(str(tmp_path))
 
 
 def test_folder_without_weights_is_refused(tiny: Path, tmp_path: Path) -> None:
@@ -79,4 +79,4 @@ def test_folder_without_weights_is_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"weights: '\*\.safetensors' not found; download the whole checkpoint"
     ):
-        load_model(str(tmp_path))
+        native_model(str(tmp_path))

@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2 as native
 
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.dual_ffn import Routes, use_index_once_layers
+from plugins.model.load import native_model
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
 AUDIO, DELAY, PAD, K = 304, 302, 1, 8
@@ -35,16 +38,30 @@ BATCHES = {  # t text, a audio, d delay, . padding
 
 def make_config(num_layers: int = 2, **overrides: Any) -> HiggsAudioV2Config:
     return HiggsAudioV2Config(
-        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=num_layers, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, codebook_size=34, num_codebooks=K, pad_token_id=PAD, audio_token_id=AUDIO,
-        audio_bos_token_id=301, audio_delay_token_id=DELAY, audio_stream_bos_id=32, audio_stream_eos_id=33, **overrides,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        codebook_size=34,
+        num_codebooks=K,
+        pad_token_id=PAD,
+        audio_token_id=AUDIO,
+        audio_bos_token_id=301,
+        audio_delay_token_id=DELAY,
+        audio_stream_bos_id=32,
+        audio_stream_eos_id=33,
+        **overrides,
+    )
 
 
 def pair(config: HiggsAudioV2Config, **options: Any) -> tuple[Any, Any]:
     """transformers' model, and the same with index-once layers. Weights are large: FFNs must
     matter."""
     torch.manual_seed(0)
+    # Each layer of attention and FFN has to matter, at random weights of 0.02 none does.
     native = Native(config, use_text_head=True, **options).train()
     with torch.no_grad():
         for parameter in native.parameters():
@@ -61,21 +78,15 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 
 def make_inputs(rows: list[str]) -> dict[str, Tensor]:
     torch.manual_seed(1)
-    kinds = [list(row) for row in rows]
-    ids = torch.tensor(
-        [[{"a": AUDIO, "d": DELAY, ".": PAD}.get(kind, 5) for kind in row] for row in kinds]
-    )
-    ids = torch.where(ids == 5, torch.randint(5, 300, ids.shape), ids)
-    num_frames = [sum(kind in "ad" for kind in row) for row in kinds]
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.tensor([[int(k != ".") for k in row] for row in kinds]),
-    }
-    if max(num_frames):
-        inputs["audio_input_ids"] = torch.randint(0, 34, (len(rows), max(num_frames), K))
-        inputs["audio_input_ids_mask"] = (
-            torch.arange(max(num_frames)) < torch.tensor(num_frames)[:, None]
-        )
+    ids = torch.randint(5, 300, (len(rows), len(rows[0])))
+    for kind, token in {"a": AUDIO, "d": DELAY, ".": PAD}.items():
+        ids[torch.tensor([[letter == kind for letter in row] for row in rows])] = token
+    inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    num_frames = ((ids == AUDIO) | (ids == DELAY)).sum(dim=1)
+    most = int(num_frames.max())
+    if most:
+        inputs["audio_input_ids"] = torch.randint(0, 34, (len(rows), most, K))
+        inputs["audio_input_ids_mask"] = torch.arange(most) < num_frames[:, None]
     return inputs
 
 
@@ -87,29 +98,25 @@ def hidden_and_gradients(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor,
     model.zero_grad()
     torch.manual_seed(2)
     (hidden.float() * torch.randn(hidden.shape)).mean().backward()
-    gradients = {
-        name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None
-    }
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad.clone()
     return hidden.detach(), gradients
 
 
 def assert_same(models: tuple[Any, Any], inputs: dict[str, Tensor], **bounds: float) -> None:
     atol = {"hidden": 1e-6, "gradients": 1e-5, **bounds}
-    (expected, expected_gradients), (hidden, gradients) = (
-        hidden_and_gradients(each, inputs) for each in models
-    )
+    expected, expected_gradients = hidden_and_gradients(models[0], inputs)
+    hidden, gradients = hidden_and_gradients(models[1], inputs)
+    # Relative to the largest: sums of rows in another order round otherwise.
     largest = expected.abs().max().item()
     torch.testing.assert_close(hidden, expected, rtol=0, atol=atol["hidden"] * largest)
-    assert gradients.keys() == expected_gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(
-            gradient,
-            expected_gradients[name],
-            rtol=1e-5,
-            atol=atol["gradients"],
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
-    assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=atol["gradients"])
+    assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
+
+
+# The same numbers.
 
 
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
@@ -126,45 +133,37 @@ def test_every_parameter_of_the_layers_gets_a_gradient(
     """Also those of an FFN without rows: a rank without a gradient, or without a call, leaves the
     others waiting."""
     ours, called = models[1], Counter[str]()
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: called.update([name]))
-        for name, module in ours.model.layers.named_modules()
-    ]
+    hooks = []
+    for name, module in ours.model.layers.named_modules():
+        count = partial(called.update, [name])
+        hooks.append(module.register_forward_hook(lambda *_, count=count: count()))
     _, gradients = hidden_and_gradients(ours, make_inputs(rows))
     for hook in hooks:
         hook.remove()
-    assert {name for name, _ in ours.model.layers.named_parameters()} <= {
-        name.removeprefix("model.layers.") for name in gradients
-    }
-    names = {
-        name
-        for name, module in ours.model.layers.named_modules()
-        if any(True for _ in module.parameters(False))
-    }
-    assert all(called[name] == 1 for name in names)
+    for name, _ in ours.model.layers.named_parameters():
+        assert f"model.layers.{name}" in gradients
+        module, _, _ = name.rpartition(".")
+        assert called[module] == 1, module
 
 
 def test_padding_reaches_nothing(models: tuple[Any, Any]) -> None:
     """Whatever ids stand there."""
     inputs = make_inputs(BATCHES["left"])
     other = {**inputs, "input_ids": inputs["input_ids"].where(inputs["attention_mask"].bool(), 77)}
-    (hidden, gradients), (again, gradients_again) = (
-        hidden_and_gradients(models[1], each) for each in (inputs, other)
-    )
-    assert torch.equal(hidden, again)
-    assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
-    padded = (
-        models[1].model(**inputs, use_cache=False).last_hidden_state[inputs["attention_mask"] == 0]
-    )
-    assert padded.abs().max() == 0
+    before, after = hidden_and_gradients(models[1], inputs), hidden_and_gradients(models[1], other)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    hidden = models[1].model(**inputs, use_cache=False).last_hidden_state
+    assert hidden[inputs["attention_mask"] == 0].abs().max() == 0
+
+
+# Inside the hosts that change a model: checkpoints, checkpointing, LoRA, autocast, a cache.
 
 
 def test_names_of_weights_stay(models: tuple[Any, Any]) -> None:
     native, ours = models
     assert list(native.state_dict()) == list(ours.state_dict())
-    assert [type(each).__name__ for each in native.modules()] == [
-        type(each).__name__ for each in ours.modules()
-    ]
+    for module, other in zip(native.modules(), ours.modules(), strict=True):
+        assert type(module).__name__ == type(other).__name__
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -188,23 +187,26 @@ def test_lora() -> None:
         "audio_mlp.gate_proj",
         "audio_mlp.down_proj",
     ]
-    models = tuple(
-        get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
-        for model in pair(make_config())
+    native, ours = pair(make_config())
+    native = get_peft_model(
+        native, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
     )
-    models[1].load_state_dict(models[0].state_dict())
+    ours = get_peft_model(ours, LoraConfig(r=4, target_modules=targets))
+    # Both get the same random adapter.
+    ours.load_state_dict(native.state_dict())
     for rows in BATCHES.values():
-        assert_same(models, make_inputs(rows))  # type: ignore[arg-type]
+        assert_same((native, ours), make_inputs(rows))
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 def test_autocast(weights: torch.dtype) -> None:
     """Rounded alike, where as many rows are multiplied at a time: without padding to the bit."""
-    models = tuple(model.to(weights) for model in pair(make_config()))
+    native, ours = pair(make_config())
+    models = (native.to(weights), ours.to(weights))
     with torch.autocast("cpu", torch.bfloat16):
-        assert_same(models, make_inputs(BATCHES["mixed"]), hidden=0, gradients=1e-5)  # type: ignore[arg-type]
-        hidden, _ = hidden_and_gradients(models[1], make_inputs(BATCHES["right"]))
-        expected, _ = hidden_and_gradients(models[0], make_inputs(BATCHES["right"]))
+        assert_same(models, make_inputs(BATCHES["mixed"]), hidden=0, gradients=1e-5)
+        hidden, _ = hidden_and_gradients(ours, make_inputs(BATCHES["right"]))
+        expected, _ = hidden_and_gradients(native, make_inputs(BATCHES["right"]))
     assert hidden.dtype == expected.dtype
     torch.testing.assert_close(hidden, expected, rtol=0.05, atol=0.05)
 
@@ -212,21 +214,23 @@ def test_autocast(weights: torch.dtype) -> None:
 def test_cache_after_a_padded_prompt(models: tuple[Any, Any]) -> None:
     """Prompt, a step of audio alone (no ids: the native path), a step of text ids on a longer
     mask."""
-    inputs, seen = make_inputs(BATCHES["left"]), []
-    frames = torch.randint(0, 34, (3, 1, K))
+    prompt = make_inputs(BATCHES["left"])
+    frames = {"audio_input_ids": torch.randint(0, 34, (3, 1, K))}
+    text = {"input_ids": torch.full((3, 1), 9)}
+    hidden_of_steps = []
     for model in models:
-        cache, mask, steps = DynamicCache(config=model.config), inputs["attention_mask"], []
-        for given in (inputs, {"audio_input_ids": frames}, {"input_ids": torch.full((3, 1), 9)}):
-            mask = mask if given is inputs else torch.cat([mask, mask.new_ones(3, 1)], dim=1)
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -1:] if given is not inputs else None
-            given = {**given, "attention_mask": mask, "position_ids": positions}
-            with torch.no_grad():
-                steps.append(
-                    model.model(**given, past_key_values=cache, use_cache=True).last_hidden_state
-                )
-        seen.append([steps[0][inputs["attention_mask"].bool()], *steps[1:]])
-    for ours, expected in zip(seen[1], seen[0], strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+        options = {"past_key_values": DynamicCache(config=model.config), "use_cache": True}
+        mask = prompt["attention_mask"]
+        with torch.no_grad():
+            hidden = model.model(**prompt, **options).last_hidden_state
+            steps = [hidden[mask.bool()]]
+            for step in (frames, text):
+                mask = torch.cat([mask, mask.new_ones(3, 1)], dim=1)
+                where = {"attention_mask": mask, "position_ids": mask.cumsum(-1)[:, -1:] - 1}
+                steps.append(model.model(**step, **where, **options).last_hidden_state)
+        hidden_of_steps.append(steps)
+    expected, ours = hidden_of_steps
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_generate_of_transformers(models: tuple[Any, Any]) -> None:
@@ -238,6 +242,9 @@ def test_generate_of_transformers(models: tuple[Any, Any]) -> None:
         model.train()
     assert torch.equal(spoken[0], spoken[1])
     assert spoken[0].shape[1] > 8
+
+
+# Routes, and what makes a GPU wait.
 
 
 def test_rows_are_sorted_by_kind() -> None:
@@ -253,36 +260,40 @@ def test_rows_are_sorted_by_kind() -> None:
         assert Routes.of(is_audio, other)[1:3] == (4, 4)
 
 
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+WAITING = {
+    "nonzero",
+    "masked_select",
+    "_local_scalar_dense",
+    "masked_scatter",
+    "masked_scatter_backward",
+}
+
+
 class Waits(TorchDispatchMode):
     """Counts operators for which a GPU and the CPU wait for each other, because the result's size
     depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         name = function.overloadpacket.__name__
-        if name in {"index", "index_put", "index_put_", "_index_put_impl_"}:
-            if any(isinstance(each, Tensor) and each.dtype == torch.bool for each in args[1]):
-                self.seen["boolean mask"] += 1
-        elif name in {
-            "nonzero",
-            "masked_select",
-            "_local_scalar_dense",
-            "masked_scatter",
-            "masked_scatter_backward",
-        }:
-            self.seen[name] += 1
+        if name in INDEXING:
+            dtypes = {getattr(index, "dtype", None) for index in args[1]}
+            self.counts["boolean mask"] += torch.bool in dtypes
+        elif name in WAITING:
+            self.counts[name] += 1
         return function(*args, **(kwargs or {}))
 
 
 def waits(model: Any, inputs: dict[str, Tensor]) -> Counter[str]:
     with Waits() as counting:
         hidden_and_gradients(model, inputs)
-    return counting.seen
+    return counting.counts
 
 
 def test_layers_do_not_make_the_device_wait() -> None:
@@ -302,11 +313,11 @@ def test_layers_do_not_make_the_device_wait() -> None:
 
 def test_heads_see_only_rows_with_labels() -> None:
     model = HiggsAudioV2ForConditionalGeneration(make_config(), use_text_head=True)
-    inputs, seen = make_inputs(BATCHES["right"]), {}
+    inputs, num_rows = make_inputs(BATCHES["right"]), {}
     for name in ("text_lm_head", "audio_lm_head"):
         head = getattr(model, name)
         head.register_forward_hook(
-            lambda _, args, out, name=name: seen.update({name: out.shape[0]})
+            lambda _, args, out, name=name: num_rows.update({name: out.shape[0]})
         )
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[0, 1] = labels[2, 9] = 7
@@ -314,20 +325,26 @@ def test_heads_see_only_rows_with_labels() -> None:
     audio_labels = torch.full_like(frames, -100)
     audio_labels[0, 1, :2] = audio_labels[2, 3, 4] = 5
     model(**inputs, labels=labels, audio_labels=audio_labels)
-    assert seen == {"text_lm_head": 2, "audio_lm_head": 2}
+    assert num_rows == {"text_lm_head": 2, "audio_lm_head": 2}
+
+
+# Which model has them.
 
 
 def is_ours(model: Any) -> bool:
-    return all(
-        type(layer) is not native_module.HiggsAudioV2DecoderLayer for layer in model.model.layers
-    )
+    classes = {type(layer) for layer in model.model.layers}
+    return native_module.HiggsAudioV2DecoderLayer not in classes
 
 
-def test_our_model_has_them_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NATIVE_LAYERS", raising=False)
-    assert is_ours(HiggsAudioV2ForConditionalGeneration(make_config()))
+def test_our_model_has_them_unless_its_loader_says_otherwise(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting is the loader's to read: a constructor reads no environment."""
     monkeypatch.setenv("NATIVE_LAYERS", "true")
-    assert not is_ours(HiggsAudioV2ForConditionalGeneration(make_config()))
+    assert is_ours(HiggsAudioV2ForConditionalGeneration(make_config()))
+    assert not is_ours(native_model(str(tiny)))
+    monkeypatch.delenv("NATIVE_LAYERS")
+    assert is_ours(native_model(str(tiny)))
 
 
 def test_twice_is_once_and_another_transformers_is_left_alone(

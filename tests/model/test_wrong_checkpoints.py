@@ -10,19 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN
+from helpers.codecs import ORIGINAL_CODEC
 from safetensors.torch import load_file, save_file
-from test_original_codec import ORIGINAL as ORIGINAL_CODEC
-from test_original_format import toy_tokenizer
 
 from plugins.audio.codec import Codec, find_codec
 from plugins.audio.original_codec import to_native
 from plugins.cli import main
 from plugins.errors import UserError
 from plugins.files.disk import read_json
-from plugins.model import original_format
-from plugins.model.load import base_and_adapters, load_model
-from plugins.model.original_format import convert
+from plugins.model.convert import convert
+from plugins.model.load import base_and_adapters, native_model
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
 
 DAMAGED = {
@@ -34,17 +31,9 @@ DAMAGED = {
 
 
 @pytest.fixture
-def original(tmp_path: Path) -> Path:
-    folder = tmp_path / "original"
-    folder.mkdir()
-    shutil.copy(GOLDEN / "tiny_original_config.json", folder / "config.json")
-    save_file(
-        load_file(GOLDEN / "tiny_original.safetensors"),
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    toy_tokenizer().save_pretrained(folder)
-    return folder
+def checkpoint(original: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(original, tmp_path / "original"))
 
 
 @pytest.fixture
@@ -63,15 +52,13 @@ def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    files = filter(Path.is_file, folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def refused(capsys: pytest.CaptureFixture[str], source: Path, target: Path, *options: str) -> str:
     """The one line of `convert`, which leaves its surroundings as they were."""
+    # Beside it too: unfinished folders are hidden there.
     before = contents(target.parent)
     capsys.readouterr()
     assert main(["convert", str(source), str(target), *options]) == 1
@@ -90,21 +77,21 @@ def refused(capsys: pytest.CaptureFixture[str], source: Path, target: Path, *opt
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("config.json", lambda folder: load_model(str(folder))),
-        ("model.safetensors.index.json", lambda folder: load_model(str(folder))),
+        ("config.json", lambda folder: native_model(str(folder))),
+        ("model.safetensors.index.json", lambda folder: native_model(str(folder))),
         (SETTINGS_FILE, HiggsAudioSettings.of_checkpoint),
         ("adapter_config.json", lambda folder: base_and_adapters(str(folder))),
         ("processor_config.json", lambda folder: find_codec([str(folder)])),
     ],
 )
 def test_a_damaged_json_file_is_named(
-    original: Path, name: str, read: Callable[[Path], Any], damage: str
+    checkpoint: Path, name: str, read: Callable[[Path], Any], damage: str
 ) -> None:
     content, said = DAMAGED[damage]
-    write(original / name, content)
+    write(checkpoint / name, content)
     with pytest.raises(UserError, match=said) as raised:
-        read(original)
-    assert str(raised.value).startswith(f"{original / name}: ")
+        read(checkpoint)
+    assert str(raised.value).startswith(f"{checkpoint / name}: ")
     assert "\n" not in str(raised.value)
 
 
@@ -118,12 +105,12 @@ def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ['{"other": 1}', '{"weight_map": []}', '{"weight_map": {"a": 1}}']
 )
-def test_an_index_without_weight_map_is_named(original: Path, content: str) -> None:
-    write(original / "model.safetensors.index.json", content)
+def test_an_index_without_weight_map_is_named(checkpoint: Path, content: str) -> None:
+    write(checkpoint / "model.safetensors.index.json", content)
     with pytest.raises(
         UserError, match=r"index\.json: weight_map: .* does not map weights to files; download it"
     ):
-        load_model(str(original))
+        native_model(str(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -163,14 +150,25 @@ def test_a_processor_that_names_no_codec_leaves_the_published_one(
 @pytest.mark.parametrize(
     "name",
     [
-        "text_config", "skip_audio_tower", "encode_audio_in_tokens", "audio_num_codebooks", "audio_codebook_size",
-        "audio_stream_bos_id", "audio_out_token_idx", "pad_token_id", "audio_adapter_type", "audio_dual_ffn_layers",
-        "audio_ffn_intermediate_size", "text_config.num_hidden_layers", "text_config.rope_theta",
-        "text_config.intermediate_size", "text_config.rope_scaling.rope_type",
+        "text_config",
+        "skip_audio_tower",
+        "encode_audio_in_tokens",
+        "audio_num_codebooks",
+        "audio_codebook_size",
+        "audio_stream_bos_id",
+        "audio_out_token_idx",
+        "pad_token_id",
+        "audio_adapter_type",
+        "audio_dual_ffn_layers",
+        "audio_ffn_intermediate_size",
+        "text_config.num_hidden_layers",
+        "text_config.rope_theta",
+        "text_config.intermediate_size",
+        "text_config.rope_scaling.rope_type",
         "text_config.rope_scaling.original_max_position_embeddings",
     ],
-)  # fmt: skip
-def test_a_missing_field_of_an_original_config_is_named(original: Path, name: str) -> None:
+)
+def test_a_missing_field_of_an_original_config_is_named(checkpoint: Path, name: str) -> None:
     *parents, last = name.split(".")
 
     def drop(values: dict[str, Any]) -> None:
@@ -178,21 +176,21 @@ def test_a_missing_field_of_an_original_config_is_named(original: Path, name: st
             values = values[parent]
         del values[last]
 
-    edit(original / "config.json", drop)
+    edit(checkpoint / "config.json", drop)
     with pytest.raises(
         UserError, match=rf"config\.json: {name}: None is missing; download the file again"
     ):
-        load_model(str(original))
+        native_model(str(checkpoint))
 
 
-def test_the_older_name_of_the_rope_type_is_not_taken_for_it(original: Path) -> None:
+def test_the_older_name_of_the_rope_type_is_not_taken_for_it(checkpoint: Path) -> None:
     def rename(values: dict[str, Any]) -> None:
         rope = values["text_config"]["rope_scaling"]
         rope["type"] = rope.pop("rope_type")
 
-    edit(original / "config.json", rename)
+    edit(checkpoint / "config.json", rename)
     with pytest.raises(UserError, match=r"text_config\.rope_scaling\.rope_type: None is missing"):
-        load_model(str(original))
+        native_model(str(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -208,11 +206,11 @@ def test_the_older_name_of_the_rope_type_is_not_taken_for_it(original: Path) -> 
     ],
 )
 def test_a_wrong_field_of_an_original_config_is_named(
-    original: Path, change: dict[str, Any], said: str
+    checkpoint: Path, change: dict[str, Any], said: str
 ) -> None:
-    edit(original / "config.json", lambda values: values.update(change))
+    edit(checkpoint / "config.json", lambda values: values.update(change))
     with pytest.raises(UserError, match=rf"config\.json: {said}") as raised:
-        load_model(str(original))
+        native_model(str(checkpoint))
     assert "\n" not in str(raised.value)
 
 
@@ -222,7 +220,7 @@ def test_a_wrong_field_of_a_native_config_is_named(tiny: Path, tmp_path: Path) -
     with pytest.raises(
         UserError, match=r"config\.json: content: .*num_codebooks.* is no config of this model"
     ):
-        load_model(str(tmp_path))
+        native_model(str(tmp_path))
 
 
 # Codecs.
@@ -231,11 +229,21 @@ def test_a_wrong_field_of_a_native_config_is_named(tiny: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n_q", "8"), ("n_q", 0), ("bins", 1), ("bins", 1024.0), ("sample_rate", None), ("D", True),
-        ("codebook_dim", []), ("ratios", []), ("ratios", [8, "5"]), ("ratios", 8), ("target_bandwidths", "2"),
-        ("target_bandwidths", [None]), ("semantic_sample_rate", "16000"),
+        ("n_q", "8"),
+        ("n_q", 0),
+        ("bins", 1),
+        ("bins", 1024.0),
+        ("sample_rate", None),
+        ("D", True),
+        ("codebook_dim", []),
+        ("ratios", []),
+        ("ratios", [8, "5"]),
+        ("ratios", 8),
+        ("target_bandwidths", "2"),
+        ("target_bandwidths", [None]),
+        ("semantic_sample_rate", "16000"),
     ],
-)  # fmt: skip
+)
 def test_a_codec_field_of_the_wrong_type_is_named(tmp_path: Path, name: str, value: Any) -> None:
     folder = Path(shutil.copytree(ORIGINAL_CODEC, tmp_path / "codec"))
     edit(folder / "config.json", lambda values: values.update({name: value}))
@@ -243,10 +251,12 @@ def test_a_codec_field_of_the_wrong_type_is_named(tmp_path: Path, name: str, val
         to_native(folder)
 
 
-def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+def zeros(key: str, size: int) -> Callable[[Path], None]:
+    """Puts a vector of zeros under `key`."""
+
     def damage(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
-        change(weights)
+        weights[key] = torch.zeros(size)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     return damage
@@ -264,16 +274,16 @@ def cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (config(model_type="dac"), "is the folder of a plain DAC, not of a codec; give a codec folder"),
-        (config(model_type="higgs_audio_v2"), "is the folder of the generation model, not of a codec"),
+        (config(model_type="dac"), "is the folder of a plain DAC, not of a codec; give a codec"),
+        (config(model_type="higgs_audio_v2"), "is the folder of the generation model, not of a"),
         (config(model_type="llama"), "is the folder of a model of type 'llama', not of a codec"),
         (config(codebook_size="many"), "is not a codec that can be loaded"),
         (cut, "is not a codec that can be loaded"),
-        (tensors(lambda weights: weights.update({"fc1.bias": torch.zeros(3)})), r"holds fc1\.bias of shape \[3\], its"),
-        (tensors(lambda weights: weights.update({"fc9.bias": torch.zeros(3)})), r"holds fc9\.bias, no key of the"),
+        (zeros("fc1.bias", 3), r"holds fc1\.bias of shape \[3\], its"),
+        (zeros("fc9.bias", 3), r"holds fc9\.bias, no key of the"),
     ],
     ids=["dac", "generation", "llama", "type", "cut", "shape", "unexpected"],
-)  # fmt: skip
+)
 def test_a_wrong_native_codec_is_named(
     codec: Path, damage: Callable[[Path], None], said: str
 ) -> None:
@@ -284,9 +294,7 @@ def test_a_wrong_native_codec_is_named(
 
 
 def test_the_mask_vector_of_a_native_codec_is_no_surplus_key(codec: Path) -> None:
-    tensors(lambda weights: weights.update({"semantic_model.masked_spec_embed": torch.zeros(64)}))(
-        codec
-    )
+    zeros("semantic_model.masked_spec_embed", 64)(codec)
     assert Codec(str(codec)).sample_rate_hz == 24_000
 
 
@@ -302,20 +310,31 @@ def drop_tokenizer(folder: Path) -> None:
     ("damage", "said"),
     [
         (drop_tokenizer, r"tokenizer: 'tokenizer\.json' not found; put the tokenizer's files"),
-        (lambda folder: write(folder / "tokenizer.json", "{"), r"tokenizer: 'tokenizer\*' cannot be loaded \("),
-        (lambda folder: write(folder / "config.json", "{"), r"config\.json: line: .* is no JSON; download the file"),
+        (
+            lambda folder: write(folder / "tokenizer.json", "{"),
+            r"tokenizer: 'tokenizer\*' cannot be loaded \(",
+        ),
+        (
+            lambda folder: write(folder / "config.json", "{"),
+            r"config\.json: line: .* is no JSON; download the file",
+        ),
         (config(model_type="llama"), r"model_type: 'llama' is no Higgs-Audio V2; give the folder"),
-        (lambda folder: (folder / "config.json").unlink(), r"model_type: None is no Higgs-Audio V2"),
-        (lambda folder: write(folder / "adapter_config.json", "{}"),
-         r"'adapter_config\.json' says that these are LoRA weights, .*; merge it first: swift export --adapters"),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            r"model_type: None is no Higgs-Audio V2",
+        ),
+        (
+            lambda folder: write(folder / "adapter_config.json", "{}"),
+            r"'adapter_config\.json' says that these are LoRA weights, .*; merge it first: swift",
+        ),
     ],
     ids=["no tokenizer", "tokenizer", "config", "llama", "no config", "lora"],
-)  # fmt: skip
+)
 def test_convert_refuses_a_wrong_source(
-    original: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], Any], said: str
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], Any], said: str
 ) -> None:
-    damage(original)
-    assert re.search(said, refused(capsys, original, original.parent / "new"))
+    damage(checkpoint)
+    assert re.search(said, refused(capsys, checkpoint, checkpoint.parent / "new"))
 
 
 def test_a_native_model_without_tokenizer_is_not_converted(
@@ -343,9 +362,9 @@ def test_convert_refuses_a_source_that_is_no_folder(
 
 @pytest.mark.parametrize("is_codec", [False, True])
 def test_convert_refuses_a_target_that_would_touch_something(
-    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_codec: bool
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_codec: bool
 ) -> None:
-    source = Path(shutil.copytree(ORIGINAL_CODEC, tmp_path / "codec")) if is_codec else original
+    source = Path(shutil.copytree(ORIGINAL_CODEC, tmp_path / "codec")) if is_codec else checkpoint
     assert "lies in the source" in refused(capsys, source, source / "new")
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     assert "exists already" in refused(capsys, source, tmp_path / "link")
@@ -356,7 +375,7 @@ def test_convert_refuses_a_target_that_would_touch_something(
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_conversion_leaves_nothing_behind(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "mine.txt").write_text("mine")
@@ -366,17 +385,17 @@ def test_an_interrupted_conversion_leaves_nothing_behind(
         assert list(tmp_path.glob(".new.*.partial")), "it had begun"
         raise error
 
-    monkeypatch.setattr(original_format, "_write_weights", fail)
+    monkeypatch.setattr("plugins.model.convert._write_weights", fail)
     with pytest.raises(error):
-        convert(original, tmp_path / "new", to="native", show_progress=False)
+        convert(checkpoint, tmp_path / "new", to="native", show_progress=False)
     assert contents(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.partial", "original"]
 
 
-def test_settings_travel_with_a_converted_model(original: Path, tmp_path: Path) -> None:
-    HiggsAudioSettings(raw_prompt=True).save(original)
-    before = contents(original)
-    convert(original, tmp_path / "new", to="native", show_progress=False)
+def test_settings_travel_with_a_converted_model(checkpoint: Path, tmp_path: Path) -> None:
+    HiggsAudioSettings(raw_prompt=True).save(checkpoint)
+    before = contents(checkpoint)
+    convert(checkpoint, tmp_path / "new", to="native", show_progress=False)
     assert HiggsAudioSettings.of_checkpoint(tmp_path / "new", {}).raw_prompt
-    assert contents(original) == before
+    assert contents(checkpoint) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "original"]

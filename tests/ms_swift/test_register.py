@@ -125,10 +125,10 @@ def test_options_that_would_change_the_loss_in_silence_are_refused(
 
 
 def test_parameter_groups_split_audio_from_the_rest(tiny: object) -> None:
-    from plugins.model.load import load_model
+    from plugins.model.load import native_model
     from plugins.training.optimizer import is_audio_parameter, parameter_groups
 
-    model = load_model(str(tiny))
+    model = native_model(str(tiny))
     decay = {name for name, _ in model.named_parameters() if "norm" not in name}
     groups = parameter_groups(
         model, decay_names=decay, learning_rate=1e-5, audio_learning_rate=1e-4, weight_decay=0.1

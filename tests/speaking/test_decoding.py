@@ -25,7 +25,7 @@ from plugins.collator import collate
 from plugins.data.prompt import Dialogue
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
-from plugins.model.load import load_model
+from plugins.model.load import native_model
 from plugins.speaking import decoding
 from plugins.speaking.decoding import decode
 from plugins.speaking.sampling import Sampler, Sampling, _quantile
@@ -261,7 +261,7 @@ def speaking(generator: HiggsAudioGenerator, num_steps: int, sampling: Sampling 
 def test_after_the_prompt_nothing_of_the_text_is_computed(
     tiny: Path, generator: HiggsAudioGenerator
 ) -> None:
-    model = load_model(str(tiny), text_head=True)
+    model = native_model(str(tiny), text_head=True)
     calls: Counter[str] = Counter()
     for name, module in model.named_modules():
         if name.endswith((".mlp", ".input_layernorm", "embed_tokens", "text_lm_head", "audio_mlp")):
@@ -348,7 +348,7 @@ def test_half_precision_is_as_near_as_native(
 ) -> None:
     """The same frames through both: logits of ours lie no further from those in float32 than
     native's do."""
-    model = load_model(str(tiny), text_head=False, dtype=dtype).eval()
+    model = native_model(str(tiny), text_head=False, dtype=dtype).eval()
     batch = collate(
         [generator._prompt(dialogue(generator, **REQUESTS[2]))], generator.tokens, training=False
     )
@@ -368,7 +368,7 @@ def test_half_precision_is_as_near_as_native(
         model.hidden_states(**batch, past_key_values=cache, use_cache=True)
         step = AudioStep(model, cache, mask, len(frames), whole=False)
         found = torch.cat([step(frame) for frame in frames]).flatten(1)
-        exact = native_logits(load_model(str(tiny), text_head=False).eval())
+        exact = native_logits(native_model(str(tiny), text_head=False).eval())
         error, of_native = (
             (each - exact).pow(2).mean().sqrt() for each in (found, native_logits(model))
         )

@@ -13,7 +13,7 @@ from helpers.sft import coded, flags, sft
 from safetensors.torch import save_file
 
 from plugins.errors import UserError
-from plugins.model.load import bare, load_model, with_adapters
+from plugins.model.load import bare, native_model, with_adapters
 from plugins.training import tuning
 
 CODES = "embed_audio_tokens.embed_audio_tokens"
@@ -77,7 +77,7 @@ def check_loading(trained: Any, base: Any, checkpoint: Path) -> None:
 
 def test_two_modules_are_trained_saved_and_loaded(whole: tuple[Any, Path], tiny: Path) -> None:
     trained, folder = whole
-    base = load_model(str(tiny))
+    base = native_model(str(tiny))
     for module in (f"model.{CODES}", "audio_lm_head"):
         after, before = (model.get_submodule(module) for model in (bare(trained), base))
         assert (after.weight - before.weight).abs().max() > 1e-3, module
@@ -113,7 +113,7 @@ def test_what_is_trained_is_what_is_loaded(
     options: dict[str, Any], tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
     trained = train(tiny, rows, tmp_path, **options)
-    check_loading(trained, load_model(str(tiny)), tmp_path / "checkpoint-2")
+    check_loading(trained, native_model(str(tiny)), tmp_path / "checkpoint-2")
 
 
 # The nets below know no names: with `settle` taken away they must catch the fault that it was
@@ -258,7 +258,7 @@ def test_an_adalora_folder_is_loaded_once(tiny: Path, tmp_path: Path) -> None:
     from peft import AdaLoraConfig, get_peft_model
 
     config = AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=["q_proj"])
-    model: Any = get_peft_model(load_model(str(tiny)), config)
+    model: Any = get_peft_model(native_model(str(tiny)), config)
     for name, parameter in model.named_parameters():
         if "lora_E" in name:
             parameter.data = torch.tensor([[1.0], [0.0], [2.0], [0.0]])
@@ -266,16 +266,16 @@ def test_an_adalora_folder_is_loaded_once(tiny: Path, tmp_path: Path) -> None:
             config.rank_pattern = {**(config.rank_pattern or {}), short: [True, False, True, False]}
     expected = logits(model)
     model.save_pretrained(tmp_path)
-    loaded = with_adapters(load_model(str(tiny)), {"default": str(tmp_path)})
+    loaded = with_adapters(native_model(str(tiny)), {"default": str(tmp_path)})
     torch.testing.assert_close(logits(loaded), expected, atol=1e-5, rtol=0)
-    assert not torch.allclose(logits(load_model(str(tiny))), expected, atol=1e-3)
+    assert not torch.allclose(logits(native_model(str(tiny))), expected, atol=1e-3)
 
 
 def test_an_adapter_to_a_random_base_is_refused(tiny: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa_niter_4")
-    get_peft_model(load_model(str(tiny)), config).save_pretrained(tmp_path)
+    get_peft_model(native_model(str(tiny)), config).save_pretrained(tmp_path)
     message = r"init_lora_weights: 'pissa_niter_4' changes .* random: .*; give .*converted/default"
     with pytest.raises(UserError, match=message):
-        with_adapters(load_model(str(tiny)), {"default": str(tmp_path)})
+        with_adapters(native_model(str(tiny)), {"default": str(tmp_path)})

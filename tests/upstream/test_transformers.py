@@ -269,7 +269,7 @@ def test_frames_of_one_row_do_not_fill_the_placeholders_of_another(model: Any) -
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="text head is lost; workaround: plugins/model/load.py:load_model",
+    reason="text head is lost; workaround: plugins/model/load.py:native_model",
 )
 def test_the_text_head_survives_loading_and_saving(tiny: Path, tmp_path: Path) -> None:
     """`from_pretrained` leaves the text head out unless asked by `use_text_head=True`, and says
@@ -284,7 +284,7 @@ def test_the_text_head_survives_loading_and_saving(tiny: Path, tmp_path: Path) -
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="original weights load with random heads; workaround: plugins/model/load.py:load_model",
+    reason="original weights load with random heads; workaround: plugins/model/load.py:native_model",
 )
 def test_original_weights_are_loaded_or_refused(tmp_path: Path) -> None:
     """Weights of boson-multimodal load, except embedding and heads of the audio, which have other

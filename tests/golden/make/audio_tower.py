@@ -115,7 +115,7 @@ CASES = {
 
 
 def waveform(num_samples: int, seed: int) -> np.ndarray:
-    """A rising tone with vibrato in noise, float32 (N,). tests/model/test_audio_tower.py has the
+    """A rising tone with vibrato in noise, float32 (N,). tests/helpers/models.py has the
     same formula."""
     t = np.arange(num_samples) / SAMPLE_RATE_HZ
     tone = np.sin(2 * np.pi * (150 + 40 * seed + 20 * t) * t + 3 * np.sin(2 * np.pi * 5 * t))

@@ -153,9 +153,8 @@ def main() -> None:
         OUT / "expected.npz", waveform=waveform, codes=codes.numpy(), decoded=decoded
     )
     varied = [len(row.unique()) for row in codes]
-    print(
-        f"{len(codec.state_dict())} tensors, {varied} codes per codebook, smallest margin {margin:.1e}"
-    )
+    num_tensors = len(codec.state_dict())
+    print(f"{num_tensors} tensors, {varied} codes per codebook, smallest margin {margin:.1e}")
     print(f"decoded: rms {decoded.std():.3f}, peak {abs(decoded).max():.3f}")
 
 

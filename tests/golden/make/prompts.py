@@ -6,8 +6,8 @@ whether it is a generation prompt. Knows nothing of `plugins`: it runs in a venv
 the original needs transformers 4.46.
 
     python3 -m venv boson
-    boson/bin/pip install torch==2.14.1 transformers==4.46.3 pandas dacite loguru librosa omegaconf einops langid \
-        vector_quantize_pytorch jieba soundfile tiktoken
+    boson/bin/pip install torch==2.14.1 transformers==4.46.3 pandas dacite loguru librosa \
+        omegaconf einops langid vector_quantize_pytorch jieba soundfile tiktoken
     boson/bin/pip install --no-deps boson-multimodal==0.1.1 llama-models==0.3.0
     boson/bin/python tests/golden/make/prompts.py
 
@@ -35,8 +35,8 @@ GOLDEN = Path(__file__).resolve().parents[1]
 INSTRUCTION = "Generate audio following instruction."
 CONVERTER_INSTRUCTION = (
     "You are an AI assistant designed to convert text into speech.\n"
-    "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech for the following"
-    " text, using the specified voice.\n"
+    "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech"
+    " for the following text, using the specified voice.\n"
     "If no speaker tag is present, select a suitable voice on your own."
 )
 SCENE = "Audio is recorded from a quiet room."
@@ -50,6 +50,30 @@ OTHER_REFERENCE_TEXT = "Nobody had counted the boats that evening."
 TAGGED_TEXT = "[SPEAKER0] Did you see the boats?\n[SPEAKER1] Only the last of them."
 UNICODE_TEXT = (
     "Grüße aus Zürich: 東京で会いましょう!\nÇa coûte 12,50 € – naïve?\n\nПривет, мир 🎧, नमस्ते."
+)
+
+# Slots 0..9 of Llama-3, then the names that the published tokenizer gives to its reserved tokens.
+NAMED = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_2|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+    "<|audio_out_bos|>",
+    "<|reserved_special_token_6|>",
+    "<|AUDIO|>",
+    "<|AUDIO_OUT|>",
+    "<|reserved_special_token_9|>",
+    "<|scene_desc_start|>",
+    "<|scene_desc_end|>",
 )
 
 SPEAKER_TURN = "<|start_header_id|>assistant<|end_header_id|>\n\n<|audio_out_bos|>"
@@ -68,10 +92,11 @@ class Variant:
 def codes(num_frames: int) -> list[list[int]]:
     """Fake codes [F][8] of a clip: only their number matters to the prompt, their values tell clips
     apart."""
-    return [
-        [100 * num_frames + 8 * frame + codebook for codebook in range(8)]
-        for frame in range(num_frames)
-    ]
+    frames = []
+    for frame in range(num_frames):
+        first = 100 * num_frames + 8 * frame
+        frames.append(list(range(first, first + 8)))
+    return frames
 
 
 def scene_block(*paragraphs: str) -> str:
@@ -219,10 +244,14 @@ def one_reference() -> dict[str, Variant]:
 
 
 def several_speakers() -> dict[str, Variant]:
+    """Without clips: voices in words, or none."""
     converter_scene = f"{CONVERTER_INSTRUCTION}\n\n{scene_block(SCENE, VOICES)}"
     converter = f"{CONVERTER_INSTRUCTION}\n\n{scene_block(VOICES)}"
-    in_scene = {"reference_codes": [codes(4), codes(5)]}
-    head = f"{INSTRUCTION}\n\n<|scene_desc_start|>\n"
+    turns_of_lines = []
+    rows_of_lines = []
+    for line in TAGGED_TEXT.split("\n"):
+        turns_of_lines += [user(line), spoken()]
+        rows_of_lines += [("user", line), ("assistant", "")]
     return {
         "speakers_scene": Variant(
             [system(converter_scene), *TAGGED_TARGET],
@@ -234,19 +263,8 @@ def several_speakers() -> dict[str, Variant]:
         ),
         # A text cut at its speakers (`--chunk_method speaker`): no turn has more than one tag.
         "speakers_one_per_turn": Variant(
-            [
-                system(converter),
-                *(turn for line in TAGGED_TEXT.split("\n") for turn in (user(line), spoken())),
-            ],
-            row(
-                ("system", scene_block(VOICES)),
-                *(
-                    turn
-                    for line in TAGGED_TEXT.split("\n")
-                    for turn in (("user", line), ("assistant", ""))
-                ),
-                clips=2,
-            ),
+            [system(converter), *turns_of_lines],
+            row(("system", scene_block(VOICES)), *rows_of_lines, clips=2),
         ),
         # examples/generation.py invents alternating voices.
         "speakers_missing_system": Variant([system(converter), *TAGGED_TARGET], asked(TAGGED_TEXT)),
@@ -254,6 +272,11 @@ def several_speakers() -> dict[str, Variant]:
             [system(converter_scene), *TAGGED_TARGET],
             asked(TAGGED_TEXT, instruction=scene_block(SCENE)),
         ),
+    }
+
+
+def several_references() -> dict[str, Variant]:
+    return {
         "speakers_clone_scene": Variant(
             [system(instruction_and(SCENE)), *TWO_REFERENCE_TURNS, *TAGGED_TARGET],
             asked(TAGGED_TEXT, instruction=instruction_and(SCENE), **TWO_REFERENCES),
@@ -274,6 +297,13 @@ def several_speakers() -> dict[str, Variant]:
             asked(TAGGED_TEXT, instruction=INSTRUCTION, **TWO_REFERENCES),
             start_index=5,
         ),
+    }
+
+
+def several_voices_in_system() -> dict[str, Variant]:
+    in_scene = {"reference_codes": [codes(4), codes(5)]}
+    head = f"{INSTRUCTION}\n\n<|scene_desc_start|>\n"
+    return {
         "speakers_in_system_scene": Variant(
             [
                 system_with_clips(
@@ -367,17 +397,19 @@ def several_turns() -> dict[str, Variant]:
 def requests(trained: dict[str, Variant]) -> dict[str, Variant]:
     """Generation prompts: the trained variants without their last turn, where that is one clip
     after a user turn."""
-    return {
-        f"speaking_{name}": Variant(variant.messages[:-1], unanswered(variant.row), speaking=True)
-        for name, variant in trained.items()
-        if isinstance(variant.messages[-1].content, AudioContent)
-        and variant.messages[-2].role == "user"
-    }
+    prompts = {}
+    for name, variant in trained.items():
+        *before, last = variant.messages
+        if isinstance(last.content, AudioContent) and before[-1].role == "user":
+            prompt = Variant(before, unanswered(variant.row), speaking=True)
+            prompts[f"speaking_{name}"] = prompt
+    return prompts
 
 
 def all_variants() -> dict[str, Variant]:
-    trained = {**single_speaker(), **one_reference(), **several_speakers(), **several_turns()}
-    return {**trained, **requests(trained)}
+    trained = single_speaker() | one_reference() | several_speakers() | several_references()
+    trained |= several_voices_in_system() | several_turns()
+    return trained | requests(trained)
 
 
 def golden(variant: Variant, tokenizer: Any) -> dict[str, Any]:
@@ -407,33 +439,24 @@ def llama_tokenizer() -> Any:
     assert spec is not None, "llama_models is missing: see the docstring of this file"
     assert spec.submodule_search_locations
     vocabulary = next(Path(spec.submodule_search_locations[0]).rglob("llama3/**/tokenizer.model"))
-    head = [
-        "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
-        "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>",
-        "<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|audio_bos|>", "<|audio_eos|>", "<|audio_out_bos|>",
-        "<|reserved_special_token_6|>", "<|AUDIO|>", "<|AUDIO_OUT|>", "<|reserved_special_token_9|>",
-        "<|scene_desc_start|>", "<|scene_desc_end|>",
-    ]  # fmt: skip
     names = [f"<|reserved_special_token_{i}|>" for i in range(256)]
-    specials = head + [name for name in names if name not in head][: 256 - len(head)]
+    others = [name for name in names if name not in NAMED]
+    specials = [*NAMED, *others[: 256 - len(NAMED)]]
     converter = TikTokenConverter(vocab_file=str(vocabulary), additional_special_tokens=specials)
     return PreTrainedTokenizerFast(tokenizer_object=converter.converted())
 
 
 def check_tokenizer(tokenizer: Any) -> None:
     """Assert that it gives the ids that the golden collator batches were made with."""
-    for name, case in json.loads(
-        (GOLDEN / "collator" / "meta.json").read_text(encoding="utf-8")
-    ).items():
+    cases = json.loads((GOLDEN / "collator" / "meta.json").read_text(encoding="utf-8"))
+    for name, case in cases.items():
         if "turns" not in case:
             continue
-        messages = [
-            Message(
-                role,
-                content if isinstance(content, str) else [AudioContent(**clip) for clip in content],
-            )
-            for role, content in case["turns"]
-        ]
+        messages = []
+        for role, content in case["turns"]:
+            if not isinstance(content, str):
+                content = [AudioContent(**clip) for clip in content]
+            messages.append(Message(role, content))
         sample = ChatMLSample(messages=messages, start_index=case["start_index"])
         input_tokens, label_tokens, _, _ = prepare_chatml_sample(sample, tokenizer)
         assert input_tokens == case["input_tokens"], name

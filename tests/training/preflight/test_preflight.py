@@ -27,7 +27,7 @@ from plugins.data.rows import canonical_row, dialogue_from_row
 from plugins.data.tokens import SpecialTokens
 from plugins.delay_pattern import delay_labels
 from plugins.errors import UserError
-from plugins.model.load import load_config, load_model
+from plugins.model.load import load_config, native_model
 from plugins.model.loss import LossWeights, combine
 from plugins.settings import HiggsAudioSettings
 from plugins.training.preflight.labels import audit
@@ -83,7 +83,7 @@ def trained(
     folder = tmp_path_factory.mktemp("trained") / "model"
     shutil.copytree(tiny, folder)
     torch.manual_seed(0)
-    model = load_model(str(tiny)).train()
+    model = native_model(str(tiny)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     batch, weights = collate(samples, tokens, training=True), LossWeights(1.0, 1.0, 0.0, (1.0,) * 8)
     for _ in range(100):
@@ -316,7 +316,7 @@ def test_sabotage_is_named(
 def test_the_probe_picks_the_next_step_with_delay(
     trained: Path, samples: list[EncodedSample], tokens: SpecialTokens
 ) -> None:
-    probe = offset_probe(load_model(str(trained)), batches(samples, tokens), tokens)
+    probe = offset_probe(native_model(str(trained)), batches(samples, tokens), tokens)
     assert probe.complaint is None
     assert not probe.random_init
     right = probe.losses.pop(("as trained", 1))
@@ -346,7 +346,7 @@ def test_the_probe_alone_catches_planted_defects(
 ) -> None:
     """Without knowing the definition: the trained weights themselves tell."""
     plant(monkeypatch, **functions)
-    complaint = offset_probe(load_model(str(trained)), batches(samples, tokens), tokens).complaint
+    complaint = offset_probe(native_model(str(trained)), batches(samples, tokens), tokens).complaint
     assert complaint is not None
     assert re.match(cause, complaint)
 
