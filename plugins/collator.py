@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from plugins.data.prompt import EncodedSample
+from plugins.data.dialogue import EncodedSample
 from plugins.data.tokens import SpecialTokens, TowerInput
 from plugins.delay_pattern import IGNORE_INDEX, apply_delays, delay_labels_of, num_delayed_frames
 from plugins.model.audio_tower import log_mel_features, num_positions

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from plugins.audio.codec import CODEC_FOLDER
-from plugins.data.rows import ROW_SOURCE
+from plugins.corpora.canonical import ROW_SOURCE
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
 from plugins.model.loss import LossSums, LossWeights, combine

@@ -31,9 +31,11 @@ from swift.utils import get_logger
 from torch import Tensor
 
 from plugins.audio.codec import FRAMES_PER_S, Codec, find_codec
+from plugins.corpora.canonical import AUDIO_TAG, KEY_COLUMNS, ROW_SOURCE, canonical_row
 from plugins.data.clips import check_clips, stand_ins
-from plugins.data.prompt import Dialogue, encode
-from plugins.data.rows import AUDIO_TAG, KEY_COLUMNS, ROW_SOURCE, canonical_row, dialogue_from_row
+from plugins.data.dialogue import Dialogue
+from plugins.data.prompt import encode
+from plugins.data.rows import dialogue_from_row
 from plugins.data.tokens import SCENE_END, SCENE_START
 from plugins.data.wording import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
 from plugins.delay_pattern import num_delayed_frames

@@ -35,7 +35,7 @@ from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import TrainerCallback
 
-from plugins.data.rows import ROW_SOURCE
+from plugins.corpora.canonical import ROW_SOURCE
 from plugins.errors import UserError, problem
 from plugins.training import signals
 from plugins.training.packs import single_rows

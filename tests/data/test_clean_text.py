@@ -17,7 +17,8 @@ from conftest import CORPUS, write_jsonl
 from helpers.sft import heard, sft
 
 from plugins.cli import main
-from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.corpora.canonical import canonical_row
+from plugins.data.rows import dialogue_from_row
 from plugins.errors import UserError
 from plugins.evaluation.items import read_items
 from plugins.inference import HiggsAudioGenerator

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from conftest import CORPUS, corpus_rows, write_jsonl
 
+from plugins.corpora.canonical import canonical_row
 from plugins.data.clips import check_clips
-from plugins.data.prompt import AudioClip, Dialogue
-from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.data.dialogue import AudioClip, Dialogue
+from plugins.data.rows import dialogue_from_row
 from plugins.data.sources import read_rows as read_checked_rows
 from plugins.data.wording import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
 from plugins.errors import UserError
@@ -207,7 +208,7 @@ BAD_ROWS = {
     ),
     "transcript without reference": (
         {**GOOD, "reference_text": "x"},
-        r"reference_text: .* 1 transcripts for 0 clips",
+        r"reference_text: .* has no reference \(1 transcripts for 0 clips\)",
     ),
     "unknown role": (row(("robot", "Hi")), r"messages\[0\]: .* has no role"),
     "system in the middle": (

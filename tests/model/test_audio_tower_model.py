@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, corpus_rows, write_jsonl
+from helpers.prompts import HELLO, clip
+from helpers.published import PublishedConfig
 from helpers.sft import sft
 from safetensors.torch import load_file, save_file
 from test_audio_tower import CASES, FOLDER, waveform
 from test_original_format import toy_tokenizer
-from test_prompt import HELLO, PublishedConfig, clip
 from torch import Tensor
 
 from plugins.collator import collate
-from plugins.data.prompt import AudioClip, Dialogue, EncodedSample, Reference, encode
+from plugins.data.dialogue import AudioClip, Dialogue, EncodedSample, Reference
+from plugins.data.prompt import encode
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError
 from plugins.model.audio_tower import num_positions

@@ -22,7 +22,7 @@ from test_modeling import AUDIO, DELAY, TOKENS
 from plugins.audio import waveforms as audio
 from plugins.collator import collate
 from plugins.data.clips import num_frames
-from plugins.data.prompt import AudioClip, EncodedSample
+from plugins.data.dialogue import AudioClip, EncodedSample
 from plugins.errors import UserError
 
 HOP = 960
