@@ -1,7 +1,7 @@
-"""Every special token id of the model, read once from its config and tokenizer. L0.
+"""Config and tokenizer of a model -> every special token id, read once.
 
 The names are those of the published tokenizer (a Llama-3 tokenizer with audio tokens); the ids are
-never typed."""
+never typed. It knows no prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plugins.errors import UserError
 
 SCENE_START = "<|scene_desc_start|>"
 SCENE_END = "<|scene_desc_end|>"
-_DELAY = "<|reserved_special_token_6|>"
+_DELAY = "<|reserved_special_token_6|>"  # its published name: a slot of Llama-3, put to this use
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class SpecialTokens:
         each other."""
 
         def token_id(token: str, expected: int | None = None) -> int:
-            found = tokenizer.convert_tokens_to_ids(token)
-            if found is None or found == tokenizer.unk_token_id:
+            token_id = tokenizer.convert_tokens_to_ids(token)
+            if token_id is None or token_id == tokenizer.unk_token_id:
                 raise UserError(
                     f"tokenizer: {token!r} is not a token of the vocabulary; "
                     "use the tokenizer that was published with the model"
                 )
-            if expected is not None and found != expected:
+            if expected is not None and token_id != expected:
                 raise UserError(
-                    f"tokenizer: {token!r} has id {found} but the model's config says {expected}; "
-                    "use config and tokenizer of the same checkpoint"
+                    f"tokenizer: {token!r} has id {token_id} but the model's config says"
+                    f" {expected}; use config and tokenizer of the same checkpoint"
                 )
-            return int(found)
+            return int(token_id)
 
         tokens = cls(
             begin_of_text=token_id("<|begin_of_text|>"),
@@ -88,10 +88,12 @@ class SpecialTokens:
             codebook_size=config.codebook_size,
             tower=_tower_input(config, token_id),
         )
-        if tokens.codebook_size <= max(tokens.stream_bos, tokens.stream_eos):
+        last_special = max(tokens.stream_bos, tokens.stream_eos)
+        if tokens.codebook_size <= last_special:  # so is transformers' default
+            specials = f"({tokens.stream_bos}, {tokens.stream_eos})"
             raise UserError(
-                f"config.json: codebook_size: {tokens.codebook_size} leaves no room for stream BOS and EOS "
-                f"({tokens.stream_bos}, {tokens.stream_eos}); set it to {max(tokens.stream_bos, tokens.stream_eos) + 1}"
+                f"config.json: codebook_size: {tokens.codebook_size} leaves no room for stream BOS"
+                f" and EOS {specials}; set it to {last_special + 1}"
             )
         return tokens
 
