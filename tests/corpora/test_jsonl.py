@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.trees import clip, heard, sorted_out
+from helpers.trees import clip, heard, rejects, sorted_out, utterances
 
-from plugins.corpora import Rejected, Utterance, read_jsonl
+from plugins.corpora import Utterance, read_jsonl
 from plugins.data import sources as row_sources
 from plugins.errors import UserError
 from plugins.prepare.cli import main
@@ -58,10 +58,10 @@ def test_own_output_comes_back_unchanged(tmp_path):
         )
         == 0
     )
-    found = list(read_jsonl(tmp_path, output))
-    assert heard(found) == [("x", "One", None), ("y", "Zwei, ähem", None)]
+    results = list(read_jsonl(tmp_path, output))
+    assert heard(results) == [("x", "One", None), ("y", "Zwei, ähem", None)]
     written = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert [each.row for each in found if isinstance(each, Utterance)] == written
+    assert [utterance.row for utterance in utterances(results)] == written
 
 
 def test_everything_in_a_row_is_kept(tmp_path):
@@ -84,7 +84,7 @@ def test_everything_in_a_row_is_kept(tmp_path):
         dataset="mine",
         row_source="old.jsonl:7",
     )
-    [found] = read_jsonl(tmp_path, corpus(tmp_path, full))
+    [utterance] = read_jsonl(tmp_path, corpus(tmp_path, full))
     kept = {
         name: value for name, value in full.items() if name not in ("row_source", "reference_codes")
     }
@@ -92,7 +92,7 @@ def test_everything_in_a_row_is_kept(tmp_path):
         "audios": [f"{tmp_path}/a.wav"],
         "reference_audio": [f"{tmp_path}/b.wav", f"{tmp_path}/c.wav"],
     }
-    assert found == Utterance(
+    assert utterance == Utterance(
         place=f"{tmp_path}/rows.jsonl:1",
         id="u1",
         text="Hello world",
@@ -119,11 +119,11 @@ def test_other_spellings_of_a_plain_row(tmp_path):
         "raw_prompt": False,
     }
     no_content = with_turns(("user", "Hello"), ("assistant", None), id=3)
-    found = list(read_jsonl(tmp_path, corpus(tmp_path, lists, single, no_content)))
-    assert heard(found) == [("u1", "Hello", None), ("a.wav", "Hello", "7"), ("3", "Hello", None)]
+    results = list(read_jsonl(tmp_path, corpus(tmp_path, lists, single, no_content)))
+    assert heard(results) == [("u1", "Hello", None), ("a.wav", "Hello", "7"), ("3", "Hello", None)]
     plain = {"messages": TURNS, "audios": [f"{tmp_path}/a.wav"]}
     tagged = [TURNS[0], {"role": "assistant", "content": "<audio>"}]
-    assert [each.row for each in found if isinstance(each, Utterance)] == [
+    assert [utterance.row for utterance in utterances(results)] == [
         {**plain, "messages": tagged, "id": "u1"},
         {
             **plain,
@@ -157,9 +157,9 @@ def test_bom_crlf_blank_lines_and_line_separators(tmp_path):
     path = corpus(tmp_path)
     text = json.dumps(with_turns(("user", "one\u2028two"), ("assistant", "")), ensure_ascii=False)
     path.write_bytes(f"\ufeff{text}\r\n\r\n  \n{json.dumps(row(id='u2'))}".encode())
-    found = list(read_jsonl(tmp_path, path))
-    assert heard(found) == [("u1", "one two", None), ("u2", "Hello", None)]
-    assert [each.place for each in found] == [f"{path}:1", f"{path}:4"]
+    results = list(read_jsonl(tmp_path, path))
+    assert heard(results) == [("u1", "one two", None), ("u2", "Hello", None)]
+    assert [result.place for result in results] == [f"{path}:1", f"{path}:4"]
 
 
 FAULTS: dict[str, tuple[object, str, str]] = {
@@ -267,18 +267,16 @@ def test_a_faulty_line_is_told_and_costs_no_other(tmp_path, fault):
     line, reason, value = FAULTS[fault]
     path = corpus(tmp_path, row(id="before"), line, row(id="after"))
     (tmp_path / "link.wav").symlink_to("a.wav")
-    found = list(read_jsonl(tmp_path, path))
-    assert [each.id for each in found if isinstance(each, Utterance)] == ["before", "after"]
-    [rejected] = [each for each in found if isinstance(each, Rejected)]
+    results = list(read_jsonl(tmp_path, path))
+    assert [utterance.id for utterance in utterances(results)] == ["before", "after"]
+    [rejected] = rejects(results)
     assert rejected.place == f"{path}:2"
     assert rejected.reason.startswith(reason)
     assert rejected.kind == reason.partition(" (")[0]
     assert str(rejected.value).removeprefix(f"{tmp_path}/") == value
 
 
-@pytest.mark.parametrize(
-    "fault", [name for name, (line, *_) in FAULTS.items() if isinstance(line, dict)]
-)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_what_training_takes_is_only_left_out_for_not_being_plain(tmp_path, monkeypatch, fault):
     """The light reading here and the whole one of training must agree on every fault."""
     (tmp_path / "link.wav").symlink_to("a.wav")
@@ -319,13 +317,13 @@ def test_training_takes_every_row_that_is_read(tmp_path):
             reference_audio=["b.wav", "c.wav"], reference_text=["B"], speaker="anna", language="en"
         ),
     )
-    found = [each for each in read_jsonl(tmp_path, path) if isinstance(each, Utterance)]
-    assert len(found) == 4
+    plain = utterances(read_jsonl(tmp_path, path))
+    assert len(plain) == 4
     out = tmp_path / "elsewhere" / "out.jsonl"
     out.parent.mkdir()
-    out.write_text("".join(json.dumps(each.row) + "\n" for each in found))
+    out.write_text("".join(json.dumps(utterance.row) + "\n" for utterance in plain))
     read = row_sources.read_rows(str(out), HiggsAudioSettings(), check=lambda dialogue: None)
-    assert [each["audios"] for each in read] == [[str(tmp_path / "a.wav")]] * 4
+    assert [row["audios"] for row in read] == [[str(tmp_path / "a.wav")]] * 4
     assert read[3]["reference_audio"] == [str(tmp_path / "b.wav"), str(tmp_path / "c.wav")]
 
 
@@ -352,8 +350,8 @@ def test_references_are_jailed_too(tmp_path):
         row(reference_audio=str(outside)),
         row(),
     )
-    found = list(read_jsonl(path.parent, path, root=path.parent))
-    assert Counter(each.kind for each in found if isinstance(each, Rejected)) == {
+    results = list(read_jsonl(path.parent, path, root=path.parent))
+    assert Counter(reject.kind for reject in rejects(results)) == {
         'reference_audio holds "..", which the audio root forbids': 1,
         "reference_audio is absolute, which the audio root forbids": 1,
     }
