@@ -32,7 +32,8 @@ from plugins.audio.waveforms import AudioError, resolve
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.settings import HiggsAudioSettings
 
-ROW_SOURCE = "row_source"  # `file:line`, added when a file is read
+# `file:line`, added when a file is read.
+ROW_SOURCE = "row_source"
 COLUMNS = (
     "messages",
     "audios",
@@ -44,12 +45,15 @@ COLUMNS = (
 )
 # Codes that a row names (FOLDER#KEY) stand in columns of their own once the row is canonical.
 KEY_COLUMNS = {"audio_codes": "audio_code_keys", "reference_codes": "reference_code_keys"}
-LENGTHS = "lengths"  # MS-SWIFT's name: the positions that the row takes, in a list of one
-SPEAKER = "speaker"  # counted only
+# MS-SWIFT's name: the positions that the row takes, in a list of one.
+LENGTHS = "lengths"
+# Counted only.
+SPEAKER = "speaker"
 # Accepted and not read; `dataset` and the lengths are in the files that MS-SWIFT writes itself.
 _METADATA_COLUMNS = ("id", SPEAKER, "language", "duration_s", "dataset", LENGTHS)
 KNOWN_COLUMNS = {*COLUMNS, *KEY_COLUMNS.values(), *_METADATA_COLUMNS, ROW_SOURCE, "audio"}
-AUDIO_TAG = "<audio>"  # MS-SWIFT's placeholder of one clip inside a content
+# MS-SWIFT's placeholder of one clip inside a content.
+AUDIO_TAG = "<audio>"
 
 _ROLES = ("system", "user", "assistant")
 _OLD_PREFIX = re.compile(r"^\s*please speak:\s*", re.IGNORECASE)
@@ -96,7 +100,8 @@ def parse_row(line: str, columns: Mapping[str, str] | None = None) -> dict[str, 
     """The row of a JSONL line. `columns` renames columns first. Raises RowError."""
     try:
         row = json.loads(line)
-        if "\\u" in line:  # an escape may spell half a character, which no file could hold
+        # An escape may spell half a character, which no file could hold.
+        if "\\u" in line:
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         reason = "escapes half a character"
@@ -113,7 +118,8 @@ def parse_row(line: str, columns: Mapping[str, str] | None = None) -> dict[str, 
     if columns:
         row = {columns.get(name, name): value for name, value in row.items()}
     for column in row:
-        if column not in KNOWN_COLUMNS:  # a mistyped `reference_audio` would train without one
+        # A mistyped `reference_audio` would train without one.
+        if column not in KNOWN_COLUMNS:
             remedy = did_you_mean(column, KNOWN_COLUMNS)
             raise RowError(field="column", value=column, reason="is unknown", remedy=remedy)
     return row
@@ -185,6 +191,7 @@ def as_list(value: Any) -> list[Any]:
 
 def require_path(path: Any, field: str) -> None:
     """Raises RowError for what is no text, or an empty one."""
+    # Empty: it would be joined to a folder, and be that folder.
     if not isinstance(path, str) or not path:
         remedy = "give the path of an audio file"
         raise RowError(field=field, value=path, reason="is no path", remedy=remedy)
@@ -252,11 +259,14 @@ def _flat_content(content: Any, field: str) -> tuple[str, list[str]]:
 
 
 def _reference_texts(row: Mapping[str, Any]) -> list[str]:
-    texts = [text or "" for text in as_list(row.get("reference_text"))]
-    for text in texts:
+    texts = []
+    for text in as_list(row.get("reference_text")):
+        text = text or ""
         if not isinstance(text, str):
             remedy = "give the transcript of the reference"
             raise RowError(field="reference_text", value=text, reason="is no text", remedy=remedy)
+        texts.append(text)
+    # Paths, codes or keys: a clip may have one of them or two.
     names = ("reference_audio", "reference_codes", KEY_COLUMNS["reference_codes"])
     num_clips = max(len(as_list(row.get(name))) for name in names)
     if len(texts) > num_clips:
@@ -268,7 +278,8 @@ def _reference_texts(row: Mapping[str, Any]) -> list[str]:
 
 
 def _require_flag(value: Any, field: str) -> None:
-    if not isinstance(value, bool):  # 0 and "false" may mean either
+    # No guess at what 0 means, or "false", which Python takes for true.
+    if not isinstance(value, bool):
         reason, remedy = "is neither true nor false", "write true or false"
         raise RowError(field=field, value=value, reason=reason, remedy=remedy)
 
@@ -306,6 +317,7 @@ def _codes_columns(
     """Inline codes, and keys of cached ones with absolute folders; each column is empty or has all
     entries."""
     keys_field = KEY_COLUMNS[field]
+    # A canonical row has keys in their own column, any other row in that of the codes.
     entries = as_list(row.get(keys_field)) or as_list(row.get(field))
     if not any(isinstance(entry, str) for entry in entries):
         return {field: entries, keys_field: []}

@@ -42,7 +42,8 @@ _SPLIT_OF_WORD = {
     "eval": "test",
     "evaluation": "test",
 }
-_DEFAULT = "default"  # the name that `datasets` gives to a configuration without name
+# The name that `datasets` gives to a configuration without name.
+_DEFAULT = "default"
 
 
 def is_dataset(folder: Path, root: Path | None = None) -> bool:
@@ -80,7 +81,9 @@ def splits_of(tables: Iterable[str], config: str | None, source: str) -> dict[st
 
     config: its name, or the folder of its files; None: the only or the default one. Raises
     UserError."""
-    parts = {table: _config_and_split(PurePosixPath(table)) for table in tables}
+    parts: dict[str, tuple[str, str]] = {}
+    for table in tables:
+        parts[table] = _config_and_split(PurePosixPath(table))
     configs = sorted({name for name, _ in parts.values()})
     if not configs:
         remedy = "name a folder of save_to_disk or of Parquet files, or a reader of CSV or JSONL"
@@ -91,6 +94,7 @@ def splits_of(tables: Iterable[str], config: str | None, source: str) -> dict[st
         config = _DEFAULT if _DEFAULT in configs else configs[0]
     splits: dict[str, list[str]] = {}
     for table, (name, split) in parts.items():
+        # By its folder too: names of files that no tool wrote tell no configuration.
         if name == config or table.startswith(f"{config}/"):
             splits.setdefault(split, []).append(table)
     if not splits:
@@ -152,7 +156,8 @@ def _mapped(files: Iterable[Path]) -> Dataset:
     """Arrow files as one table, which stays on the disk."""
     import datasets
 
-    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files])
+    tables = map(datasets.Dataset.from_file, map(str, files))
+    return datasets.concatenate_datasets(list(tables))
 
 
 def _tables(folder: Path, root: Path | None) -> list[str]:
@@ -173,7 +178,8 @@ def _config_and_split(table: PurePosixPath) -> tuple[str, str]:
         return _DEFAULT if folder == "data" else folder, shard[1]
     split = "train"
     for word in re.findall("[a-z]+", str(table.with_suffix("")).lower()):
-        split = _SPLIT_OF_WORD.get(word, split)  # the last word that names one
+        # The last word that names one: a file says more than its folder.
+        split = _SPLIT_OF_WORD.get(word, split)
     return _DEFAULT, split
 
 
@@ -207,7 +213,7 @@ def _data_files(splits: Mapping[str, Sequence[Path]]) -> DataFilesDict:
 
     lists = {}
     for split, paths in splits.items():
-        files = [os.path.abspath(path) for path in paths]
-        dates = [(str(path.stat().st_mtime_ns),) for path in paths]  # a changed file is read again
-        lists[split] = DataFilesList(files, dates)
+        # With their dates: `datasets` keeps what it has read, and a changed file is read again.
+        dates = [(str(path.stat().st_mtime_ns),) for path in paths]
+        lists[split] = DataFilesList(list(map(os.path.abspath, paths)), dates)
     return DataFilesDict(lists)

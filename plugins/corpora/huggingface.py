@@ -50,7 +50,8 @@ def read_huggingface(
     dataset = _as_files(loaded, source, columns)
     for index, row in enumerate(dataset):
         place = f"{source}[{index}]"
-        said = {"": ""}  # for a column that has no name
+        # A column without name says nothing.
+        said = {"": ""}
         for name in columns.wanted():
             if name != columns.audio:
                 said[name] = _said(row[name], dataset.features[name])
@@ -105,6 +106,7 @@ def _downloaded(hub_id: str, config: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 
+    # Where the Hub cannot be asked for their names: all that its cache holds.
     wanted = [f"*{TABLE}"]
     try:
         with suppress(TransportError, OfflineModeIsEnabled):
@@ -132,6 +134,7 @@ def _as_files(dataset: Dataset, source: str, columns: Columns) -> Dataset:
         if name != columns.audio and not isinstance(features[name], Value | ClassLabel):
             raise wrong(name, "holds no text", "name another column")
     audio = features[columns.audio]
+    # Unread columns may need packages of their own to be decoded.
     dataset = dataset.select_columns(list(dict.fromkeys(columns.wanted())))
     if isinstance(audio, Audio):
         return dataset.cast_column(columns.audio, Audio(decode=False))

@@ -19,6 +19,7 @@ from typing import Any
 from plugins.audio.waveforms import AudioError, resolve
 from plugins.corpora.canonical import (
     AUDIO_TAG,
+    ROW_SOURCE,
     FlatRow,
     RowError,
     flat_row,
@@ -125,7 +126,8 @@ def _utterance(row: dict[str, Any], place: str, id_: str, looked_for: _Place) ->
 
     kept = {name: value for name, value in row.items() if value is not None}
     kept.pop("audio", None)
-    kept.pop("row_source", None)  # told anew by whoever reads the rows to be written
+    # Said anew by whoever reads the rows that are written.
+    kept.pop(ROW_SOURCE, None)
     kept |= {"messages": _as_given(flat, row["messages"]), "audios": [audio], "id": id_}
     if references:
         is_list = isinstance(row["reference_audio"], list)

@@ -22,7 +22,8 @@ from plugins.corpora.utterance import (
 )
 from plugins.errors import UserError, did_you_mean, problem
 
-_LANGUAGES = {"jp": "ja"}  # GPT-SoVITS's own name -> ISO 639
+# GPT-SoVITS's own name -> ISO 639.
+_LANGUAGES = {"jp": "ja"}
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def read_custom(
     if delimiter is None:
         delimiter = _guess_delimiter(csv_file, columns.wanted(), quoting)
     delimiter = "\t" if delimiter == r"\t" else delimiter
+    # What Python's reader would not take, or would read nonsense by.
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise problem(
             source="custom",
@@ -189,6 +191,7 @@ def _of_record(
 
     audio = said(columns.audio)
     names = [audio]
+    # A list may leave the extension out, but not the whole name.
     if audio:
         names += [audio + suffix for suffix in AUDIO_SUFFIXES]
     return locate(
@@ -205,6 +208,7 @@ def _of_record(
 
 def _records(path: Path, **dialect: Any) -> Iterator[tuple[int, list[str]]]:
     """Each non-blank record of a CSV with the number of the line on which it begins."""
+    # Where the record begins, which `line_num` forgets: a quoted text may hold line breaks.
     line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -23,7 +23,9 @@ from plugins.corpora.utterance import (
 )
 from plugins.errors import problem
 
-_VCTK_TREES = ("wav48_silence_trimmed", "wav48")  # release 0.92, release 0.80
+# Of release 0.92, and of 0.80.
+_VCTK_TREES = ("wav48_silence_trimmed", "wav48")
+# The first wins.
 _LIBRITTS_TEXTS = (".normalized.txt", ".original.txt")
 _TRANSCRIPT_SUFFIXES = (".txt", ".lab")
 
@@ -69,7 +71,8 @@ def read_vctk(
         recordings.setdefault(re.sub(r"_mic[12]$", "", path.stem), path)
     corpus = _Corpus(input_dir, root)
     for id_ in sorted(texts.keys() | recordings.keys()):
-        if id_ not in texts:  # speaker p315, whose transcripts were lost
+        # As of speaker p315, whose transcripts were lost.
+        if id_ not in texts:
             yield Rejected(str(recordings[id_]), id_, "no transcript", f"{id_}.txt")
         elif id_ not in recordings:
             yield Rejected(str(texts[id_]), id_, "no recording", id_)
@@ -125,6 +128,7 @@ def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Uttera
                 yield rejected(folder / texts[stem][0], "no recording", f"{stem}.wav")
                 continue
             first, *others = audio[stem]
+            # Which of them it is a transcript of is not said: WAV goes before FLAC.
             for name in others:
                 reason = "shares its transcript with another recording"
                 yield rejected(folder / name, reason, first)
@@ -169,7 +173,8 @@ def _paired(
 def _transcript(path: Path, corpus: _Corpus) -> str:
     """What `path` says. Raises `AudioError`."""
     keep_inside(path, corpus.input_dir, corpus.root)
-    if not path.is_file():  # reading a pipe would wait for its writer forever
+    # Reading a pipe would wait for its writer forever.
+    if not path.is_file():
         raise AudioError(path, "is not a regular file", "write a text file")
     try:
         return collapse(path.read_text(encoding="utf-8-sig"))

@@ -21,7 +21,8 @@ class Utterance:
     """One recording with its transcript."""
 
     place: str  # where it is named: a file, or file:line
-    id: str  # the same on every machine
+    # The same on every machine: resumed runs and the lists of the rejected go by it.
+    id: str
     text: str  # whitespace collapsed; may be empty
     audio: Path  # an existing regular file, absolute, links followed
     speaker: str | None
@@ -108,8 +109,9 @@ def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:
     """
     if root is None:
         return
-    folders = [Path(os.path.abspath(folder)) for folder in (input_dir, root)]
-    if any(Path(os.path.abspath(path)).is_relative_to(folder) for folder in folders):
+    folders = (Path(os.path.abspath(input_dir)), Path(os.path.abspath(root)))
+    # As written, before any link is followed.
+    if any(map(Path(os.path.abspath(path)).is_relative_to, folders)):
         require_inside(path, *folders)
 
 

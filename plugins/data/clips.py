@@ -58,6 +58,7 @@ def with_clips(dialogue: Dialogue, codec: Codec, tokens: SpecialTokens) -> Dialo
     coded = dialogue.map_clips(encoded)
     if tokens.tower is None:
         return coded
+    # The tower hears the recording itself, at a rate of its own.
     return coded.map_heard(lambda clip: _with_waveform(clip, dialogue.source))
 
 
@@ -74,6 +75,7 @@ def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
         if clip.path is None:
             return _with_waveform(clip, dialogue.source)
         num_samples = _header(clip, dialogue.source).num_samples_at(TOWER_RATE_HZ)
+        # Expanded: ten minutes of silence take the memory of one sample.
         return replace(clip, waveform=torch.zeros(1).expand(num_samples))
 
     coded = dialogue.map_clips(silent)
@@ -110,7 +112,8 @@ def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:
 
 def _num_frames_of_file(clip: AudioClip, source: str) -> int:
     num_samples = _header(clip, source).num_samples_at(audio.SAMPLE_RATE_HZ)
-    return -(-num_samples * FRAMES_PER_S // audio.SAMPLE_RATE_HZ)  # the last frame is padded
+    # Rounded up: the codec pads the last frame.
+    return -(-num_samples * FRAMES_PER_S // audio.SAMPLE_RATE_HZ)
 
 
 def _header(clip: AudioClip, source: str) -> audio.AudioInfo:

@@ -41,11 +41,14 @@ def clips_of(
             reason=f"entries for {len(paths)} clips in {path_field}",
             remedy="give one entry per clip",
         )
+    read = _cached if keys else _inline
     clips = []
     for i, entry in enumerate(entries):
-        field = f"{codes_field}[{i}]"
-        clip = _cached(entry, source, field) if keys else _inline(entry, source, field)
-        clips.append(replace(clip, path=paths[i]) if paths else clip)
+        clip = read(entry, source, f"{codes_field}[{i}]")
+        if paths:
+            # Both are kept: the path tells whether the codes can be those of the file.
+            clip = replace(clip, path=paths[i])
+        clips.append(clip)
     return clips
 
 
@@ -64,7 +67,8 @@ def _inline(codes: Any, source: str, field: str) -> AudioClip:
     if codes_FxK.is_floating_point():
         raise fault(float(codes_FxK[0, 0]), "is no integer")
     _require_range(codes_FxK, source, field)
-    return AudioClip(codes=codes_FxK.long().T.contiguous())  # (F, K) -> (K, F)
+    # (F, K) -> (K, F), as the codec gives them.
+    return AudioClip(codes=codes_FxK.long().T.contiguous())
 
 
 # Each row of a dataset names the same folder: it is opened once per process.
@@ -75,6 +79,7 @@ def _cache(folder: Path) -> CodeCache:
 
 def _cached(reference: str, source: str, field: str) -> AudioClip:
     """The clip of FOLDER#KEY."""
+    # Folders of canonical rows are absolute: there is nothing to be beside.
     folder, key = parse_reference(reference, beside=Path("/"), where=source, field=field)
     try:
         cache = _cache(folder)

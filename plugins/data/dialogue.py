@@ -23,8 +23,10 @@ class AudioClip:
 
     path: str | None = None
     codes: Tensor | None = None  # (K, F) int64
-    waveform: Tensor | None = None  # (N,) float32, 16 kHz: only of clips that an audio tower hears
-    header: AudioInfo | None = None  # of the file at `path`, once it was opened
+    # (N,) float32 at 16 kHz: only of clips that an audio tower hears.
+    waveform: Tensor | None = None
+    # Of the file at `path`, once it was opened: so no check opens it again.
+    header: AudioInfo | None = None
     # Of codes that come from the cache:
     key: str | None = None
     codec: str | None = None  # the fingerprint of the one that made them
@@ -56,7 +58,8 @@ class Reference:
     """A voice to clone."""
 
     clip: AudioClip
-    text: str | None = None  # its transcript makes it a finished turn pair; else it is in the scene
+    # Its transcript, which makes it a finished turn pair. Without, it stands in the scene.
+    text: str | None = None
 
     def map_clip(self, change: Callable[[AudioClip], AudioClip]) -> Reference:
         return replace(self, clip=change(self.clip))
@@ -87,11 +90,9 @@ class Dialogue:
 
     def map_clips(self, change: Callable[[AudioClip], AudioClip]) -> Dialogue:
         """The same dialogue with every clip replaced by `change(clip)`."""
-        return replace(
-            self,
-            turns=tuple(turn.map_clips(change) for turn in self.turns),
-            references=tuple(reference.map_clip(change) for reference in self.references),
-        )
+        turns = tuple(turn.map_clips(change) for turn in self.turns)
+        references = tuple(reference.map_clip(change) for reference in self.references)
+        return replace(self, turns=turns, references=references)
 
     def map_heard(self, change: Callable[[AudioClip], AudioClip]) -> Dialogue:
         """The same dialogue with every clip that stands in the system message replaced by
@@ -112,4 +113,5 @@ class EncodedSample:
     clips: list[Tensor] = field(default_factory=list)  # (K, F) each, as their placeholders stand
     clips_trained: list[bool] = field(default_factory=list)  # one per clip
     source: str = "request"
-    heard: list[Tensor] = field(default_factory=list)  # (N,) each, for the audio tower, in order
+    # (N,) each, for the audio tower, in the order of the system message.
+    heard: list[Tensor] = field(default_factory=list)

@@ -41,7 +41,8 @@ def encode(
     from there the model speaks."""
     writer = _Writer(tokenizer, tokens, EncodedSample([], [], source=dialogue.source))
     writer.ids([tokens.begin_of_text])
-    if dialogue.instruction is not None:  # `rows` refuses references that would have no place then
+    # Without instruction there is no scene either: `rows` refuses references that would be in it.
+    if dialogue.instruction is not None:
         writer.turn("system", _system_parts(dialogue, tokens))
     turns = (*reference_turns(dialogue), *dialogue.turns)
     for turn, next_turn in zip(turns, (*turns[1:], None), strict=True):
@@ -103,7 +104,8 @@ class _Writer:
     ) -> None:
         """One turn, closed by `end`, which is <|eot_id|> if nothing is said."""
         self.header(role)
-        pending = ""  # texts side by side share tokens: written when something else follows
+        # Texts side by side may share tokens: they are written when something else follows.
+        pending = ""
         for part in parts:
             if isinstance(part, str):
                 pending += part
@@ -128,6 +130,8 @@ class _Writer:
     def codes(self, clip: AudioClip, *, trained: bool) -> None:
         """The placeholders of a clip, never trained as text: its codes have labels of their own."""
         assert clip.codes is not None, f"{self.sample.source}: clip {clip.path} has no codes yet"
+        # The first F + 2 hold the coarsest codebook from BOS to EOS, the last K - 1 the ends of the
+        # others.
         num_codebooks, num_frames = clip.codes.shape
         num_delays = num_codebooks - 1
         num_others = num_delayed_frames(num_frames, num_codebooks) - num_delays

@@ -45,7 +45,9 @@ def dialogue_from_row(
     if clean and system is not None:
         system = unified(system)
     references = _references(row, source, clean=clean)
+    # In the order of the assistant turns, which take them one by one.
     targets = clips_of(row, "audios", "audio_codes", source)
+    # Faults are told by the number that the message has in the row.
     first_index = len(row["messages"]) - len(messages)
     turns = tuple(
         _turns(messages, iter(targets), source, raw=raw, clean=clean, first_index=first_index)
@@ -63,6 +65,7 @@ def dialogue_from_row(
     if not raw:
         instruction, scene = read_system(system, turns, references, source)
         return Dialogue(turns, references, instruction, scene, source)
+    # A voice without transcript is heard in the system message, and a raw prompt gets none of ours.
     if system is None and any(reference.text is None for reference in references):
         raise problem(
             source=source,
@@ -127,7 +130,8 @@ def _spoken_parts(
     content: str, clips: Iterator[AudioClip], source: str, message: str, *, clean: bool
 ) -> Iterator[str | AudioClip]:
     """The texts of an assistant turn and, between each two, the next of `clips`."""
-    texts = content.split(AUDIO_TAG) if content.strip() else ["", ""]
+    # Nothing written stands for one clip.
+    texts = (content if content.strip() else AUDIO_TAG).split(AUDIO_TAG)
     for i, text in enumerate(texts):
         if i > 0:
             clip = next(clips, None)
@@ -166,6 +170,6 @@ def _references(row: Mapping[str, Any], source: str, *, clean: bool) -> tuple[Re
     references = []
     for clip, text in zip(clips, texts, strict=True):
         if clean:
-            text = unified(text)
+            text = unified(text)  # not cleaned: nobody speaks it
         references.append(Reference(clip, text.strip() or None))
     return tuple(references)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import count, cycle
+from itertools import count, cycle, islice
 
 from plugins.data.dialogue import AudioClip, Dialogue, Reference, Turn
 from plugins.data.text import SPEAKER_TAG
@@ -52,10 +52,12 @@ def read_system(
     _require_named_speakers(scene, tags, references, source)
     if instruction:
         return instruction, scene
+    # Nobody has said whose voices they are.
     if len(tags) > 1 and not references:
         return MULTI_SPEAKER_INSTRUCTION, _with_voices(scene, tags)
     if references and scene is None and not _has_clip_in_scene(references):
-        return None, None  # the finished turns say it all: the original writes no system turn here
+        # The finished turns say it all: the original writes no system turn here.
+        return None, None
     return INSTRUCTION, scene
 
 
@@ -64,12 +66,15 @@ def speaker_numbers(references: Sequence[Reference], scene: str | None) -> list[
     numbers are skipped that it gives to voices in words."""
     taken = voices_in_words(scene) if _has_clip_in_scene(references) else {}
     free = (number for number in count() if number not in taken)
-    return [next(free) for _ in references]
+    return list(islice(free, len(references)))
 
 
 def voices_in_words(scene: str | None) -> dict[int, str]:
     """Number -> line of each voice that the scene describes."""
-    return {int(line[1]): line[0] for line in _VOICE_IN_WORDS.finditer(scene or "")}
+    voices = {}
+    for line in _VOICE_IN_WORDS.finditer(scene or ""):
+        voices[int(line[1])] = line[0]
+    return voices
 
 
 def scene_parts(dialogue: Dialogue) -> list[str | AudioClip]:
@@ -88,6 +93,7 @@ def scene_parts(dialogue: Dialogue) -> list[str | AudioClip]:
         if reference.text is None:
             voices[number] = [f"SPEAKER{number}: ", reference.clip]
     parts: list[str | AudioClip] = []
+    # The lines of voices are written anew, in order with the clips.
     rest = _VOICE_IN_WORDS.sub("", dialogue.scene or "").strip()
     if rest:
         parts.append(f"\n{rest}\n")

@@ -57,6 +57,7 @@ def read_rows(
     if settings.audio_root and not source.endswith(".jsonl"):
         # Who names a folder trusts what lies in it, and the readers have refused all else.
         settings = dataclasses.replace(settings, audio_root=None)
+    # The bar shows itself where the reading takes more than two seconds.
     for place, read in tqdm(places, desc=source, unit=" rows", delay=2, disable=None):
         try:
             row = canonical_row(read(), place, settings, beside=beside)
@@ -64,6 +65,7 @@ def read_rows(
             rows.append(row)
         except UserError as error:
             problems.append(str(error))
+    # All at once: who mends a file wants to know the last fault after the first reading.
     if problems:
         shown = problems[:max_problems]
         if len(problems) > max_problems:
@@ -107,12 +109,14 @@ def _utterances(
 ) -> Iterator[Utterance | Rejected]:
     if Path(source).is_dir() and not is_dataset(Path(source), root):
         return read_folder(Path(source), root=root)
-    from datasets.config import HF_DATASETS_CACHE  # imported where it is needed: it is slow
+    # Imported where it is needed: it is slow.
+    from datasets.config import HF_DATASETS_CACHE
 
     named: dict[str, str] = {}
     for name, target in columns.items():
         if target in Columns.__dataclass_fields__:
             named[target] = name
+    # Recordings that the dataset holds as bytes become files beside its own cache.
     audio_dir = Path(HF_DATASETS_CACHE) / "higgs_audio"
     return read_huggingface(source, Columns(**named), audio_dir=audio_dir, config=subset, root=root)
 

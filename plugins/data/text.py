@@ -11,7 +11,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-MAX_CHARS = 300  # of a piece, as `pieces` counts: about 20 s
+# Of a piece, as `pieces` counts: about 20 s.
+MAX_CHARS = 300
 SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
 
 # Not to be heard: soft hyphen, zero-width space, word joiner, byte order mark, marks of direction.
@@ -64,7 +65,8 @@ def clean_transcript(text: str) -> str:
     text = unified(text).translate(_PUNCTUATION)
     for unit, words in _UNITS.items():
         text = text.replace(unit, words)
-    text = "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    text = "\n".join(filter(None, lines))
     # After the spaces: a sound's name has one between its words.
     text = SOUND.sub(lambda match: _SOUNDS[match[1]], text)
     # Again: new punctuation may combine with an accent after it.

@@ -13,7 +13,8 @@ from plugins.errors import UserError
 
 SCENE_START = "<|scene_desc_start|>"
 SCENE_END = "<|scene_desc_end|>"
-_DELAY = "<|reserved_special_token_6|>"  # its published name: a slot of Llama-3, put to this use
+# Its published name: a slot of Llama-3 that nobody has renamed.
+_DELAY = "<|reserved_special_token_6|>"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class SpecialTokens:
             return int(token_id)
 
         tokens = cls(
+            # Where config and tokenizer both name a token, they must agree.
             begin_of_text=token_id("<|begin_of_text|>"),
             header_start=token_id("<|start_header_id|>"),
             header_end=token_id("<|end_header_id|>"),
@@ -89,7 +91,8 @@ class SpecialTokens:
             tower=_tower_input(config, token_id),
         )
         last_special = max(tokens.stream_bos, tokens.stream_eos)
-        if tokens.codebook_size <= last_special:  # so is transformers' default
+        # transformers' default, 1024, is the size without them.
+        if tokens.codebook_size <= last_special:
             specials = f"({tokens.stream_bos}, {tokens.stream_eos})"
             raise UserError(
                 f"config.json: codebook_size: {tokens.codebook_size} leaves no room for stream BOS"
@@ -100,12 +103,14 @@ class SpecialTokens:
     @property
     def num_codes(self) -> int:
         """Codes per codebook without the specials: valid codes are 0 .. num_codes - 1."""
+        # The two specials are the last ids of a codebook.
         return min(self.stream_bos, self.stream_eos)
 
 
 def _tower_input(config: Any, token_id: Callable[[str, int | None], int]) -> TowerInput | None:
     if getattr(config, "audio_encoder_config", None) is None:
         return None
+    # Without a tower the vocabulary of the model need not have this one.
     placeholder = token_id("<|AUDIO|>", config.audio_in_token_id)
     return TowerInput(
         placeholder,

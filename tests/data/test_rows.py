@@ -221,7 +221,7 @@ BAD_ROWS = {
             ("user", [{"type": "audio", "audio": B}, {"type": "text", "text": "Hi"}]),
             ("assistant", ""),
         ),
-        r"messages\[0\]\.content: '<audio>Hi' has audio in a user turn; put voices into reference_audio",
+        r"messages\[0\]\.content: '<audio>Hi' has audio in a user turn; put voices into ref",
     ),
     "clips here and there": (
         {**row(("user", "Hi"), ("assistant", [{"type": "audio", "audio": A}])), "audios": [B]},
@@ -270,7 +270,7 @@ BAD_ROWS = {
     "no messages": ({"audios": [A]}, r"messages: None is no list of messages"),
     "too long": (
         {**GOOD, "audio_codes": [[[0] * 8] * 1025]},
-        r"1025 codec frames, more than max_audio_length 1024; cut the clip or raise MAX_AUDIO_LENGTH",
+        r"1025 codec frames, more than max_audio_length 1024; cut the clip or raise MAX_AUDIO",
     ),
 }
 

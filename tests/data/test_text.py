@@ -45,7 +45,8 @@ def test_clean_texts_stay_as_they_are() -> None:
     one."""
     generator = random.Random(0)
     alphabet = [
-        *"aA.,!?;'\"()[]<>0 \n\t°FC", *"“”‘’—…，。（）【】《》·", *"\u0387\u037e\u2329\u212b\u00a0\u2028\x85\x1c",
+        *"aA.,!?;'\"()[]<>0 \n\t°FC", *"“”‘’—…，。（）【】《》·",
+        *"\u0387\u037e\u2329\u212b\u00a0\u2028\x85\x1c",
         *"\u0338\u0301\u0323\u094d",
         *"\u00ad\u200b\u200c\u200d\u2060\ufeff\u200e", "می", "\u0915", "\u0d28\u0d4d", "\u0958",
         "e\u0302", "\u1100\u1161", "\U0001f468", "</SE>",
