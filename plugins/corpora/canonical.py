@@ -211,7 +211,7 @@ def require_other_recordings(references: Iterable[str], targets: Iterable[str]) 
 def _flat_messages(messages: Any) -> tuple[list[dict[str, Any]], list[str]]:
     """Messages with texts as contents, and the clips that MS-SWIFT's content lists named."""
     if not isinstance(messages, list) or not messages:
-        reason, remedy = "is no list of messages", "see README, Dataset format"
+        reason, remedy = "is no list of messages", "see docs/data-format.md"
         raise RowError(field="messages", value=messages, reason=reason, remedy=remedy)
     flat: list[dict[str, Any]] = []
     audios: list[str] = []

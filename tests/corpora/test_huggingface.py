@@ -2,7 +2,6 @@
 without network."""
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 
@@ -19,6 +18,10 @@ pytestmark = pytest.mark.usefixtures("alone")
 WITH_SPEAKER = Columns(speaker="speaker")
 
 
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
 def test_bytes_become_files_named_by_their_content(tmp_path):
     """WAV, FLAC, MP3 and OGG keep their kind, whatever the dataset calls them; the id survives
     every reordering."""
@@ -30,24 +33,15 @@ def test_bytes_become_files_named_by_their_content(tmp_path):
         tmp_path, table(sounds, speaker=["x", "", None, "y"]).cast_column("audio", Audio())
     )
     results = list(read_huggingface(source, WITH_SPEAKER, audio_dir=tmp_path / "out"))
-    digests = [hashlib.sha256(recording["bytes"]).hexdigest() for recording in sounds]
     speakers = ["x", None, None, "y"]
-    expected = [
-        Utterance(
-            f"{source}[{i}]",
-            digest,
-            f"Text {i}",
-            tmp_path / f"out/{digest[:2]}/{digest}{name[1:]}",
-            speakers[i],
-        )
-        for i, (digest, name) in enumerate(zip(digests, names, strict=True))
-    ]
-    assert results == expected
-    for utterance, original in zip(expected, sounds, strict=True):
-        assert utterance.audio.read_bytes() == original["bytes"]
-        assert probe(utterance.audio).sample_rate_hz == 24_000
-    assert len([path for path in (tmp_path / "out").rglob("*") if path.is_file()]) == 4
-    assert not any(name in sys.modules for name in ("torchcodec",))
+    for i, recording in enumerate(sounds):
+        digest = hashlib.sha256(recording["bytes"]).hexdigest()
+        path = tmp_path / "out" / digest[:2] / f"{digest}{names[i][1:]}"
+        assert results[i] == Utterance(f"{source}[{i}]", digest, f"Text {i}", path, speakers[i])
+        assert path.read_bytes() == recording["bytes"]
+        assert probe(path).sample_rate_hz == 24_000
+    assert len(results) == len(files_below(tmp_path / "out")) == 4
+    assert "torchcodec" not in sys.modules
 
 
 def test_a_second_run_and_a_run_after_a_crash_write_the_same(tmp_path):
@@ -55,17 +49,17 @@ def test_a_second_run_and_a_run_after_a_crash_write_the_same(tmp_path):
     sounds = [sound(tmp_path, f"{number}.wav", 200 + 10 * number) for number in range(5)]
     source = saved(tmp_path, table(sounds))
     first = list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))
-    stamps = {
-        utterance.audio: utterance.audio.stat().st_mtime_ns for utterance in utterances(first)
-    }
-    assert len(stamps) == 5
-    damaged, gone, *others = stamps
+    paths = [utterance.audio for utterance in utterances(first)]
+    assert len(paths) == 5
+    damaged, gone, *others = paths
+    stamps_ns = [path.stat().st_mtime_ns for path in others]
     damaged.write_bytes(b"RIFF")
     gone.unlink()
     assert list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out")) == first
-    assert [path.read_bytes() for path in stamps] == [recording["bytes"] for recording in sounds]
-    assert [path.stat().st_mtime_ns for path in others] == [stamps[path] for path in others]
-    assert {path for path in (tmp_path / "out").rglob("*") if path.is_file()} == set(stamps)
+    for path, recording in zip(paths, sounds, strict=True):
+        assert path.read_bytes() == recording["bytes"]
+    assert [path.stat().st_mtime_ns for path in others] == stamps_ns
+    assert files_below(tmp_path / "out") == set(paths)
 
 
 def test_a_failed_write_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
@@ -80,7 +74,7 @@ def test_a_failed_write_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", fill)
     with pytest.raises(OSError, match="No space left"):
         list(read_huggingface(source, Columns(), audio_dir=tmp_path / "out"))
-    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    assert files_below(tmp_path / "out") == set()
 
 
 def test_paths_stay_where_they_are(tmp_path):
@@ -189,16 +183,14 @@ def test_wrong_column(tmp_path, columns, message):
 
 def test_names_of_stored_files_cannot_be_chosen_by_the_dataset(tmp_path):
     """A path inside a dataset is somebody else's text."""
-    names = [
-        huggingface._store(content, tmp_path)
-        for content in (b"RIFF1", b"fLaC1", b"OggS1", b"ID31", b"\xff\xfb", b"?")
-    ]
-    assert [os.path.splitext(name)[1] for name in names] == [
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".mp3",
-        ".mp3",
-        ".bin",
-    ]
-    assert all((tmp_path / name).is_file() for name in names)
+    suffixes = {
+        b"RIFF1": ".wav",
+        b"fLaC1": ".flac",
+        b"OggS1": ".ogg",
+        b"ID31": ".mp3",
+        b"\xff\xfb": ".mp3",
+        b"?": ".bin",
+    }
+    for content, suffix in suffixes.items():
+        path = tmp_path / huggingface._store(content, tmp_path)
+        assert (path.suffix, path.read_bytes()) == (suffix, content)

@@ -32,10 +32,10 @@ def corpus(folder: Path, *lines: object) -> Path:
     for name in ("a.wav", "b.wav", "c.wav"):
         clip(folder / name)
     path = folder / "rows.jsonl"
-    texts = [
-        line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines
-    ]
-    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        for line in lines:
+            text = line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)
+            file.write(f"{text}\n")
     return path
 
 
@@ -85,13 +85,10 @@ def test_everything_in_a_row_is_kept(tmp_path):
         row_source="old.jsonl:7",
     )
     [utterance] = read_jsonl(tmp_path, corpus(tmp_path, full))
-    kept = {
-        name: value for name, value in full.items() if name not in ("row_source", "reference_codes")
-    }
-    audios = {
-        "audios": [f"{tmp_path}/a.wav"],
-        "reference_audio": [f"{tmp_path}/b.wav", f"{tmp_path}/c.wav"],
-    }
+    # But for what says nothing of the row itself.
+    del full["row_source"], full["reference_codes"]
+    full["audios"] = [f"{tmp_path}/a.wav"]
+    full["reference_audio"] = [f"{tmp_path}/b.wav", f"{tmp_path}/c.wav"]
     assert utterance == Utterance(
         place=f"{tmp_path}/rows.jsonl:1",
         id="u1",
@@ -99,7 +96,7 @@ def test_everything_in_a_row_is_kept(tmp_path):
         audio=tmp_path / "a.wav",
         speaker="anna",
         language="en",
-        row={**kept, **audios},
+        row=full,
     )
 
 

@@ -145,10 +145,7 @@ def test_audio_root_jails_lists_and_folders(tmp_path):
         list(read_custom(corpus, corpus / "link.csv", Columns(), root=corpus))
     (corpus / "metadata.csv").unlink()
     (corpus / "more").symlink_to(outside)
-    assert ("more/b.wav", "secret", "more") in [
-        (utterance.id, utterance.text, utterance.speaker)
-        for utterance in utterances(read_folder(corpus))
-    ]
+    assert "secret" in [utterance.text for utterance in utterances(read_folder(corpus))]
     with pytest.raises(UserError, match="more: leads out of the audio root"):
         list(read_folder(corpus, root=corpus))
 

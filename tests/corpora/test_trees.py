@@ -241,19 +241,13 @@ def test_vctk_counts(tmp_path):
     speakers = [*range(225, 234), 315]
     for speaker in speakers:
         for number in range(1, 12):
-            clip(
-                tmp_path / "wav48" / f"p{speaker}" / f"p{speaker}_{number:03d}.wav", duration_s=0.01
-            )
+            name = f"p{speaker}/p{speaker}_{number:03d}"
+            clip(tmp_path / "wav48" / f"{name}.wav", duration_s=0.01)
             if speaker != 315:
-                said(
-                    tmp_path / "txt" / f"p{speaker}" / f"p{speaker}_{number:03d}.txt",
-                    f"Text {number}",
-                )
+                said(tmp_path / "txt" / f"{name}.txt", f"Text {number}")
     results = list(read_vctk(tmp_path))
-    assert len(utterances(results)) == 99
-    assert Counter(utterance.speaker for utterance in utterances(results)) == {
-        f"p{number}": 11 for number in speakers[:9]
-    }
+    clips_per_speaker = Counter(utterance.speaker for utterance in utterances(results))
+    assert clips_per_speaker == {f"p{number}": 11 for number in speakers[:9]}
     assert len(rejects(results)) == 11
     assert {reject.kind for reject in rejects(results)} == {"no transcript"}
 
@@ -264,6 +258,5 @@ def test_a_pipe_in_the_place_of_a_vctk_text(tmp_path):
     (tmp_path / "txt" / "p225").mkdir(parents=True)
     os.mkfifo(tmp_path / "txt" / "p225" / "p225_001.txt")
     with at_most(10):
-        assert [reason for _, reason, _ in sorted_out(read_vctk(tmp_path))[1]] == [
-            "transcript is not a regular file"
-        ]
+        [reject] = rejects(read_vctk(tmp_path))
+    assert reject.reason == "transcript is not a regular file"

@@ -44,13 +44,11 @@ TRANSCRIPT, SCENE = "“Smoke” — no stop\ufeff", "a cafe\u0301 — noisy"
 
 def rows() -> list[dict[str, Any]]:
     """Each text alone, and the second one with a scene in the hearing of a voice."""
-    plain = [
-        {
-            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}],
-            "audios": [CLIP],
-        }
-        for text in TEXTS
-    ]
+    answer = {"role": "assistant", "content": ""}
+    plain: list[dict[str, Any]] = []
+    for text in TEXTS:
+        messages = [{"role": "user", "content": text}, answer]
+        plain.append({"messages": messages, "audios": [CLIP]})
     scene = {"role": "system", "content": f"<|scene_desc_start|>{SCENE}<|scene_desc_end|>"}
     voiced = {"messages": [scene, *plain[1]["messages"]], "audios": [CLIP]}
     return [*plain, {**voiced, "reference_audio": VOICE, "reference_text": TRANSCRIPT}]
@@ -250,9 +248,9 @@ def findings(
     given: list[dict[str, Any]], settings: HiggsAudioSettings, origin: Path
 ) -> list[tuple[str, str, str]]:
     report = Report(lambda text: None)
-    canonical = [
-        canonical_row(row, f"rows.jsonl:{i}", settings) for i, row in enumerate(given, start=1)
-    ]
+    canonical = []
+    for number, row in enumerate(given, start=1):
+        canonical.append(canonical_row(row, f"rows.jsonl:{number}", settings))
     check_texts(report, canonical, settings, origin)
     return [(finding.status, finding.text, finding.evidence) for finding in report.findings]
 

@@ -52,11 +52,11 @@ def native_names(ids: list[int], tokenizer: Any, tokens: SpecialTokens) -> list[
 
 def without_clips(labels: list[int], ids: list[int], tokens: SpecialTokens) -> list[int]:
     """Labels at text positions: a placeholder's label is the clip's own affair (audio labels)."""
-    return [
-        label
-        for label, token in zip(labels, ids, strict=True)
-        if token not in (tokens.audio, tokens.audio_delay)
-    ]
+    kept = []
+    for label, token in zip(labels, ids, strict=True):
+        if token not in (tokens.audio, tokens.audio_delay):
+            kept.append(label)
+    return kept
 
 
 @pytest.mark.parametrize("name", variants(speaking=False))
