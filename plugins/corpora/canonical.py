@@ -161,7 +161,6 @@ def canonical_row(
             _absolute(path, f"audios[{i}]", folders, root) for i, path in enumerate(flat.audios)
         ]
         references = [_absolute(path, "reference_audio", folders, root) for path in flat.references]
-        require_other_recordings(references, audios)
     except RowError as error:
         raise error.at(source) from None
     return {

@@ -20,7 +20,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from plugins.corpora.canonical import AUDIO_TAG, ROW_SOURCE, without_old_prefix
+from plugins.corpora.canonical import (
+    AUDIO_TAG,
+    ROW_SOURCE,
+    RowError,
+    require_other_recordings,
+    without_old_prefix,
+)
 from plugins.data.codes import clips_of
 from plugins.data.dialogue import AudioClip, Dialogue, Reference, Turn
 from plugins.data.scene import read_system
@@ -62,6 +68,11 @@ def dialogue_from_row(
             reason="has no turn to train on",
             remedy="add an assistant turn",
         )
+    # Here and not in the canonical row: who asks for speech may have taken the answer away first.
+    try:
+        require_other_recordings(row["reference_audio"], row["audios"])
+    except RowError as error:
+        raise error.at(source) from None
     if not raw:
         instruction, scene = read_system(system, turns, references, source)
         return Dialogue(turns, references, instruction, scene, source)
