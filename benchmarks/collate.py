@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.boson import Peer, peer, python_of
 from benchmarks.measure import ROOT, Arm, Comparison, Rates, alternate, compare
 from plugins.collator import collate
-from plugins.data.prompt import EncodedSample
+from plugins.data.dialogue import EncodedSample
 from plugins.data.tokens import SpecialTokens
 from plugins.delay_pattern import IGNORE_INDEX, num_delayed_frames
 

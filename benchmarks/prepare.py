@@ -57,7 +57,7 @@ from plugins.prepare.quality import samples_hash
 from plugins.prepare.run import CHUNK, journal_of, run_all, run_chunk
 
 if TYPE_CHECKING:
-    from plugins.data.prompt import EncodedSample
+    from plugins.data.dialogue import EncodedSample
 
 WORKERS = 2
 NUM_CLIPS = 2000
@@ -390,9 +390,10 @@ def epoch_arms(utterances: Sequence[Utterance], codec_folder: Path, folder: Path
 
     from demo.tiny import build_config, build_tokenizer
     from plugins.audio.codec import NUM_CODEBOOKS, Codec
+    from plugins.corpora.canonical import canonical_row
     from plugins.data.clips import check_clips, with_clips
     from plugins.data.prompt import encode
-    from plugins.data.rows import canonical_row, dialogue_from_row
+    from plugins.data.rows import dialogue_from_row
     from plugins.data.tokens import SpecialTokens
     from plugins.prepare.encode import encode_rows
     from plugins.settings import HiggsAudioSettings

@@ -42,7 +42,7 @@ from benchmarks.measure import (
     write_json,
 )
 from plugins.collator import collate
-from plugins.data.prompt import EncodedSample
+from plugins.data.dialogue import EncodedSample
 from plugins.data.tokens import SpecialTokens
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.dual_ffn import Routes, use_index_once_layers

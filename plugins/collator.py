@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from plugins.audio.log_mel import log_mel_features, num_positions
-from plugins.data.prompt import EncodedSample
+from plugins.data.dialogue import EncodedSample
 from plugins.data.tokens import SpecialTokens, TowerInput
 from plugins.delay_pattern import IGNORE_INDEX, num_delayed_frames
 

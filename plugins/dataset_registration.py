@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swift.dataset import RowPreprocessor
 
-from plugins.data.rows import COLUMNS, KEY_COLUMNS, ROW_SOURCE, SPEAKER
+from plugins.corpora.canonical import COLUMNS, KEY_COLUMNS, ROW_SOURCE, SPEAKER
 from plugins.ms_swift.dataset_loader import FEATURES, HiggsDatasetLoader
 
 __all__ = ["FEATURES", "HiggsDatasetLoader", "register_columns"]

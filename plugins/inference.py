@@ -22,7 +22,8 @@ from plugins.audio.codec import FRAMES_PER_S, Codec, find_codec
 from plugins.audio.stream_decoder import StreamDecoder
 from plugins.collator import collate
 from plugins.data.clips import check_clips, num_frames, with_clips
-from plugins.data.prompt import AudioClip, Dialogue, EncodedSample, encode
+from plugins.data.dialogue import AudioClip, Dialogue, EncodedSample
+from plugins.data.prompt import encode
 from plugins.data.rows import text_to_say
 from plugins.data.text import MAX_CHARS, has_words, pieces
 from plugins.data.tokens import SpecialTokens

@@ -21,7 +21,7 @@ from swift.utils import get_logger
 from torch import Tensor
 
 from plugins.audio.codec import CODEC_FOLDER
-from plugins.data.rows import ROW_SOURCE
+from plugins.corpora.canonical import ROW_SOURCE
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import UserError, problem
 from plugins.model.loss import LossSums, LossWeights, combine

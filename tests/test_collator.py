@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
+from helpers.prompts import collapsed
 from helpers.published import PublishedConfig
 
 from plugins.collator import collate
-from plugins.data.prompt import EncodedSample, encode
-from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.corpora.canonical import canonical_row
+from plugins.data.dialogue import EncodedSample
+from plugins.data.prompt import encode
+from plugins.data.rows import dialogue_from_row
 from plugins.data.tokens import SpecialTokens
 from plugins.settings import HiggsAudioSettings
 
@@ -112,14 +115,6 @@ def golden_sample(name: str, tokenizer: Any, tokens: SpecialTokens) -> EncodedSa
     codes = [np.array(clip).T.tolist() for clip in case["codes"]]
     row = canonical_row({"messages": messages, "audio_codes": codes}, name, HiggsAudioSettings())
     return encode(dialogue_from_row(row, HiggsAudioSettings()), tokenizer, tokens)
-
-
-def collapsed(values: torch.Tensor, ids: torch.Tensor, tokens: SpecialTokens) -> list[int]:
-    """The original writes one <|AUDIO_OUT|> per clip where the native layout has F + 2 + 7
-    placeholders."""
-    is_audio = (ids == tokens.audio) | (ids == tokens.audio_delay)
-    first = is_audio & ~torch.cat([torch.zeros(1, dtype=torch.bool), is_audio[:-1]])
-    return values[~is_audio | first].tolist()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from helpers.sft import REGISTER, sft
 from helpers.trees import clip
 
 from plugins.audio.codec import Codec
-from plugins.data.rows import canonical_row
+from plugins.corpora.canonical import canonical_row
 from plugins.data.sources import read_rows
 from plugins.errors import UserError
 from plugins.model.load import native_model, with_adapters

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import sqlite3
 import time
 import zlib
@@ -51,7 +50,6 @@ _TABLES = """
 """
 _BATCH_S = 1.0  # clips of this time make one transaction, which waits for the disk
 _WAIT_S = 60  # for another writer: what takes it longest is to write codes.sqlite
-_REFERENCE = re.compile(r"(.+)#([0-9a-f]{32})", re.DOTALL)
 _AGAIN = "run the same prepare_dataset.py command again, with --encode_codes"
 _ANEW = f"delete the folder and {_AGAIN}"
 
@@ -90,21 +88,6 @@ def codec_fingerprint(folder: Path) -> str:
 @lru_cache(maxsize=64)
 def _file_hash(path: Path, _size: int, _mtime_ns: int) -> str:
     return disk.file_hash(path)
-
-
-def format_reference(folder: Path, key: str, *, beside: Path) -> str:
-    """How a row names codes: ``FOLDER#KEY``, relative to `beside`, the folder of the row's file."""
-    return f"{os.path.relpath(folder.resolve(), beside.resolve())}#{key}"
-
-
-def parse_reference(reference: str, *, beside: Path, where: str, field: str) -> tuple[Path, str]:
-    """``FOLDER#KEY`` -> folder and key. Raises UserError, `field` at `where`; touches no disk."""
-    match = _REFERENCE.fullmatch(reference)
-    if match is None:
-        reason = "is no FOLDER#KEY with a key of 32 hex digits"
-        remedy = "write rows with prepare_dataset.py --encode_codes"
-        raise problem(source=where, field=field, value=reference, reason=reason, remedy=remedy)
-    return beside / match[1], match[2]
 
 
 class CodeCache:

@@ -21,9 +21,12 @@ import yaml
 from plugins.audio import waveforms as audio
 from plugins.audio.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec, find_codec
 from plugins.collator import collate
+from plugins.corpora.canonical import as_list
 from plugins.data.clips import check_clips, stand_ins, with_clips
-from plugins.data.prompt import SCENE_TAGS, Dialogue, Turn, encode
-from plugins.data.rows import as_list, dialogue_from_row
+from plugins.data.dialogue import Dialogue, Turn
+from plugins.data.prompt import encode
+from plugins.data.rows import dialogue_from_row
+from plugins.data.scene import SCENE_TAGS
 from plugins.data.sources import read_rows
 from plugins.data.text import MAX_CHARS, pieces
 from plugins.data.tokens import SpecialTokens

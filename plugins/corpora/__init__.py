@@ -1,18 +1,21 @@
-"""The folder of a speech corpus -> its utterances, one by one (L1).
+"""The folder of a speech corpus -> its utterances, one by one.
 
 Each reader yields `Utterance`, or `Rejected` where text or recording is missing, in an order that
 depends on the corpus alone. A fault of the whole corpus (no metadata, no such column, a ragged
 line) raises `UserError`. Readers open transcripts, never audio, and know nothing about rows to be
 written.
 
-utterance.py     what they yield; how the file that a corpus names is found
-trees.py         VCTK, LibriTTS, a folder with a transcript beside each clip
-tables.py        LJSpeech, CSV and TSV, GPT-SoVITS lists
-jsonl.py         our own rows
-huggingface.py   a Hugging Face dataset (imports `datasets` when called)
+utterance.py       what they yield; how the file that a corpus names is found
+trees.py           VCTK, LibriTTS, a folder with a transcript beside each clip
+tables.py          LJSpeech, CSV and TSV, GPT-SoVITS lists
+canonical.py       one shape for rows, for training and for jsonl.py
+jsonl.py           our own rows
+dataset_tables.py  the tables in a Hugging Face dataset (imports `datasets` when called)
+huggingface.py     a Hugging Face dataset
 """
 
-from plugins.corpora.huggingface import is_dataset, read_huggingface
+from plugins.corpora.dataset_tables import is_dataset
+from plugins.corpora.huggingface import read_huggingface
 from plugins.corpora.jsonl import read_jsonl
 from plugins.corpora.tables import Columns, read_custom, read_gpt_sovits, read_ljspeech
 from plugins.corpora.trees import read_folder, read_libritts, read_vctk

@@ -1,5 +1,8 @@
-"""Corpora that are listed in a table -> utterances: LJSpeech, CSV and TSV, GPT-SoVITS lists
-(L1)."""
+"""Corpora that are listed in a table -> utterances: LJSpeech, CSV and TSV, GPT-SoVITS lists.
+
+In: a text file with one recording per record. Out: one utterance or rejected one per record, named
+by the line on which it begins. A table that is not what it should be is no row's fault: it raises
+`UserError`, before the rows that follow."""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ from plugins.corpora.utterance import (
     keep_inside,
     locate,
 )
-from plugins.errors import did_you_mean, problem
+from plugins.errors import UserError, did_you_mean, problem
 
-_LANGUAGES = {"jp": "ja"}  # GPT-SoVITS's own name -> ISO 639
+# GPT-SoVITS's own name -> ISO 639.
+_LANGUAGES = {"jp": "ja"}
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,7 @@ def read_ljspeech(input_dir: Path, *, root: Path | None = None) -> Iterator[Utte
     for line, fields in _records(metadata, delimiter="|", quoting=csv.QUOTE_NONE):
         place = f"{metadata}:{line}"
         if len(fields) not in (2, 3):
-            raise problem(
-                source=place,
-                field="fields",
-                value=len(fields),
-                reason="are not 2 or 3",
-                remedy="write id|text|normalized text",
-            )
+            raise _ragged(place, fields, "are not 2 or 3", "write id|text|normalized text")
         id_ = fields[0].strip()
         text = collapse(fields[-1]) or collapse(fields[1])
         names = [f"wavs/{id_}{suffix}" for suffix in (".wav", ".flac")]
@@ -88,14 +86,9 @@ def read_gpt_sovits(
     for line, fields in _records(list_file, delimiter="|", quoting=csv.QUOTE_NONE):
         place = f"{list_file}:{line}"
         if len(fields) < 4:
-            raise problem(
-                source=place,
-                field="fields",
-                value=len(fields),
-                reason="are not 4",
-                remedy="write path|speaker|language|text",
-            )
+            raise _ragged(place, fields, "are not 4", "write path|speaker|language|text")
         audio, speaker, language = (field.strip() for field in fields[:3])
+        language = language.lower()
         yield locate(
             place,
             [audio],
@@ -103,7 +96,7 @@ def read_gpt_sovits(
             root=root,
             text=collapse("|".join(fields[3:])),
             speaker=speaker or None,
-            language=_LANGUAGES.get(language.lower(), language.lower()) or None,
+            language=_LANGUAGES.get(language, language) or None,
         )
 
 
@@ -135,6 +128,7 @@ def read_custom(
     if delimiter is None:
         delimiter = _guess_delimiter(csv_file, columns.wanted(), quoting)
     delimiter = "\t" if delimiter == r"\t" else delimiter
+    # What Python's reader would not take, or would read nonsense by.
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise problem(
             source="custom",
@@ -146,6 +140,20 @@ def read_custom(
     records = _records(
         csv_file, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=True
     )
+    header = _header(records, csv_file, columns)
+    for line, fields in records:
+        place = f"{csv_file}:{line}"
+        if len(fields) != len(header):
+            reason = f"where the header has {len(header)}"
+            raise _ragged(place, fields, reason, "quote a text that holds the delimiter")
+        yield _of_record(place, dict(zip(header, fields, strict=True)), columns, input_dir, root)
+
+
+def _header(
+    records: Iterator[tuple[int, list[str]]], csv_file: Path, columns: Columns
+) -> list[str]:
+    """The names of all columns, from the first record. Raises UserError unless each wanted one is
+    there, once."""
     line, fields = next(records, (1, []))
     header = [name.strip() for name in fields]
     if not header:
@@ -156,38 +164,23 @@ def read_custom(
             reason="is empty",
             remedy="write a header line and one line per recording",
         )
-    for name in columns.wanted():
-        if name not in header:
-            remedy = (
-                did_you_mean(name, header) if len(header) > 1 else "name the delimiter of the file"
-            )
-            raise problem(
-                source=f"{csv_file}:{line}",
-                field="column",
-                value=name,
-                reason="not found",
-                remedy=remedy,
-            )
-        if header.count(name) > 1:
-            raise problem(
-                source=f"{csv_file}:{line}",
-                field="column",
-                value=name,
-                reason="occurs twice",
-                remedy="rename one of the two",
-            )
-    for line, fields in records:
+
+    def wrong(name: str, reason: str, remedy: str) -> UserError:
         place = f"{csv_file}:{line}"
-        if len(fields) != len(header):
-            reason = f"where the header has {len(header)}"
-            raise problem(
-                source=place,
-                field="fields",
-                value=len(fields),
-                reason=reason,
-                remedy="quote a text that holds the delimiter",
-            )
-        yield _of_record(place, dict(zip(header, fields, strict=True)), columns, input_dir, root)
+        return problem(source=place, field="column", value=name, reason=reason, remedy=remedy)
+
+    for name in columns.wanted():
+        if name not in header and len(header) == 1:
+            raise wrong(name, "not found", "name the delimiter of the file")
+        if name not in header:
+            raise wrong(name, "not found", did_you_mean(name, header))
+        if header.count(name) > 1:
+            raise wrong(name, "occurs twice", "rename one of the two")
+    return header
+
+
+def _ragged(place: str, fields: list[str], reason: str, remedy: str) -> UserError:
+    return problem(source=place, field="fields", value=len(fields), reason=reason, remedy=remedy)
 
 
 def _of_record(
@@ -197,9 +190,13 @@ def _of_record(
         return record[column].strip() if column else ""
 
     audio = said(columns.audio)
+    names = [audio]
+    # A list may leave the extension out, but not the whole name.
+    if audio:
+        names += [audio + suffix for suffix in AUDIO_SUFFIXES]
     return locate(
         place,
-        [audio, *(audio + suffix for suffix in AUDIO_SUFFIXES)] if audio else [""],
+        names,
         folder=input_dir,
         root=root,
         text=collapse(record[columns.text]),
@@ -211,6 +208,7 @@ def _of_record(
 
 def _records(path: Path, **dialect: Any) -> Iterator[tuple[int, list[str]]]:
     """Each non-blank record of a CSV with the number of the line on which it begins."""
+    # Where the record begins, which `line_num` forgets: a quoted text may hold line breaks.
     line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -245,9 +243,8 @@ def _guess_delimiter(path: Path, wanted: list[str], quoting: int) -> str:
     """
 
     def fit(delimiter: str) -> tuple[int, int]:
-        _, fields = next(
-            _records(path, delimiter=delimiter, quoting=quoting, skipinitialspace=True), (1, [])
-        )
+        records = _records(path, delimiter=delimiter, quoting=quoting, skipinitialspace=True)
+        _, fields = next(records, (1, []))
         return len({name.strip() for name in fields} & set(wanted)), len(fields)
 
     return max(",;|\t", key=fit)

@@ -1,6 +1,7 @@
-"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS, transcripts beside clips (L1).
+"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS, transcripts beside clips.
 
-With a root no link that leads out of it is followed, to a recording, a transcript or a folder.
+Who speaks and what belongs together is read from the names of folders and files. With a root no
+link that leads out of it is followed, to a recording, a transcript or a folder.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from plugins.corpora.utterance import (
 )
 from plugins.errors import problem
 
-_VCTK_TREES = ("wav48_silence_trimmed", "wav48")  # release 0.92, release 0.80
+# Of release 0.92, and of 0.80.
+_VCTK_TREES = ("wav48_silence_trimmed", "wav48")
+# The first wins.
 _LIBRITTS_TEXTS = (".normalized.txt", ".original.txt")
 _TRANSCRIPT_SUFFIXES = (".txt", ".lab")
 
@@ -45,12 +48,11 @@ def read_vctk(
     assert mic in (1, 2), mic
     tree = next((input_dir / name for name in _VCTK_TREES if (input_dir / name).is_dir()), None)
     if tree is None:
-        reason = "holds neither wav48_silence_trimmed/ nor wav48/"
         raise problem(
             source="vctk",
             field="input_dir",
             value=str(input_dir),
-            reason=reason,
+            reason="holds neither wav48_silence_trimmed/ nor wav48/",
             remedy="name the folder that holds one of them and txt/",
         )
     if not (input_dir / "txt").is_dir():
@@ -63,12 +65,14 @@ def read_vctk(
         )
     texts = {path.stem: path for path in _two_levels_below(input_dir / "txt", (".txt",))}
     recordings: dict[str, Path] = {}
-    found = _two_levels_below(tree, (".flac", ".wav"))
-    for path in sorted(found, key=lambda path: not path.stem.endswith(f"_mic{mic}")):
+    # Those of the wanted microphone first, so that they win.
+    paths = _two_levels_below(tree, (".flac", ".wav"))
+    for path in sorted(paths, key=lambda path: not path.stem.endswith(f"_mic{mic}")):
         recordings.setdefault(re.sub(r"_mic[12]$", "", path.stem), path)
     corpus = _Corpus(input_dir, root)
     for id_ in sorted(texts.keys() | recordings.keys()):
-        if id_ not in texts:  # speaker p315, whose transcripts were lost
+        # As of speaker p315, whose transcripts were lost.
+        if id_ not in texts:
             yield Rejected(str(recordings[id_]), id_, "no transcript", f"{id_}.txt")
         elif id_ not in recordings:
             yield Rejected(str(texts[id_]), id_, "no recording", id_)
@@ -86,27 +90,21 @@ def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utte
     """
     corpus = _Corpus(input_dir, root)
     for folder, names in folders_of(input_dir, root):
-        present = set(names)
         audio = _by_stem(names, (".wav", ".flac"))
-        texts = {
-            name.removesuffix(end)
-            for end in _LIBRITTS_TEXTS
-            for name in names
-            if name.endswith(end)
-        }
-        for id_ in sorted(audio.keys() | texts):
-            transcripts = [
-                folder / f"{id_}{end}" for end in _LIBRITTS_TEXTS if f"{id_}{end}" in present
-            ]
-            if not transcripts:
-                yield Rejected(
-                    str(folder / audio[id_][0]), id_, "no transcript", f"{id_}{_LIBRITTS_TEXTS[0]}"
-                )
+        texts: dict[str, list[Path]] = {}
+        for suffix in _LIBRITTS_TEXTS:
+            for name in names:
+                if name.endswith(suffix):
+                    texts.setdefault(name.removesuffix(suffix), []).append(folder / name)
+        for id_ in sorted(audio.keys() | texts.keys()):
+            if id_ not in texts:
+                missing = f"{id_}{_LIBRITTS_TEXTS[0]}"
+                yield Rejected(str(folder / audio[id_][0]), id_, "no transcript", missing)
             elif id_ not in audio:
-                yield Rejected(str(transcripts[0]), id_, "no recording", f"{id_}.wav")
+                yield Rejected(str(texts[id_][0]), id_, "no recording", f"{id_}.wav")
             else:
-                speaker = id_.partition("_")[0]
-                yield _paired(folder / audio[id_][0], transcripts, corpus, id_=id_, speaker=speaker)
+                recording, speaker = folder / audio[id_][0], id_.partition("_")[0]
+                yield _paired(recording, texts[id_], corpus, id_=id_, speaker=speaker)
 
 
 def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
@@ -117,26 +115,25 @@ def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Uttera
     none. The id is the path below `input_dir`. A transcript without recording is told too, so a
     ``README.txt`` counts as one."""
     corpus = _Corpus(input_dir, root)
+
+    def rejected(path: Path, reason: str, value: str) -> Rejected:
+        return Rejected(str(path), path.relative_to(input_dir).as_posix(), reason, value)
+
     for folder, names in folders_of(input_dir, root):
         speaker = next(iter(folder.relative_to(input_dir).parts), None)
         texts = _by_stem(names, _TRANSCRIPT_SUFFIXES)
         audio = _by_stem(names, AUDIO_SUFFIXES)
         for stem in sorted(texts.keys() | audio.keys()):
             if stem not in audio:
-                path = folder / texts[stem][0]
-                yield Rejected(
-                    str(path), path.relative_to(input_dir).as_posix(), "no recording", f"{stem}.wav"
-                )
+                yield rejected(folder / texts[stem][0], "no recording", f"{stem}.wav")
                 continue
             first, *others = audio[stem]
+            # Which of them it is a transcript of is not said: WAV goes before FLAC.
             for name in others:
-                id_ = (folder / name).relative_to(input_dir).as_posix()
-                yield Rejected(
-                    str(folder / name), id_, "shares its transcript with another recording", first
-                )
+                reason = "shares its transcript with another recording"
+                yield rejected(folder / name, reason, first)
             if stem not in texts:
-                id_ = (folder / first).relative_to(input_dir).as_posix()
-                yield Rejected(str(folder / first), id_, "no transcript", f"{stem}.txt")
+                yield rejected(folder / first, "no transcript", f"{stem}.txt")
             else:
                 yield _paired(folder / first, [folder / texts[stem][0]], corpus, speaker=speaker)
 
@@ -176,7 +173,8 @@ def _paired(
 def _transcript(path: Path, corpus: _Corpus) -> str:
     """What `path` says. Raises `AudioError`."""
     keep_inside(path, corpus.input_dir, corpus.root)
-    if not path.is_file():  # reading a pipe would wait for its writer forever
+    # Reading a pipe would wait for its writer forever.
+    if not path.is_file():
         raise AudioError(path, "is not a regular file", "write a text file")
     try:
         return collapse(path.read_text(encoding="utf-8-sig"))
@@ -190,19 +188,20 @@ def _transcript(path: Path, corpus: _Corpus) -> str:
 def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
     """Stem -> the `names` that have it, in the order of their `suffixes`, which may be written in
     capitals."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    for name in names:
-        stem, dot, suffix = name.rpartition(".")
-        if (dot + suffix).lower() in suffixes:
-            found.setdefault(stem, []).append((suffixes.index((dot + suffix).lower()), name))
-    return {stem: [name for _, name in sorted(each)] for stem, each in found.items()}
+    groups: dict[str, list[str]] = {}
+    for suffix in suffixes:
+        for name in names:
+            stem, dot, end = name.rpartition(".")
+            if (dot + end).lower() == suffix:
+                groups.setdefault(stem, []).append(name)
+    return groups
 
 
 def _two_levels_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The files ``root/*/*``, in order, without the hidden ``._*`` twins that macOS archives
     bring."""
-    return sorted(
-        path
-        for path in root.glob("*/*")
-        if path.suffix in suffixes and not path.name.startswith(".")
-    )
+    paths = []
+    for path in root.glob("*/*"):
+        if path.suffix in suffixes and not path.name.startswith("."):
+            paths.append(path)
+    return sorted(paths)

@@ -1,4 +1,7 @@
-"""What every reader yields, and how the audio file that a corpus names is found (L1)."""
+"""What every reader yields, and how the files that a corpus names are found.
+
+In: a name, as a list or a folder has it. Out: `Utterance`, with the file that it means, or
+`Rejected`, with the reason. Looks at files, opens none."""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ class Utterance:
     """One recording with its transcript."""
 
     place: str  # where it is named: a file, or file:line
-    id: str  # the same on every machine
+    # The same on every machine: resumed runs and the lists of the rejected go by it.
+    id: str
     text: str  # whitespace collapsed; may be empty
     audio: Path  # an existing regular file, absolute, links followed
     speaker: str | None
     language: str | None = None
-    row: Mapping[str, Any] | None = (
-        None  # the row that it came in, if any: flat messages, absolute paths
-    )
+    # The row that it came in, if any: flat messages, absolute paths.
+    row: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", _printable(self.place))
@@ -93,8 +96,9 @@ def locate(
             return Rejected(place, utterance.id, "name is not UTF-8", str(found))
         return utterance
     # Of the tried names one may be there and unfit; that says more than the absence of the others.
-    told = next((error for error in errors if not error.reason.startswith("not found")), errors[0])
-    return Rejected(place, id_ or names[0], told.reason, str(told.path))
+    unfit = (error for error in errors if not error.reason.startswith("not found"))
+    fault = next(unfit, errors[0])
+    return Rejected(place, id_ or names[0], fault.reason, str(fault.path))
 
 
 def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:
@@ -105,8 +109,9 @@ def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:
     """
     if root is None:
         return
-    folders = [Path(os.path.abspath(folder)) for folder in (input_dir, root)]
-    if any(Path(os.path.abspath(path)).is_relative_to(folder) for folder in folders):
+    folders = (Path(os.path.abspath(input_dir)), Path(os.path.abspath(root)))
+    # As written, before any link is followed.
+    if any(map(Path(os.path.abspath(path)).is_relative_to, folders)):
         require_inside(path, *folders)
 
 
@@ -120,12 +125,12 @@ def folders_of(top: Path, root: Path | None = None) -> Iterator[tuple[Path, list
 
 
 def _folders(
-    folder: Path, top: Path, root: Path | None, seen: set[str]
+    folder: Path, top: Path, root: Path | None, visited: set[str]
 ) -> Iterator[tuple[Path, list[str]]]:
     real = os.path.realpath(folder)
-    if real in seen:
+    if real in visited:
         return
-    seen.add(real)
+    visited.add(real)
     names: list[str] = []
     below: list[tuple[bool, str]] = []
     with os.scandir(folder) as entries:
@@ -138,8 +143,9 @@ def _folders(
             keep_inside(folder / entry.name, top, root)
             below.append((entry.is_symlink(), entry.name))
     yield folder, sorted(names)
+    # Links last: a folder is visited under its own name.
     for _, name in sorted(below):
-        yield from _folders(folder / name, top, root, seen)
+        yield from _folders(folder / name, top, root, visited)
 
 
 def path_id(audio: Path, input_dir: Path) -> str:

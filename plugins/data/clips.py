@@ -1,7 +1,8 @@
-"""The clips of a dialogue: their lengths, their codes, their waveforms (L2).
+"""The clips of a dialogue: their headers and lengths, their codes, their waveforms.
 
 In: a `Dialogue` whose clips have paths, and codes where the row brought them. Out: the same with
-codes for every clip. Faults of a file are told by the row that names it."""
+what is asked for: headers (`measured`), silence of the same lengths (`stand_ins`), codes of every
+clip (`with_clips`). Faults of a file are told by the row that names it."""
 
 from __future__ import annotations
 
@@ -11,11 +12,23 @@ import torch
 
 from plugins.audio import waveforms as audio
 from plugins.audio.codec import FRAMES_PER_S, Codec
-from plugins.audio.log_mel import SAMPLE_RATE_HZ
-from plugins.data.prompt import AudioClip, Dialogue
+from plugins.audio.log_mel import SAMPLE_RATE_HZ as TOWER_RATE_HZ
+from plugins.data.dialogue import AudioClip, Dialogue
 from plugins.data.tokens import SpecialTokens
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.settings import HiggsAudioSettings
+
+
+def measured(dialogue: Dialogue) -> Dialogue:
+    """`dialogue` with the header of every file, so that all checks of a row together open each
+    once. Raises UserError, naming the row, for a file without readable audio."""
+
+    def with_header(clip: AudioClip) -> AudioClip:
+        if clip.path is None:
+            return clip
+        return replace(clip, header=_header(clip, dialogue.source))
+
+    return dialogue.map_clips(with_header)
 
 
 def num_frames(clip: AudioClip, source: str) -> int:
@@ -23,18 +36,7 @@ def num_frames(clip: AudioClip, source: str) -> int:
     without either."""
     if clip.codes is not None:
         return clip.codes.shape[1]
-    assert clip.path is not None
-    num_samples = _header(clip.path, source).num_samples_at(audio.SAMPLE_RATE_HZ)
-    return -(-num_samples * FRAMES_PER_S // audio.SAMPLE_RATE_HZ)
-
-
-def _header(path: str, source: str) -> audio.AudioInfo:
-    try:
-        return audio.probe(path)
-    except audio.AudioError as error:
-        raise problem(
-            source=source, field="audio", value=path, reason=error.reason, remedy=error.remedy
-        ) from None
+    return _num_frames_of_file(clip, source)
 
 
 def with_clips(dialogue: Dialogue, codec: Codec, tokens: SpecialTokens) -> Dialogue:
@@ -51,20 +53,13 @@ def with_clips(dialogue: Dialogue, codec: Codec, tokens: SpecialTokens) -> Dialo
         try:
             return replace(clip, codes=codec.encode_file(clip.path))
         except audio.AudioError as error:
-            raise problem(
-                source=dialogue.source,
-                field="audio",
-                value=clip.path,
-                reason=error.reason,
-                remedy=error.remedy,
-            ) from None
+            raise _fault(error, clip.path, dialogue.source) from None
 
     coded = dialogue.map_clips(encoded)
-    return (
-        coded
-        if tokens.tower is None
-        else coded.map_heard(lambda clip: _with_waveform(clip, dialogue.source))
-    )
+    if tokens.tower is None:
+        return coded
+    # The tower hears the recording itself, at a rate of its own.
+    return coded.map_heard(lambda clip: _with_waveform(clip, dialogue.source))
 
 
 def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
@@ -72,69 +67,80 @@ def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
     row."""
 
     def silent(clip: AudioClip) -> AudioClip:
-        codes = torch.zeros(
-            tokens.num_codebooks, num_frames(clip, dialogue.source), dtype=torch.long
-        )
-        return AudioClip(clip.path, codes)
+        frames = num_frames(clip, dialogue.source)
+        codes = torch.zeros(tokens.num_codebooks, frames, dtype=torch.long)
+        return AudioClip(clip.path, codes, header=clip.header)
 
     def heard(clip: AudioClip) -> AudioClip:
         if clip.path is None:
             return _with_waveform(clip, dialogue.source)
-        num_samples = _header(clip.path, dialogue.source).num_samples_at(SAMPLE_RATE_HZ)
+        num_samples = _header(clip, dialogue.source).num_samples_at(TOWER_RATE_HZ)
+        # Expanded: ten minutes of silence take the memory of one sample.
         return replace(clip, waveform=torch.zeros(1).expand(num_samples))
 
     coded = dialogue.map_clips(silent)
     return coded if tokens.tower is None else coded.map_heard(heard)
 
 
+def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:
+    """Raise UserError for clips that cannot be read or are longer than `max_audio_length`, from
+    their headers only."""
+    source = dialogue.source
+    for clip in dialogue.clips():
+        frames = num_frames(clip, source)
+        if frames > settings.max_audio_length:
+            limit = settings.max_audio_length
+            raise problem(
+                source=source,
+                field="audio",
+                value=clip.path,
+                reason=f"has {frames} codec frames, more than max_audio_length {limit}",
+                remedy="cut the clip or raise MAX_AUDIO_LENGTH",
+            )
+        if clip.codes is None or clip.path is None:
+            continue
+        of_file = _num_frames_of_file(clip, source)
+        if abs(frames - of_file) > 1:
+            raise problem(
+                source=source,
+                field="audio_codes",
+                value=f"codes of {clip.path}",
+                reason=f"are {frames} frames for a clip of {of_file} ({FRAMES_PER_S} per second)",
+                remedy="encode the clip itself, resampled to 24 kHz",
+            )
+
+
+def _num_frames_of_file(clip: AudioClip, source: str) -> int:
+    num_samples = _header(clip, source).num_samples_at(audio.SAMPLE_RATE_HZ)
+    # Rounded up: the codec pads the last frame.
+    return -(-num_samples * FRAMES_PER_S // audio.SAMPLE_RATE_HZ)
+
+
+def _header(clip: AudioClip, source: str) -> audio.AudioInfo:
+    if clip.header is not None:
+        return clip.header
+    assert clip.path is not None
+    try:
+        return audio.probe(clip.path)
+    except audio.AudioError as error:
+        raise _fault(error, clip.path, source) from None
+
+
 def _with_waveform(clip: AudioClip, source: str) -> AudioClip:
     if clip.path is None:
-        reason = "is not enough: this model hears references through its audio tower"
         raise problem(
             source=source,
             field="reference_codes",
             value="codes",
-            reason=reason,
+            reason="is not enough: this model hears references through its audio tower",
             remedy="give reference_audio",
         )
     try:
-        waveform = audio.load(clip.path, sample_rate_hz=SAMPLE_RATE_HZ)
+        waveform = audio.load(clip.path, sample_rate_hz=TOWER_RATE_HZ)
     except audio.AudioError as error:
-        raise problem(
-            source=source,
-            field="reference_audio",
-            value=clip.path,
-            reason=error.reason,
-            remedy=error.remedy,
-        ) from None
+        raise _fault(error, clip.path, source, field="reference_audio") from None
     return replace(clip, waveform=torch.from_numpy(waveform))
 
 
-def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:
-    """Raise UserError for clips that cannot be read or are longer than `max_audio_length`, from
-    their headers only."""
-    for clip in dialogue.clips():
-        frames = num_frames(clip, dialogue.source)
-        if frames > settings.max_audio_length:
-            reason = (
-                f"has {frames} codec frames, more than max_audio_length {settings.max_audio_length}"
-            )
-            raise problem(
-                source=dialogue.source,
-                field="audio",
-                value=clip.path,
-                reason=reason,
-                remedy="cut the clip or raise MAX_AUDIO_LENGTH",
-            )
-        if clip.codes is not None and clip.path is not None:
-            of_audio = num_frames(AudioClip(clip.path), dialogue.source)
-            if abs(frames - of_audio) > 1:
-                reason = f"are {frames} frames for a clip of {of_audio} ({FRAMES_PER_S} per second)"
-                remedy = "encode the clip itself, resampled to 24 kHz"
-                raise problem(
-                    source=dialogue.source,
-                    field="audio_codes",
-                    value=f"codes of {clip.path}",
-                    reason=reason,
-                    remedy=remedy,
-                )
+def _fault(error: audio.AudioError, path: str, source: str, *, field: str = "audio") -> UserError:
+    return problem(source=source, field=field, value=path, reason=error.reason, remedy=error.remedy)

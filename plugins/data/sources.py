@@ -1,13 +1,12 @@
-"""Where rows are read from: a JSONL file, a folder of recordings, a Hugging Face dataset ->
-canonical rows (L2).
+"""What `--dataset` names -> canonical rows: a JSONL file, a folder of recordings, a Hugging Face
+dataset.
 
 Every row is checked before the first one is used, and a faulty one is told by file and line: none
-is dropped."""
+is dropped. It knows how rows are read, not what is asked of them: that is the caller's `check`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,20 +22,14 @@ from plugins.corpora import (
     read_folder,
     read_huggingface,
 )
-from plugins.data.prompt import Dialogue
-from plugins.data.rows import (
-    COLUMNS,
-    KEY_COLUMNS,
-    METADATA_COLUMNS,
-    ROW_SOURCE,
-    canonical_row,
-    dialogue_from_row,
-)
-from plugins.errors import UserError, did_you_mean, problem
+from plugins.corpora.canonical import RowError, canonical_row, parse_row
+from plugins.data.clips import measured
+from plugins.data.dialogue import Dialogue
+from plugins.data.rows import dialogue_from_row
+from plugins.errors import UserError, problem
 from plugins.settings import HiggsAudioSettings
 
 Row = dict[str, Any]
-_KNOWN = {*COLUMNS, *KEY_COLUMNS.values(), *METADATA_COLUMNS, ROW_SOURCE, "audio"}
 
 
 def read_rows(
@@ -49,7 +42,8 @@ def read_rows(
     subset: str | None = None,
     max_problems: int = 20,
 ) -> list[Row]:
-    """All rows of `source`, canonical and each passed to `check`. `columns` renames columns first.
+    """All rows of `source`, canonical, and each passed to `check`, its clips with the headers of
+    their files. `columns` renames columns first.
 
     source: a JSONL file; a folder of recordings with a ``.txt`` or ``.lab`` beside each; a folder
     or Hub id of a Hugging Face dataset (columns `text`, `audio`, and `speaker`, `id`, `language` if
@@ -59,22 +53,24 @@ def read_rows(
     rows: list[Row] = []
     problems: list[str] = []
     beside = Path(source).resolve().parent if Path(source).is_file() else None
-    found = _rows(source, columns or {}, subset, is_jailed=bool(settings.audio_root))
+    places = _rows(source, columns or {}, subset, is_jailed=bool(settings.audio_root))
     if settings.audio_root and not source.endswith(".jsonl"):
         # Who names a folder trusts what lies in it, and the readers have refused all else.
         settings = dataclasses.replace(settings, audio_root=None)
-    for place, read in tqdm(found, desc=source, unit=" rows", delay=2, disable=None):
+    # The bar shows itself where the reading takes more than two seconds.
+    for place, read in tqdm(places, desc=source, unit=" rows", delay=2, disable=None):
         try:
             row = canonical_row(read(), place, settings, beside=beside)
-            check(dialogue_from_row(row, settings, training=training))
+            check(measured(dialogue_from_row(row, settings, training=training)))
             rows.append(row)
         except UserError as error:
             problems.append(str(error))
+    # All at once: who mends a file wants to know the last fault after the first reading.
     if problems:
-        hidden = len(problems) - max_problems
-        raise UserError(
-            "\n".join(problems[:max_problems] + ([f"... and {hidden} more"] if hidden > 0 else []))
-        )
+        shown = problems[:max_problems]
+        if len(problems) > max_problems:
+            shown.append(f"... and {len(problems) - max_problems} more")
+        raise UserError("\n".join(shown))
     if not rows:
         raise problem(
             source=source,
@@ -89,20 +85,23 @@ def read_rows(
 def _rows(
     source: str, columns: Mapping[str, str], subset: str | None, *, is_jailed: bool
 ) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Where each row stands, and a function that parses it."""
+    """Where each row stands, and a function that parses it: its fault is one of that row."""
     path = Path(source)
     if source.endswith(".jsonl"):
         for place, line in _numbered_lines(source):
             yield place, partial(_parse, line, place, columns)
     elif path.is_file():
-        reason, remedy = (
-            "is no .jsonl file",
-            "write one JSON object per line, or let prepare_dataset.py do it",
+        raise problem(
+            source="options",
+            field="dataset",
+            value=source,
+            reason="is no .jsonl file",
+            remedy="write one JSON object per line, or let prepare_dataset.py do it",
         )
-        raise problem(source="options", field="dataset", value=source, reason=reason, remedy=remedy)
     else:
-        for found in _utterances(source, columns, subset, root=Path(source) if is_jailed else None):
-            yield found.place, partial(_row_of, found)
+        root = path if is_jailed else None
+        for utterance in _utterances(source, columns, subset, root=root):
+            yield utterance.place, partial(_row_of, utterance)
 
 
 def _utterances(
@@ -110,21 +109,27 @@ def _utterances(
 ) -> Iterator[Utterance | Rejected]:
     if Path(source).is_dir() and not is_dataset(Path(source), root):
         return read_folder(Path(source), root=root)
+    # Imported where it is needed: it is slow.
     from datasets.config import HF_DATASETS_CACHE
 
-    named = {
-        target: name for name, target in columns.items() if target in Columns.__dataclass_fields__
-    }
+    named: dict[str, str] = {}
+    for name, target in columns.items():
+        if target in Columns.__dataclass_fields__:
+            named[target] = name
+    # Recordings that the dataset holds as bytes become files beside its own cache.
     audio_dir = Path(HF_DATASETS_CACHE) / "higgs_audio"
     return read_huggingface(source, Columns(**named), audio_dir=audio_dir, config=subset, root=root)
 
 
-def _row_of(found: Utterance | Rejected) -> Row:
-    if isinstance(found, Utterance):
-        return found.to_row()
-    remedy = "mend it, or let prepare_dataset.py leave it out and list it"
+def _row_of(utterance: Utterance | Rejected) -> Row:
+    if isinstance(utterance, Utterance):
+        return utterance.to_row()
     raise problem(
-        source=found.place, field="clip", value=found.value, reason=found.reason, remedy=remedy
+        source=utterance.place,
+        field="clip",
+        value=utterance.value,
+        reason=utterance.reason,
+        remedy="mend it, or let prepare_dataset.py leave it out and list it",
     )
 
 
@@ -155,31 +160,6 @@ def _numbered_lines(path: str) -> Iterator[tuple[str, str]]:
 
 def _parse(line: str, source: str, columns: Mapping[str, str]) -> Row:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise problem(
-            source=source,
-            field="line",
-            value=line.strip(),
-            reason=f"is no JSON ({error.msg})",
-            remedy="mend or delete the line",
-        ) from None
-    if not isinstance(row, dict):
-        raise problem(
-            source=source,
-            field="line",
-            value=row,
-            reason="is no JSON object",
-            remedy="write one object per line",
-        )
-    row = {columns.get(name, name): value for name, value in row.items()}
-    for column in row:
-        if column not in _KNOWN:  # a mistyped `reference_audio` would train without reference
-            raise problem(
-                source=source,
-                field="column",
-                value=column,
-                reason="is unknown",
-                remedy=did_you_mean(column, _KNOWN),
-            )
-    return row
+        return parse_row(line, columns)
+    except RowError as error:
+        raise error.at(source) from None

@@ -1,25 +1,23 @@
-"""Texts as the model was shown them, and long texts in pieces. L0: strings only.
+"""A text -> the same text as the model was shown texts; a long text -> pieces to speak one by one.
 
-Source of the clean-up: boson-ai/higgs-audio, ``examples/generation.py``; that of Unicode forms is
-ours. Who decides whether it is done: `clean_text` of `plugins.settings`. Where it is done:
-`plugins.data.rows`."""
+Strings in, strings out: it knows no rows, no tokens and no settings, and its work grows with the
+length of a text, not faster. Source of the clean-up: boson-ai/higgs-audio,
+``examples/generation.py``; that of Unicode forms is ours. Who decides whether it is done:
+`clean_text` of `plugins.settings`. Where it is done: `plugins.data.rows`."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-MAX_CHARS = 300  # of a piece, as `pieces` counts: about 20 s
+# Of a piece, as `pieces` counts: about 20 s.
+MAX_CHARS = 300
 SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
 
 # Not to be heard: soft hyphen, zero-width space, word joiner, byte order mark, marks of direction.
-_INVISIBLE = dict.fromkeys(
-    map(
-        ord,
-        "\u00ad\u200b\u2060\ufeff\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
-    )
-)
+_NOT_HEARD = "\u00ad\u200b\u2060\ufeff\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
+_INVISIBLE = dict.fromkeys(map(ord, _NOT_HEARD + "\u2066\u2067\u2068\u2069"))
 _JOINERS = re.compile("[\u200c\u200d]+")
 # Scripts in which a joiner makes another word or syllable: Arabic and its kin, those of India,
 # Tibetan, Burmese, Khmer, Mongolian.
@@ -28,16 +26,9 @@ _JOINING_LETTER = re.compile(
 )
 _VIRAMA_CLASS = 9  # Unicode's combining class of the signs that take a consonant's vowel away
 
-_PUNCTUATION = str.maketrans(
-    dict(
-        zip(
-            "。：；？！、—·【】《》“”「」『』‘’（）()",
-            ".:;?!,-.[]<>" + '"' * 6 + "'" * 2 + " " * 4,
-            strict=True,
-        )
-    )
-    | {"，": ", ", "…": "..."}
-)
+_FULL_WIDTH = "。：；？！、—·【】《》“”「」『』‘’（）()"
+_HALF_WIDTH = ".:;?!,-.[]<>" + '"' * 6 + "'" * 2 + " " * 4
+_PUNCTUATION = str.maketrans(_FULL_WIDTH, _HALF_WIDTH) | str.maketrans({"，": ", ", "…": "..."})
 _UNITS = {"°F": " degrees Fahrenheit", "°C": " degrees Celsius"}
 _SOUNDS = {
     "laugh": "<SE>[Laughter]</SE>",
@@ -54,12 +45,17 @@ _SOUNDS = {
 }
 SOUND = re.compile(rf"\[({'|'.join(_SOUNDS)})\]")
 _ENDS = (".", "!", "?", ",", ";", '"', "'", "</SE>", "</SE_e>")
-_SENTENCE_END = re.compile(r"""[.!?。！？…]+["'”’»)\]]*(?=\s|$)|[。！？]+["'”’]*""")
+# Not in the middle of a run of stops, where it would be tried again at each of them.
+_SENTENCE_END = re.compile(
+    r"""(?<![.!?。！？…])[.!?。！？…]+["'”’»)\]]*(?=\s|$)|[。！？]+["'”’]*"""
+)
 # A full stop after these, or after a single capital, ends no sentence.
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"'])(?:[A-Z]|Mrs?|Ms|Dr|Prof|St|Sr|Jr|vs|etc|No|e\.g|i\.e|z\.B|bzw|ca)\.$"
 )
+_ABBREVIATION_CHARS = len(" Prof.")  # of the longest
 _CLAUSE_END = re.compile(r"[,;:、，；：](?=\s)|[、，；：]|\s[-–—](?=\s)")
+_CUTS = (_CLAUSE_END, re.compile(r"\s+"))  # of a sentence that is too long: clauses, then words
 
 
 def clean_transcript(text: str) -> str:
@@ -69,7 +65,8 @@ def clean_transcript(text: str) -> str:
     text = unified(text).translate(_PUNCTUATION)
     for unit, words in _UNITS.items():
         text = text.replace(unit, words)
-    text = "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    text = "\n".join(filter(None, lines))
     # After the spaces: a sound's name has one between its words.
     text = SOUND.sub(lambda match: _SOUNDS[match[1]], text)
     # Again: new punctuation may combine with an accent after it.
@@ -85,8 +82,8 @@ def unified(text: str) -> str:
 
 
 def _kept_joiners(match: re.Match[str]) -> str:
-    # With all marks on both sides, whatever their order: NFC comes later and settles it.
     text, first, last = match.string, match.start() - 1, match.end()
+    # With all marks on both sides, whatever their order: NFC comes later and settles it.
     while first >= 0 and unicodedata.combining(text[first]):
         first -= 1
     while last < len(text) and unicodedata.combining(text[last]):
@@ -111,49 +108,61 @@ def pieces(text: str, max_chars: int) -> list[str]:
     A wide character counts three: it is about a syllable (Mandarin has 4.3 a second, English 15
     letters). A piece inside a speaker's turn repeats the speaker's tag."""
     packed: list[str] = []
+    width, tag = 0, ""
     for part in _parts(text, max_chars):
-        if packed and _width(packed[-1]) + _width(part) <= max_chars:
+        part_width = _width(part)
+        if packed and width + part_width <= max_chars:
             packed[-1] += part
-        else:
-            part = part.lstrip()
-            packed.append(part if SPEAKER_TAG.match(part) else _tag_before(packed) + part)
+            width += part_width
+            continue
+        if packed:  # the last tag is that of who speaks at its end
+            tag = next(reversed(SPEAKER_TAG.findall(packed[-1])), tag)
+        piece = part.lstrip()
+        if tag and not SPEAKER_TAG.match(piece):
+            piece = f"{tag} {piece}"
+        packed.append(piece)
+        width = _width(piece)
     return [piece.strip() for piece in packed if piece.strip()]
 
 
-def _tag_before(packed: list[str]) -> str:
-    """The tag of the speaker who speaks at the end of `packed`."""
-    tags = [tag for piece in packed for tag in SPEAKER_TAG.findall(piece)]
-    return f"{tags[-1]} " if tags else ""
-
-
 def _parts(text: str, max_chars: int) -> Iterator[str]:
-    """`text` cut at sentence ends and speaker tags, and what is still too long ever finer; joined
+    """`text` cut at speaker tags and sentence ends, and what is still too long ever finer; joined
     it is `text`."""
-    for turn in _cut(text, (match.start() for match in SPEAKER_TAG.finditer(text))):
+    for turn in _cut(text, _starts(SPEAKER_TAG, text)):
         for sentence in _cut(turn, _sentence_ends(turn)):
-            if _width(sentence) <= max_chars:
-                yield sentence
-                continue
-            for clause in _cut(sentence, (match.end() for match in _CLAUSE_END.finditer(sentence))):
-                if _width(clause) <= max_chars:
-                    yield clause
-                    continue
-                for word in _cut(clause, (match.end() for match in re.finditer(r"\s+", clause))):
-                    fits = _width(word) <= max_chars
-                    yield from (
-                        (word,)
-                        if fits
-                        else _cut(word, range(max_chars // 3, len(word), max_chars // 3))
-                    )
+            yield from _finer(sentence, max_chars, _CUTS)
+
+
+def _finer(text: str, max_chars: int, cuts: Sequence[re.Pattern[str]]) -> Iterator[str]:
+    """`text`, or what the first of `cuts` makes of it, each cut by the others if it is too long."""
+    if _width(text) <= max_chars:
+        yield text
+    elif cuts:
+        for part in _cut(text, _ends(cuts[0], text)):
+            yield from _finer(part, max_chars, cuts[1:])
+    else:  # a third of the size, since each character may be a wide one
+        size = max_chars // 3
+        yield from _cut(text, range(size, len(text), size))
+
+
+def _starts(pattern: re.Pattern[str], text: str) -> Iterator[int]:
+    for match in pattern.finditer(text):
+        yield match.start()
+
+
+def _ends(pattern: re.Pattern[str], text: str) -> Iterator[int]:
+    for match in pattern.finditer(text):
+        yield match.end()
 
 
 def _sentence_ends(text: str) -> Iterator[int]:
-    for match in _SENTENCE_END.finditer(text):
-        if not _ABBREVIATION.search(text[: match.end()]):
-            yield match.end()
+    for end in _ends(_SENTENCE_END, text):
+        # Only the last word is looked at, not all that comes before.
+        if not _ABBREVIATION.search(text, max(0, end - _ABBREVIATION_CHARS), end):
+            yield end
 
 
-def _cut(text: str, ends: Iterator[int] | range) -> Iterator[str]:
+def _cut(text: str, ends: Iterable[int]) -> Iterator[str]:
     start = 0
     for end in ends:
         if end > start:
@@ -164,4 +173,6 @@ def _cut(text: str, ends: Iterator[int] | range) -> Iterator[str]:
 
 
 def _width(text: str) -> int:
-    return sum(3 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+    # Wide (W) or full-width (F), as Chinese, Japanese and Korean are written.
+    num_wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + 2 * num_wide

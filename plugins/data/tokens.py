@@ -1,7 +1,7 @@
-"""Every special token id of the model, read once from its config and tokenizer. L0.
+"""Config and tokenizer of a model -> every special token id, read once.
 
 The names are those of the published tokenizer (a Llama-3 tokenizer with audio tokens); the ids are
-never typed."""
+never typed. It knows no prompt."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from plugins.errors import UserError
 
 SCENE_START = "<|scene_desc_start|>"
 SCENE_END = "<|scene_desc_end|>"
+# Its published name: a slot of Llama-3 that nobody has renamed.
 _DELAY = "<|reserved_special_token_6|>"
 
 
@@ -55,20 +56,21 @@ class SpecialTokens:
         each other."""
 
         def token_id(token: str, expected: int | None = None) -> int:
-            found = tokenizer.convert_tokens_to_ids(token)
-            if found is None or found == tokenizer.unk_token_id:
+            token_id = tokenizer.convert_tokens_to_ids(token)
+            if token_id is None or token_id == tokenizer.unk_token_id:
                 raise UserError(
                     f"tokenizer: {token!r} is not a token of the vocabulary; "
                     "use the tokenizer that was published with the model"
                 )
-            if expected is not None and found != expected:
+            if expected is not None and token_id != expected:
                 raise UserError(
-                    f"tokenizer: {token!r} has id {found} but the model's config says {expected}; "
-                    "use config and tokenizer of the same checkpoint"
+                    f"tokenizer: {token!r} has id {token_id} but the model's config says"
+                    f" {expected}; use config and tokenizer of the same checkpoint"
                 )
-            return int(found)
+            return int(token_id)
 
         tokens = cls(
+            # Where config and tokenizer both name a token, they must agree.
             begin_of_text=token_id("<|begin_of_text|>"),
             header_start=token_id("<|start_header_id|>"),
             header_end=token_id("<|end_header_id|>"),
@@ -88,22 +90,27 @@ class SpecialTokens:
             codebook_size=config.codebook_size,
             tower=_tower_input(config, token_id),
         )
-        if tokens.codebook_size <= max(tokens.stream_bos, tokens.stream_eos):
+        last_special = max(tokens.stream_bos, tokens.stream_eos)
+        # transformers' default, 1024, is the size without them.
+        if tokens.codebook_size <= last_special:
+            specials = f"({tokens.stream_bos}, {tokens.stream_eos})"
             raise UserError(
-                f"config.json: codebook_size: {tokens.codebook_size} leaves no room for stream BOS and EOS "
-                f"({tokens.stream_bos}, {tokens.stream_eos}); set it to {max(tokens.stream_bos, tokens.stream_eos) + 1}"
+                f"config.json: codebook_size: {tokens.codebook_size} leaves no room for stream BOS"
+                f" and EOS {specials}; set it to {last_special + 1}"
             )
         return tokens
 
     @property
     def num_codes(self) -> int:
         """Codes per codebook without the specials: valid codes are 0 .. num_codes - 1."""
+        # The two specials are the last ids of a codebook.
         return min(self.stream_bos, self.stream_eos)
 
 
 def _tower_input(config: Any, token_id: Callable[[str, int | None], int]) -> TowerInput | None:
     if getattr(config, "audio_encoder_config", None) is None:
         return None
+    # Without a tower the vocabulary of the model need not have this one.
     placeholder = token_id("<|AUDIO|>", config.audio_in_token_id)
     return TowerInput(
         placeholder,

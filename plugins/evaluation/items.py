@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from plugins.corpora.canonical import ROW_SOURCE, canonical_row
 from plugins.data.clips import check_clips
-from plugins.data.prompt import AudioClip, Dialogue
-from plugins.data.rows import ROW_SOURCE, canonical_row, dialogue_from_row, text_to_say
+from plugins.data.dialogue import AudioClip, Dialogue
+from plugins.data.rows import dialogue_from_row, text_to_say
 from plugins.data.sources import read_rows
 from plugins.data.text import has_words
 from plugins.errors import problem

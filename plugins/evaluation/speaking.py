@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from plugins.audio.codec import Codec
-from plugins.data.prompt import Dialogue
+from plugins.data.dialogue import Dialogue
 from plugins.errors import UserError, problem
 from plugins.evaluation.scorers import fingerprint
 from plugins.inference import HiggsAudioGenerator

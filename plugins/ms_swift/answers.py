@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from plugins.audio.codec import FRAMES_PER_S
+from plugins.corpora.canonical import AUDIO_TAG, KEY_COLUMNS
 from plugins.data.clips import check_clips
-from plugins.data.prompt import Dialogue
-from plugins.data.rows import AUDIO_TAG, KEY_COLUMNS, dialogue_from_row
+from plugins.data.dialogue import Dialogue
+from plugins.data.rows import dialogue_from_row
 from plugins.delay_pattern import num_delayed_frames
 from plugins.errors import UserError, problem
 from plugins.inference import HiggsAudioGenerator

@@ -18,7 +18,7 @@ from typing import Any
 
 from swift.template.template_inputs import StdTemplateInputs
 
-from plugins.data.rows import AUDIO_TAG
+from plugins.corpora.canonical import AUDIO_TAG
 from plugins.data.tokens import SCENE_END, SCENE_START
 from plugins.data.wording import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
 from plugins.errors import did_you_mean, problem

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plugins.audio.code_cache import codec_fingerprint, content_key
 from plugins.audio.codec import Codec
-from plugins.data.prompt import AudioClip, Dialogue
+from plugins.data.dialogue import AudioClip, Dialogue
 from plugins.errors import problem
 from plugins.files.disk import file_hash
 from plugins.files.hub import local_folder

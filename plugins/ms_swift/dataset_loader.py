@@ -15,8 +15,8 @@ from swift.dataset.loader import DatasetLoader
 from swift.dataset.register import DatasetMeta
 from swift.utils import safe_ddp_context
 
-from plugins.data.prompt import Dialogue
-from plugins.data.rows import KEY_COLUMNS, LENGTHS, ROW_SOURCE, SPEAKER
+from plugins.corpora.canonical import KEY_COLUMNS, LENGTHS, ROW_SOURCE, SPEAKER
+from plugins.data.dialogue import Dialogue
 from plugins.data.sources import read_rows
 from plugins.errors import problem
 from plugins.settings import HiggsAudioSettings

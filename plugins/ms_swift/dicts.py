@@ -9,8 +9,8 @@ from typing import Any
 
 from swift.template.template_inputs import StdTemplateInputs
 
-from plugins.data.prompt import EncodedSample
-from plugins.data.rows import ROW_SOURCE
+from plugins.corpora.canonical import ROW_SOURCE
+from plugins.data.dialogue import EncodedSample
 
 
 def row_of(inputs: StdTemplateInputs) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from swift.pipelines.base import SwiftPipeline
 from swift.tuners import Swift
 from swift.utils import get_logger
 
-from plugins.data.rows import LENGTHS
+from plugins.corpora.canonical import LENGTHS
 from plugins.errors import problem
 from plugins.files.untrusted import check_adapter, check_model
 from plugins.model.load import MODEL_TYPES

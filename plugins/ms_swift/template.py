@@ -23,9 +23,11 @@ from torch import Tensor
 
 from plugins.audio.codec import Codec, find_codec
 from plugins.collator import collate
+from plugins.corpora.canonical import ROW_SOURCE, canonical_row
 from plugins.data.clips import check_clips, stand_ins, with_clips
-from plugins.data.prompt import Dialogue, EncodedSample, encode
-from plugins.data.rows import ROW_SOURCE, canonical_row, dialogue_from_row
+from plugins.data.dialogue import Dialogue, EncodedSample
+from plugins.data.prompt import encode
+from plugins.data.rows import dialogue_from_row
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import problem
 from plugins.inference import HiggsAudioGenerator

@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from plugins.audio import waveforms as audio
-from plugins.audio.code_cache import CacheWriter, codec_fingerprint, content_key, format_reference
+from plugins.audio.code_cache import CacheWriter, codec_fingerprint, content_key
+from plugins.audio.code_references import format_reference
 from plugins.audio.codec import Codec
 from plugins.errors import problem
 from plugins.files import disk

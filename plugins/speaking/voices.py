@@ -15,8 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from plugins.audio import waveforms as audio
-from plugins.data.prompt import AudioClip, Dialogue, Turn
-from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.corpora.canonical import canonical_row
+from plugins.data.dialogue import AudioClip, Dialogue, Turn
+from plugins.data.rows import dialogue_from_row
 from plugins.data.tokens import SCENE_END, SCENE_START
 from plugins.errors import problem
 from plugins.settings import HiggsAudioSettings

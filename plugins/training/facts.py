@@ -17,9 +17,10 @@ import numpy as np
 
 from plugins import __version__
 from plugins.audio.codec import FRAMES_PER_S
+from plugins.corpora.canonical import ROW_SOURCE, SPEAKER
 from plugins.data.clips import num_frames
-from plugins.data.prompt import Dialogue
-from plugins.data.rows import ROW_SOURCE, SPEAKER, dialogue_from_row
+from plugins.data.dialogue import Dialogue
+from plugins.data.rows import dialogue_from_row
 from plugins.settings import HiggsAudioSettings
 from plugins.training import resume
 from plugins.training.packs import table_of

@@ -25,7 +25,7 @@ from swift.utils import get_logger
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from plugins.data.rows import LENGTHS, ROW_SOURCE, SPEAKER
+from plugins.corpora.canonical import LENGTHS, ROW_SOURCE, SPEAKER
 from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
 from plugins.training.packs import table_of

@@ -28,9 +28,10 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from plugins.corpora.canonical import ROW_SOURCE
 from plugins.data.clips import check_clips
-from plugins.data.prompt import AudioClip, Dialogue
-from plugins.data.rows import ROW_SOURCE, dialogue_from_row
+from plugins.data.dialogue import AudioClip, Dialogue
+from plugins.data.rows import dialogue_from_row
 from plugins.data.sources import read_rows
 from plugins.inference import HiggsAudioGenerator
 from plugins.settings import HiggsAudioSettings

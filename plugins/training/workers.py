@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
-from plugins.data.rows import ROW_SOURCE
+from plugins.corpora.canonical import ROW_SOURCE
 from plugins.errors import problem
 from plugins.training import signals
 from plugins.training.packs import single_rows

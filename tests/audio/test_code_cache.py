@@ -31,7 +31,8 @@ from plugins.audio.code_cache import (
     CacheWriter,
     CodeCache,
 )
-from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.corpora.canonical import canonical_row
+from plugins.data.rows import dialogue_from_row
 from plugins.errors import UserError
 from plugins.settings import HiggsAudioSettings
 

@@ -9,12 +9,8 @@ from pathlib import Path
 import pytest
 
 from plugins.audio import code_cache
-from plugins.audio.code_cache import (
-    codec_fingerprint,
-    content_key,
-    format_reference,
-    parse_reference,
-)
+from plugins.audio.code_cache import codec_fingerprint, content_key
+from plugins.audio.code_references import format_reference, parse_reference
 from plugins.errors import UserError
 
 

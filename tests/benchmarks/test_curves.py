@@ -15,7 +15,8 @@ from benchmarks import curves
 from benchmarks.planted import RUNS
 from plugins import collator
 from plugins.audio.codec import NUM_CODES
-from plugins.data.prompt import AudioClip, Dialogue, Turn, encode
+from plugins.data.dialogue import AudioClip, Dialogue, Turn
+from plugins.data.prompt import encode
 from plugins.data.tokens import SpecialTokens
 from plugins.model.load import load_config
 from plugins.training import samples

@@ -20,7 +20,7 @@ from conftest import CORPUS
 
 from plugins import Voice, load_model
 from plugins.cli import main
-from plugins.data.prompt import AudioClip, Dialogue
+from plugins.data.dialogue import AudioClip, Dialogue
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling

@@ -17,7 +17,8 @@ from conftest import CORPUS, write_jsonl
 from helpers.sft import heard, sft
 
 from plugins.cli import main
-from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.corpora.canonical import canonical_row
+from plugins.data.rows import dialogue_from_row
 from plugins.errors import UserError
 from plugins.evaluation.items import read_items
 from plugins.inference import HiggsAudioGenerator
@@ -32,7 +33,9 @@ TEXTS = {
     "The birch canoe slid on the planks": "The birch canoe slid on the planks.",
     "It’s “glue” — dark blue": 'It\'s "glue" - dark blue.',
     "Vie\u0302\u0323t Nam\u200b.": "Việt Nam.",
-    "\ufeffPlease speak: Donau\u00addampf，20°C [laugh]": "Donaudampf, 20 degrees Celsius <SE>[Laughter]</SE>",
+    "\ufeffPlease speak: Donau\u00addampf，20°C [laugh]": (
+        "Donaudampf, 20 degrees Celsius <SE>[Laughter]</SE>"
+    ),
     "[SPEAKER0] First line\n\n[SPEAKER1] “Second”": '[SPEAKER0] First line\n[SPEAKER1] "Second"',
     "Plain, and clean.": "Plain, and clean.",
 }
@@ -41,13 +44,11 @@ TRANSCRIPT, SCENE = "“Smoke” — no stop\ufeff", "a cafe\u0301 — noisy"
 
 def rows() -> list[dict[str, Any]]:
     """Each text alone, and the second one with a scene in the hearing of a voice."""
-    plain = [
-        {
-            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}],
-            "audios": [CLIP],
-        }
-        for text in TEXTS
-    ]
+    answer = {"role": "assistant", "content": ""}
+    plain: list[dict[str, Any]] = []
+    for text in TEXTS:
+        messages = [{"role": "user", "content": text}, answer]
+        plain.append({"messages": messages, "audios": [CLIP]})
     scene = {"role": "system", "content": f"<|scene_desc_start|>{SCENE}<|scene_desc_end|>"}
     voiced = {"messages": [scene, *plain[1]["messages"]], "audios": [CLIP]}
     return [*plain, {**voiced, "reference_audio": VOICE, "reference_text": TRANSCRIPT}]
@@ -169,13 +170,11 @@ def test_a_base_is_clean_and_what_was_trained_before_the_setting_is_raw(
     (tmp_path / SETTINGS_FILE).write_text('{"raw_prompt": false}', encoding="utf-8")
     for _ in range(2):
         assert not HiggsAudioSettings.of_checkpoint(tmp_path, {}).clean_text
-    assert [
-        record.message
-        for record in caplog.records
-        if "trained before texts were cleaned" in record.message
-    ] == [
-        f"{tmp_path}: trained before texts were cleaned (no clean_text in {SETTINGS_FILE}): used with raw ones"
-    ]
+    told_once = (
+        f"{tmp_path}: trained before texts were cleaned (no clean_text in {SETTINGS_FILE}):"
+        " used with raw ones"
+    )
+    assert caplog.messages.count(told_once) == 1
     assert HiggsAudioSettings.of_checkpoint(tmp_path, {"CLEAN_TEXT": "true"}).clean_text
     assert "trained with clean_text false, used with CLEAN_TEXT=true: other prompts" in caplog.text
     (tmp_path / SETTINGS_FILE).write_text('{"clean_text": "no"}', encoding="utf-8")
@@ -194,7 +193,7 @@ def test_who_asks_otherwise_is_told_once(
     assert lines == [("It’s",) if is_clean else ("It's.",)] * 2
     was, asked = ("cleaned", "raw") if is_clean else ("raw", "cleaned")
     expected = f"clean_text: trained with {was} texts, spoken with {asked} texts"
-    assert [record.message for record in caplog.records] == [expected]
+    assert caplog.messages == [expected]
     generator.script("It’s", clean_text=is_clean)
     assert len(caplog.records) == 1
 
@@ -249,9 +248,9 @@ def findings(
     given: list[dict[str, Any]], settings: HiggsAudioSettings, origin: Path
 ) -> list[tuple[str, str, str]]:
     report = Report(lambda text: None)
-    canonical = [
-        canonical_row(row, f"rows.jsonl:{i}", settings) for i, row in enumerate(given, start=1)
-    ]
+    canonical = []
+    for number, row in enumerate(given, start=1):
+        canonical.append(canonical_row(row, f"rows.jsonl:{number}", settings))
     check_texts(report, canonical, settings, origin)
     return [(finding.status, finding.text, finding.evidence) for finding in report.findings]
 
@@ -259,9 +258,11 @@ def findings(
 def test_the_check_states_the_decision_with_counts(tiny: Path, tmp_path: Path) -> None:
     ((status, text, example),) = findings(rows(), HiggsAudioSettings(), tiny)
     assert (status, text) == ("ok", "cleaned texts: clean_text changes 6 of 7 rows")
-    assert example == (
-        "rows.jsonl:1\nwritten: 'The birch canoe slid on the planks'\ncleaned: 'The birch canoe slid on the planks.'"
-    )
+    assert example.splitlines() == [
+        "rows.jsonl:1",
+        "written: 'The birch canoe slid on the planks'",
+        "cleaned: 'The birch canoe slid on the planks.'",
+    ]
     raw = HiggsAudioSettings(clean_text=False)
     ((status, text, _),) = findings(rows(), raw, tiny)
     assert (status, text) == ("ok", "raw texts: clean_text would change 6 of 7 rows")

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import GOLDEN
-from test_collator import collapsed
-from test_prompt import PublishedConfig
+from helpers.prompts import collapsed
+from helpers.published import PublishedConfig
 
-from plugins.data.prompt import EncodedSample, encode
-from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.corpora.canonical import canonical_row
+from plugins.data.dialogue import EncodedSample
+from plugins.data.prompt import encode
+from plugins.data.rows import dialogue_from_row
 from plugins.data.tokens import SpecialTokens
 from plugins.settings import HiggsAudioSettings
 
@@ -50,11 +52,11 @@ def native_names(ids: list[int], tokenizer: Any, tokens: SpecialTokens) -> list[
 
 def without_clips(labels: list[int], ids: list[int], tokens: SpecialTokens) -> list[int]:
     """Labels at text positions: a placeholder's label is the clip's own affair (audio labels)."""
-    return [
-        label
-        for label, token in zip(labels, ids, strict=True)
-        if token not in (tokens.audio, tokens.audio_delay)
-    ]
+    kept = []
+    for label, token in zip(labels, ids, strict=True):
+        if token not in (tokens.audio, tokens.audio_delay):
+            kept.append(label)
+    return kept
 
 
 @pytest.mark.parametrize("name", variants(speaking=False))

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from conftest import CORPUS, corpus_rows, write_jsonl
 
+from plugins.corpora.canonical import canonical_row
 from plugins.data.clips import check_clips
-from plugins.data.prompt import AudioClip, Dialogue
-from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.data.dialogue import AudioClip, Dialogue
+from plugins.data.rows import dialogue_from_row
 from plugins.data.sources import read_rows as read_checked_rows
 from plugins.data.wording import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
 from plugins.errors import UserError
@@ -207,7 +208,7 @@ BAD_ROWS = {
     ),
     "transcript without reference": (
         {**GOOD, "reference_text": "x"},
-        r"reference_text: .* 1 transcripts for 0 clips",
+        r"reference_text: .* has no reference \(1 transcripts for 0 clips\)",
     ),
     "unknown role": (row(("robot", "Hi")), r"messages\[0\]: .* has no role"),
     "system in the middle": (
@@ -220,7 +221,7 @@ BAD_ROWS = {
             ("user", [{"type": "audio", "audio": B}, {"type": "text", "text": "Hi"}]),
             ("assistant", ""),
         ),
-        r"messages\[0\]\.content: '<audio>Hi' has audio in a user turn; put voices into reference_audio",
+        r"messages\[0\]\.content: '<audio>Hi' has audio in a user turn; put voices into ref",
     ),
     "clips here and there": (
         {**row(("user", "Hi"), ("assistant", [{"type": "audio", "audio": A}])), "audios": [B]},
@@ -269,7 +270,7 @@ BAD_ROWS = {
     "no messages": ({"audios": [A]}, r"messages: None is no list of messages"),
     "too long": (
         {**GOOD, "audio_codes": [[[0] * 8] * 1025]},
-        r"1025 codec frames, more than max_audio_length 1024; cut the clip or raise MAX_AUDIO_LENGTH",
+        r"1025 codec frames, more than max_audio_length 1024; cut the clip or raise MAX_AUDIO",
     ),
 }
 

@@ -15,7 +15,8 @@ from helpers.sft import run as run_command
 from demo import rows, run
 from demo.recipes.codec import sentences
 from demo.recipes.codec.training import Recipe
-from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.corpora.canonical import canonical_row
+from plugins.data.rows import dialogue_from_row
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.voices import Script, request
 

@@ -21,7 +21,7 @@ from helpers.commands import contents, in_child, read
 
 from plugins.cli import main
 from plugins.commands import evaluate
-from plugins.data.prompt import Dialogue, Turn
+from plugins.data.dialogue import Dialogue, Turn
 from plugins.errors import UserError
 from plugins.evaluation import formats, scorers
 from plugins.evaluation.items import Item, read_items

@@ -13,7 +13,7 @@ from conftest import GOLDEN
 from safetensors.torch import load_file
 
 from plugins.collator import collate
-from plugins.data.prompt import EncodedSample
+from plugins.data.dialogue import EncodedSample
 from plugins.data.tokens import SpecialTokens
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration

@@ -38,20 +38,29 @@ def said(path: Path, text: str) -> Path:
     return path
 
 
-def heard(found: Iterable[Utterance | Rejected]) -> list[tuple[str, str, str | None]]:
+def utterances(results: Iterable[Utterance | Rejected]) -> list[Utterance]:
+    """Those that are no rejects."""
+    return [result for result in results if isinstance(result, Utterance)]
+
+
+def rejects(results: Iterable[Utterance | Rejected]) -> list[Rejected]:
+    return [result for result in results if isinstance(result, Rejected)]
+
+
+def heard(results: Iterable[Utterance | Rejected]) -> list[tuple[str, str, str | None]]:
     """(id, text, speaker) of each; fails at what is rejected."""
-    each = list(found)
-    assert all(isinstance(utterance, Utterance) for utterance in each), each
-    return [(utterance.id, utterance.text, utterance.speaker) for utterance in each]
+    results = list(results)
+    assert rejects(results) == []
+    return [(utterance.id, utterance.text, utterance.speaker) for utterance in utterances(results)]
 
 
 def sorted_out(
-    found: Iterable[Utterance | Rejected],
+    results: Iterable[Utterance | Rejected],
 ) -> tuple[list[str], list[tuple[str, str, str | float]]]:
     """The ids of the utterances; (id, reason, value) of the rejected."""
-    each = list(found)
-    rejected = [(one.id, one.reason, one.value) for one in each if isinstance(one, Rejected)]
-    return [one.id for one in each if isinstance(one, Utterance)], rejected
+    results = list(results)
+    ids = [utterance.id for utterance in utterances(results)]
+    return ids, [(reject.id, reject.reason, reject.value) for reject in rejects(results)]
 
 
 @contextmanager

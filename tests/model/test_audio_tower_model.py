@@ -13,14 +13,16 @@ import torch
 from conftest import GOLDEN, corpus_rows, write_jsonl
 from helpers.models import TOWER, TOWER_CASES, tower_waveform, without_labels
 from helpers.originals import toy_tokenizer
+from helpers.prompts import HELLO, clip
+from helpers.published import PublishedConfig
 from helpers.sft import sft
 from safetensors.torch import load_file, save_file
-from test_prompt import HELLO, PublishedConfig, clip
 from torch import Tensor
 
 from plugins.audio.log_mel import num_positions
 from plugins.collator import collate
-from plugins.data.prompt import AudioClip, Dialogue, EncodedSample, Reference, encode
+from plugins.data.dialogue import AudioClip, Dialogue, EncodedSample, Reference
+from plugins.data.prompt import encode
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError
 from plugins.model.convert import convert

@@ -15,7 +15,7 @@ from helpers.models import (
 )
 
 from plugins.collator import collate
-from plugins.data.prompt import EncodedSample
+from plugins.data.dialogue import EncodedSample
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.loss import LossWeights, combine
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration

@@ -161,7 +161,7 @@ def test_the_row_s_own_clip_and_label_are_not_given_to_the_model(
 
 def _num_frames(path: str) -> int:
     from plugins.data.clips import num_frames
-    from plugins.data.prompt import AudioClip
+    from plugins.data.dialogue import AudioClip
 
     return num_frames(AudioClip(path), "row")
 

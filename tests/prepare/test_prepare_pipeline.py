@@ -668,7 +668,8 @@ def coded(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_codes_are_those_of_the_codec(tiny: Path, coded: Path):
-    from plugins.audio.code_cache import CodeCache, parse_reference
+    from plugins.audio.code_cache import CodeCache
+    from plugins.audio.code_references import parse_reference
     from plugins.audio.codec import Codec
 
     codec, rows = Codec(str(tiny / "audio_tokenizer")), read(coded)

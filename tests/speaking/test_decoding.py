@@ -22,7 +22,7 @@ from transformers.generation.logits_process import (
 )
 
 from plugins.collator import collate
-from plugins.data.prompt import Dialogue
+from plugins.data.dialogue import Dialogue
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.model.load import native_model

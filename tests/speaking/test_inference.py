@@ -12,7 +12,7 @@ import torch
 from conftest import CORPUS
 
 from plugins.cli import main
-from plugins.data.prompt import Dialogue, Turn
+from plugins.data.dialogue import Dialogue, Turn
 from plugins.delay_pattern import apply_delay
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator

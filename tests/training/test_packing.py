@@ -22,7 +22,7 @@ from helpers.sft import sft
 from plugins.audio import waveforms as audio
 from plugins.collator import collate
 from plugins.data.clips import num_frames
-from plugins.data.prompt import AudioClip, EncodedSample
+from plugins.data.dialogue import AudioClip, EncodedSample
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError
 

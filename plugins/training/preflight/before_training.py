@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from plugins.data.prompt import Dialogue
-from plugins.data.rows import KEY_COLUMNS, ROW_SOURCE, dialogue_from_row, text_to_say
+from plugins.corpora.canonical import KEY_COLUMNS, ROW_SOURCE
+from plugins.data.dialogue import Dialogue
+from plugins.data.rows import dialogue_from_row, text_to_say
 from plugins.errors import UserError
 from plugins.ms_swift.dicts import sample_of
 from plugins.settings import HiggsAudioSettings, trained_with

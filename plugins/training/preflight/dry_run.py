@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from plugins.data.clips import stand_ins
-from plugins.data.prompt import Dialogue, encode
+from plugins.data.dialogue import Dialogue
+from plugins.data.prompt import encode
 from plugins.model.load import bare
 from plugins.training import facts as run_facts
 from plugins.training.arguments import real_command

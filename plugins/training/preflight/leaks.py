@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from plugins.data.prompt import AudioClip, Dialogue
+from plugins.data.dialogue import AudioClip, Dialogue
 from plugins.errors import UserError, problem
 from plugins.files.disk import file_hash
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugins.data.prompt import EncodedSample
+from plugins.data.dialogue import EncodedSample
 from plugins.data.tokens import SpecialTokens
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.model.loss import audio_loss_sums, shifted_rows

@@ -21,9 +21,11 @@ from plugins.audio import waveforms as audio
 from plugins.audio.codec import CODEC_FOLDER, Codec
 from plugins.cli import main
 from plugins.collator import collate
+from plugins.corpora.canonical import canonical_row
 from plugins.data.clips import with_clips
-from plugins.data.prompt import EncodedSample, encode
-from plugins.data.rows import canonical_row, dialogue_from_row
+from plugins.data.dialogue import EncodedSample
+from plugins.data.prompt import encode
+from plugins.data.rows import dialogue_from_row
 from plugins.data.tokens import SpecialTokens
 from plugins.delay_pattern import delay_labels
 from plugins.errors import UserError

@@ -1,6 +1,7 @@
 """Clean-up of texts against the published example's rules, and long texts in pieces."""
 
 import random
+import time
 
 import pytest
 
@@ -44,7 +45,8 @@ def test_clean_texts_stay_as_they_are() -> None:
     one."""
     generator = random.Random(0)
     alphabet = [
-        *"aA.,!?;'\"()[]<>0 \n\t°FC", *"“”‘’—…，。（）【】《》·", *"\u0387\u037e\u2329\u212b\u00a0\u2028\x85\x1c",
+        *"aA.,!?;'\"()[]<>0 \n\t°FC", *"“”‘’—…，。（）【】《》·",
+        *"\u0387\u037e\u2329\u212b\u00a0\u2028\x85\x1c",
         *"\u0338\u0301\u0323\u094d",
         *"\u00ad\u200b\u200c\u200d\u2060\ufeff\u200e", "می", "\u0915", "\u0d28\u0d4d", "\u0958",
         "e\u0302", "\u1100\u1161", "\U0001f468", "</SE>",
@@ -127,3 +129,12 @@ def test_pieces_lose_nothing_and_keep_to_their_size() -> None:
         assert all(len(piece) <= limit + tag for piece in found)
         bare = "".join(SPEAKER_TAG.sub("", text).split())
         assert "".join("".join(SPEAKER_TAG.sub("", piece).split()) for piece in found) == bare
+
+
+def test_work_grows_with_the_text_and_not_with_its_square() -> None:
+    """A sentence looked at all that stood before it: a text of 200,000 characters took minutes."""
+    started_s = time.process_time()
+    assert len(pieces("Yes. " * 40_000, 300)) == 667
+    assert len(pieces("[SPEAKER0] Yes. " * 20_000, 300)) == 1112
+    assert len(pieces("." * 200_000 + "x", 300)) == 667
+    assert time.process_time() - started_s < 5
