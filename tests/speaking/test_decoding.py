@@ -66,7 +66,7 @@ def dialogue(
 
 def native(generator: HiggsAudioGenerator, one: Dialogue, max_steps: int) -> Tensor:
     """Delayed frames (T, K) of transformers' generate, for one prompt."""
-    batch = collate([generator._prompt(one)], generator.tokens, training=False)
+    batch = collate([generator.speaker.prompt(one)], generator.tokens, training=False)
     num_given = batch["audio_input_ids"].shape[1]
     if not num_given:
         del batch["audio_input_ids"], batch["audio_input_ids_mask"]
@@ -88,7 +88,7 @@ def ours(
     **options: Any,
 ) -> list[Tensor]:
     batch = collate(
-        [generator._prompt(each) for each in dialogues], generator.tokens, training=False
+        [generator.speaker.prompt(each) for each in dialogues], generator.tokens, training=False
     )
     frames: list[list[Tensor]] = [[] for _ in dialogues]
     samplings = [sampling] * len(dialogues)
@@ -250,7 +250,7 @@ def test_quantised_models_are_not_captured(
 
 
 def speaking(generator: HiggsAudioGenerator, num_steps: int, sampling: Sampling = GREEDY) -> Any:
-    prompts = [generator._prompt(dialogue(generator, **each)) for each in REQUESTS]
+    prompts = [generator.speaker.prompt(dialogue(generator, **each)) for each in REQUESTS]
     batch = collate(prompts, generator.tokens, training=False)
     samplings = [sampling] * len(REQUESTS)
     return decoding._Speaking(
@@ -324,7 +324,8 @@ def test_the_cache_has_its_final_size_at_once(generator: HiggsAudioGenerator) ->
         rows = speaking(generator, num_steps)
         step = rows._model_step
         num_positions = max(
-            len(generator._prompt(dialogue(generator, **each)).input_ids) for each in REQUESTS
+            len(generator.speaker.prompt(dialogue(generator, **each)).input_ids)
+            for each in REQUESTS
         ) + (num_steps - 1)
         per_position = (
             2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
@@ -350,7 +351,9 @@ def test_half_precision_is_as_near_as_native(
     native's do."""
     model = load_model(str(tiny), text_head=False, dtype=dtype).eval()
     batch = collate(
-        [generator._prompt(dialogue(generator, **REQUESTS[2]))], generator.tokens, training=False
+        [generator.speaker.prompt(dialogue(generator, **REQUESTS[2]))],
+        generator.tokens,
+        training=False,
     )
     frames = torch.randint(1024, (12, 1, 8), generator=torch.Generator().manual_seed(0))
 

@@ -115,7 +115,7 @@ def test_speech_ends_at_the_first_eos_of_any_codebook(generator: HiggsAudioGener
     codes = torch.zeros(8, 30, dtype=torch.long)
     codes[5, 10], codes[2, 20] = 1024, 1025  # a stray BOS does not end it
     frames = apply_delay(codes, bos_id=1024, eos_id=1025)
-    kept = generator._codes(frames, HELLO)
+    kept = generator.speaker.codes_of(list(frames), HELLO)
     assert kept.shape == (8, 20)
     assert kept[5, 10] == 1023
 
@@ -161,7 +161,7 @@ def test_bad_requests_are_one_line(generator: HiggsAudioGenerator) -> None:
 def test_a_stop_at_once_is_an_error_not_an_empty_file(generator: HiggsAudioGenerator) -> None:
     frames = torch.full((9, 8), 1025)
     with pytest.raises(UserError, match="gave no audio: the model stopped at once"):
-        generator._codes(frames, HELLO)
+        generator.speaker.codes_of(list(frames), HELLO)
 
 
 def test_speak_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
