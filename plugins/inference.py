@@ -23,15 +23,7 @@ from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speaker import Speaker
 from plugins.speaking.speech import Speech, SpeechStream, join
-from plugins.speaking.voices import (
-    AnyPath,
-    Request,
-    Script,
-    Transcript,
-    Voice,
-    speakers_of,
-    voices_of,
-)
+from plugins.speaking.voices import AnyPath, Request, Script, Transcript, Voice, voices_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +57,14 @@ class HiggsAudioGenerator:
         if settings is None:
             self._settings_of = getattr(self.model, "higgs_audio_settings", {})
             settings = next(iter(self._settings_of.values()), None)
+        # A base was trained by nobody here: what the environment says, or the defaults.
         settings = settings or HiggsAudioSettings.of_checkpoint(Path(folder))
         self.codec = codec or Codec(
             find_codec([folder], settings.codec), device=str(self.model.device)
         )
         self.speaker = Speaker(self.model, tokenizer, self.codec, settings, cuda_graphs=cuda_graphs)
         self.tokens = self.speaker.tokens
-        self._warnings: set[str] = set()
+        self._warnings: set[str] = set()  # given once, not for each of a thousand texts
 
     @classmethod
     def from_pretrained(
@@ -127,8 +120,10 @@ class HiggsAudioGenerator:
     def mismatch(self, clean_text: bool | None) -> str | None:
         """What is wrong with speaking cleaned (True) or raw (False) texts; None: it was trained
         so."""
+        if clean_text is None:
+            return None
         trained = self.settings.prompts
-        asked = self._settings(clean_text).prompts
+        asked = replace(self.settings, clean_text=clean_text).prompts
         if trained != asked:
             return f"clean_text: trained with {trained}, spoken with {asked}"
         if self.settings.raw_prompt and clean_text:
@@ -201,10 +196,8 @@ class HiggsAudioGenerator:
         samplings: Sequence[Sampling],
         max_audio_s: float = 40.0,
     ) -> list[Speech]:
-        """The next assistant turn of each dialogue, in one batch. Clips may be paths still.
-
-        Raises UserError naming the dialogue's source if one says nothing, and if a prompt leaves no
-        room."""
+        """The next assistant turn of each dialogue, in one batch. Clips may be paths still. Raises
+        UserError naming the dialogue's source if one says nothing or its prompt leaves no room."""
         return self.speaker.speak(dialogues, samplings=samplings, max_audio_s=max_audio_s)
 
     def stream(
@@ -245,15 +238,14 @@ class HiggsAudioGenerator:
         speaker_voices: for each speaker a recording, (recording, transcript) or a `Voice`; None:
         the model chooses. pause_s: of silence between two lines, whose own silence there is
         trimmed."""
-        voices = speakers_of(dialogue, speaker_voices)
         request = self._request(scene_description, (), max_chars, clean_text)
         if separately:
-            scripts = request.monologues(dialogue, voices)
+            scripts = request.monologues(dialogue, speaker_voices)
         else:
-            scripts = [request.conversation(dialogue, voices)]
+            scripts = [request.conversation(dialogue, speaker_voices)]
         samplings = [sampling or Sampling()] * len(scripts)
         spoken = self.speaker.perform(scripts, samplings=samplings, max_audio_s=max_audio_s)
-        # Between the pieces of a single line there is no pause.
+        # A script of a single line has pieces, and no pause between them.
         parts = list(map(join, spoken)) if separately else spoken[0]
         speech = join(parts, pause_s=pause_s, trim=True)
         if output_path is not None:
@@ -265,11 +257,9 @@ class HiggsAudioGenerator:
     ) -> Request:
         complaint = self.mismatch(clean_text)
         if complaint is not None and complaint not in self._warnings:
-            self._warnings.add(complaint)  # not for each of a thousand texts
+            self._warnings.add(complaint)
             logger.warning(complaint)
-        return Request(self._settings(clean_text), scene, voices, max_chars)
-
-    def _settings(self, clean_text: bool | None) -> HiggsAudioSettings:
-        if clean_text is None:
-            return self.settings
-        return replace(self.settings, clean_text=clean_text)
+        settings = self.settings
+        if clean_text is not None:
+            settings = replace(settings, clean_text=clean_text)
+        return Request(settings, scene, voices, max_chars)

@@ -80,7 +80,7 @@ class Speaker:
         Raises UserError naming the dialogue's source if one says nothing, and if a prompt leaves no
         room."""
         started_s = time.perf_counter()
-        samples = [self.prompt(dialogue) for dialogue in dialogues]
+        samples = list(map(self.prompt, dialogues))
         max_steps = [self._max_steps(sample, max_audio_s) for sample in samples]
         delayed: list[list[Tensor]] = [[] for _ in samples]
         for rows, frames in self._decode(samples, samplings, max_steps):
@@ -152,8 +152,7 @@ class Speaker:
             if has_ended or not num_codebooks < len(delayed) < max_steps:
                 continue
             # The codes of one frame lie on a diagonal: the last codebook's came just now.
-            diagonal = enumerate(delayed[-num_codebooks:])
-            codes = torch.stack([frame[k] for k, frame in diagonal])
+            codes = torch.stack(delayed[-num_codebooks:]).diagonal()
             has_ended = bool((codes == self.tokens.stream_eos).any())
             if not has_ended:
                 yield decoder.push(self._in_range(codes[:, None]))
@@ -217,7 +216,8 @@ class Speaker:
         max_steps: Sequence[int],
     ) -> Iterator[tuple[list[int], Tensor]]:
         batch = collate(samples, self.tokens, training=False)
-        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        for name, tensor in batch.items():
+            batch[name] = tensor.to(self.model.device)
         return decode(
             self.model, batch, self.tokens, samplings, max_steps, cuda_graphs=self._cuda_graphs
         )

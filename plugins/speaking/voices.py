@@ -62,6 +62,9 @@ class Voice:
         return cls(given)
 
 
+SpeakerVoices = Mapping[str, Voice | AnyPath | tuple[AnyPath, Transcript]] | None
+
+
 @dataclass(frozen=True)
 class Script:
     """What is spoken: what all its lines have in common, and the lines, each to be spoken in the
@@ -91,8 +94,8 @@ class Script:
 
 @dataclass(frozen=True)
 class Request:
-    """How texts are to be spoken. Its methods raise UserError for a text without words, and what
-    `request` raises."""
+    """How texts are to be spoken. Its methods raise UserError for a text without words and a line
+    without a voice, and what `request` raises."""
 
     settings: HiggsAudioSettings  # whether texts are cleaned
     scene: str | None = None
@@ -106,9 +109,10 @@ class Request:
         # Cleaned as a whole, then cut: a piece has no mark that the text does not have.
         return Script(whole, tuple(pieces(last_text(whole), self.max_chars)))
 
-    def conversation(self, dialogue: Lines, speakers: Mapping[str, Voice | None]) -> Script:
-        """All lines in one script, in the voices of `speakers_of`."""
-        settings, names = self.settings, list(speakers)
+    def conversation(self, dialogue: Lines, voices: SpeakerVoices) -> Script:
+        """All lines in one script. voices: of each speaker; None: the model chooses."""
+        settings, speakers = self.settings, speakers_of(dialogue, voices)
+        names = list(speakers)
         turns: list[str] = []
         lines: list[str] = []
         for line in dialogue:
@@ -118,16 +122,20 @@ class Request:
             turn = text_to_say(text, raw=settings.raw_prompt, clean=settings.clean_text)
             turns.append(turn)
             lines += pieces(turn, self.max_chars)
-        voices = list(filter(None, speakers.values()))
-        whole = request("\n".join(turns), self.scene, voices, settings)
+        chosen = list(filter(None, speakers.values()))
+        whole = request("\n".join(turns), self.scene, chosen, settings)
         return Script(whole, tuple(lines))
 
-    def monologues(self, dialogue: Lines, speakers: Mapping[str, Voice | None]) -> list[Script]:
-        """A script for each line, in the voices of `speakers_of`."""
+    def monologues(self, dialogue: Lines, voices: SpeakerVoices) -> list[Script]:
+        """A script for each line, which knows its speaker's voice only."""
+        speakers = speakers_of(dialogue, voices)
         scripts = []
         for line in dialogue:
-            voices = tuple(filter(None, [speakers[line["speaker"]]]))
-            scripts.append(replace(self, voices=voices).script(line["text"]))
+            voice = speakers[line["speaker"]]
+            alone = self
+            if voice is not None:
+                alone = replace(self, voices=(voice,))
+            scripts.append(alone.script(line["text"]))
         return scripts
 
 
@@ -139,6 +147,7 @@ def request(
 
     Raises UserError for an empty text, and for a recording that is missing, damaged, too short, too
     long or silent."""
+    # canonical_row numbers the recordings, `_with_descriptions` goes on behind them.
     recorded = [voice for voice in voices if voice.audio is not None]
     assert list(voices[: len(recorded)]) == recorded, "recordings come first"
     messages = [{"role": "user", "content": text}]
@@ -207,7 +216,7 @@ def _each(given: Any) -> Iterator[Any]:
         yield from given
 
 
-def speakers_of(dialogue: Lines, voices: Mapping[str, Any] | None) -> dict[str, Voice | None]:
+def speakers_of(dialogue: Lines, voices: SpeakerVoices) -> dict[str, Voice | None]:
     """Who speaks, in the order of their numbers: recorded voices before described ones.
 
     Raises UserError for a dialogue without lines and for a line without a voice or words."""
@@ -238,6 +247,7 @@ def speakers_of(dialogue: Lines, voices: Mapping[str, Any] | None) -> dict[str, 
     for i, line in enumerate(dialogue):
         _check_words(line.get("text", ""), f"dialogue[{i}]")
 
+    # The prompt writes recordings before descriptions, and numbers them in its order.
     def is_described(item: tuple[str, Voice | None]) -> bool:
         return item[1] is not None and item[1].audio is None
 
