@@ -46,6 +46,7 @@ class HiggsAudioGenerator:
         settings: HiggsAudioSettings | None = None,
         cuda_graphs: bool = False,
     ) -> None:
+        # Speaking calls the layers one by one: the wrapper of LoRA weights only switches them.
         self.model = bare(model).eval()
         self._adapted = None
         if model is not self.model:
@@ -57,7 +58,7 @@ class HiggsAudioGenerator:
         if settings is None:
             self._settings_of = getattr(self.model, "higgs_audio_settings", {})
             settings = next(iter(self._settings_of.values()), None)
-        # A base was trained by nobody here: what the environment says, or the defaults.
+        # A full model's lie in its folder.
         settings = settings or HiggsAudioSettings.of_checkpoint(Path(folder))
         self.codec = codec or Codec(
             find_codec([folder], settings.codec), device=str(self.model.device)
@@ -113,6 +114,7 @@ class HiggsAudioGenerator:
         if name is None:
             self._adapted.base_model.disable_adapter_layers()
         else:
+            # Else they stay off if the base spoke last.
             self._adapted.base_model.enable_adapter_layers()
             self._adapted.set_adapter(name)
             self.speaker.settings = self._settings_of.get(name, self.settings)
@@ -245,7 +247,7 @@ class HiggsAudioGenerator:
             scripts = [request.conversation(dialogue, speaker_voices)]
         samplings = [sampling or Sampling()] * len(scripts)
         spoken = self.speaker.perform(scripts, samplings=samplings, max_audio_s=max_audio_s)
-        # A script of a single line has pieces, and no pause between them.
+        # The pieces of a monologue follow each other without a pause.
         parts = list(map(join, spoken)) if separately else spoken[0]
         speech = join(parts, pause_s=pause_s, trim=True)
         if output_path is not None:

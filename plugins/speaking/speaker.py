@@ -102,15 +102,20 @@ class Speaker:
         """The lines of each script, each in the hearing of the ones before it: the first lines of
         all scripts in one batch, then the second ones."""
         spoken: list[list[Speech]] = [[] for _ in scripts]
-        longest = max((len(script.lines) for script in scripts), default=0)
-        for number in range(longest):
-            rows = [row for row, script in enumerate(scripts) if number < len(script.lines)]
-            prompts = [self.next_line(scripts[row], spoken[row], max_audio_s) for row in rows]
-            chosen = [samplings[row] for row in rows]
+        while True:
+            rows: list[int] = []
+            prompts: list[Dialogue] = []
+            chosen: list[Sampling] = []
+            for row, script in enumerate(scripts):
+                if len(spoken[row]) < len(script.lines):
+                    rows.append(row)
+                    prompts.append(self.next_line(script, spoken[row], max_audio_s))
+                    chosen.append(samplings[row])
+            if not rows:
+                return spoken
             speeches = self.speak(prompts, samplings=chosen, max_audio_s=max_audio_s)
             for row, speech in zip(rows, speeches, strict=True):
                 spoken[row].append(speech)
-        return spoken
 
     def stream(
         self, script: Script, sampling: Sampling, max_audio_s: float, decoder: StreamDecoder
@@ -156,15 +161,16 @@ class Speaker:
             has_ended = bool((codes == self.tokens.stream_eos).any())
             if not has_ended:
                 yield decoder.push(self._in_range(codes[:, None]))
+        # The frames that waited for neighbours which never came.
         yield decoder.finish()
 
     def next_line(self, script: Script, spoken: Sequence[Speech], max_audio_s: float) -> Dialogue:
         """The next prompt, with as much of what was spoken as leaves room for the longest
         answer."""
-        source = script.whole.source
-        reference_frames = sum(num_frames(clip, source) for clip in script.whole.clips())
         room = self.model.config.max_position_embeddings - _TEXT_POSITIONS
-        room -= reference_frames + math.ceil(max_audio_s * FRAMES_PER_S)
+        room -= math.ceil(max_audio_s * FRAMES_PER_S)
+        for clip in script.whole.clips():
+            room -= num_frames(clip, script.whole.source)
         return script.next_line([speech.codes for speech in spoken], max_frames=room)
 
     def prompt(self, dialogue: Dialogue) -> EncodedSample:

@@ -80,7 +80,7 @@ class Script:
         heard = list(range(max(0, len(spoken) - _CONTEXT_TURNS), len(spoken)))
         if heard and not has_voice:
             heard[0] = 0
-        while sum(spoken[i].shape[1] for i in heard) > max_frames:
+        while heard and sum(spoken[i].shape[1] for i in heard) > max_frames:
             # The oldest goes first; but what holds the voice goes last.
             oldest = 0 if has_voice or len(heard) == 1 else 1
             del heard[oldest]
@@ -111,7 +111,8 @@ class Request:
 
     def conversation(self, dialogue: Lines, voices: SpeakerVoices) -> Script:
         """All lines in one script. voices: of each speaker; None: the model chooses."""
-        settings, speakers = self.settings, speakers_of(dialogue, voices)
+        settings = self.settings
+        speakers = speakers_of(dialogue, voices)
         names = list(speakers)
         turns: list[str] = []
         lines: list[str] = []
@@ -122,6 +123,7 @@ class Request:
             turn = text_to_say(text, raw=settings.raw_prompt, clean=settings.clean_text)
             turns.append(turn)
             lines += pieces(turn, self.max_chars)
+        # Of speakers without a voice the model has to choose one: no line of the prompt is theirs.
         chosen = list(filter(None, speakers.values()))
         whole = request("\n".join(turns), self.scene, chosen, settings)
         return Script(whole, tuple(lines))

@@ -113,6 +113,13 @@ def test_requests_that_cannot_be_spoken_are_one_line(generator: HiggsAudioGenera
         generator.generate("word " * 3000, max_chars=20_000)
 
 
+def test_a_limit_beyond_the_models_positions_is_their_end(generator: HiggsAudioGenerator) -> None:
+    """Nothing has been spoken that could be forgotten to make room: it was an IndexError."""
+    script = generator.script("Hello.")
+    prompt = generator.speaker.next_line(script, [], max_audio_s=100.0)
+    assert prompt.turns == script.whole.turns
+
+
 def test_a_stop_at_once_is_an_error_not_an_empty_file(generator: HiggsAudioGenerator) -> None:
     frames = torch.full((9, 8), 1025)
     with pytest.raises(UserError, match="gave no audio: the model stopped at once"):
