@@ -132,7 +132,8 @@ class HiggsAudioGenerator:
             return f"clean_text: trained with {trained}, which are not cleaned"
         return None
 
-    @overload  # the options are those below
+    # For type checkers: one text gives one speech. The options are those below.
+    @overload
     def generate(self, text: str, **options: Any) -> Speech: ...
     @overload
     def generate(self, text: Sequence[str], **options: Any) -> list[Speech]: ...
@@ -215,6 +216,7 @@ class HiggsAudioGenerator:
         of up to `chunk_frames` frames of 40 ms. Joined they are what `generate` returns, and so is
         `stream.speech` at the end. options: those of `generate`."""
         script = self.script(text, **options)
+        # Here and not when the first chunk is asked for: bad options are refused at once.
         decoder = StreamDecoder(self.codec, chunk_frames=chunk_frames)
         chunks = self.speaker.stream(script, sampling or Sampling(), max_audio_s, decoder)
         return SpeechStream(chunks, self.codec.sample_rate_hz)

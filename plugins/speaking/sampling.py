@@ -68,9 +68,11 @@ class Sampler:
             uniform.append(_uniform(sampling.seed, num_steps, num_codebooks))
         self._uniform = torch.stack(uniform).to(device)  # (R, steps, K, 2)
         self._values = torch.tensor(values, dtype=torch.float32, device=device)  # (R, 5)
-        self._only_greedy = not any(sampling.temperature for sampling in samplings)
-        self._max_candidates = max(sampling.top_k for sampling in samplings)
-        self.window = max(sampling.ras_window for sampling in samplings) or 1
+        # Numbers of the host: shapes and branches of a compiled step may not hang on tensors.
+        temperatures, top_ks, _, windows, _ = zip(*values, strict=True)
+        self._only_greedy = not any(temperatures)
+        self._max_candidates = max(top_ks)
+        self.window = max(windows) or 1
 
     def keep(self, rows: Tensor) -> None:
         """Let all rows but these go. rows: (R,) long."""

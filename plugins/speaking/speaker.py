@@ -90,11 +90,8 @@ class Speaker:
         codes = list(map(self.codes_of, delayed, dialogues))
         waveforms = list(map(self.codec.decode, codes))
         took_s = time.perf_counter() - started_s
-        speeches = []
-        for row, dialogue in enumerate(dialogues):
-            last_frame = delayed[row][-1]
-            speeches.append(self._speech(dialogue, waveforms[row], codes[row], last_frame, took_s))
-        return speeches
+        parts = zip(dialogues, waveforms, codes, delayed, strict=True)
+        return [self._speech(*part, took_s) for part in parts]
 
     def perform(
         self, scripts: Sequence[Script], *, samplings: Sequence[Sampling], max_audio_s: float
@@ -136,7 +133,7 @@ class Speaker:
             codes = self.codes_of(delayed, dialogue)
             took_s = time.perf_counter() - started_s
             waveform = np.concatenate(chunks)
-            spoken.append(self._speech(dialogue, waveform, codes, delayed[-1], took_s))
+            spoken.append(self._speech(dialogue, waveform, codes, delayed, took_s))
         yield join(spoken)
 
     def _chunks(
@@ -254,14 +251,15 @@ class Speaker:
         dialogue: Dialogue,
         waveform: np.ndarray,
         codes: Tensor,
-        last_frame: Tensor,
+        delayed: list[Tensor],
         took_s: float,
     ) -> Speech:
         return Speech(
             audio=waveform,
             sample_rate=self.codec.sample_rate_hz,
             codes=codes,
-            stopped=bool((last_frame == self.tokens.stream_eos).all()),
+            # The last codebook ends K - 1 steps after the first: only then has all been said.
+            stopped=bool((delayed[-1] == self.tokens.stream_eos).all()),
             text=last_text(dialogue),
             took_s=took_s,
         )

@@ -88,6 +88,7 @@ class SpeechStream:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for piece in self._pieces:
+            # The last one is the whole.
             if isinstance(piece, Speech):
                 self._speech = piece
             else:

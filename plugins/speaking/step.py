@@ -63,9 +63,8 @@ class AudioStep:
         for cached in (self.keys, self.values):
             for i, tensor in enumerate(cached):
                 cached[i] = tensor[rows.to(tensor.device)]
-        self._allowed, self._cos, self._sin = (
-            tensor[rows] for tensor in (self._allowed, self._cos, self._sin)
-        )
+        self._allowed = self._allowed[rows]
+        self._cos, self._sin = self._cos[rows], self._sin[rows]
 
     def __call__(self, frames: Tensor) -> Tensor:
         base = self._model.model
@@ -139,5 +138,6 @@ def linear(module: Any, x: Tensor) -> Tensor:
 
 
 def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    # Entry i turns with entry i + D / 2, as in transformers' Llama; others pair neighbours.
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-second, first], dim=-1) * sin

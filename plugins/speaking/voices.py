@@ -245,6 +245,7 @@ def speakers_of(dialogue: Lines, voices: SpeakerVoices) -> dict[str, Voice | Non
         voice = None
         if voices is not None:
             voice = Voice.of(voices[speaker])
+        # A speaker's first line gives the number.
         speakers.setdefault(speaker, voice)
     for i, line in enumerate(dialogue):
         _check_words(line.get("text", ""), f"dialogue[{i}]")
