@@ -32,7 +32,7 @@ test: install
 
 # What equals the original, transformers and one step split in other ways: with index-once layers in `make test`, here
 # with transformers' own.
-PARITY := tests/model/test_modeling.py tests/model/test_audio_tower_model.py tests/speaking/test_decoding.py tests/training/test_training.py
+PARITY := tests/model/test_modeling.py tests/model/test_audio_tower_model.py tests/speaking/test_decoding.py tests/speaking/test_step.py tests/training/test_training.py
 
 test-slow: install $(VENV)/.deepspeed
 	# Two files of tests at a time: most of them wait for processes that import.

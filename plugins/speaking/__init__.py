@@ -1,1 +1,12 @@
-"""Requests to speech."""
+"""Requests to speech, frame by frame.
+
+    text, recordings --voices--> Script --speaker--> prompt --decoding--> frames --speaker--> Speech
+
+voices.py     texts, recordings, descriptions -> the lines to speak, each with its prompt
+speaker.py    prompts -> speech, whole or as it comes: joins the files below
+decoding.py   prompts -> delayed frames: the loop, and which rows go on
+step.py       delayed frames -> logits of the next ones: the audio half of the model
+sampling.py   logits -> codes
+graphs.py     a step -> the same step, compiled, and replayed as one CUDA graph
+speech.py     waveforms and their codes, joined and saved
+"""

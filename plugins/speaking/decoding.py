@@ -1,16 +1,18 @@
-"""Prompts -> delayed frames, step by step: the loop that speaks. L2.
+"""Prompts -> delayed frames, step by step: the loop that speaks.
 
-It does what transformers' `generate` does for this model, to the code
+In: a batch of prompts (B, S). Out: for each step the rows that still speak and their delayed frames
+(R, K). It does what transformers' `generate` does for this model, to the code
 (tests/speaking/test_decoding.py), and what that cannot: rows with and without clips in one batch, a
 start and a random state of its own per row, rows that leave the batch when they have ended, and
-frames as they come. What a step needs and changes are tensors (`_Speaking`), so it can be compiled
-and captured; which rows go on is the host's affair, which reads frames once they are there."""
+frames as they come. What a step needs and changes are tensors (`_Rows`), so it can be compiled and
+captured; which rows go on is the host's affair. This file knows neither texts nor waveforms."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from plugins.speaking.step import AudioStep
 # not wait for it.
 STEPS_AHEAD = {"cuda": 1}
 
+Step = tuple[list[int], Tensor]  # rows, as numbers in 0..B-1, and their frames (R, K) on the CPU
+
 
 @torch.inference_mode()
 def decode(
@@ -36,7 +40,7 @@ def decode(
     max_steps: Sequence[int],
     *,
     cuda_graphs: bool = False,
-) -> Iterator[tuple[list[int], Tensor]]:
+) -> Iterator[Step]:
     """For each step the rows that still speak, as numbers in 0..B-1, and their delayed frames (R,
     K), on the CPU.
 
@@ -45,39 +49,107 @@ def decode(
     frames. cuda_graphs: compile the step, and replay it as one graph on a GPU
     (`plugins.speaking.graphs`)."""
     speaking = _Speaking(model, batch, tokens, samplings, max(max_steps), whole=cuda_graphs)
-    advance = speaking.as_step(cuda_graphs)
-    ahead = STEPS_AHEAD.get(speaking.frames.device.type, 0)
-    rows = list(range(len(max_steps)))
-    alive, num_done = set(rows), 1
-    arriving = deque([(0, rows, *_sent(speaking.frames))])
-    while alive:
-        if num_done < max(max_steps[row] for row in alive):
-            advance()
-            arriving.append((num_done, rows, *_sent(speaking.frames)))
-            num_done += 1
-            if len(arriving) <= ahead:
+    rows = _Rows(speaking, tokens.stream_eos, max_steps, cuda_graphs=cuda_graphs)
+    steps_ahead = STEPS_AHEAD.get(speaking.frames.device.type, 0)
+    if steps_ahead:
+        yield from _decode_ahead(rows, steps_ahead)
+    else:
+        yield from _decode_in_step(rows)
+
+
+def _decode_in_step(rows: _Rows) -> Iterator[Step]:
+    """Each step once the one before it has been read."""
+    for num_steps in count(1):
+        frames = rows.frames.to("cpu", copy=True)  # the next step writes over them
+        yield rows.numbers, frames
+        rows.let_go(rows.ended(rows.numbers, frames, num_steps))
+        if not rows.numbers:
+            return
+        rows.advance()
+
+
+def _decode_ahead(rows: _Rows, steps_ahead: int) -> Iterator[Step]:
+    """The same steps from a device that works while the host reads: it computes `steps_ahead` more
+    of them, for rows of which some may turn out to have ended."""
+    num_computed, num_read = 1, 0
+    arriving = deque([(rows.numbers, *_sent(rows.frames))])
+    while rows.numbers:
+        if num_computed < rows.max_steps():
+            rows.advance()
+            arriving.append((rows.numbers, *_sent(rows.frames)))
+            num_computed += 1
+            if len(arriving) <= steps_ahead:
                 continue
-        step, were, frames, arrived = arriving.popleft()
-        arrived()
-        current = [i for i, row in enumerate(were) if row in alive]
-        frames = frames[current]
-        yield [were[i] for i in current], frames
-        has_ended = (frames == tokens.stream_eos).all(dim=-1).tolist()
-        alive -= {
-            were[i]
-            for i, ended in zip(current, has_ended, strict=True)
-            if ended or max_steps[were[i]] == step + 1
-        }
-        staying = [i for i, row in enumerate(rows) if row in alive]
-        if 0 < len(staying) < len(rows):
-            rows = [rows[i] for i in staying]
-            speaking.keep(torch.tensor(staying, device=speaking.frames.device))
-            advance = speaking.as_step(cuda_graphs)
+        numbers, frames, wait = arriving.popleft()
+        wait()
+        num_read += 1
+        going_on = [place for place, number in enumerate(numbers) if number in rows.numbers]
+        numbers, frames = [numbers[place] for place in going_on], frames[going_on]
+        yield numbers, frames
+        rows.let_go(rows.ended(numbers, frames, num_read))
+
+
+def _sent(frames: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    """A copy of `frames` on its way to the host, and what waits until it is there."""
+    copy = frames.to("cpu", non_blocking=True, copy=True)
+    if frames.device.type != "cuda":
+        return copy, lambda: None
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return copy, arrived.synchronize
+
+
+class _Rows:
+    """The host's side: which rows still speak, and the step that they take."""
+
+    def __init__(
+        self, speaking: _Speaking, stream_eos: int, max_steps: Sequence[int], *, cuda_graphs: bool
+    ) -> None:
+        self.numbers = list(range(len(max_steps)))  # in the order of the tensors' rows
+        self._speaking = speaking
+        self._stream_eos = stream_eos
+        self._max_steps = max_steps
+        self._cuda_graphs = cuda_graphs
+        self.advance = self._step()
+
+    @property
+    def frames(self) -> Tensor:
+        return self._speaking.frames
+
+    def max_steps(self) -> int:
+        return max(self._max_steps[number] for number in self.numbers)
+
+    def _step(self) -> Callable[[], None]:
+        """For these rows: a graph is worth nothing once one of them has left."""
+        if not self._cuda_graphs:
+            return self._speaking.advance
+        step = partial(compiled(_Speaking.advance), self._speaking)
+        return Captured(step, self._speaking.frames.device)
+
+    def ended(self, numbers: list[int], frames: Tensor, num_steps: int) -> set[int]:
+        """Those that have said all with `frames` (R, K), their `num_steps`-th."""
+        all_eos = (frames == self._stream_eos).all(dim=-1).tolist()
+        ended = set()
+        for number, has_said_all in zip(numbers, all_eos, strict=True):
+            if has_said_all or num_steps == self._max_steps[number]:
+                ended.add(number)
+        return ended
+
+    def let_go(self, ended: set[int]) -> None:
+        """Go on without these, and without their memory."""
+        staying = [place for place, number in enumerate(self.numbers) if number not in ended]
+        if len(staying) == len(self.numbers):
+            return
+        # A new list: the old one is in the hands of who reads the steps.
+        self.numbers = [self.numbers[place] for place in staying]
+        if staying:
+            self._speaking.keep(torch.tensor(staying, device=self.frames.device))
+            self.advance = self._step()
 
 
 class _Speaking:
-    """The rows that still speak: their last frames, what these leave of a choice, and the model
-    behind them."""
+    """The device's side, tensors only: the last frames of the rows that still speak, what these
+    leave of a choice, and the model behind them."""
 
     def __init__(
         self,
@@ -91,22 +163,20 @@ class _Speaking:
     ) -> None:
         mask = batch["attention_mask"]
         cache = DynamicCache(config=model.config)
+        # A row's first token is at position 0, wherever its padding ends.
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         model.hidden_states(**batch, position_ids=positions, past_key_values=cache, use_cache=True)
-        device, num_codebooks = mask.device, tokens.num_codebooks
+        num_rows, num_codebooks, device = len(mask), tokens.num_codebooks, mask.device
         self._tokens = tokens
+        # The first frame, all BOS, is given: a step less.
         self._model_step = AudioStep(model, cache, mask, num_steps - 1, whole=whole)
         self._sampler = Sampler(samplings, num_steps, num_codebooks, device)
-        self.frames = torch.full((len(mask), num_codebooks), tokens.stream_bos, device=device)
-        self._recent = torch.full(
-            (len(mask), self._sampler.window, num_codebooks), -1, device=device
-        )
-        self._ended = torch.zeros(
-            len(mask), dtype=torch.long, device=device
-        )  # frames since a row's first stream EOS
-        self._number = torch.zeros(
-            1, dtype=torch.long, device=device
-        )  # of the step whose frames these are
+        window = self._sampler.window
+        self.frames = torch.full((num_rows, num_codebooks), tokens.stream_bos, device=device)
+        self._recent = torch.full((num_rows, window, num_codebooks), -1, device=device)
+        # Frames since a row's first stream EOS, and the number of the step whose frames these are.
+        self._ended = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self._number = torch.zeros(1, dtype=torch.long, device=device)
         self._codebooks = torch.arange(num_codebooks, device=device)
 
     def advance(self) -> None:
@@ -116,37 +186,19 @@ class _Speaking:
         codes = self.frames.where(self.frames < self._tokens.num_codes, -1)
         self._recent.copy_(torch.cat([self._recent[:, 1:], codes[:, None]], dim=1))
         frames = self._sampler.draw(self._model_step(self.frames), self._recent, self._number)
+        # Codebook k begins k steps later than the first.
         frames = torch.where(self._codebooks >= self._number, self._tokens.stream_bos, frames)
         # The first EOS of a row may come in any codebook; from the next frame on they follow one by
         # one.
-        frames = torch.where(
-            self._codebooks < self._ended[:, None], self._tokens.stream_eos, frames
-        )
+        follows = self._codebooks < self._ended[:, None]
+        frames = torch.where(follows, self._tokens.stream_eos, frames)
         self._ended.add_((frames == self._tokens.stream_eos).any(dim=-1) | (self._ended > 0))
         self.frames.copy_(frames)
-
-    def as_step(self, cuda_graphs: bool) -> Callable[[], None]:
-        """`advance`, for these rows and until some of them leave."""
-        if not cuda_graphs:
-            return self.advance
-        return Captured(partial(compiled(_Speaking.advance), self), self.frames.device)
 
     def keep(self, rows: Tensor) -> None:
         """Let all rows but these go. rows: (R,) long."""
         self._model_step.keep(rows)
         self._sampler.keep(rows)
-        self.frames, self._recent, self._ended = (
-            self.frames[rows],
-            self._recent[rows],
-            self._ended[rows],
-        )
-
-
-def _sent(frames: Tensor) -> tuple[Tensor, Callable[[], None]]:
-    """A copy of `frames` on its way to the host, and what waits until it is there."""
-    copy = frames.to("cpu", non_blocking=True, copy=True)
-    if frames.device.type != "cuda":
-        return copy, lambda: None
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return copy, arrived.synchronize
+        self.frames = self.frames[rows]
+        self._recent = self._recent[rows]
+        self._ended = self._ended[rows]

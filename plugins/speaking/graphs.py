@@ -1,5 +1,5 @@
 """A step over tensors that stay where they are -> the same step, compiled, and on a GPU replayed as
-one graph. L1.
+one graph.
 
 Speaking one frame is a thousand small kernels; a GPU of today does them faster than Python can ask
 for them. Compiled, they are fewer; captured in a CUDA graph, Python asks once. This file knows
@@ -44,14 +44,18 @@ class Captured:
             self._warm_up()
         else:
             if self._graph is None:
-                self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph):  # computes nothing
-                    self._step()
+                self._record()
             self._graph.replay()
 
+    def _record(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        # Notes the kernels and runs none of them: the replay does this call's work.
+        with torch.cuda.graph(self._graph):
+            self._step()
+
     def _warm_up(self) -> None:
-        """A call in full, on a stream of its own, as PyTorch's documentation asks for before a
-        capture."""
+        # A call in full, on a stream of its own: PyTorch's documentation asks for it before a
+        # capture, which must meet neither the compiler nor a library that still allocates.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

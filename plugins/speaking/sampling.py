@@ -1,7 +1,7 @@
-"""Logits of one step -> the next frames of codes. L1.
+"""Logits of one step (R, K, C) -> the next frames of codes (R, K).
 
 The delay pattern is not drawn but known: `plugins.speaking.decoding` writes over what it leaves no
-choice of."""
+choice of. This file knows neither the model nor which rows go on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise problem(
-                source="sampling",
-                field="temperature",
-                value=self.temperature,
-                reason="is negative",
-                remedy="give 0 (greedy) or more",
-            )
+            raise self._refused("temperature", "is negative", "give 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
-            raise problem(
-                source="sampling",
-                field="top_p",
-                value=self.top_p,
-                reason="is outside (0, 1]",
-                remedy="give 1 to switch it off",
-            )
+            raise self._refused("top_p", "is outside (0, 1]", "give 1 to switch it off")
         if self.top_k < 1:
-            raise problem(
-                source="sampling",
-                field="top_k",
-                value=self.top_k,
-                reason="is below 1",
-                remedy="give the number of codes to draw from",
-            )
+            raise self._refused("top_k", "is below 1", "give the number of codes to draw from")
+
+    def _refused(self, field: str, reason: str, remedy: str) -> UserError:
+        value = getattr(self, field)
+        return problem(source="sampling", field=field, value=value, reason=reason, remedy=remedy)
 
 
 class Sampler:
@@ -72,20 +58,26 @@ class Sampler:
         num_codebooks: int,
         device: torch.device | str,
     ) -> None:
-        uniform = [_uniform(sampling.seed, num_steps, num_codebooks) for sampling in samplings]
-        values = [
-            (s.temperature, s.top_k, s.top_p, s.ras_window, s.ras_max_repeats or s.ras_window + 1)
-            for s in samplings
-        ]
+        values = []
+        uniform = []
+        for sampling in samplings:
+            # More repeats than a window can hold: off.
+            max_repeats = sampling.ras_max_repeats or sampling.ras_window + 1
+            limits = (sampling.top_k, sampling.top_p, sampling.ras_window, max_repeats)
+            values.append((sampling.temperature, *limits))
+            uniform.append(_uniform(sampling.seed, num_steps, num_codebooks))
         self._uniform = torch.stack(uniform).to(device)  # (R, steps, K, 2)
         self._values = torch.tensor(values, dtype=torch.float32, device=device)  # (R, 5)
-        self._only_greedy = not any(s.temperature for s in samplings)
-        self._max_candidates = max(s.top_k for s in samplings)
-        self.window = max(s.ras_window for s in samplings) or 1
+        # Numbers of the host: shapes and branches of a compiled step may not hang on tensors.
+        temperatures, top_ks, _, windows, _ = zip(*values, strict=True)
+        self._only_greedy = not any(temperatures)
+        self._max_candidates = max(top_ks)
+        self.window = max(windows) or 1
 
     def keep(self, rows: Tensor) -> None:
         """Let all rows but these go. rows: (R,) long."""
-        self._uniform, self._values = self._uniform[rows], self._values[rows]
+        self._uniform = self._uniform[rows]
+        self._values = self._values[rows]
 
     def draw(self, logits: Tensor, recent: Tensor, step: Tensor) -> Tensor:
         """logits (R, K, C) float32, recent (R, window, K): the rows' last frames, specials as -1;
@@ -93,20 +85,16 @@ class Sampler:
         greedy = logits.argmax(dim=-1)
         if self._only_greedy:
             return greedy
-        temperature, top_k, top_p, ras_window, max_repeats = self._values[:, :, None, None].unbind(
-            1
-        )  # (R, 1, 1) each
+        values = self._values[:, :, None, None]  # (R, 5, 1, 1)
+        temperature, top_k, top_p, ras_window, max_repeats = values.unbind(dim=1)
         is_greedy = temperature == 0
-        uniform = self._uniform.index_select(1, step).squeeze(1)
-        # As transformers' warpers do it: temperature, the top k, and of them the least that hold
-        # top_p.
+        uniform = self._uniform.index_select(1, step).squeeze(1)  # (R, K, 2)
+
         scores = logits / temperature.masked_fill(is_greedy, 1.0)
-        scores, candidates = scores.topk(min(self._max_candidates, logits.shape[-1]), dim=-1)
-        ranks = torch.arange(scores.shape[-1], device=logits.device)
-        chances = scores.masked_fill(ranks >= top_k, -torch.inf).softmax(dim=-1)
-        above = chances.cumsum(dim=-1) - chances
-        chances = chances.masked_fill((above >= top_p) & (ranks > 0), 0.0)
+        chances, candidates = _chances(scores, top_k, top_p, self._max_candidates)
         drawn = candidates.gather(-1, _quantile(chances, uniform[..., 0])).squeeze(-1)
+
+        # A row's own window may be shorter than that of the batch.
         ages = torch.arange(recent.shape[1], 0, -1, device=logits.device)[None, :, None]
         repeats = ((recent == drawn[:, None]) & (ages <= ras_window)).sum(dim=1)
         again = _quantile(logits.softmax(dim=-1), uniform[..., 1]).squeeze(-1)
@@ -115,17 +103,34 @@ class Sampler:
 
 
 def _uniform(seed: int | None, num_steps: int, num_codebooks: int) -> Tensor:
-    generator = torch.Generator().manual_seed(
-        int(torch.randint(2**62, ())) if seed is None else seed
-    )
+    """Random numbers (steps, K, 2) in [0, 1): one to draw with, one to draw again with."""
+    if seed is None:
+        seed = int(torch.randint(2**62, ()))
+    generator = torch.Generator().manual_seed(seed)
     return torch.rand(num_steps, num_codebooks, 2, generator=generator)
 
 
+def _chances(
+    scores: Tensor, top_k: Tensor, top_p: Tensor, max_candidates: int
+) -> tuple[Tensor, Tensor]:
+    """As transformers' warpers do it: of the `top_k` best codes the least that hold `top_p`.
+
+    scores (R, K, C) after temperature; top_k, top_p (R, 1, 1) -> chances and codes (R, K, n), the
+    likeliest first, where chances of 0 are those of codes that are out."""
+    num_codes = scores.shape[-1]
+    scores, candidates = scores.topk(min(max_candidates, num_codes), dim=-1)
+    ranks = torch.arange(scores.shape[-1], device=scores.device)
+    chances = scores.masked_fill(ranks >= top_k, -torch.inf).softmax(dim=-1)
+    above = chances.cumsum(dim=-1) - chances
+    # The best is always in, though it may hold more than top_p alone.
+    return chances.masked_fill((above >= top_p) & (ranks > 0), 0.0), candidates
+
+
 def _quantile(chances: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse of the distribution function: chances (R, K, n), uniform (R, K) in [0, 1) -> indices
-    (R, K, 1)."""
+    """Inverse of the distribution function: chances (R, K, n), which need not add up to 1, uniform
+    (R, K) in [0, 1) -> indices (R, K, 1)."""
     below = chances.cumsum(dim=-1)
     whole = below[..., -1:]
-    # The second condition: rounding may put the product at the very end, behind indices that have
-    # no chance.
-    return ((below <= uniform[..., None] * whole) & (below < whole)).sum(dim=-1, keepdim=True)
+    is_passed = below <= uniform[..., None] * whole
+    # Rounding may put the product at the very end, behind indices that have no chance.
+    return (is_passed & (below < whole)).sum(dim=-1, keepdim=True)

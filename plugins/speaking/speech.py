@@ -1,4 +1,4 @@
-"""What was said: waveforms with their codes, joined, saved. L1."""
+"""What was said: waveforms (N,) and their codes (K, F), joined, saved. Knows no model."""
 
 from __future__ import annotations
 
@@ -59,13 +59,16 @@ def join(parts: Sequence[Speech], *, pause_s: float = 0.0, trim: bool = False) -
     rate = parts[0].sample_rate
     waveforms = [part.audio for part in parts]
     if trim:
+        # Its first sound and its last one stay where they are in the whole.
         last = len(parts) - 1
-        waveforms = [
-            _trimmed(wave, rate, start=i > 0, end=i < last) for i, wave in enumerate(waveforms)
-        ]
+        for i, wave in enumerate(waveforms):
+            waveforms[i] = _trimmed(wave, rate, start=i > 0, end=i < last)
     pause = np.zeros(round(pause_s * rate), dtype=np.float32)
+    pieces = [waveforms[0]]
+    for wave in waveforms[1:]:
+        pieces += (pause, wave)
     return Speech(
-        audio=np.concatenate([piece for wave in waveforms for piece in (wave, pause)][:-1]),
+        audio=np.concatenate(pieces),
         sample_rate=rate,
         codes=torch.cat([part.codes for part in parts], dim=1),
         stopped=all(part.stopped for part in parts),
@@ -85,6 +88,7 @@ class SpeechStream:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for piece in self._pieces:
+            # The last one is the whole.
             if isinstance(piece, Speech):
                 self._speech = piece
             else:
@@ -97,10 +101,14 @@ class SpeechStream:
 
 
 def _trimmed(samples: np.ndarray, rate: int, *, start: bool, end: bool) -> np.ndarray:
+    """`samples` without silence at their start and end, as asked; as they are if all is silent."""
     loud = np.flatnonzero(np.abs(samples) > _SILENT)
     if not len(loud):
         return samples
     kept = round(_KEPT_S * rate)
-    first = max(0, loud[0] - kept) if start else 0
-    last = min(len(samples), loud[-1] + 1 + kept) if end else len(samples)
-    return samples[first:last]
+    first, stop = 0, len(samples)
+    if start:
+        first = max(0, loud[0] - kept)
+    if end:
+        stop = loud[-1] + 1 + kept
+    return samples[first:stop]

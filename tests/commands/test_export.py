@@ -201,7 +201,7 @@ def test_a_server_finds_the_codec_and_writes_our_prompts(
         return_tensors="pt",
     )  # fmt: skip
     generator = HiggsAudioGenerator.from_pretrained(str(exported))
-    ours = generator._prompt(request("Hello there.", None, [], generator.settings))
+    ours = generator.speaker.prompt(request("Hello there.", None, [], generator.settings))
     assert inputs["input_ids"][0].tolist() == ours.input_ids
 
 

@@ -24,6 +24,7 @@ from plugins.data.dialogue import AudioClip, Dialogue
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
+from plugins.speaking.speaker import Speaker
 from plugins.speaking.speech import Speech, join
 
 VOICE, OTHER = (str(CORPUS / "wavs" / f"DEMO-000{i}.flac") for i in (2, 3))
@@ -40,15 +41,13 @@ def generator(tiny: Path) -> HiggsAudioGenerator:
 def heard(generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch) -> list[Dialogue]:
     """Every prompt that is spoken from, in order."""
     prompts: list[Dialogue] = []
-    original = HiggsAudioGenerator.speak
+    original = Speaker.speak
 
-    def speak(
-        self: HiggsAudioGenerator, dialogues: Sequence[Dialogue], **options: Any
-    ) -> list[Speech]:
+    def speak(self: Speaker, dialogues: Sequence[Dialogue], **options: Any) -> list[Speech]:
         prompts.extend(dialogues)
         return original(self, dialogues, **options)
 
-    monkeypatch.setattr(HiggsAudioGenerator, "speak", speak)
+    monkeypatch.setattr(Speaker, "speak", speak)
     return prompts
 
 
@@ -122,10 +121,10 @@ def test_what_was_spoken_is_forgotten_before_there_is_no_room(
     script = generator.script("One sentence. Another one. A third one. A fourth.", max_chars=14)
     codes = torch.zeros(8, 1000, dtype=torch.long)
     spoken = [Speech(np.zeros(1), 24_000, codes, False, "x", 1.0)] * 3
-    long, short = (generator._next_line(script, spoken, seconds) for seconds in (40.0, 10.0))
+    long, short = (generator.speaker.next_line(script, spoken, seconds) for seconds in (40.0, 10.0))
     assert texts(long) == ["A fourth."]
     assert texts(short) == ["One sentence.", "A fourth."], "the first holds the voice"
-    assert len(generator._prompt(short).input_ids) + 250 < 2048
+    assert len(generator.speaker.prompt(short).input_ids) + 250 < 2048
 
 
 def test_ten_thousand_characters(generator: HiggsAudioGenerator, heard: list[Dialogue]) -> None:

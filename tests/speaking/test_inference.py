@@ -1,5 +1,5 @@
-"""The generator: typed results, limits, seeds, dialogues, and errors in one line. Weights are
-random here."""
+"""The generator: typed results, references, limits, and errors in one line. Weights are random
+here."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CORPUS
+from helpers.speaking import GREEDY, VOICE
 
 from plugins.cli import main
 from plugins.data.dialogue import Dialogue, Turn
@@ -17,11 +17,8 @@ from plugins.delay_pattern import apply_delay
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.settings import HiggsAudioSettings
-from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
 
-VOICE = str(CORPUS / "wavs" / "DEMO-0002.flac")
-GREEDY = Sampling(temperature=0)
 SHORT: dict[str, Any] = {"max_audio_s": 0.4}
 HELLO = Dialogue((Turn("user", ("Hello.",)),))
 
@@ -60,19 +57,6 @@ def test_model_and_tokenizer_of_ms_swift(tiny: Path) -> None:
     assert result.codes.shape[0] == 8
 
 
-def test_the_same_seed_gives_the_same_speech_and_leaves_the_global_state(
-    generator: HiggsAudioGenerator,
-) -> None:
-    before = torch.get_rng_state()
-    first, second, other = (
-        generator.generate("Hello.", sampling=Sampling(temperature=1.0, seed=seed), **SHORT).codes
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_a_reference_changes_the_speech_with_and_without_transcript(
     generator: HiggsAudioGenerator,
 ) -> None:
@@ -92,10 +76,9 @@ def test_the_models_own_generation_config_does_not_leak_in(tiny: Path) -> None:
     generator = HiggsAudioGenerator.from_pretrained(str(tiny))
     own = generator.model.generation_config
     own.ras_win_len, own.ras_win_max_num_repeat, own.temperature = 7, 1, 2.0
-    first, second = (
-        generator.generate("Hello.", sampling=GREEDY, max_audio_s=2.0).codes for _ in range(2)
-    )
-    assert torch.equal(first, second)
+    first = generator.generate("Hello.", sampling=GREEDY, **SHORT)
+    second = generator.generate("Hello.", sampling=GREEDY, **SHORT)
+    assert torch.equal(first.codes, second.codes)
     assert generator.model.generation_config is own
 
 
@@ -115,41 +98,13 @@ def test_speech_ends_at_the_first_eos_of_any_codebook(generator: HiggsAudioGener
     codes = torch.zeros(8, 30, dtype=torch.long)
     codes[5, 10], codes[2, 20] = 1024, 1025  # a stray BOS does not end it
     frames = apply_delay(codes, bos_id=1024, eos_id=1025)
-    kept = generator._codes(frames, HELLO)
+    kept = generator.speaker.codes_of(list(frames), HELLO)
     assert kept.shape == (8, 20)
     assert kept[5, 10] == 1023
 
 
-def test_dialogue_turn_by_turn(generator: HiggsAudioGenerator, tmp_path: Path) -> None:
-    speech = generator.synthesize_multi_speaker(
-        dialogue=[{"speaker": "Alice", "text": "Hello!"}, {"speaker": "Bob", "text": "Hi there!"}],
-        speaker_voices={"Alice": Path(VOICE), "Bob": (VOICE, "Glue the sheet.")},
-        output_path=tmp_path / "dialogue.wav",
-        pause_s=0.1,
-        sampling=GREEDY,
-        **SHORT,
-    )
-    assert speech.codes.shape == (8, 20)
-    assert len(speech.audio) == 2 * 9600 + 2400
-    assert (speech.audio[9600:12000] == 0).all()
-    assert soundfile.info(tmp_path / "dialogue.wav").frames == len(speech.audio)
-
-
-def test_bad_requests_are_one_line(generator: HiggsAudioGenerator) -> None:
-    with pytest.raises(
-        UserError, match="request: text: '  ' has no letter or digit; give the text to speak"
-    ):
-        generator.generate("  ")
-    with pytest.raises(UserError, match=r"reference_audio: 'gone\.wav' not found"):
-        generator.generate("Hello.", reference_audio="gone.wav")
-    with pytest.raises(
-        UserError, match=r"dialogue\[0\]: speaker: 'Eve' has no voice \(known: Alice\); add one"
-    ):
-        generator.synthesize_multi_speaker([{"speaker": "Eve", "text": "x"}], {"Alice": VOICE})
-    with pytest.raises(UserError, match="sampling: temperature: -1 is negative"):
-        Sampling(temperature=-1)
-    with pytest.raises(UserError, match=r"sampling: top_p: 1\.5 is outside \(0, 1\]"):
-        Sampling(top_p=1.5)
+def test_requests_that_cannot_be_spoken_are_one_line(generator: HiggsAudioGenerator) -> None:
+    """Texts without words and bad references: tests/commands/test_speaking.py."""
     with pytest.raises(UserError, match="request: max_audio_s: 0 is not positive"):
         generator.generate("Hello.", max_audio_s=0)
     with pytest.raises(UserError, match="has scene tags or text out of place"):
@@ -160,29 +115,21 @@ def test_bad_requests_are_one_line(generator: HiggsAudioGenerator) -> None:
 
 def test_a_limit_beyond_the_models_positions_is_their_end(generator: HiggsAudioGenerator) -> None:
     """Nothing has been spoken that could be forgotten to make room: it was an IndexError."""
-    prompt = generator._next_line(generator.script("Hello."), [], 1000.0)
-    assert [turn.role for turn in prompt.turns] == ["user"]
+    script = generator.script("Hello.")
+    prompt = generator.speaker.next_line(script, [], max_audio_s=100.0)
+    assert prompt.turns == script.whole.turns
 
 
 def test_a_stop_at_once_is_an_error_not_an_empty_file(generator: HiggsAudioGenerator) -> None:
     frames = torch.full((9, 8), 1025)
     with pytest.raises(UserError, match="gave no audio: the model stopped at once"):
-        generator._codes(frames, HELLO)
+        generator.speaker.codes_of(list(frames), HELLO)
 
 
 def test_speak_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out" / "hello.wav"
-    command = [
-        "speak",
-        "--model",
-        str(tiny),
-        "--text",
-        "Hello.",
-        "--output",
-        str(output),
-        "--max_audio_s",
-        "0.4",
-    ]
+    command = ["speak", "--model", str(tiny), "--text", "Hello.", "--max_audio_s", "0.4"]
+    command += ["--output", str(output)]
     assert main([*command, "--temperature", "0"]) == 3, "cut at the limit"
     assert soundfile.info(output).frames == 9600
     assert "0.40 s, 10 frames, real-time factor" in (said := capsys.readouterr().out)

@@ -406,7 +406,7 @@ def test_rows_with_and_without_clips_share_a_batch(processor: Any) -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="the last row's start is every row's; workaround: plugins/inference.py:_codes",
+    reason="the last row's start is every row's; workaround: plugins/speaking/speaker.py:codes_of",
 )
 def test_each_row_is_decoded_from_its_own_start(processor: Any, model: Any) -> None:
     """`batch_decode` looks for the last all-BOS frame of the last row and cuts every row there.
@@ -424,7 +424,7 @@ def test_each_row_is_decoded_from_its_own_start(processor: Any, model: Any) -> N
 @pytest.mark.xfail(
     strict=True,
     raises=RuntimeError,
-    reason="empty speech is a crash; workaround: plugins/inference.py:_codes",
+    reason="empty speech is a crash; workaround: plugins/speaking/speaker.py:codes_of",
 )
 def test_a_row_that_stops_at_once_does_not_take_the_others_along(
     processor: Any, model: Any

@@ -1,5 +1,5 @@
 """The order of things around a CUDA graph; there is no GPU here. What is compiled runs in
-tests/speaking/test_decoding.py."""
+tests/speaking/test_step.py."""
 
 from __future__ import annotations
 

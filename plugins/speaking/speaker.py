@@ -1,0 +1,270 @@
+"""Prompts -> speech: one model with its tokenizer and its codec.
+
+    Script --next_line--> Dialogue --prompt--> EncodedSample --decoding--> delayed frames (T, K)
+           --codes_of--> codes (K, F) --Codec.decode--> waveform (N,)
+
+It builds its prompts with the functions of training, so what the model hears here is what it was
+trained on, to the token. This file knows neither how a user asks (`plugins.inference`) nor which
+LoRA weights speak."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plugins.audio.codec import FRAMES_PER_S, Codec
+from plugins.audio.stream_decoder import StreamDecoder
+from plugins.collator import collate
+from plugins.data.clips import check_clips, num_frames, with_clips
+from plugins.data.dialogue import AudioClip, Dialogue, EncodedSample
+from plugins.data.prompt import encode
+from plugins.data.tokens import SpecialTokens
+from plugins.delay_pattern import num_delayed_frames, undo_delay
+from plugins.errors import UserError, problem
+from plugins.settings import HiggsAudioSettings
+from plugins.speaking.decoding import decode
+from plugins.speaking.sampling import Sampling
+from plugins.speaking.speech import Speech, join
+from plugins.speaking.voices import Script, last_text
+
+# Of a prompt beside its clips: four pieces of text, system message, what delays and turns add.
+_TEXT_POSITIONS = 400
+
+
+class Speaker:
+    """Speaks dialogues whose next turn is the assistant's.
+
+    model: without its PEFT wrapper, LoRA layers in place. settings: say how long a clip may be.
+    cuda_graphs: see `plugins.speaking.graphs`. Raises UserError for a quantised model with it."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        codec: Codec,
+        settings: HiggsAudioSettings,
+        *,
+        cuda_graphs: bool = False,
+    ) -> None:
+        if cuda_graphs and getattr(model, "is_quantized", False):
+            raise problem(
+                source="request",
+                field="cuda_graphs",
+                value=True,
+                reason=(
+                    "is not available for quantised models, whose kernels cannot all be captured"
+                ),
+                remedy="leave one of the two out",
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.tokens = SpecialTokens.from_config(model.config, tokenizer)
+        self.codec = codec
+        self.settings = settings
+        self._cuda_graphs = cuda_graphs
+        # Codes of references (K, F), by path and time of change.
+        self._references: dict[tuple[str, int], Tensor] = {}
+
+    def speak(
+        self, dialogues: Sequence[Dialogue], *, samplings: Sequence[Sampling], max_audio_s: float
+    ) -> list[Speech]:
+        """The next turn of each dialogue, in one batch. Clips may be paths still.
+
+        Raises UserError naming the dialogue's source if one says nothing, and if a prompt leaves no
+        room."""
+        started_s = time.perf_counter()
+        samples = list(map(self.prompt, dialogues))
+        max_steps = [self._max_steps(sample, max_audio_s) for sample in samples]
+        delayed: list[list[Tensor]] = [[] for _ in samples]
+        for rows, frames in self._decode(samples, samplings, max_steps):
+            for row, frame in zip(rows, frames, strict=True):
+                delayed[row].append(frame)
+        # Before any is decoded: a row that says nothing is an error of the whole batch.
+        codes = list(map(self.codes_of, delayed, dialogues))
+        waveforms = list(map(self.codec.decode, codes))
+        took_s = time.perf_counter() - started_s
+        parts = zip(dialogues, waveforms, codes, delayed, strict=True)
+        return [self._speech(*part, took_s) for part in parts]
+
+    def perform(
+        self, scripts: Sequence[Script], *, samplings: Sequence[Sampling], max_audio_s: float
+    ) -> list[list[Speech]]:
+        """The lines of each script, each in the hearing of the ones before it: the first lines of
+        all scripts in one batch, then the second ones."""
+        spoken: list[list[Speech]] = [[] for _ in scripts]
+        while True:
+            rows: list[int] = []
+            prompts: list[Dialogue] = []
+            chosen: list[Sampling] = []
+            for row, script in enumerate(scripts):
+                if len(spoken[row]) < len(script.lines):
+                    rows.append(row)
+                    prompts.append(self.next_line(script, spoken[row], max_audio_s))
+                    chosen.append(samplings[row])
+            if not rows:
+                return spoken
+            speeches = self.speak(prompts, samplings=chosen, max_audio_s=max_audio_s)
+            for row, speech in zip(rows, speeches, strict=True):
+                spoken[row].append(speech)
+
+    def stream(
+        self, script: Script, sampling: Sampling, max_audio_s: float, decoder: StreamDecoder
+    ) -> Iterator[np.ndarray | Speech]:
+        """Samples (N,) float32 as soon as they are final, and at the end the whole speech."""
+        spoken: list[Speech] = []
+        while len(spoken) < len(script.lines):
+            started_s = time.perf_counter()
+            dialogue = self.next_line(script, spoken, max_audio_s)
+            sample = self.prompt(dialogue)
+            max_steps = self._max_steps(sample, max_audio_s)
+            delayed: list[Tensor] = []
+            chunks: list[np.ndarray] = []
+            for chunk in self._chunks(sample, sampling, max_steps, decoder, delayed):
+                if len(chunk):
+                    chunks.append(chunk)
+                    yield chunk
+            codes = self.codes_of(delayed, dialogue)
+            took_s = time.perf_counter() - started_s
+            waveform = np.concatenate(chunks)
+            spoken.append(self._speech(dialogue, waveform, codes, delayed, took_s))
+        yield join(spoken)
+
+    def _chunks(
+        self,
+        sample: EncodedSample,
+        sampling: Sampling,
+        max_steps: int,
+        decoder: StreamDecoder,
+        delayed: list[Tensor],
+    ) -> Iterator[np.ndarray]:
+        """Samples of one line, often none; its delayed frames (K,) are put into `delayed`."""
+        num_codebooks = self.tokens.num_codebooks
+        has_ended = False
+        for _, frames in self._decode([sample], [sampling], [max_steps]):
+            delayed.append(frames[0])
+            # The first K steps complete no frame, and what the last step allowed completes is the
+            # first frame that `codes_of` cuts.
+            if has_ended or not num_codebooks < len(delayed) < max_steps:
+                continue
+            # The codes of one frame lie on a diagonal: the last codebook's came just now.
+            codes = torch.stack(delayed[-num_codebooks:]).diagonal()
+            has_ended = bool((codes == self.tokens.stream_eos).any())
+            if not has_ended:
+                yield decoder.push(self._in_range(codes[:, None]))
+        # The frames that waited for neighbours which never came.
+        yield decoder.finish()
+
+    def next_line(self, script: Script, spoken: Sequence[Speech], max_audio_s: float) -> Dialogue:
+        """The next prompt, with as much of what was spoken as leaves room for the longest
+        answer."""
+        room = self.model.config.max_position_embeddings - _TEXT_POSITIONS
+        room -= math.ceil(max_audio_s * FRAMES_PER_S)
+        for clip in script.whole.clips():
+            room -= num_frames(clip, script.whole.source)
+        return script.next_line([speech.codes for speech in spoken], max_frames=room)
+
+    def prompt(self, dialogue: Dialogue) -> EncodedSample:
+        """`dialogue` in token ids up to where the assistant speaks, every clip in codes.
+
+        Raises UserError for clips that cannot be read or are too long."""
+        dialogue = dialogue.map_clips(self._recalled)
+        check_clips(dialogue, self.settings)
+        dialogue = with_clips(dialogue, self.codec, self.tokens)
+        for clip in dialogue.clips():
+            if clip.path is not None and clip.codes is not None:
+                self._references[_identity(clip.path)] = clip.codes
+        return encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
+
+    def _recalled(self, clip: AudioClip) -> AudioClip:
+        """A reference is encoded once: on a CPU that takes as long as it lasts."""
+        if clip.codes is not None or clip.path is None:
+            return clip
+        return replace(clip, codes=self._references.get(_identity(clip.path)))
+
+    def _max_steps(self, sample: EncodedSample, max_audio_s: float) -> int:
+        """Delayed frames that may follow the prompt."""
+        if max_audio_s <= 0:
+            raise problem(
+                source=sample.source,
+                field="max_audio_s",
+                value=max_audio_s,
+                reason="is not positive",
+                remedy="give seconds",
+            )
+        num_prompt = len(sample.input_ids)
+        limit = self.model.config.max_position_embeddings
+        num_codebooks = self.tokens.num_codebooks
+        room = limit - num_prompt
+        if room < num_delayed_frames(1, num_codebooks):
+            raise problem(
+                source=sample.source,
+                field="text",
+                value=f"{num_prompt} tokens",
+                reason=f"leaves no room in {limit}",
+                remedy="shorten text or reference",
+            )
+        return min(num_delayed_frames(math.ceil(max_audio_s * FRAMES_PER_S), num_codebooks), room)
+
+    def _decode(
+        self,
+        samples: Sequence[EncodedSample],
+        samplings: Sequence[Sampling],
+        max_steps: Sequence[int],
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        batch = collate(samples, self.tokens, training=False)
+        for name, tensor in batch.items():
+            batch[name] = tensor.to(self.model.device)
+        return decode(
+            self.model, batch, self.tokens, samplings, max_steps, cuda_graphs=self._cuda_graphs
+        )
+
+    def codes_of(self, delayed: Sequence[Tensor], dialogue: Dialogue) -> Tensor:
+        """T delayed frames (K,) -> codes (K, F) up to the first stream EOS in any codebook.
+
+        Raises UserError if there are none."""
+        num_frames = 0
+        if len(delayed) >= num_delayed_frames(1, self.tokens.num_codebooks):
+            codes = undo_delay(torch.stack(list(delayed)))
+            has_eos = (codes == self.tokens.stream_eos).any(dim=0)
+            # Frames without an EOS before or in them.
+            num_frames = int((has_eos.cumsum(dim=0) == 0).sum())
+        if num_frames == 0:
+            reason = "gave no audio: the model stopped at once"
+            text = last_text(dialogue)
+            raise UserError(f"{dialogue.source}: text: {text!r} {reason}; train it longer")
+        return self._in_range(codes[:, :num_frames])
+
+    def _in_range(self, codes: Tensor) -> Tensor:
+        """A stray stream BOS, which is trained nowhere, becomes the last code, as in transformers'
+        own processor."""
+        return codes.clamp(max=self.tokens.num_codes - 1)
+
+    def _speech(
+        self,
+        dialogue: Dialogue,
+        waveform: np.ndarray,
+        codes: Tensor,
+        delayed: list[Tensor],
+        took_s: float,
+    ) -> Speech:
+        return Speech(
+            audio=waveform,
+            sample_rate=self.codec.sample_rate_hz,
+            codes=codes,
+            # The last codebook ends K - 1 steps after the first: only then has all been said.
+            stopped=bool((delayed[-1] == self.tokens.stream_eos).all()),
+            text=last_text(dialogue),
+            took_s=took_s,
+        )
+
+
+def _identity(path: str) -> tuple[str, int]:
+    return path, Path(path).stat().st_mtime_ns
