@@ -19,14 +19,13 @@ import pytest
 import torch
 import yaml
 from conftest import CORPUS, GOLDEN, ROOT, corpus_rows, write_jsonl
+from helpers.originals import original  # noqa: F401 (a fixture)
 from helpers.sft import sft
 from safetensors.torch import load_file, save_file
-from test_original_format import original  # noqa: F401 (a fixture)
 from transformers import AutoConfig, AutoProcessor
 
 from plugins.audio.codec import Codec
-from plugins.commands.export import export, run
-from plugins.commands.model_card import model_card
+from plugins.commands.export import export, model_card, run
 from plugins.commands.vllm_omni import check, launch_line, remarks, tensors
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator

@@ -12,11 +12,10 @@ import yaml
 from conftest import ROOT
 from helpers.sampled import SampledRun
 
-from plugins.commands.model_card import model_card as exported_card
+from plugins.commands.export import model_card as exported_card
 from plugins.model.card import BASE_3B, METRICS, NO_METRICS, TRAINING, card, complete
 from plugins.settings import HiggsAudioSettings
 from plugins.training import card as training_card
-from plugins.training import facts as run_facts
 from plugins.training.saves import damage
 
 
@@ -30,7 +29,7 @@ def written(sampled: SampledRun) -> Any:
 
 
 def test_it_says_what_was_trained_on_what_and_how(sampled: SampledRun, written: str) -> None:
-    found = run_facts.measure(sampled.trainer.train_dataset, HiggsAudioSettings())
+    found = training_card.measure(sampled.trainer.train_dataset, HiggsAudioSettings())
     assert found is not None
     minutes = sum(found.clips) / 25 / 60
     assert (
@@ -148,6 +147,6 @@ def test_an_exported_model_has_room_for_metrics_too() -> None:
 
 def test_the_commit_is_that_of_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if (ROOT / ".git").exists():
-        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", run_facts.commit() or "")
-    monkeypatch.setattr(run_facts, "_ROOT", tmp_path)
-    assert run_facts.commit() is None
+        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", training_card.commit() or "")
+    monkeypatch.setattr(training_card, "_ROOT", tmp_path)
+    assert training_card.commit() is None
