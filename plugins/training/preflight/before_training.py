@@ -221,8 +221,7 @@ def check_texts(
 
 
 def _change(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
-    """The first text that clean_text changes, as it is written and cleaned; None if there is
-    none."""
+    """The first text to say that `clean_text` changes, without and with it."""
     for message in messages:
         if message["role"] == "user":
             content = message["content"]
