@@ -1,5 +1,5 @@
-"""`higgs-audio`: one command, a subcommand per job. L4. Starts fast: nothing heavy is imported
-before it is needed.
+"""`higgs-audio`: one command, a subcommand per job. Words of a command line in, an exit code out.
+Starts fast: nothing heavy is imported before it is needed.
 
 Exit codes: 0 done, 1 an error that the user can mend (one line on stderr), 2 wrong usage, 3 a
 speech was cut at `--max_audio_s`, 75 a training was stopped by a signal and is saved."""
@@ -31,24 +31,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["sft"] and not {"-h", "--help"} & set(arguments):
-        return _sft(arguments)  # its flags are MS-SWIFT's: argparse here knows none of them
+        # Its flags are MS-SWIFT's: argparse here knows none of them.
+        return _sft(arguments)
     options = _parser().parse_args(arguments)
     return int(options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "higgs-audio", description=__doc__.partition("\n\n")[2] if __doc__ else None
-    )
+    exit_codes = (__doc__ or "").partition("\n\n")[2]  # no docstrings under python -OO
+    parser = argparse.ArgumentParser("higgs-audio", description=exit_codes)
     parser.add_argument("--version", action="version", version=f"higgs-audio-swift {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser(
         "sft",
         help="fine-tune: every flag of `swift sft`, our settings, or a YAML file",
         usage="higgs-audio sft [CONFIG.yaml] [--FLAG VALUE ...]",
-        description="Every flag of `swift sft` (`swift sft --help` lists them), the flags of the design document "
-        "(--sft_type, --lora_target_modules, ...), and our settings as flags (README, Settings), for example "
-        "--audio_learning_rate 1e-4. NPROC_PER_NODE=N in the environment starts N processes.",
+        description="Every flag of `swift sft` (`swift sft --help` lists them), the flags of the"
+        " design document (--sft_type, --lora_target_modules, ...), and our settings as flags"
+        " (README, Settings), for example --audio_learning_rate 1e-4. NPROC_PER_NODE=N in the"
+        " environment starts N processes.",
     )
     for add in (_add_speak, _add_evaluate, _add_app, _add_export, _add_doctor, _add_convert):
         add(commands)
@@ -160,7 +161,8 @@ def _add_evaluate(commands: Any) -> None:
     command.add_argument(
         "--overwrite",
         action="store_true",
-        help="write into a folder that holds other files: over those of the same names; none is removed",
+        help="write into a folder that holds other files: over those of the same names;"
+        " none is removed",
     )
     command.add_argument(
         "--generated",
@@ -250,7 +252,8 @@ def _add_doctor(commands: Any) -> None:
 def _add_convert(commands: Any) -> None:
     command = commands.add_parser(
         "convert",
-        help="rewrite a model or a codec from boson-multimodal's format to transformers' native one, or back",
+        help="rewrite a model or a codec from boson-multimodal's format to transformers' native one,"
+        " or back",
     )
     command.add_argument("source", type=Path, help="folder of a model or a codec")
     command.add_argument("target", type=Path, help="new folder")
@@ -275,9 +278,10 @@ def _sft(arguments: list[str]) -> int:
 
     root = Path(__file__).resolve().parents[1]
     # A checkout that is not installed must be importable in the ranks too.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(root), os.environ.get("PYTHONPATH")])
-    )
+    folders = [str(root)]
+    if "PYTHONPATH" in os.environ:
+        folders.append(os.environ["PYTHONPATH"])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     words = arguments[1:]
     parse_yaml_args(words)  # first: its `ENV:` may say how many processes there are
     torchrun = get_torchrun_args()

@@ -1,4 +1,4 @@
-"""The README.md of a model: name, base, summary and sections -> Markdown with the Hub's front matter.
+"""The README.md of a model: name, base, summary and sections -> Markdown that the Hub reads.
 
     training, export --card--> README.md <--complete-- evaluation: its section METRICS
 
@@ -50,8 +50,8 @@ _CARD = """\
 
 This model imitates voices from a few seconds of speech. Clone a voice
 only with the consent of the person it belongs to, say that the speech is synthetic, and do not use
-it to deceive, to impersonate or to get past a voice check. That holds for the voices in the training
-data as well.
+it to deceive, to impersonate or to get past a voice check. That holds for the voices in the
+training data as well.
 """
 
 

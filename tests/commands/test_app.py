@@ -29,7 +29,7 @@ from helpers.trees import in_memory_mb, silence
 
 from plugins.audio import waveforms as audio
 from plugins.commands.app import run
-from plugins.commands.app.fields import lines_of, sampling_of, told, voice_of, voices_of
+from plugins.commands.app.fields import line_of, lines_of, sampling_of, voice_of, voices_of
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
@@ -108,7 +108,7 @@ def test_a_seed_left_empty_is_drawn_and_told() -> None:
     speech = Speech(
         np.zeros(24_000, np.float32), 24_000, torch.zeros(8, 25), stopped=True, text="", took_s=0.5
     )
-    assert told(speech, 7) == "1.00 s · real-time factor 0.50 · seed 7 · stopped by itself"
+    assert line_of(speech, 7) == "1.00 s · real-time factor 0.50 · seed 7 · stopped by itself"
 
 
 # --- the command ---
