@@ -56,8 +56,9 @@ L3  model_registration.py    loaders and ModelMeta for 3B and 7B
     resume.py                a run that is killed and resumed equals one that is not
     meters.py                padding, speed, memory
     samples.py               prompts that are spoken while the model trains
+    run_facts.py             data, settings and versions of a run, for those who read about it
     model_card.py            README.md of a model, with sections that are completed later
-    training/card.py         data, settings and versions of a run, and the card of its folder
+    training_card.py         that of a training's folder
     guards.py                sick steps, signals, exhausted GPUs
     disk_guard.py            checkpoints and log lines on a disk that may be full
     trainer.py               HiggsAudioTrainer, audio learning rate, metrics

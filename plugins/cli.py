@@ -252,8 +252,8 @@ def _add_doctor(commands: Any) -> None:
 def _add_convert(commands: Any) -> None:
     command = commands.add_parser(
         "convert",
-        help="rewrite a model or a codec from boson-multimodal's format to transformers' native one,"
-        " or back",
+        help="rewrite a model or a codec from boson-multimodal's format to transformers' native"
+        " one, or back",
     )
     command.add_argument("source", type=Path, help="folder of a model or a codec")
     command.add_argument("target", type=Path, help="new folder")
