@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from plugins.training import launcher, signals
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        # A package that is missing or broken becomes one line as well.
         with explained():
             return _run(arguments)
     except UserError as error:
@@ -140,7 +142,7 @@ def _add_speak(commands: Any) -> None:
     command.add_argument(
         "--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled"
     )
-    command.set_defaults(run=_speak)
+    command.set_defaults(run=_of("speak"))
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -182,7 +184,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     _speaking_flags(command, batch_size=4)
     command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    command.set_defaults(run=_evaluate)
+    command.set_defaults(run=_of("evaluate"))
 
 
 def _add_app(commands: Any) -> None:
@@ -204,7 +206,7 @@ def _add_app(commands: Any) -> None:
     )
     _max_audio_flag(command)
     _device_flag(command)
-    command.set_defaults(run=_app)
+    command.set_defaults(run=_of("app"))
 
 
 def _add_export(commands: Any) -> None:
@@ -218,7 +220,7 @@ def _add_export(commands: Any) -> None:
         choices=("bfloat16", "float16", "float32"),
         help="(default: that of the base's weights)",
     )
-    command.set_defaults(run=_export)
+    command.set_defaults(run=_of("export"))
 
 
 def _add_doctor(commands: Any) -> None:
@@ -273,7 +275,7 @@ def _positive(text: str) -> int:
 def _sft(arguments: list[str]) -> int:
     """As `swift sft`, with YAML files and NPROC_PER_NODE, but with our training file and our
     launcher."""
-    signals.end_cleanly()
+    signals.end_cleanly()  # first: MS-SWIFT's import takes seconds in which Ctrl-C may come
     from swift.cli.main import get_torchrun_args, parse_yaml_args
 
     root = Path(__file__).resolve().parents[1]
@@ -286,25 +288,17 @@ def _sft(arguments: list[str]) -> int:
     parse_yaml_args(words)  # first: its `ENV:` may say how many processes there are
     torchrun = get_torchrun_args()
     start = [] if torchrun is None else [*launcher.TORCHRUN, *torchrun]
+    # Does not return: the training takes the place of this process, or ends it with its exit code.
     launcher.launch([sys.executable, *start, str(root / "plugins" / "train.py"), *words])
 
 
-def _speak(options: argparse.Namespace) -> int:
-    from plugins.commands.speak import run
+def _of(command: str) -> Callable[[argparse.Namespace], int]:
+    """`run` of a file of `plugins.commands`, imported when it is called: torch takes seconds."""
 
-    return run(options)
+    def run(options: argparse.Namespace) -> int:
+        return int(import_module(f"plugins.commands.{command}").run(options))
 
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from plugins.commands.evaluate import run
-
-    return run(options)
-
-
-def _app(options: argparse.Namespace) -> int:
-    from plugins.commands.app import run
-
-    return run(options)
+    return run
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -326,12 +320,6 @@ def _convert(options: argparse.Namespace) -> int:
     num_bytes = sum(file.stat().st_size for file in options.target.rglob("*") if file.is_file())
     print(f"{options.target}: {options.to} format, {num_bytes / 1e6:,.1f} MB")
     return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    from plugins.commands.export import run
-
-    return run(options)
 
 
 if __name__ == "__main__":

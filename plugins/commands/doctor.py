@@ -60,6 +60,7 @@ class _Checkpoint:
 def run(options: argparse.Namespace, report: Report) -> int:
     """report: it goes on here, after the environment."""
     config = _run_config(options)
+    # A check that fails ends those that stand on it, and no others.
     checkpoint = None
     with report.catching("checkpoint"):
         checkpoint = _check_checkpoint(report, options)
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace, report: Report) -> int:
         with report.catching("dataset"):
             _check_dataset(report, checkpoint, options, config.get("max_length"))
     if config and checkpoint is not None:
+        # The design document's name of the flag, then MS-SWIFT's, then its default.
         tuner = config.get("sft_type", config.get("tuner_type", "lora"))
         check_memory(report, checkpoint.model.config, {**config, "tuner_type": tuner})
     return 1 if report.failed else 0
@@ -146,7 +148,8 @@ def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoin
     settings = HiggsAudioSettings.of_checkpoint(origin)
     model_config = load_config(Path(folder))
     tokenizer = load_tokenizer(Path(folder))
-    tokens = SpecialTokens.from_config(model_config, tokenizer)
+    tokens = SpecialTokens.from_config(model_config, tokenizer)  # refuses ids that disagree
+    # On a CPU half precision is slow, and rounds what the probe compares.
     model = load_model(folder, dtype=torch.float32 if options.device == "cpu" else torch.bfloat16)
     model = bare(with_adapters(model, {"default": adapters} if adapters else {})).to(options.device)
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -164,6 +167,7 @@ def _check_dataset(
     rows = _read(options.dataset, settings)
     dialogues = [dialogue_from_row(row, settings) for row in rows]
     report.add("dataset", "ok", f"{len(dialogues)} rows, every audio header read")
+    # A run would stop at such a row only when it comes to it.
     if max_length:
         _check_lengths(dialogues, checkpoint, int(max_length))
     check_references(report, dialogues)
@@ -307,6 +311,7 @@ def _check_pairs(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Di
     swapped = []
     for dialogue, other in zip(dialogues, [*texts[1:], texts[0]], strict=True):
         swapped.append(replace(dialogue, turns=_with_texts(dialogue.turns, other)))
+    # Each clip after the text of the next row, the last one after the first text.
     own, others = _loss(dialogues, checkpoint), _loss(swapped, checkpoint)
     text = f"{own:.2f} nats per code after their own texts, {others:.2f} after another row's"
     if own < others:

@@ -88,6 +88,7 @@ def run(options: Namespace) -> int:
         print(f"missing: {scorer.name}: {scorer}", file=sys.stderr)
     contest = _contest(options, sampling)
     folder: Path = options.output
+    # Clips and scores are listed as they come: the same command goes on after a kill.
     with Journal(folder / PROGRESS, contest.settings) as journal:
         columns = _columns(contest, options, sampling, journal)
         rows = _rows(contest.items, columns, scorers, journal, options.language)
@@ -98,6 +99,7 @@ def run(options: Namespace) -> int:
     _draw(folder, summary, rows)
     print(report.markdown(summary, rows))
     print(f"{folder}: {', '.join((report.SUMMARY, report.ITEMS, report.REPORT))}")
+    # The card of the model, or of the training above a checkpoint, if it has room for the table.
     if options.model is not None:
         card = complete(Path(options.adapters or options.model), {METRICS: report.table(summary)})
         if card is not None:
@@ -129,7 +131,7 @@ def _check_output(options: Namespace) -> None:
 def _contest(options: Namespace, sampling: Sampling) -> _Contest:
     spoken: list[System] = []
     codec, settings = None, HiggsAudioSettings.from_env()
-    held: dict[str, Any] = {}
+    held: dict[str, Any] = {}  # another value, another run: the journal of the first is refused
     codec_path = options.codec
     if options.model is not None:
         folder, own = checkpoint.base_and_adapters(options.model, options.adapters)
@@ -188,6 +190,7 @@ def _columns(
         for item in contest.items:
             clips.append(Clip(given[item.id]) if item.id in given else nothing)
         columns[_GENERATED] = clips
+    # What the codec makes of the recordings is the most that any of its models can reach.
     if any(item.truth is not None for item in contest.items):
         if contest.codec is not None:
             identity = contest.settings["codec"]

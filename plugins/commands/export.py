@@ -150,6 +150,7 @@ def export(
         processor.save_pretrained(unfinished)
         processor.audio_tokenizer.save_pretrained(unfinished / CODEC_FOLDER)
         _keep_settings(trained, unfinished)
+        # After all that writes JSON, before the check that reads it.
         _settle(unfinished)
         check(unfinished)
         notes = remarks(processor.tokenizer)

@@ -25,7 +25,7 @@ TRUNCATED = 3
 
 def run(options: Namespace) -> int:
     """The subcommand: its exit code."""
-    _check(options)
+    _check(options)  # before a model is loaded for nothing
     generator = HiggsAudioGenerator.from_pretrained(
         options.model,
         adapters=options.adapters,
@@ -79,8 +79,9 @@ def _pipe(chunks: Iterable[np.ndarray], target: str) -> None:
     """16 bit little-endian PCM, each chunk as soon as it is spoken."""
     with sys.stdout.buffer if target == "-" else open(target, "wb") as file:
         for chunk in chunks:
+            # Louder than full scale would wrap around to the other sign.
             file.write((chunk.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
-            file.flush()
+            file.flush()  # whoever plays it waits for this chunk
 
 
 def _described(speech: Speech) -> str:

@@ -69,6 +69,7 @@ def speak_all(
     failures: list[str] = []
     num_cut, num_there = 0, len(lines) - len(waiting)
     progress = tqdm(total=len(lines), initial=num_there, desc="speech", unit="line", disable=None)
+    # Appended line by line: whatever a kill leaves, what was spoken before stays listed.
     with (folder / RESULTS).open("a", encoding="utf-8") as results, progress:
         for start in range(0, len(waiting), options.batch_size):
             batch = waiting[start : start + options.batch_size]
@@ -124,13 +125,14 @@ def _spoken(
     max_audio_s: float,
 ) -> Iterator[tuple[Line, Speech | UserError]]:
     """Together; if one of them fails, one by one."""
+    # Seeds of their own: a line sounds the same in any batch.
     samplings = [replace(sampling, seed=line.seed) for line, _ in scripts]
     try:
         speeches = generator.perform(
             [script for _, script in scripts], samplings=samplings, max_audio_s=max_audio_s
         )
     except UserError as error:
-        if len(scripts) == 1:
+        if len(scripts) == 1:  # the one that fails, named
             yield scripts[0][0], error
             return
         for pair in scripts:
@@ -177,6 +179,7 @@ def _read(path: Path, options: Namespace, seed: int | None) -> Iterator[Line]:
         place = f"{path}:{number}"
         row = _row(text, place)
         name = str(row.get("id", f"{number:05d}"))
+        # No folder, no hidden file: the name comes from a file that others may have written.
         if Path(name).name != name or name in ids or name.startswith("."):
             raise problem(
                 source=place,
@@ -209,11 +212,7 @@ def _row(text: str, place: str) -> dict[str, Any]:
         ) from None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise problem(
-            source=place,
-            field="text",
-            value=row,
-            reason="is missing",
-            remedy='write {"text": ...}',
+            source=place, field="text", value=row, reason="is missing", remedy='write {"text": ...}'
         )
     for name in row:
         if name not in _FIELDS:

@@ -113,6 +113,7 @@ def settings_of(trainer: Any) -> dict[str, str]:
     """What the weights depend on, and what MS-SWIFT and we made of what was left open, as people
     write it; nothing of the rows, and nothing that is empty."""
     settings = resume.fingerprint(trainer)
+    # Data is told by `measure`; a hash says nothing to a reader.
     settings.pop("number of rows", None)
     settings.pop("content of the rows", None)
     settings["max_length"] = trainer.template.max_length
@@ -157,6 +158,7 @@ def write(trainer: Any) -> None:
     try:
         training, samples = _training(trainer), _samples(folder)
         if not path.exists():
+            # Of a new folder, where nobody has written yet.
             path.write_text(_new_card(trainer, folder, training, samples), encoding="utf-8")
         elif card.complete(folder, {card.TRAINING: training, card.SAMPLES: samples}) is None:
             logger.info(f"{path} is not one of ours: it stays as it is")
@@ -231,6 +233,7 @@ def _samples(folder: Path) -> str:
             sample = json.loads(line)
             end = "" if sample["stopped"] else ", did not stop"
             file = f"{resume.SAMPLES}/{steps[step].name}/{sample['file']}"
+            # A bar would end the cell, a line break the table.
             text = " ".join(sample["text"].replace("|", "\\|").split())
             lines.append(f"| {step} | {text} | [{sample['seconds']:.2f} s{end}]({file}) |")
     return "\n".join(lines)

@@ -347,7 +347,10 @@ def test_the_dtype_is_that_of_the_base_unless_asked(
     assert config["dtype"] == written
 
 
-def test_original_model_and_codec_become_a_native_folder(original: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_original_model_and_codec_become_a_native_folder(
+    original: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
     export(str(original), tmp_path / "new", codec=str(GOLDEN / "codec"))
     head = load_file(original / "model.safetensors")["audio_decoder_proj.text_lm_head.weight"]
     assert torch.equal(

@@ -163,7 +163,8 @@ def check_memory(
     try:
         plan = TrainingPlan.from_config(options, env)
         needed = estimate(model_config, plan)
-    except (UserError, ValueError) as error:  # a legal plan may be one that cannot be estimated
+    except (UserError, ValueError) as error:
+        # A legal plan may be one that cannot be estimated.
         report.add("memory", "info", f"left out: {error}")
         return
     text = f"about {needed.total / GIB:.1f} GiB per device, estimated"
@@ -205,6 +206,7 @@ def check_texts(
             num_changed += 1
             written, cleaned = change
             example = example or f"{row[ROW_SOURCE]}\nwritten: {written!r}\ncleaned: {cleaned!r}"
+    # Speaking cleans a text as the settings of the checkpoint say: training has to agree.
     status: Status = "ok"
     what = "changes" if settings.prompts == "cleaned texts" else "would change"
     text = f"{settings.prompts}: clean_text {what} {num_changed} of {num_rows} rows"
@@ -241,6 +243,7 @@ def check_references(report: Report, dialogues: Iterable[Dialogue]) -> None:
 def check_split(report: Report, train: list[str], validation: list[str]) -> None:
     if not validation:
         return
+    # By content: a copy under another name leaks as much.
     try:
         pairs = shared_audio(train, validation)
     except OSError as error:

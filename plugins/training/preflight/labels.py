@@ -93,12 +93,14 @@ def _turn(ids: list[int], start: int, end: int, tokens: SpecialTokens, tokenizer
     codes = {tokens.audio, tokens.audio_delay}
     placeholders = _placeholders(tokens)
     # A clip is a run of placeholders.
-    num_clips = sum(ids[at] in codes and ids[at - 1] not in codes for at in body)
-    return _Turn(
-        text={position for position in body if ids[position] not in placeholders},
-        num_clips=num_clips,
-        is_answer=ids[start + 1 : header_end] == assistant,
-    )
+    num_clips = 0
+    text = set()
+    for position in body:
+        if ids[position] not in placeholders:
+            text.add(position)
+        if ids[position] in codes and ids[position - 1] not in codes:
+            num_clips += 1
+    return _Turn(text, num_clips, is_answer=ids[start + 1 : header_end] == assistant)
 
 
 def _placeholders(tokens: SpecialTokens) -> set[int]:
@@ -154,6 +156,7 @@ def _label_complaints(
     right = expected_labels(codes, tokens)
     if torch.equal(labels, right):
         return
+    # The likeliest causes first, the first wrong entry if it is none of them.
     ends = (labels == tokens.stream_eos).sum(dim=0).tolist()
     if set(ends) != {1}:
         reason = f"{ends} stream-EOS labels per codebook instead of one each"
@@ -162,7 +165,7 @@ def _label_complaints(
     if torch.equal(labels, expected_labels(codes, tokens, delayed=False)):
         yield f"{clip}: its labels are not delayed: codebook k must stand k steps later"
         return
-    for shift in (-1, 1):
+    for shift in (-1, 1):  # the loss shifts once: not before, and not back
         if torch.equal(labels, torch.roll(right, shift, dims=0)):
             reason = f"its labels are shifted by {shift:+d}"
             yield f"{clip}: {reason}: each codebook would be trained on its neighbour"
@@ -266,7 +269,7 @@ def _grid(labels: Tensor, tokens: SpecialTokens) -> Iterator[str]:
     """(T, K) labels, a line per codebook."""
     special = {IGNORE_INDEX: ".", tokens.stream_eos: "E"}
     for k, column in enumerate(labels.T.tolist()):
-        cells = [special.get(label, str(label)) for label in column]
+        cells = [special.get(label, str(label)).rjust(5) for label in column]
         if len(cells) > 2 * _EDGE:
-            cells = [*cells[:_EDGE], "...", *cells[-_EDGE:]]
-        yield f"codebook {k} " + "".join(f"{cell:>5}" for cell in cells)
+            cells = [*cells[:_EDGE], "  ...", *cells[-_EDGE:]]
+        yield f"codebook {k} " + "".join(cells)

@@ -1,8 +1,8 @@
 """GPU memory of a training run: model config and plan -> bytes per device.
 
 Estimated, not measured on a GPU. Parameters are counted on the real class. What the layers keep is
-counted per operator and equals, to the byte, what the real class keeps on a CPU
-(tests/training/preflight/test_memory.py measures it); kernels' own workspaces and the allocator's
+counted per operator and equals, to the byte, what the real class keeps on a CPU (measured by
+tests/training/preflight/test_memory_measured.py); kernels' own workspaces and the allocator's
 fragmentation are not in it. P parameters, T trained ones, A those of LoRA with rank r, N devices, L
 layers, I intermediate size, and B, S, H, K, C, V of the legend. bf16, gradient checkpointing, K/V
 heads repeated:

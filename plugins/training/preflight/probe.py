@@ -135,6 +135,7 @@ def mean_loss(model: Any, batches: Sequence[dict[str, Tensor]]) -> float:
 def is_random_init(model: Any) -> bool:
     """Whether nothing has been trained yet: every norm still multiplies by one, and no LoRA weight
     has moved."""
+    # Whatever else a loader or a tuner makes anew, these begin at one and at zero.
     trained = False
     for name, parameter in model.named_parameters():
         if "layernorm.weight" in name or name.endswith("model.norm.weight"):
@@ -148,7 +149,7 @@ def _hidden_and_labels(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Te
     """Hidden states (B, S, H), and audio labels (B, S, K) at their placeholders."""
     inputs = on_device(model, batch)
     audio_labels = inputs.pop("audio_labels")
-    inputs.pop("labels")
+    inputs.pop("labels")  # of the text: hidden states only, no loss
     labels = model.labels_at_placeholders(
         inputs["input_ids"], audio_labels, inputs["audio_input_ids_mask"]
     )
@@ -210,7 +211,7 @@ def on_device(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def in_eval_mode(model: Any) -> Iterator[None]:
     was_training = model.training
-    model.eval()
+    model.eval()  # dropout would blur what is compared
     try:
         yield
     finally:

@@ -123,27 +123,6 @@ def test_target_modules_that_match_nothing_are_said() -> None:
 
 
 @pytest.mark.parametrize(
-    "more",
-    [{"batch_size": 8}, {"max_length": 4096}, {"lora_rank": 64}, {"gradient_checkpointing": False},
-     {"dtype": "float32"}, {"num_devices": 2}, {"tuner": "full"}],
-    ids=str,
-)  # fmt: skip
-def test_more_takes_more(more: dict[str, Any]) -> None:
-    config = tiny_config()
-    assert (
-        estimate(config, dataclasses.replace(LORA_3B, **more)).total
-        > estimate(config, LORA_3B).total
-    )
-
-
-def test_fewer_targets_take_less() -> None:
-    attention = dataclasses.replace(
-        LORA_3B, target_modules=("q_proj", "k_proj", "v_proj", "o_proj")
-    )
-    assert estimate(tiny_config(), attention).total < estimate(tiny_config(), LORA_3B).total
-
-
-@pytest.mark.parametrize(
     ("options", "weights", "gradients", "optimizer"),
     [
         ({}, 2, 2, 4),  # no fp32 weights
