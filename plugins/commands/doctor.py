@@ -277,6 +277,7 @@ def _request(row: dict[str, Any], settings: HiggsAudioSettings) -> Dialogue | No
     takes more calls."""
     messages = row["messages"]
     roles = [message["role"] for message in messages]
+    # One call speaks one text: no dialogue, no text that is trained, no second reference.
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
         return None
     has_clip = row["audios"] or row["audio_codes"] or row["audio_code_keys"]

@@ -252,7 +252,8 @@ def _keep_settings(source: Path, target: Path) -> None:
 def _settle(folder: Path) -> None:
     """Tell servers where the codec is, and leave nothing of this machine in any JSON."""
     for file in folder.rglob("*.json"):
-        if file.name != "tokenizer.json":  # a vocabulary; entries may well look like paths
+        # A vocabulary is left as it is: entries may well look like paths.
+        if file.name != "tokenizer.json":
             _write_json(file, _portable(read_json(file, "export again")))
     config = folder / "config.json"
     _write_json(config, read_json(config, "export again") | CODEC_FIELDS)

@@ -47,6 +47,7 @@ ARCHITECTURE = "HiggsAudioV2ForConditionalGeneration"
 # Written into config.json. Not null: a writer of configs may leave null out, and Boson's repository
 # is the default.
 CODEC_FIELDS = {"audio_tokenizer_id": "", "audio_tokenizer_subdir": CODEC_FOLDER}
+# Ids of the published tokenizer, which vLLM-Omni has built in.
 _STOPS = {"<|eot_id|>": 128009, "<|audio_eos|>": 128012}
 _WEIGHTS = "weights"
 
@@ -136,6 +137,7 @@ def check(folder: Path) -> None:
     needed: dict[str, Any] = {
         "architectures": [ARCHITECTURE],
         "model_type": HiggsAudioV2Config.model_type,
+        # Its layers have no biases, and would leave those of a checkpoint out.
         "attention_bias": False,
         "mlp_bias": False,
         **CODEC_FIELDS,
@@ -199,6 +201,7 @@ def remarks(tokenizer: Any) -> list[str]:
 
 def launch_line(folder: str, name: str) -> str:
     """The shell command that serves `folder` as model `name`."""
+    # From inside the folder: transformers looks for the codec in the working folder.
     serve = f'vllm serve "$PWD" --omni --served-model-name {shlex.quote(name)}'
     return f'cd {shlex.quote(folder)} && HIGGS_AUDIO_TOKENIZER_PATH="$PWD" {serve}'
 

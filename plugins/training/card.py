@@ -172,6 +172,7 @@ def _new_card(trainer: Any, folder: Path, training: str, samples: str) -> str:
         how, library, option = " with LoRA", "peft", "--adapters"
     model = settings_of(trainer).get("model") or trainer.template.model_info.model_dir
     base = card.name_on_the_hub(model, trainer.model.config)
+    # A folder may hold checkpoints of other runs as well.
     checkpoints = saves.owned(folder, trainer.owner)
     checkpoint = checkpoints[-1].name if checkpoints else "CHECKPOINT"
     origin = card.link_to(base)

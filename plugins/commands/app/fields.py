@@ -54,6 +54,7 @@ def lines_of(text: str) -> list[dict[str, str]]:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
+        # The first colon ends the name: a text may have more of them.
         speaker, colon, words = line.partition(":")
         if not colon or not speaker.strip():
             raise problem(

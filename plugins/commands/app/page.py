@@ -64,7 +64,8 @@ def launch(page: gr.Blocks, *, host: str, port: int, max_upload_mb: int) -> None
         server_port=port,
         max_file_size=max_upload_mb * 2**20,
         theme=_THEME,
-        prevent_thread_lock=True,
+        prevent_thread_lock=True,  # the caller waits, and ends in order
+        # Each would open another way in or out, and variables of Gradio may turn some of them on.
         share=False,
         ssr_mode=False,
         mcp_server=False,
@@ -267,6 +268,7 @@ def _on_click(button: gr.Button, speak: Any, inputs: set[Any], outputs: list[Any
         speak,
         inputs,
         outputs,
+        # All buttons of the page share one place in the queue: there is one model.
         concurrency_limit=1,
         concurrency_id="model",
         api_visibility="private",

@@ -208,7 +208,9 @@ def check_texts(
             example = example or f"{row[ROW_SOURCE]}\nwritten: {written!r}\ncleaned: {cleaned!r}"
     # Speaking cleans a text as the settings of the checkpoint say: training has to agree.
     status: Status = "ok"
-    what = "changes" if settings.prompts == "cleaned texts" else "would change"
+    what = "would change"
+    if settings.prompts == "cleaned texts":
+        what = "changes"
     text = f"{settings.prompts}: clean_text {what} {num_changed} of {num_rows} rows"
     if 0 < num_raw < num_rows:
         status = "warning"

@@ -27,6 +27,7 @@ def show(trainer: Any, report: Report) -> None:
     if num_rows is not None:
         _show_steps(report, trainer.args, num_rows)
     _show_set(report, trainer, "validation set", trainer.eval_dataset)
+    # What a device holds depends on how many there are: as many as run this.
     env = {"NPROC_PER_NODE": str(trainer.args.world_size)}
     check_memory(report, bare(trainer.model).config, _options(trainer), env)
     settings = [f"{name:<30}{text}" for name, text in card.settings_of(trainer).items()]

@@ -206,8 +206,10 @@ def _states(sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]
         # Weights and gradients in half precision (engine.py, get_data_types), fp32 weights and two
         # fp32 states.
         loaded, per_trained, per_state = 2, 2, 12
-    frozen = 0 if plan.tuner == "full" else (sizes.base - sizes.quantized) * loaded
-    weights = (sizes.trained * per_trained + frozen) / _shards(plan, 3)
+    weights: float = sizes.trained * per_trained
+    if plan.tuner != "full":
+        weights += (sizes.base - sizes.quantized) * loaded  # frozen
+    weights /= _shards(plan, 3)
     gradients = sizes.trained * per_trained / _shards(plan, 2)
     optimizer = sizes.trained * per_state / _shards(plan, 1)
     if plan.offload_weights:
@@ -227,7 +229,9 @@ def _host(sizes: ModelSizes, plan: TrainingPlan) -> int:
     if plan.offload_optimizer:
         total += 16 * sizes.trained
     if plan.offload_weights:
-        total += 2 * (sizes.trained if plan.tuner == "full" else sizes.trained + sizes.base)
+        total += 2 * sizes.trained
+    if plan.offload_weights and plan.tuner != "full":
+        total += 2 * sizes.base
     return total
 
 
@@ -304,10 +308,12 @@ def _cast_weights(sizes: ModelSizes, plan: TrainingPlan) -> int:
     for the forward pass, frozen ones with the graph, which checkpointing keeps one layer of."""
     if plan.zero_stage is not None or plan.fsdp2:
         return 0  # DeepSpeed does without autocast; FSDP2 casts what it gathers
-    if plan.tuner == "full":
-        return sizes.linear if plan.dtype == "float32" else 0
-    frozen = sizes.linear if plan.dtype == "float32" and not plan.gradient_checkpointing else 0
-    return sizes.trained + frozen
+    total = 0
+    if plan.tuner != "full":
+        total += sizes.trained  # peft keeps adapters in fp32
+    if plan.dtype == "float32" and (plan.tuner == "full" or not plan.gradient_checkpointing):
+        total += sizes.linear
+    return total
 
 
 def _buffers(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> float:

@@ -110,6 +110,7 @@ def offset_probe(model: Any, rows: Sequence[Row], tokens: SpecialTokens) -> Offs
                 if kind == _RIGHT[0]:
                     entropy += _entropy(model, hidden, labels, tokens)
             counts += (batch["audio_labels"] >= 0).sum(dim=(0, 1))
+    # The mean over codebooks weighs all of them alike, however many labels they have.
     return OffsetProbe(
         losses={variant: float((losses / counts).mean()) for variant, losses in sums.items()},
         codebook_losses=tuple((sums[_RIGHT] / counts).tolist()),
