@@ -23,7 +23,8 @@ from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech, join
 
-VOICE, OTHER = (str(CORPUS / "wavs" / f"DEMO-000{i}.flac") for i in (2, 3))
+VOICE = str(CORPUS / "wavs" / "DEMO-0002.flac")
+OTHER = str(CORPUS / "wavs" / "DEMO-0003.flac")
 GREEDY = Sampling(temperature=0)
 SHORT: dict[str, Any] = {"sampling": GREEDY, "max_audio_s": 0.4}
 
@@ -80,21 +81,20 @@ def test_results_tell_how_long_it_took(generator: HiggsAudioGenerator) -> None:
 def test_a_long_text_is_spoken_in_pieces_that_hear_each_other(
     generator: HiggsAudioGenerator, heard: list[Dialogue]
 ) -> None:
-    text = " ".join(f"This is sentence number {i}." for i in range(8))
+    sentences = [f"This is sentence number {i}." for i in range(8)]
+    text = " ".join(sentences)
     speech = generator.generate(text, max_chars=30, **SHORT)
-    assert [texts(prompt)[-1] for prompt in heard] == [
-        f"This is sentence number {i}." for i in range(8)
-    ]
+    assert [texts(prompt)[-1] for prompt in heard] == sentences
     assert speech.codes.shape == (8, 80)
     assert len(speech.audio) == 8 * 9600, "no pause and nothing cut inside one text"
     assert speech.text == text
     # Without a reference the first piece holds the voice.
-    assert texts(heard[7]) == [f"This is sentence number {i}." for i in (0, 5, 6, 7)]
+    assert texts(heard[7]) == [sentences[0], *sentences[5:]]
     assert torch.equal(clips(heard[7])[0].codes, speech.codes[:, :10])  # type: ignore[arg-type]
     assert torch.equal(clips(heard[7])[2].codes, speech.codes[:, 60:70])  # type: ignore[arg-type]
     heard.clear()
     generator.generate(text, max_chars=30, reference_audio=VOICE, reference_text="Glue.", **SHORT)
-    assert texts(heard[7]) == [f"This is sentence number {i}." for i in (4, 5, 6, 7)]
+    assert texts(heard[7]) == sentences[4:]
     assert all(len(prompt.references) == 1 for prompt in heard)
 
 
@@ -119,7 +119,8 @@ def test_what_was_spoken_is_forgotten_before_there_is_no_room(
     script = generator.script("One sentence. Another one. A third one. A fourth.", max_chars=14)
     codes = torch.zeros(8, 1000, dtype=torch.long)
     spoken = [Speech(np.zeros(1), 24_000, codes, False, "x", 1.0)] * 3
-    long, short = (generator._next_line(script, spoken, seconds) for seconds in (40.0, 10.0))
+    long = generator._next_line(script, spoken, 40.0)
+    short = generator._next_line(script, spoken, 10.0)
     assert texts(long) == ["A fourth."]
     assert texts(short) == ["One sentence.", "A fourth."], "the first holds the voice"
     assert len(generator._prompt(short).input_ids) + 250 < 2048
