@@ -1,5 +1,5 @@
-"""`higgs-audio`: one command, a subcommand per job. L4. Starts fast: nothing heavy is imported
-before it is needed.
+"""`higgs-audio`: one command, a subcommand per job. Words of a command line in, an exit code out.
+Starts fast: nothing heavy is imported before it is needed.
 
 Exit codes: 0 done, 1 an error that the user can mend (one line on stderr), 2 wrong usage, 3 a
 speech was cut at `--max_audio_s`, 75 a training was stopped by a signal and is saved."""
@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from plugins.training import launcher, signals
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        # A package that is missing or broken becomes one line as well.
         with explained():
             return _run(arguments)
     except UserError as error:
@@ -31,24 +33,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["sft"] and not {"-h", "--help"} & set(arguments):
-        return _sft(arguments)  # its flags are MS-SWIFT's: argparse here knows none of them
+        # Its flags are MS-SWIFT's: argparse here knows none of them.
+        return _sft(arguments)
     options = _parser().parse_args(arguments)
     return int(options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "higgs-audio", description=__doc__.partition("\n\n")[2] if __doc__ else None
-    )
+    exit_codes = (__doc__ or "").partition("\n\n")[2]  # no docstrings under python -OO
+    parser = argparse.ArgumentParser("higgs-audio", description=exit_codes)
     parser.add_argument("--version", action="version", version=f"higgs-audio-swift {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser(
         "sft",
         help="fine-tune: every flag of `swift sft`, our settings, or a YAML file",
         usage="higgs-audio sft [CONFIG.yaml] [--FLAG VALUE ...]",
-        description="Every flag of `swift sft` (`swift sft --help` lists them), the flags of the design document "
-        "(--sft_type, --lora_target_modules, ...), and our settings as flags (README, Settings), for example "
-        "--audio_learning_rate 1e-4. NPROC_PER_NODE=N in the environment starts N processes.",
+        description="Every flag of `swift sft` (`swift sft --help` lists them), the flags of the"
+        " design document (--sft_type, --lora_target_modules, ...), and our settings as flags"
+        " (README, Settings), for example --audio_learning_rate 1e-4. NPROC_PER_NODE=N in the"
+        " environment starts N processes.",
     )
     for add in (_add_speak, _add_evaluate, _add_app, _add_export, _add_doctor, _add_convert):
         add(commands)
@@ -139,7 +142,7 @@ def _add_speak(commands: Any) -> None:
     command.add_argument(
         "--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled"
     )
-    command.set_defaults(run=_speak)
+    command.set_defaults(run=_of("speak"))
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -160,7 +163,8 @@ def _add_evaluate(commands: Any) -> None:
     command.add_argument(
         "--overwrite",
         action="store_true",
-        help="write into a folder that holds other files: over those of the same names; none is removed",
+        help="write into a folder that holds other files: over those of the same names;"
+        " none is removed",
     )
     command.add_argument(
         "--generated",
@@ -180,7 +184,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     _speaking_flags(command, batch_size=4)
     command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    command.set_defaults(run=_evaluate)
+    command.set_defaults(run=_of("evaluate"))
 
 
 def _add_app(commands: Any) -> None:
@@ -202,7 +206,7 @@ def _add_app(commands: Any) -> None:
     )
     _max_audio_flag(command)
     _device_flag(command)
-    command.set_defaults(run=_app)
+    command.set_defaults(run=_of("app"))
 
 
 def _add_export(commands: Any) -> None:
@@ -216,7 +220,7 @@ def _add_export(commands: Any) -> None:
         choices=("bfloat16", "float16", "float32"),
         help="(default: that of the base's weights)",
     )
-    command.set_defaults(run=_export)
+    command.set_defaults(run=_of("export"))
 
 
 def _add_doctor(commands: Any) -> None:
@@ -250,7 +254,8 @@ def _add_doctor(commands: Any) -> None:
 def _add_convert(commands: Any) -> None:
     command = commands.add_parser(
         "convert",
-        help="rewrite a model or a codec from boson-multimodal's format to transformers' native one, or back",
+        help="rewrite a model or a codec from boson-multimodal's format to transformers' native"
+        " one, or back",
     )
     command.add_argument("source", type=Path, help="folder of a model or a codec")
     command.add_argument("target", type=Path, help="new folder")
@@ -270,37 +275,30 @@ def _positive(text: str) -> int:
 def _sft(arguments: list[str]) -> int:
     """As `swift sft`, with YAML files and NPROC_PER_NODE, but with our training file and our
     launcher."""
-    signals.end_cleanly()
+    signals.end_cleanly()  # first: MS-SWIFT's import takes seconds in which Ctrl-C may come
     from swift.cli.main import get_torchrun_args, parse_yaml_args
 
     root = Path(__file__).resolve().parents[1]
     # A checkout that is not installed must be importable in the ranks too.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(root), os.environ.get("PYTHONPATH")])
-    )
+    folders = [str(root)]
+    if "PYTHONPATH" in os.environ:
+        folders.append(os.environ["PYTHONPATH"])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     words = arguments[1:]
     parse_yaml_args(words)  # first: its `ENV:` may say how many processes there are
     torchrun = get_torchrun_args()
     start = [] if torchrun is None else [*launcher.TORCHRUN, *torchrun]
+    # Does not return: the training takes the place of this process, or ends it with its exit code.
     launcher.launch([sys.executable, *start, str(root / "plugins" / "train.py"), *words])
 
 
-def _speak(options: argparse.Namespace) -> int:
-    from plugins.commands.speak import run
+def _of(command: str) -> Callable[[argparse.Namespace], int]:
+    """`run` of a file of `plugins.commands`, imported when it is called: torch takes seconds."""
 
-    return run(options)
+    def run(options: argparse.Namespace) -> int:
+        return int(import_module(f"plugins.commands.{command}").run(options))
 
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from plugins.commands.evaluate import run
-
-    return run(options)
-
-
-def _app(options: argparse.Namespace) -> int:
-    from plugins.commands.app import run
-
-    return run(options)
+    return run
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -322,12 +320,6 @@ def _convert(options: argparse.Namespace) -> int:
     num_bytes = sum(file.stat().st_size for file in options.target.rglob("*") if file.is_file())
     print(f"{options.target}: {options.to} format, {num_bytes / 1e6:,.1f} MB")
     return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    from plugins.commands.export import run
-
-    return run(options)
 
 
 if __name__ == "__main__":

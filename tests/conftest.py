@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,45 @@ def sampled(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from helpers.sampled import run
 
     return run(tiny, tmp_path_factory.mktemp("sampled") / "out")
+
+
+@pytest.fixture(scope="session")
+def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA folder as MS-SWIFT writes it, with two modules whole, one of them named like the
+    module around it; trained hard enough to speak otherwise than its base."""
+    from helpers.sft import sft
+
+    folder = tmp_path_factory.mktemp("lora")
+    rows = write_jsonl(folder / "train.jsonl", corpus_rows(2))
+    options = {"learning_rate": 3e-2, "max_steps": 3, "per_device_train_batch_size": 2}
+    options |= {"tuner_type": "lora", "target_modules": "all-linear"}
+    whole = ["audio_lm_head", "embed_audio_tokens"]
+    sft(tiny, rows, folder / "out", modules_to_save=whole, **options)
+    return folder / "out" / "checkpoint-3"
+
+
+@pytest.fixture(scope="session")
+def app_server(tiny: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """`higgs-audio app` of the LoRA folder (`app.Server`); nothing that it was sent stays."""
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip('needs gradio: pip install -e ".[app]"')
+    from helpers.app import Server
+
+    model = ("--model", str(tiny), "--adapters", str(lora))
+    limits = ("--max_upload_mb", "1", "--max_audio_s", "2")
+    server = Server(tmp_path_factory.mktemp("app"), *model, *limits)
+    yield server
+    server.end(signal.SIGTERM)
+    assert list(server.temporary.iterdir()) == []
+
+
+@pytest.fixture(scope="session")
+def learnt(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after 100 steps on three clips: as a published model is, far better than
+    chance on these rows (`preflight.learn`)."""
+    from helpers.preflight import learn
+
+    return learn(tiny, tmp_path_factory.mktemp("learnt") / "model")
 
 
 def corpus_rows(num_rows: int = 16, **columns: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 import swift
 import yaml
 from conftest import ROOT, corpus_rows, write_jsonl
-from test_memory import CONFIG_3B, CONFIG_7B
+from helpers.memory import CONFIG_3B, CONFIG_7B
 
 from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names
 from plugins.training.preflight.memory import GIB, estimate, fits

@@ -1,1 +1,10 @@
-"""Subcommands of `higgs-audio` that are more than a few lines. L4."""
+"""Subcommands of `higgs-audio` that are more than a few lines: the map.
+
+speak.py       one text into a file or a pipe
+speak_list.py  a list of texts into a folder, to be gone on with
+app/           a page in the browser
+evaluate.py    a model's speech scored beside its base, the codec and the recordings
+doctor.py      everything that a training needs, proved before it
+export.py      base and LoRA -> one folder for a server, with its model card
+vllm_omni.py   what vLLM-Omni reads of such a folder
+"""

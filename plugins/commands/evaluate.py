@@ -1,7 +1,10 @@
 """`higgs-audio evaluate`: a model's speech, scored beside its base, the codec's ceiling and the
-recordings. L4.
+recordings.
 
-Exit codes: 0 done, also with scorers missing (they are told), 1 an error that the user can mend.
+    --model --plugins.evaluation.speaking--> a clip per item and column --scorers--> report, card
+
+Who is compared and on what is decided here; how is `plugins.evaluation`'s to know. Exit codes: 0
+done, also with scorers missing (they are named), 1 an error that the user can mend.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +84,22 @@ def run(options: Namespace) -> int:
         language=options.language,
         device=options.device,
     )
-    for each in missing:
-        print(f"missing: {each.name}: {each}", file=sys.stderr)
+    for scorer in missing:
+        print(f"missing: {scorer.name}: {scorer}", file=sys.stderr)
     contest = _contest(options, sampling)
     folder: Path = options.output
+    # Clips and scores are listed as they come: the same command goes on after a kill.
     with Journal(folder / PROGRESS, contest.settings) as journal:
         columns = _columns(contest, options, sampling, journal)
         rows = _rows(contest.items, columns, scorers, journal, options.language)
-    summary = report.summarize(
-        rows, list(columns), {**contest.settings, "language": options.language}, scorers, missing
-    )
+    settings = {**contest.settings, "language": options.language}
+    summary = report.summarize(rows, list(columns), settings, scorers, missing)
     report.write(folder, rows, summary)
     report.write_lists(folder, rows, contest.items)
     _draw(folder, summary, rows)
     print(report.markdown(summary, rows))
     print(f"{folder}: {', '.join((report.SUMMARY, report.ITEMS, report.REPORT))}")
+    # The card of the model, or of the training above a checkpoint, if it has room for the table.
     if options.model is not None:
         card = complete(Path(options.adapters or options.model), {METRICS: report.table(summary)})
         if card is not None:
@@ -107,25 +112,18 @@ def _check_output(options: Namespace) -> None:
     read in any case."""
     folder: Path = options.output
     check_folder(folder, overwrite=options.overwrite)
-    names = (
-        PROGRESS,
-        report.SUMMARY,
-        report.ITEMS,
-        report.REPORT,
-        PICTURE,
-        formats.META,
-        formats.TEXT,
-    )
+    names = [PROGRESS, report.SUMMARY, report.ITEMS, report.REPORT, PICTURE]
+    names += [formats.META, formats.TEXT]
     written = {(folder / name).resolve() for name in names}
+    # Kaldi's form of a data set is read by its folder.
     read = [Path(options.dataset), Path(options.dataset) / formats.TEXT, options.generated]
     for path in read:
         if path is not None and path.resolve() in written:
-            reason = f"would be written over {path}, which is read"
             raise problem(
                 source="options",
                 field="output",
                 value=str(folder),
-                reason=reason,
+                reason=f"would be written over {path}, which is read",
                 remedy="name another folder",
             )
 
@@ -133,7 +131,7 @@ def _check_output(options: Namespace) -> None:
 def _contest(options: Namespace, sampling: Sampling) -> _Contest:
     spoken: list[System] = []
     codec, settings = None, HiggsAudioSettings.from_env()
-    held: dict[str, Any] = {}
+    held: dict[str, Any] = {}  # another value, another run: the journal of the first is refused
     codec_path = options.codec
     if options.model is not None:
         folder, own = checkpoint.base_and_adapters(options.model, options.adapters)
@@ -152,9 +150,8 @@ def _contest(options: Namespace, sampling: Sampling) -> _Contest:
             quantization=options.quantization,
         )
         held |= {system.name: system.depends_on for system in spoken}
-        held["prompts"] = (
-            settings.prompts
-        )  # of all systems: those that the tuned one was trained with
+        # Of all systems: those that the tuned one was trained with.
+        held["prompts"] = settings.prompts
         held["sampling"] = {
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
@@ -188,21 +185,19 @@ def _columns(
         )
     if options.generated is not None:
         given = formats.read_generated(options.generated, [item.id for item in contest.items])
-        columns[_GENERATED] = [
-            Clip(given[item.id])
-            if item.id in given
-            else Clip(error="no recording of this id was given")
-            for item in contest.items
-        ]
+        nothing = Clip(error="no recording of this id was given")
+        clips = []
+        for item in contest.items:
+            clips.append(Clip(given[item.id]) if item.id in given else nothing)
+        columns[_GENERATED] = clips
+    # What the codec makes of the recordings is the most that any of its models can reach.
     if any(item.truth is not None for item in contest.items):
         if contest.codec is not None:
             identity = contest.settings["codec"]
             columns[_CODEC] = round_trips(
                 contest.codec, identity, contest.items, options.output, journal, name=_CODEC
             )
-        columns[_TRUTH] = [
-            Clip(None if item.truth is None else Path(item.truth)) for item in contest.items
-        ]
+        columns[_TRUTH] = [Clip(Path(item.truth) if item.truth else None) for item in contest.items]
     return columns
 
 
@@ -213,14 +208,13 @@ def _rows(
     journal: Journal,
     language: str,
 ) -> list[dict[str, Any]]:
-    paths = [clip.path for clips in columns.values() for clip in clips if clip.path is not None]
-    heard = hear(paths, scorers, journal)
+    """A row per item, with the scores of each column."""
+    clips = chain.from_iterable(columns.values())
+    heard = hear([clip.path for clip in clips if clip.path is not None], scorers, journal)
+    # What the references are compared by is the voice only: nobody asks what they say.
     voices = [Path(item.reference) for item in items if item.reference is not None]
-    heard |= hear(
-        [path for path in voices if path not in heard],
-        [s for s in scorers if s.name == "voice"],
-        journal,
-    )
+    unheard = [path for path in voices if path not in heard]
+    heard |= hear(unheard, [scorer for scorer in scorers if scorer.name == "voice"], journal)
     transcribed = any(scorer.name == "transcript" for scorer in scorers)
     return score(items, columns, heard, language=language, transcribed=transcribed)
 
@@ -229,10 +223,8 @@ def _draw(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, 
     try:
         drawn = picture(summary, rows)
     except ImportError:
-        missing = Missing(
-            PICTURE, "package matplotlib is not installed", "run: pip install matplotlib"
-        )
-        print(f"missing: {missing.name}: {missing}", file=sys.stderr)
+        reason, remedy = "package matplotlib is not installed", "run: pip install matplotlib"
+        print(f"missing: {PICTURE}: {Missing(PICTURE, reason, remedy)}", file=sys.stderr)
         return
     with disk.replace_when_done(folder / PICTURE) as temporary:
         temporary.write_bytes(drawn)

@@ -1,9 +1,10 @@
-"""`higgs-audio export`: base and LoRA -> one folder that a server takes as it is. L4.
+"""`higgs-audio export`: base and LoRA -> one folder that a server takes as it is.
 
-    base [+ LoRA] --merged--> native weights, text head inside --+ tokenizer, chat template, codec
-    --HiggsAudioV2Processor------+--> folder, checked as vLLM-Omni would read it
+    base [+ LoRA] --merged--> native weights, text head inside --+
+    tokenizer, chat template, codec --HiggsAudioV2Processor------+--> folder, with a card
 
-The folder refers to nothing outside of it and holds neither code nor pickles.
+The folder refers to nothing outside of it and holds neither code nor pickles. It is checked as
+vLLM-Omni would read it (`plugins.commands.vllm_omni`) before it gets its name.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ import json
 import os
 import shutil
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import DacFeatureExtractor, HiggsAudioV2Processor
 
+from plugins import __version__
 from plugins.audio.codec import CODEC_FOLDER, Codec, find_codec
-from plugins.commands.model_card import model_card
 from plugins.commands.vllm_omni import CODEC_FIELDS, check, launch_line, remarks
+from plugins.data.wording import INSTRUCTION
 from plugins.errors import problem
 from plugins.files.disk import read_json
 from plugins.files.hub import new_folder
-from plugins.model.card import name_on_the_hub
+from plugins.model.card import CARD, METRICS, NO_METRICS, card, link_to, name_on_the_hub
 from plugins.model.load import base_and_adapters, native_model, with_adapters
 from plugins.model.original_format import format_of, load_config, load_tokenizer
 from plugins.model.weights import sources_of
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
-
-DTYPES = ("bfloat16", "float16", "float32")
 
 # `plugins.data.prompt` for the requests that a server takes, in the words of transformers' chat
 # templates.
@@ -42,7 +43,11 @@ _CHAT_TEMPLATE = r"""
         {{- message['content'] -}}
     {%- else -%}
         {%- for part in message['content'] -%}
-            {{- part['text'] if part['type'] == 'text' else '<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>' -}}
+            {%- if part['type'] == 'text' -%}
+                {{- part['text'] -}}
+            {%- else -%}
+                {{- '<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>' -}}
+            {%- endif -%}
         {%- endfor -%}
     {%- endif -%}
     {{- '<|eot_id|>' -}}
@@ -60,6 +65,32 @@ _NOT_KEPT = {
     "name_or_path",
     "_name_or_path",
 }
+_SUMMARY = """\
+A Higgs-Audio V2 text-to-speech model, fine-tuned from {base}{how}.
+{parameters} parameters, {dtype}; transformers' native format, text head inside, the codec in
+`{codec}/`. Written by higgs-audio-swift {version}."""
+_SPEAK = """\
+With the kit that made it:
+
+```bash
+higgs-audio speak --model . --text "Hello." --output hello.wav
+higgs-audio speak --model . --text "Hello." \\
+    --reference_audio voice.wav --reference_text "What the voice says."
+```
+
+As a server, with a GPU and vLLM-Omni, which knows Higgs-Audio V2 since 0.22 (written after its
+sources, not run):
+
+```bash
+{launch}
+curl localhost:8000/v1/audio/speech -H "Content-Type: application/json" -o hello.wav \\
+    -d '{{"model": "{name}", "input": "Hello.", "response_format": "wav"}}'
+```
+
+`ref_audio` and `ref_text`, given together, clone a voice. The server writes the system message
+`{instruction}` and no scene. It has to be started in this folder:
+`processor_config.json` names the codec by a relative path, which transformers takes from the
+working folder. If you publish this folder on the Hub, write the Hub id of a codec there."""
 
 
 def run(options: Namespace) -> int:
@@ -71,10 +102,12 @@ def run(options: Namespace) -> int:
         codec=options.codec,
         dtype=options.dtype,
     )
-    files = sorted(path for path in options.output.rglob("*") if path.is_file())
-    for file in files:
-        print(f"{file.stat().st_size / 1e6:>12,.2f} MB  {file.relative_to(options.output)}")
-    total = sum(file.stat().st_size for file in files)
+    total = 0
+    for file in sorted(options.output.rglob("*")):
+        if file.is_file():
+            num_bytes = file.stat().st_size
+            total += num_bytes
+            print(f"{num_bytes / 1e6:>12,.2f} MB  {file.relative_to(options.output)}")
     print(f"{total / 1e6:>12,.2f} MB  in {options.output}; vLLM-Omni's names and shapes: all there")
     for note in notes:
         print(f"note: {note}")
@@ -93,9 +126,9 @@ def export(
     """Write the new folder `output`; returns notes on serving it.
 
     model: folder or Hub id of a base, a merged model or a LoRA folder; None: the base that
-    `adapters` names. dtype: one of DTYPES; None: that of the base's weights. Raises UserError if
-    `output` exists, if anything is missing or damaged, and if vLLM-Omni could not load the result;
-    then nothing is written."""
+    `adapters` names. dtype: bfloat16, float16 or float32; None: that of the base's weights. Raises
+    UserError if `output` exists, if anything is missing or damaged, and if vLLM-Omni could not load
+    the result; then nothing is written."""
     if model is None and adapters is None:
         raise problem(
             source="options",
@@ -108,23 +141,16 @@ def export(
         assert adapters is not None
         model, adapters = adapters, None
     folder, adapters = base_and_adapters(model, adapters)
-    base = Path(folder)
-    settings = HiggsAudioSettings.of_checkpoint(Path(adapters or folder))
+    base, trained = Path(folder), Path(adapters or folder)
+    settings = HiggsAudioSettings.of_checkpoint(trained)
     with new_folder(output, base) as unfinished:
-        config = load_config(base)
-        found = sources_of(base, config, format_of(base))
-        kept: Any = getattr(torch, dtype) if dtype else found["audio_lm_head.weight"].read().dtype
-        merged = native_model(folder, dtype=kept)
-        if (
-            adapters is not None
-        ):  # as `swift export --merge_lora` does; peft's `safe_merge` rounds twice in bf16
-            merged = with_adapters(merged, {"default": adapters}).merge_and_unload()
-        _check_finite(merged, kept)
+        merged = _merged(base, adapters, dtype)
         merged.save_pretrained(unfinished)
         processor: Any = _processor(base, Codec(find_codec([folder], codec or settings.codec)))
         processor.save_pretrained(unfinished)
         processor.audio_tokenizer.save_pretrained(unfinished / CODEC_FOLDER)
-        _keep_settings(Path(adapters or folder), unfinished)
+        _keep_settings(trained, unfinished)
+        # After all that writes JSON, before the check that reads it.
         _settle(unfinished)
         check(unfinished)
         notes = remarks(processor.tokenizer)
@@ -133,18 +159,58 @@ def export(
                 "trained with cleaned texts, and vLLM-Omni speaks them as they are sent: send what"
                 " plugins.data.text.clean_transcript gives"
             )
-        card = model_card(
+        text = model_card(
             output.name,
             base=name_on_the_hub(model, merged.config),
             adapters=adapters is not None,
             parameters=merged.num_parameters(),
-            dtype=str(kept).removeprefix("torch."),
+            dtype=str(merged.dtype).removeprefix("torch."),
             notes=notes,
         )
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        (unfinished / CARD).write_text(text, encoding="utf-8")
         for file in base.glob("LICENSE*"):
             shutil.copy2(file, unfinished)
     return notes
+
+
+def model_card(
+    name: str,
+    *,
+    base: str | None,
+    adapters: bool,
+    parameters: int,
+    dtype: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """base: Hub id of what was fine-tuned, None if unknown. notes: lines on serving."""
+    count = f"{parameters / 1e9:.2f} billion" if parameters > 1e8 else f"{parameters:,}"
+    summary = _SUMMARY.format(
+        base=link_to(base),
+        how=" with LoRA, merged in" if adapters else "",
+        parameters=count,
+        dtype=dtype,
+        codec=CODEC_FOLDER,
+        version=__version__,
+    )
+    # The folder's place on this machine is nobody's business.
+    speak = _SPEAK.format(name=name, instruction=INSTRUCTION, launch=launch_line("FOLDER", name))
+    text = card(name, base=base, summary=summary, speak=speak, sections={METRICS: NO_METRICS})
+    return text + "".join(f"\nNote: {note}.\n" for note in notes)
+
+
+def _merged(base: Path, adapters: str | None, dtype: str | None) -> Any:
+    """The model with its adapters in its weights, in `dtype`, by default that of the base."""
+    sources = sources_of(base, load_config(base), format_of(base))
+    # By the weights: config.json may say otherwise.
+    kept: Any = sources["audio_lm_head.weight"].read().dtype
+    if dtype is not None:
+        kept = getattr(torch, dtype)
+    model = native_model(str(base), dtype=kept)
+    if adapters is not None:
+        # As `swift export --merge_lora` does: peft's `safe_merge` rounds twice in bf16.
+        model = with_adapters(model, {"default": adapters}).merge_and_unload()
+    _check_finite(model, kept)
+    return model
 
 
 def _check_finite(model: Any, dtype: torch.dtype) -> None:
@@ -164,45 +230,45 @@ def _processor(base: Path, codec: Codec) -> HiggsAudioV2Processor:
     """What `AutoProcessor` will load: the base's tokenizer, a chat template and the codec, named
     relatively."""
     tokenizer = load_tokenizer(base)
+    template = _CHAT_TEMPLATE
     # An original checkpoint may have the template of Llama-3's chat.
-    template = tokenizer.chat_template if format_of(base) == "native" else None
+    if format_of(base) == "native":
+        template = tokenizer.chat_template or _CHAT_TEMPLATE
     codec.model.name_or_path = CODEC_FOLDER
     extractor = DacFeatureExtractor(
         sampling_rate=codec.sample_rate_hz, hop_length=codec.model.config.hop_length
     )
-    return HiggsAudioV2Processor(
-        extractor, tokenizer, codec.model, chat_template=template or _CHAT_TEMPLATE
-    )
+    return HiggsAudioV2Processor(extractor, tokenizer, codec.model, chat_template=template)
 
 
 def _keep_settings(source: Path, target: Path) -> None:
     """Those of the training: whether prompts were raw. Its codec is beside the weights now."""
     if (source / SETTINGS_FILE).is_file():
-        trained = read_json(
-            source / SETTINGS_FILE, "copy it again from the training's folder, or remove it"
-        )
+        remedy = "copy it again from the training's folder, or remove it"
+        trained = read_json(source / SETTINGS_FILE, remedy)
         _write_json(target / SETTINGS_FILE, {**trained, "codec": None, "audio_root": None})
 
 
 def _settle(folder: Path) -> None:
     """Tell servers where the codec is, and leave nothing of this machine in any JSON."""
     for file in folder.rglob("*.json"):
-        if file.name != "tokenizer.json":  # a vocabulary; entries may well look like paths
+        # A vocabulary is left as it is: entries may well look like paths.
+        if file.name != "tokenizer.json":
             _write_json(file, _portable(read_json(file, "export again")))
-    _write_json(
-        folder / "config.json", read_json(folder / "config.json", "export again") | CODEC_FIELDS
-    )
+    config = folder / "config.json"
+    _write_json(config, read_json(config, "export again") | CODEC_FIELDS)
 
 
 def _portable(value: Any) -> Any:
+    """`value` of a JSON file without what is of this machine."""
     if not isinstance(value, dict):
         return value
-    entries = {name: _portable(entry) for name, entry in value.items() if name not in _NOT_KEPT}
-    return {
-        name: entry
-        for name, entry in entries.items()
-        if not (isinstance(entry, str) and os.path.isabs(entry))
-    }
+    kept = {}
+    for name, entry in value.items():
+        is_path = isinstance(entry, str) and os.path.isabs(entry)
+        if name not in _NOT_KEPT and not is_path:
+            kept[name] = _portable(entry)
+    return kept
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:

@@ -1,35 +1,34 @@
-"""What vLLM-Omni reads of a checkpoint folder, and whether a folder has it. L4.
+"""What vLLM-Omni reads of a checkpoint folder, and whether a folder has it.
 
 vLLM-Omni takes a tensor that is missing or of another shape for a failure of its engine at best; a
 name that it does not know it passes over with a line in its log, and missing codec weights with
-none. So the folder is checked here.
+none. So the folder is checked here: a folder in, nothing or a UserError out.
 
 Everything below was read in the sources of vllm-project/vllm-omni (pull request 3762, release
-0.22.0 and later; commits f2484119, 00bff306, 6d1a9881, 9c4d33de, 278b13b6). Nothing of it was run,
-for want of a GPU:
+0.22.0 and later; commits f2484119, 00bff306, 6d1a9881, 9c4d33de, 278b13b6), most of it in
+`vllm_omni/model_executor/models/higgs_audio_v2`. Nothing of it was run, for want of a GPU:
 
-- `vllm_omni/model_executor/models/higgs_audio_v2/pipeline.py`: `HiggsAudioV2ForConditionalGeneration` is taken by a
-  pipeline of two stages, the language model and the codec; it stops at the token ids 128009 and
-  128012.
-- `.../higgs_audio_v2_talker.py`, `load_weights` and `_map_simple_name`: the names, here `tensors`. Q, K and V are
-  fused, gate and up of either FFN too; there are no biases and no audio tower.
-- `.../configuration_higgs_audio_v2.py`, and `_resolve_audio_tokenizer_path` in `.../higgs_audio_v2_code2wav.py`:
-  `audio_tokenizer_id`, if not empty, names a codec elsewhere, by default Boson's repository; only
-  without it is `audio_tokenizer_subdir` of the folder taken.
-- `.../higgs_audio_decoder.py`, `load_higgs_audio_codec`: the codec is `config.json` and one `model.safetensors`, here
-  `codec_tensors`. A `model.pth` beside it would be preferred, and unpickled.
-- `.../higgs_audio_v2_tokenizer.py`, `_resolve_audio_tokenizer_dir`: references are encoded with a codec of its own,
-  unless HIGGS_AUDIO_TOKENIZER_PATH names a folder that holds one, or holds it as
+- `pipeline.py`: `HiggsAudioV2ForConditionalGeneration` is taken by a pipeline of two stages, the
+  language model and the codec; it stops at the token ids 128009 and 128012.
+- `higgs_audio_v2_talker.py`, `load_weights` and `_map_simple_name`: the names, here `tensors`.
+  Q, K and V are fused, gate and up of either FFN too; there are no biases and no audio tower.
+- `configuration_higgs_audio_v2.py`, and `_resolve_audio_tokenizer_path` in
+  `higgs_audio_v2_code2wav.py`: `audio_tokenizer_id`, if not empty, names a codec elsewhere, by
+  default Boson's repository; only without it is `audio_tokenizer_subdir` of the folder taken.
+- `higgs_audio_decoder.py`, `load_higgs_audio_codec`: the codec is `config.json` and one
+  `model.safetensors`, here `codec_tensors`. A `model.pth` beside it would be preferred, and
+  unpickled.
+- `higgs_audio_v2_tokenizer.py`, `_resolve_audio_tokenizer_dir`: references are encoded with a codec
+  of its own, unless HIGGS_AUDIO_TOKENIZER_PATH names a folder that holds one, or holds it as
   `audio_tokenizer/`.
-- `vllm_omni/entrypoints/openai/tts_adapters/higgs_audio_v2.py`: prompts are made by `AutoProcessor` and its chat
-  template. transformers takes the codec's name in `processor_config.json` for a path from the *working folder*: a
-  server has to be started in the checkpoint's.
+- `vllm_omni/entrypoints/openai/tts_adapters/higgs_audio_v2.py`: prompts are made by `AutoProcessor`
+  and its chat template. transformers takes the codec's name in `processor_config.json` for a path
+  from the *working folder*: a server has to be started in the checkpoint's.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ ARCHITECTURE = "HiggsAudioV2ForConditionalGeneration"
 # Written into config.json. Not null: a writer of configs may leave null out, and Boson's repository
 # is the default.
 CODEC_FIELDS = {"audio_tokenizer_id": "", "audio_tokenizer_subdir": CODEC_FOLDER}
+# Ids of the published tokenizer, which vLLM-Omni has built in.
 _STOPS = {"<|eot_id|>": 128009, "<|audio_eos|>": 128012}
 _WEIGHTS = "weights"
 
@@ -55,20 +55,22 @@ _WEIGHTS = "weights"
 def tensors(config: HiggsAudioV2Config) -> Shapes:
     """Every tensor of the language model -> its shape.
 
-    | in the checkpoint                                    | in vLLM-Omni                 | shape                     |
-    |------------------------------------------------------|------------------------------|---------------------------|
-    | `model.embed_tokens.weight`                          | `embed_tokens`               | (V, H)                    |
-    | `model.norm.weight`                                  | `norm`                       | (H,)                      |
-    | `model.embed_audio_tokens.embed_audio_tokens.weight` | `audio_codebook_embeddings`  | (K C, H)                  |
-    | `audio_lm_head.weight`                               | `audio_lm_head`              | (K C, H)                  |
-    | `text_lm_head.weight`                                | `lm_head`                    | (V, H)                    |
-    | per layer, `model.layers.L.`:                        | `layers.L.`                  |                           |
-    | `self_attn.q_proj`, `k_proj`, `v_proj`               | `self_attn.qkv_proj`, joined | (Q D, H), (G D, H) twice  |
-    | `self_attn.o_proj`                                   | the same                     | (H, Q D)                  |
-    | `mlp.gate_proj`, `up_proj`; so `audio_mlp`           | `mlp.gate_up_proj`, joined   | (I, H) twice              |
-    | `mlp.down_proj`; so `audio_mlp`                      | the same                     | (H, I)                    |
-    | the four norms                                       | the same                     | (H,)                      |
+    | in the checkpoint                        | in vLLM-Omni                | shape             |
+    |------------------------------------------|-----------------------------|-------------------|
+    | `model.embed_tokens`                     | `embed_tokens`              | (V, H)            |
+    | `model.norm`                             | `norm`                      | (H,)              |
+    | `model.embed_audio_tokens.`              | `audio_codebook_embeddings` | (K C, H)          |
+    | `embed_audio_tokens`                     |                             |                   |
+    | `audio_lm_head`                          | `audio_lm_head`             | (K C, H)          |
+    | `text_lm_head`                           | `lm_head`                   | (V, H)            |
+    | per layer, `model.layers.L.`:            | `layers.L.`                 |                   |
+    | `self_attn.q_proj`, `k_proj`, `v_proj`   | `self_attn.qkv_proj`        | (Q D, H), (G D, H)|
+    | `self_attn.o_proj`                       | the same                    | (H, Q D)          |
+    | `mlp.gate_proj`, `up_proj`; `audio_mlp.` | `mlp.gate_up_proj`          | (I, H) twice      |
+    | `mlp.down_proj`; `audio_mlp.`            | the same                    | (H, I)            |
+    | the four norms                           | the same                    | (H,)              |
 
+    All names end in `.weight`.
     Q query heads and G groups of size D, I intermediate size, the others as in `plugins`.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -76,7 +78,7 @@ def tensors(config: HiggsAudioV2Config) -> Shapes:
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     codes = config.num_codebooks * config.codebook_size
-    found: Shapes = {
+    shapes: Shapes = {
         "model.embed_tokens.weight": (config.vocab_size, hidden),
         "model.norm.weight": (hidden,),
         "model.embed_audio_tokens.embed_audio_tokens.weight": (codes, hidden),
@@ -88,21 +90,22 @@ def tensors(config: HiggsAudioV2Config) -> Shapes:
         "self_attn.k_proj": (keys, hidden),
         "self_attn.v_proj": (keys, hidden),
         "self_attn.o_proj": (hidden, queries),
-        **{
-            f"{ffn}.{name}_proj": (inner, hidden)
-            for ffn in ("mlp", "audio_mlp")
-            for name in ("gate", "up")
-        },
-        **{f"{ffn}.down_proj": (hidden, inner) for ffn in ("mlp", "audio_mlp")},
-        **{
-            f"{kind}{at}_layernorm": (hidden,)
-            for kind in ("", "audio_")
-            for at in ("input", "post_attention")
-        },
+        # Words pass `mlp`, frames `audio_mlp`, each between norms of its own.
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+        "audio_mlp.gate_proj": (inner, hidden),
+        "audio_mlp.up_proj": (inner, hidden),
+        "audio_mlp.down_proj": (hidden, inner),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+        "audio_input_layernorm": (hidden,),
+        "audio_post_attention_layernorm": (hidden,),
     }
     for number in range(config.num_hidden_layers):
-        found |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
-    return found
+        for name, shape in layer.items():
+            shapes[f"model.layers.{number}.{name}.weight"] = shape
+    return shapes
 
 
 def codec_tensors(config: HiggsAudioV2TokenizerConfig) -> Shapes:
@@ -110,21 +113,21 @@ def codec_tensors(config: HiggsAudioV2TokenizerConfig) -> Shapes:
     decoder."""
     acoustic: Any = config.acoustic_model_config
     width = config.hidden_size
-    found: Shapes = {
+    shapes: Shapes = {
         "fc2.weight": (acoustic.hidden_size, width),
         "fc2.bias": (acoustic.hidden_size,),
     }
     for number in range(config.num_quantizers):
         prefix = f"quantizer.quantizers.{number}"
-        found[f"{prefix}.codebook.embed"] = (config.codebook_size, config.codebook_dim)
-        found[f"{prefix}.project_out.weight"] = (width, config.codebook_dim)
-        found[f"{prefix}.project_out.bias"] = (width,)
+        shapes[f"{prefix}.codebook.embed"] = (config.codebook_size, config.codebook_dim)
+        shapes[f"{prefix}.project_out.weight"] = (width, config.codebook_dim)
+        shapes[f"{prefix}.project_out.bias"] = (width,)
+    # The decoder's names and shapes are transformers' own: counted there, without memory.
     with torch.device("meta"):
         decoder = DacModel(DacConfig(**acoustic.to_dict())).decoder
-    return found | {
-        f"acoustic_decoder.{name}": tuple(tensor.shape)
-        for name, tensor in decoder.named_parameters()
-    }
+    for name, tensor in decoder.named_parameters():
+        shapes[f"acoustic_decoder.{name}"] = tuple(tensor.shape)
+    return shapes
 
 
 def check(folder: Path) -> None:
@@ -134,6 +137,7 @@ def check(folder: Path) -> None:
     needed: dict[str, Any] = {
         "architectures": [ARCHITECTURE],
         "model_type": HiggsAudioV2Config.model_type,
+        # Its layers have no biases, and would leave those of a checkpoint out.
         "attention_bias": False,
         "mlp_bias": False,
         **CODEC_FIELDS,
@@ -148,87 +152,89 @@ def check(folder: Path) -> None:
                 remedy="export again",
             )
     config = HiggsAudioV2Config.from_pretrained(folder)
-    found = _shapes(folder)
-    _compare(found, tensors(config), "vLLM-Omni")
-    for name in found.keys() - tensors(config).keys():
-        reason = "is not read: vLLM-Omni knows no such weight"
+    shapes = _shapes(folder)
+    _compare(shapes, tensors(config), "vLLM-Omni")
+    for name in shapes.keys() - tensors(config).keys():
         raise problem(
             source="vLLM-Omni",
             field=_WEIGHTS,
             value=name,
-            reason=reason,
+            reason="is not read: vLLM-Omni knows no such weight",
             remedy="merge with `swift export` if you do not serve with it",
         )
-    codec = folder / CODEC_FOLDER
-    names = [file.name for file in codec.glob("model*") if file.name != "model.safetensors"]
-    if names:
+    _check_codec(folder / CODEC_FOLDER, config.num_codebooks)
+
+
+def _check_codec(codec: Path, num_codebooks: int) -> None:
+    source = f"vLLM-Omni: {CODEC_FOLDER}"
+    for file in codec.glob("model*"):
+        if file.name != "model.safetensors":
+            raise problem(
+                source=source,
+                field="files",
+                value=file.name,
+                reason="is not model.safetensors",
+                remedy="export again",
+            )
+    config = HiggsAudioV2TokenizerConfig.from_pretrained(codec)
+    _compare(_shapes(codec), codec_tensors(config), source)
+    if config.num_quantizers != num_codebooks:
         raise problem(
-            source=f"vLLM-Omni: {CODEC_FOLDER}",
-            field="files",
-            value=names[0],
-            reason="is not model.safetensors",
-            remedy="export again",
-        )
-    codec_config = HiggsAudioV2TokenizerConfig.from_pretrained(codec)
-    _compare(_shapes(codec), codec_tensors(codec_config), f"vLLM-Omni: {CODEC_FOLDER}")
-    if codec_config.num_quantizers != config.num_codebooks:
-        reason = f"is not the model's {config.num_codebooks}"
-        raise problem(
-            source=f"vLLM-Omni: {CODEC_FOLDER}",
+            source=source,
             field="num_quantizers",
-            value=codec_config.num_quantizers,
-            reason=reason,
+            value=config.num_quantizers,
+            reason=f"is not the model's {num_codebooks}",
             remedy="use its own",
         )
 
 
 def remarks(tokenizer: Any) -> list[str]:
     """What does not hinder loading, but serving."""
-    return [
-        f"vLLM-Omni stops at token {token_id}, taking it for {name}, which is {tokenizer.convert_tokens_to_ids(name)} "
-        "here: it would not stop by itself"
-        for name, token_id in _STOPS.items()
-        if tokenizer.convert_tokens_to_ids(name) != token_id
-    ]
+    notes = []
+    for name, token_id in _STOPS.items():
+        ours = tokenizer.convert_tokens_to_ids(name)
+        if ours != token_id:
+            taken = f"vLLM-Omni stops at token {token_id}, taking it for {name}"
+            notes.append(f"{taken}, which is {ours} here: it would not stop by itself")
+    return notes
 
 
 def launch_line(folder: str, name: str) -> str:
     """The shell command that serves `folder` as model `name`."""
+    # From inside the folder: transformers looks for the codec in the working folder.
     serve = f'vllm serve "$PWD" --omni --served-model-name {shlex.quote(name)}'
     return f'cd {shlex.quote(folder)} && HIGGS_AUDIO_TOKENIZER_PATH="$PWD" {serve}'
 
 
 def _shapes(folder: Path) -> Shapes:
-    found: Shapes = {}
+    """Of the tensors that are there, from the headers of the files."""
+    shapes: Shapes = {}
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 (safe_open has no __iter__)
-                found[key] = tuple(opened.get_slice(key).get_shape())
-    return found
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (safe_open has no __iter__)
+                shapes[name] = tuple(weights.get_slice(name).get_shape())
+    return shapes
 
 
-def _compare(
-    found: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]], where: str
-) -> None:
+def _compare(present: Shapes, needed: Shapes, source: str) -> None:
     for name, shape in needed.items():
-        if name not in found:
-            near = [other for other in found if other not in needed]
-            reason = "is missing" + (
-                f" (there is {near[0]!r}, which is not asked for)" if near else ""
-            )
+        if name not in present:
+            reason = "is missing"
+            unknown = [other for other in present if other not in needed]
+            if unknown:  # perhaps the same weight under another name
+                reason += f" (there is {unknown[0]!r}, which is not asked for)"
             raise problem(
-                source=where,
+                source=source,
                 field=_WEIGHTS,
                 value=name,
                 reason=reason,
                 remedy="export again from a complete checkpoint",
             )
-        if found[name] != shape:
-            reason = f"has shape {list(found[name])}, config.json says {list(shape)}"
+        if present[name] != shape:
             raise problem(
-                source=where,
+                source=source,
                 field=_WEIGHTS,
                 value=name,
-                reason=reason,
+                reason=f"has shape {list(present[name])}, config.json says {list(shape)}",
                 remedy="export again from a checkpoint with its own config.json",
             )

@@ -1,18 +1,20 @@
-"""README.md of a model: the Hub's front matter, what it is, how to speak with it, what to keep to.
-L3.
+"""The README.md of a model: name, base, summary and sections -> Markdown that the Hub reads.
 
-    training --plugins.training_card--+
-    export   --plugins.commands-------+--card--> README.md <--complete-- evaluation: its section METRICS
+    training, export --card--> README.md <--complete-- evaluation: its section METRICS
 
-Sections are what a later program may write again. They stand between two comments; all else, once
-written, belongs to the user and stays as it is. No path of this machine goes into a card."""
+A section stands between two comments, so that a later program can write it again; all other lines,
+once written, belong to the user and stay as they are. No path of this machine goes into a card.
+What was trained, exported or measured is the callers' to say: nothing here reads a model or a row.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import ModelCardData
 
 from plugins.files.disk import replace_when_done
 from plugins.model.config import HiggsAudioV2Config
@@ -24,15 +26,7 @@ NO_METRICS = "Not evaluated yet: `higgs-audio evaluate` fills this in."
 
 _CARD = """\
 ---
-{base_model}license: other
-license_name: boson-higgs-audio-2-community-license
-license_link: https://huggingface.co/{published}/blob/main/LICENSE
-library_name: {library}
-pipeline_tag: text-to-speech
-tags:
-- text-to-speech
-- higgs-audio-v2
-- ms-swift
+{front_matter}
 ---
 
 # {name}
@@ -45,17 +39,19 @@ tags:
 
 ## Licences
 
-- Weights that derive from Boson AI's Higgs Audio 2 stay under its community licence, which among other things
-  limits commercial use by the number of yearly users; the language model in them derives from Meta's Llama 3.2 and
-  stays under that licence too. Read both before you use or pass on this model.
-- The data it was fine-tuned on has licences of its own. Whoever publishes this model has to know them, keep to them
-  and name them here: **not filled in yet**.
+- Weights that derive from Boson AI's Higgs Audio 2 stay under its community licence, which among
+  other things limits commercial use by the number of yearly users; the language model in them
+  derives from Meta's Llama 3.2 and stays under that licence too. Read both before you use or pass
+  on this model.
+- The data it was fine-tuned on has licences of its own. Whoever publishes this model has to know
+  them, keep to them and name them here: **not filled in yet**.
 
 ## Voices
 
-This model imitates voices from a few seconds of speech. Clone a voice only with the consent of the person it belongs
-to, say that the speech is synthetic, and do not use it to deceive, to impersonate or to get past a voice check. That
-holds for the voices in the training data as well.
+This model imitates voices from a few seconds of speech. Clone a voice
+only with the consent of the person it belongs to, say that the speech is synthetic, and do not use
+it to deceive, to impersonate or to get past a voice check. That holds for the voices in the
+training data as well.
 """
 
 
@@ -69,27 +65,32 @@ def card(
     library: str = "transformers",
 ) -> str:
     """base: Hub id of what was fine-tuned, None if unknown. sections: Markdown by name, METRICS for
-    example."""
+    example. library: what loads the folder, in the Hub's words."""
+    front_matter = ModelCardData(
+        base_model=base,
+        license="other",
+        license_name="boson-higgs-audio-2-community-license",
+        license_link=f"https://huggingface.co/{BASE_3B}/blob/main/LICENSE",
+        library_name=library,
+        pipeline_tag="text-to-speech",
+        tags=["text-to-speech", "higgs-audio-v2", "ms-swift"],
+    )
+    chapters = ""
+    for title, text in sections.items():
+        chapters += f"\n## {title.capitalize()}\n\n{_marked(title, text)}\n"
     return _CARD.format(
+        front_matter=front_matter.to_yaml(),
         name=name,
-        base_model=f"base_model: {base}\n" if base else "",
-        published=BASE_3B,
-        library=library,
         summary=summary,
+        sections=chapters,
         speak=speak,
-        sections="".join(
-            f"\n## {title.capitalize()}\n\n{_marked(title, text)}\n"
-            for title, text in sections.items()
-        ),
     )
 
 
 def link_to(base: str | None) -> str:
-    return (
-        f"[{base}](https://huggingface.co/{base})"
-        if base
-        else "a checkpoint that has no name on the Hub"
-    )
+    if base is None:
+        return "a checkpoint that has no name on the Hub"
+    return f"[{base}](https://huggingface.co/{base})"
 
 
 def name_on_the_hub(model: str, config: Any) -> str | None:
@@ -97,11 +98,10 @@ def name_on_the_hub(model: str, config: Any) -> str | None:
     if not Path(model).exists():
         return model
     published = HiggsAudioV2Config()
-    is_3b = all(
-        getattr(config, name) == getattr(published, name)
-        for name in ("hidden_size", "num_hidden_layers", "vocab_size")
-    )
-    return BASE_3B if is_3b else None  # there are no other public weights of this shape
+    for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        if getattr(config, name) != getattr(published, name):
+            return None
+    return BASE_3B  # there are no other public weights of this shape
 
 
 def complete(folder: Path, sections: Mapping[str, str]) -> Path | None:
@@ -110,20 +110,28 @@ def complete(folder: Path, sections: Mapping[str, str]) -> Path | None:
 
     Returns the card, None if there is none that has room for one of them: other people's cards stay
     as they are."""
-    folder = folder.resolve()
-    for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
-        path = place / CARD
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for path in _cards(folder.resolve()):
+        text = path.read_text(encoding="utf-8")
         if not any(_place(title).search(text) for title in sections):
             continue
         for title, content in sections.items():
+            # A backslash of the content is no group of the pattern.
             text = _place(title).sub(_marked(title, content).replace("\\", r"\\"), text, count=1)
-        with replace_when_done(
-            path
-        ) as temporary:  # what its reader wrote must not be lost by a kill
+        # What its reader wrote must not be lost by a kill.
+        with replace_when_done(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return path
     return None
+
+
+def _cards(folder: Path) -> Iterator[Path]:
+    """The README files that may be about `folder`, nearest first."""
+    places = [folder]
+    if folder.name.startswith("checkpoint-"):
+        places.append(folder.parent)  # a checkpoint's own README is of peft
+    for place in places:
+        if (place / CARD).is_file():
+            yield place / CARD
 
 
 def _marked(title: str, content: str) -> str:

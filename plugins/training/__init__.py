@@ -14,7 +14,6 @@ between    saves.py        which checkpoint folders are whole, which is the newe
            resume.py       a run that is killed and resumed equals one that is not
            samples.py      prompts that are spoken while the model trains
            stopping.py     a signal: finish the step, save, say how to go on
-after      facts.py        data, settings and versions of a run, for those who read about it
            card.py         the card of its folder
 around     launcher.py     MS-SWIFT's launcher without a process between a signal and the training
            signals.py      what a signal does to a process that is not in a step

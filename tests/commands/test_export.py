@@ -18,14 +18,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CORPUS, GOLDEN, ROOT, corpus_rows, write_jsonl
-from helpers.sft import sft
+from conftest import CORPUS, GOLDEN, ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor
 
 from plugins.audio.codec import Codec
-from plugins.commands.export import export, run
-from plugins.commands.model_card import model_card
+from plugins.commands.export import export, model_card, run
 from plugins.commands.vllm_omni import check, launch_line, remarks, tensors
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
@@ -41,19 +39,6 @@ REQUESTS: list[dict[str, Any]] = [
     {},
     {"reference_audio": VOICE, "reference_text": "Glue the sheet."},
 ]
-
-
-@pytest.fixture(scope="module")
-def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA folder as MS-SWIFT writes it, with two modules whole, one of them named like the
-    module around it; trained hard enough to speak otherwise than its base."""
-    folder = tmp_path_factory.mktemp("lora")
-    sft(
-        tiny, write_jsonl(folder / "train.jsonl", corpus_rows(2)), folder / "out", tuner_type="lora",
-        learning_rate=3e-2, max_steps=3, per_device_train_batch_size=2, target_modules="all-linear",
-        modules_to_save=["audio_lm_head", "embed_audio_tokens"],
-    )  # fmt: skip
-    return folder / "out" / "checkpoint-3"
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +67,17 @@ def spoken(folder: Path, adapters: Path | None = None) -> list[torch.Tensor]:
         str(folder), adapters=str(adapters) if adapters else None
     )
     greedy = Sampling(temperature=0)
-    return [
-        generator.generate("Hello there.", sampling=greedy, max_audio_s=1.0, **each).codes
-        for each in REQUESTS
-    ]
+    codes = []
+    for voice in REQUESTS:
+        speech = generator.generate("Hello there.", sampling=greedy, max_audio_s=1.0, **voice)
+        codes.append(speech.codes)
+    return codes
 
 
 def test_it_speaks_as_base_and_adapters_do(exported: Path, tiny: Path, lora: Path) -> None:
     for merged, apart, base in zip(spoken(exported), spoken(tiny, lora), spoken(tiny), strict=True):
         assert torch.equal(merged, apart)
-        assert not torch.equal(merged, base), (
-            "the adapters change nothing: the test would prove nothing"
-        )
+        assert not torch.equal(merged, base), "adapters that change nothing prove nothing"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -111,10 +95,8 @@ def test_every_tensor_is_that_of_swift_export(
     for name, tensor in theirs.items():
         assert tensor.dtype == ours[name].dtype == getattr(torch, dtype)
         assert torch.equal(tensor, ours[name]), name
-    before = {
-        name: tensor.to(getattr(torch, dtype))
-        for name, tensor in load_file(tiny / "model.safetensors").items()
-    }
+    before = load_file(tiny / "model.safetensors")
+    before = {name: tensor.to(getattr(torch, dtype)) for name, tensor in before.items()}
     assert torch.equal(ours["text_lm_head.weight"], before["text_lm_head.weight"])
     for module in ("layers.0.audio_mlp.up_proj", "embed_audio_tokens.embed_audio_tokens"):
         name = f"model.{module}.weight"
@@ -188,18 +170,21 @@ def test_a_server_finds_the_codec_and_writes_our_prompts(
     assert (exported / fields["audio_tokenizer_subdir"] / "model.safetensors").is_file()
 
     monkeypatch.chdir(exported)
+    system = {"type": "text", "text": "Generate audio following instruction."}
+    user = {"type": "text", "text": "Hello there."}
     conversation = [
-        {
-            "role": "system",
-            "content": [{"type": "text", "text": "Generate audio following instruction."}],
-        },
-        {"role": "user", "content": [{"type": "text", "text": "Hello there."}]},
+        {"role": "system", "content": [system]},
+        {"role": "user", "content": [user]},
     ]
     processor = AutoProcessor.from_pretrained(str(exported))
     inputs = processor.apply_chat_template(
-        conversation, add_generation_prompt=True, tokenize=True, return_dict=True, sampling_rate=24000,
+        conversation,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        sampling_rate=24000,
         return_tensors="pt",
-    )  # fmt: skip
+    )
     generator = HiggsAudioGenerator.from_pretrained(str(exported))
     ours = generator.speaker.prompt(request("Hello there.", None, [], generator.settings))
     assert inputs["input_ids"][0].tolist() == ours.input_ids
@@ -216,37 +201,67 @@ def test_names_and_shapes_are_those_of_the_model(
     config = config or HiggsAudioV2Config.from_pretrained(tiny)
     with torch.device("meta"):
         model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-    assert tensors(config) == {
-        name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
-    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert tensors(config) == shapes
 
 
 def rename(weights: dict[str, Any], old: str, new: str) -> None:
     weights[new] = weights.pop(old)
 
 
+def without(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda weights: weights.pop(name)
+
+
+def with_zeros(name: str, *shape: int) -> Callable[[dict[str, Any]], Any]:
+    return lambda weights: weights.update({name: torch.zeros(shape)})
+
+
+def misnamed(weights: dict[str, Any]) -> None:
+    rename(weights, "model.norm.weight", "model.final_norm.weight")
+
+
+NORM = "weights: 'model.norm.weight' is missing (there is 'model.final_norm.weight', which is not"
+TRANSPOSED = "acoustic_decoder.block.2.conv_t1.weight"
+CODEBOOK = "quantizer.quantizers.7.codebook.embed"
+
+
 @pytest.mark.parametrize(
     ("change", "part", "message"),
     [
-        (lambda weights: rename(weights, "model.norm.weight", "model.final_norm.weight"), ".",
-         r"vLLM-Omni: weights: 'model\.norm\.weight' is missing \(there is 'model\.final_norm\.weight', which is not"),
-        (lambda weights: weights.pop("text_lm_head.weight"), ".",
-         r"weights: 'text_lm_head\.weight' is missing; export again"),
-        (lambda weights: weights.update({"audio_lm_head.weight": torch.zeros(8192, 128)}), ".",
-         r"'audio_lm_head\.weight' has shape \[8192, 128\], config\.json says \[8208, 128\]"),
-        (lambda weights: weights.update({"audio_tower.conv1.bias": torch.zeros(4)}), ".",
-         r"'audio_tower\.conv1\.bias' is not read: vLLM-Omni knows no such weight"),
-        (lambda weights: weights.pop("acoustic_decoder.block.2.conv_t1.weight"), "audio_tokenizer",
-         r"audio_tokenizer: weights: 'acoustic_decoder\.block\.2\.conv_t1\.weight' is missing"),
-        (lambda weights: weights.update({"quantizer.quantizers.7.codebook.embed": torch.zeros(1024, 8)}),
-         "audio_tokenizer", r"'quantizer\.quantizers\.7\.codebook\.embed' has shape \[1024, 8\], .* \[1024, 16\]"),
+        (misnamed, ".", f"vLLM-Omni: {NORM}"),
+        (
+            without("text_lm_head.weight"),
+            ".",
+            "weights: 'text_lm_head.weight' is missing; export again",
+        ),
+        (
+            with_zeros("audio_lm_head.weight", 8192, 128),
+            ".",
+            "'audio_lm_head.weight' has shape [8192, 128], config.json says [8208, 128]",
+        ),
+        (
+            with_zeros("audio_tower.conv1.bias", 4),
+            ".",
+            "'audio_tower.conv1.bias' is not read: vLLM-Omni knows no such weight",
+        ),
+        (
+            without(TRANSPOSED),
+            "audio_tokenizer",
+            f"audio_tokenizer: weights: '{TRANSPOSED}' is missing",
+        ),
+        (
+            with_zeros(CODEBOOK, 1024, 8),
+            "audio_tokenizer",
+            f"'{CODEBOOK}' has shape [1024, 8], config.json says [1024, 16]",
+        ),
     ],
     ids=["renamed", "missing", "shape", "surplus", "codec missing", "codec shape"],
-)  # fmt: skip
+)
 def test_a_weight_that_vllm_omni_would_not_load_is_named(
     edited: Callable[..., Path], change: Callable[..., Any], part: str, message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         check(edited(change, part))
 
 
@@ -286,28 +301,23 @@ def test_nothing_is_overwritten_or_left_half_written(
     names = sorted(load_file(lora / "adapter_model.safetensors"))
     first = next(name for name in names if "lora_A" in name)
     whole = next(name for name in names if "embed_audio_tokens" in name)
-    for change, message in (
-        (lambda weights: weights.pop(first), r"does not belong to both \(1 such weights\)"),
-        (lambda weights: weights.pop(whole), f"cannot be loaded .*{re.escape(whole)}"),
-        (
-            lambda weights: rename(weights, first, first.replace("layers.", "layers.7")),
-            r"to both \(2 such weights\)",
-        ),
+    elsewhere = first.replace("layers.", "layers.7")
+    faults: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+        (without(first), r"does not belong to both \(1 such weights\)"),
+        (without(whole), f"cannot be loaded .*{re.escape(whole)}"),
+        (lambda weights: rename(weights, first, elsewhere), r"to both \(2 such weights\)"),
         (
             lambda weights: weights[first].fill_(float("nan")),
             "is not finite in torch.float32: the adapters are broken",
         ),
-        (
-            lambda weights: weights.update({first: torch.zeros(8, 3)}),
-            "cannot be loaded .*size mismatch",
-        ),
-    ):
+        (with_zeros(first, 8, 3), "cannot be loaded .*size mismatch"),
+    ]
+    for change, message in faults:
         with pytest.raises(UserError, match=message):
             export(None, tmp_path / "new", adapters=broken(change))
     folder = Path(broken(dict.copy))
-    (folder / "adapter_model.safetensors").rename(
-        folder / "adapter_model.bin"
-    )  # a pickle would be read by peft
+    # A pickle would be read by peft.
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match=r"adapters: 'adapter_model\.safetensors' not found"):
         export(None, tmp_path / "new", adapters=str(folder))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "there"]
@@ -330,13 +340,10 @@ def test_the_dtype_is_that_of_the_base_unless_asked(
     export(str(base), tmp_path / "new", dtype=asked)
     after = load_file(tmp_path / "new" / "model.safetensors")
     assert {str(tensor.dtype) for tensor in after.values()} == {f"torch.{written}"}
-    assert all(
-        torch.equal(tensor, weights[name].to(tensor.dtype)) for name, tensor in after.items()
-    )
-    assert (
-        json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))["dtype"]
-        == written
-    )
+    for name, tensor in after.items():
+        assert torch.equal(tensor, weights[name].to(tensor.dtype))
+    config = json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))
+    assert config["dtype"] == written
 
 
 def test_original_model_and_codec_become_a_native_folder(original: Path, tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ import yaml
 from conftest import ROOT
 from helpers.sampled import SampledRun
 
-from plugins.commands.model_card import model_card as exported_card
+from plugins.commands.export import model_card as exported_card
 from plugins.model.card import BASE_3B, METRICS, NO_METRICS, TRAINING, card, complete
 from plugins.settings import HiggsAudioSettings
 from plugins.training import card as training_card
-from plugins.training import facts as run_facts
 from plugins.training.saves import damage
 
 
@@ -30,9 +29,9 @@ def written(sampled: SampledRun) -> Any:
 
 
 def test_it_says_what_was_trained_on_what_and_how(sampled: SampledRun, written: str) -> None:
-    found = run_facts.measure(sampled.trainer.train_dataset, HiggsAudioSettings())
-    assert found is not None
-    minutes = sum(found.clips) / 25 / 60
+    statistics = training_card.measure(sampled.trainer.train_dataset, HiggsAudioSettings())
+    assert statistics is not None
+    minutes = sum(statistics.clips) / 25 / 60
     assert (
         f"| training data | 8 rows, {minutes:.2f} min of speech in 8 clips, 2 speaker(s) |"
         in written
@@ -139,15 +138,13 @@ def test_a_card_that_cannot_be_written_costs_no_training(
 
 def test_an_exported_model_has_room_for_metrics_too() -> None:
     text = exported_card("x", base=BASE_3B, adapters=True, parameters=1, dtype="bfloat16")
-    assert (
-        f"## Metrics\n\n<!-- higgs-audio metrics -->\n{NO_METRICS}\n<!-- end of metrics -->\n\n## Speak"
-        in text
-    )
+    section = f"<!-- higgs-audio metrics -->\n{NO_METRICS}\n<!-- end of metrics -->"
+    assert f"## Metrics\n\n{section}\n\n## Speak" in text
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == BASE_3B
 
 
 def test_the_commit_is_that_of_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if (ROOT / ".git").exists():
-        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", run_facts.commit() or "")
-    monkeypatch.setattr(run_facts, "_ROOT", tmp_path)
-    assert run_facts.commit() is None
+        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", training_card.commit() or "")
+    monkeypatch.setattr(training_card, "_ROOT", tmp_path)
+    assert training_card.commit() is None

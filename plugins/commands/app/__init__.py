@@ -1,8 +1,11 @@
-"""`higgs-audio app`: a page on this machine to speak with a model. L4.
+"""`higgs-audio app`: a page on this machine to speak with a model.
 
-What a browser may do here is little: it sends fields and recordings, and hears what was said. It
-names no file, is given none but its own, asks no other host for anything, and what it sent is
-deleted with the server at the latest."""
+fields.py  what the fields say -> what the generator is asked; knows no Gradio
+page.py    fields, buttons, players; needs Gradio
+
+This file opens the port, loads the model and ends in order. What a browser may do here is little:
+it sends fields and recordings, and hears what was said. It names no file, is given none but its
+own, asks no other host for anything, and what it sent is deleted with the server at the latest."""
 
 from __future__ import annotations
 
@@ -43,9 +46,8 @@ def run(options: Namespace) -> int:
     # stay behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tempfile.TemporaryDirectory(
-            prefix="higgs-audio-app-", ignore_cleanup_errors=True
-        ) as folder:
+        uploads = tempfile.TemporaryDirectory(prefix="higgs-audio-app-", ignore_cleanup_errors=True)
+        with uploads as folder:
             # Gradio's upload cache, which otherwise is one folder for all programs of the machine.
             os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(folder)
             _serve(options, port)
@@ -81,18 +83,17 @@ def _free_port(host: str, port: int) -> int:
     """`port`, or any free one for 0. Raises UserError before a model is loaded for nothing."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
-            server.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as Gradio will: just closed ones are free
+            # As Gradio will: a port that was just closed is free.
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             server.bind((host, port))
             return int(server.getsockname()[1])
     except (OSError, OverflowError) as error:
-        reason = f"cannot be served on ({getattr(error, 'strerror', None) or error})"
+        cause = getattr(error, "strerror", None) or error
         raise problem(
             source="options",
             field="port",
             value=f"{host}:{port}",
-            reason=reason,
+            reason=f"cannot be served on ({cause})",
             remedy="give another --port, or 0 for a free one",
         ) from None
 

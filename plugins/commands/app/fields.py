@@ -1,5 +1,5 @@
 """What the fields of the page say -> what the generator is asked, and what it said -> a line to
-read. L4.
+read.
 
 Knows no Gradio. Empty fields are those that nobody filled in.
 """
@@ -20,8 +20,10 @@ MAX_SEED = 2**31 - 1  # a browser's numbers are exact up to 2**53; this one can 
 
 def sampling_of(temperature: float, top_k: int, top_p: float, seed: int | None) -> Sampling:
     """With a seed that can be told, drawn if none is given."""
-    drawn = secrets.randbelow(MAX_SEED) if seed is None else seed
-    return Sampling(float(temperature), int(top_k), float(top_p), seed=drawn)
+    if seed is None:
+        seed = secrets.randbelow(MAX_SEED)
+    # A slider gives floats.
+    return Sampling(float(temperature), int(top_k), float(top_p), seed=seed)
 
 
 def voice_of(description: str, recording: str | None, transcript: str) -> dict[str, Any]:
@@ -29,12 +31,11 @@ def voice_of(description: str, recording: str | None, transcript: str) -> dict[s
     twice."""
     if description.strip() and recording:
         # The generator would take them for two speakers, SPEAKER0 and SPEAKER1.
-        reason = "is given beside a recording"
         raise problem(
             source="request",
             field="voice in words",
             value=description.strip(),
-            reason=reason,
+            reason="is given beside a recording",
             remedy="give one of the two",
         )
     return {
@@ -53,6 +54,7 @@ def lines_of(text: str) -> list[dict[str, str]]:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
+        # The first colon ends the name: a text may have more of them.
         speaker, colon, words = line.partition(":")
         if not colon or not speaker.strip():
             raise problem(
@@ -104,11 +106,10 @@ def voices_of(rows: Sequence[tuple[str, str | None, str]]) -> dict[str, Voice] |
     return voices or None
 
 
-def told(speech: Speech, seed: int | None) -> str:
+def line_of(speech: Speech, seed: int | None) -> str:
     """A line of Markdown under the player."""
-    end = (
-        "stopped by itself"
-        if speech.stopped
-        else "**truncated**: cut at the limit, it did not stop by itself"
-    )
-    return f"{speech.duration_s:.2f} s · real-time factor {speech.real_time_factor:.2f} · seed {seed} · {end}"
+    end = "stopped by itself"
+    if speech.truncated:
+        end = "**truncated**: cut at the limit, it did not stop by itself"
+    factor = f"real-time factor {speech.real_time_factor:.2f}"
+    return f"{speech.duration_s:.2f} s · {factor} · seed {seed} · {end}"

@@ -1,4 +1,4 @@
-"""The page: fields, buttons, players, and what they do. L4, needs Gradio.
+"""The page: fields, buttons, players, and what they do. Needs Gradio.
 
 One model speaks for all: requests wait in one queue, so no two of them switch its adapters under
 each other."""
@@ -16,7 +16,14 @@ from typing import Any
 import gradio as gr
 
 from plugins.audio import waveforms as audio
-from plugins.commands.app.fields import MAX_SEED, lines_of, sampling_of, told, voice_of, voices_of
+from plugins.commands.app.fields import (
+    MAX_SEED,
+    line_of,
+    lines_of,
+    sampling_of,
+    voice_of,
+    voices_of,
+)
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
@@ -57,7 +64,8 @@ def launch(page: gr.Blocks, *, host: str, port: int, max_upload_mb: int) -> None
         server_port=port,
         max_file_size=max_upload_mb * 2**20,
         theme=_THEME,
-        prevent_thread_lock=True,
+        prevent_thread_lock=True,  # the caller waits, and ends in order
+        # Each would open another way in or out, and variables of Gradio may turn some of them on.
         share=False,
         ssr_mode=False,
         mcp_server=False,
@@ -96,7 +104,7 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
 
     # Gradio finds the bar by this default.
     def speak(values: Values, progress: gr.Progress = gr.Progress()) -> Values:  # noqa: B008
-        with _told_in_page():
+        with _errors_in_page():
             options = controls.options(values)
             options |= voice_of(values[description], values[recording], values[transcript])
             options["scene_description"] = values[scene].strip() or None
@@ -107,6 +115,7 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
                     (" by the base", None, base, base_line),
                     (" by the tuned", tuned, player, line),
                 ]
+            # The adapter is switched between the two takes: the queue lets nobody else speak then.
             for by, adapter, place, below in takes:
                 generator.use_adapter(adapter)
                 stream = generator.stream(values[text], **options)
@@ -114,10 +123,8 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
                 for chunk in stream:
                     spoken_s += len(chunk) / stream.sample_rate
                     progress((int(spoken_s), None), unit=f"s spoken{by}")
-                shown |= {
-                    place: _played(stream.speech),
-                    below: told(stream.speech, options["sampling"].seed),
-                }
+                shown[place] = _played(stream.speech)
+                shown[below] = line_of(stream.speech, options["sampling"].seed)
             return shown
 
     inputs = {text, scene, description, recording, transcript, compare, *controls.fields}
@@ -151,12 +158,13 @@ def _dialogue_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
     player, line = _player("Dialogue", "dialogue")
 
     def speak(values: Values) -> Values:
-        with _told_in_page():
+        with _errors_in_page():
             options = controls.options(values)
             lines = lines_of(values[text])
-            voices = voices_of(
-                [(values[name], values[recording], values[said]) for name, recording, said in rows]
-            )
+            given = []
+            for name, recording, transcript in rows:
+                given.append((values[name], values[recording], values[transcript]))
+            voices = voices_of(given)
             generator.use_adapter(tuned)
             speech = generator.synthesize_multi_speaker(
                 lines,
@@ -165,7 +173,7 @@ def _dialogue_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
                 pause_s=values[pause_s],
                 **options,
             )
-            return {player: _played(speech), line: told(speech, options["sampling"].seed)}
+            return {player: _played(speech), line: line_of(speech, options["sampling"].seed)}
 
     inputs = {text, scene, pause_s, *controls.fields, *(field for row in rows for field in row)}
     _on_click(button, speak, inputs, [player, line])
@@ -179,22 +187,15 @@ class _Controls:
         default = Sampling()
         with gr.Accordion("Sampling", open=False):
             with gr.Row():
-                self._temperature = gr.Slider(
-                    0,
-                    2,
-                    value=default.temperature,
-                    step=0.05,
-                    label="Temperature",
-                    info="0 is greedy",
+                temperature = gr.Slider(
+                    0, 2, default.temperature, step=0.05, label="Temperature", info="0 is greedy"
                 )
-                self._top_k = gr.Slider(
-                    1, 1024, value=default.top_k, step=1, label="Top k", info="codes to draw from"
+                top_k = gr.Slider(
+                    1, 1024, default.top_k, step=1, label="Top k", info="codes to draw from"
                 )
-                self._top_p = gr.Slider(
-                    0.05, 1, value=default.top_p, step=0.05, label="Top p", info="1 is off"
-                )
+                top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top p", info="1 is off")
             with gr.Row():
-                self._seed = gr.Number(
+                seed = gr.Number(
                     None,
                     precision=0,
                     minimum=0,
@@ -202,33 +203,31 @@ class _Controls:
                     label="Seed",
                     info="empty: drawn, and shown below",
                 )
-                self._max_audio_s = gr.Slider(
-                    0.2, max_audio_s, value=max_audio_s, step=0.2, label="Longest speech, s",
+                longest_s = gr.Slider(
+                    0.2,
+                    max_audio_s,
+                    max_audio_s,
+                    step=0.2,
+                    label="Longest speech, s",
                     info="of one piece; long texts are spoken in several",
-                )  # fmt: skip
-                self._clean_text = gr.Checkbox(
+                )
+                clean_text = gr.Checkbox(
                     generator.settings.prompts == "cleaned texts",
                     label="Clean the text",
-                    info="punctuation, units and [laugh] as the model's own examples write them; set as it was trained",
+                    info="punctuation, units and [laugh] as the model's own examples write them;"
+                    " set as it was trained",
                 )
-        self.fields = (
-            self._temperature,
-            self._top_k,
-            self._top_p,
-            self._seed,
-            self._max_audio_s,
-            self._clean_text,
-        )
+        self.fields = (temperature, top_k, top_p, seed, longest_s, clean_text)
 
     def options(self, values: Values) -> dict[str, Any]:
         """For the generator."""
-        temperature, top_k, top_p, seed, max_audio_s, clean_text = (
+        temperature, top_k, top_p, seed, longest_s, clean_text = (
             values[field] for field in self.fields
         )
         if complaint := self._generator.mismatch(clean_text):
             gr.Warning(complaint)
         sampling = sampling_of(temperature, top_k, top_p, seed)
-        return {"sampling": sampling, "max_audio_s": max_audio_s, "clean_text": clean_text}
+        return {"sampling": sampling, "max_audio_s": longest_s, "clean_text": clean_text}
 
 
 def _recording(elem_id: str) -> gr.Audio:
@@ -269,6 +268,7 @@ def _on_click(button: gr.Button, speak: Any, inputs: set[Any], outputs: list[Any
         speak,
         inputs,
         outputs,
+        # All buttons of the page share one place in the queue: there is one model.
         concurrency_limit=1,
         concurrency_id="model",
         api_visibility="private",
@@ -277,7 +277,7 @@ def _on_click(button: gr.Button, speak: Any, inputs: set[Any], outputs: list[Any
 
 
 @contextmanager
-def _told_in_page() -> Iterator[None]:
+def _errors_in_page() -> Iterator[None]:
     """What the user can mend becomes one line in the page, without the folder that uploads happen
     to lie in."""
     try:

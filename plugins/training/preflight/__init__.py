@@ -1,13 +1,16 @@
-"""What is about to be trained, proved on the user's own model and rows. L3.
+"""What is about to be trained, proved on the user's own model and rows: the map.
 
 report.py           findings of checks, one line each
 environment.py      versions and optional parts
+codec.py            a clip there and back, given codes against the codec's
 labels.py           the batch of one row against an oracle of its own; shown readably
 probe.py            cross-entropies that only the right labels, codes and texts give
+packed.py           rows of one sequence, which must not see each other
 leaks.py            the same audio where it must not be
 plan.py             what of a command decides about GPU memory
 memory.py           GPU memory of a plan
 before_training.py  the checks that each training run makes before its first step
 dry_run.py          what would be trained, how, and in how much memory
-doctor.py           all of them: `higgs-audio doctor`
+
+`higgs-audio doctor` (`plugins.commands.doctor`) makes them without a training.
 """

@@ -1,8 +1,8 @@
-"""The checks that each training run makes before its first step, unless `preflight: false`. L3.
+"""The checks that each training run makes before its first step, unless `preflight: false`.
 
-They look at what is really about to be trained: rows as the trainer's own collator gives them, the
-trainer's own model. Every rank runs them, on the same rows, so that all of them stop together; rank
-0 prints."""
+Trainer in, findings out. They look at what is really about to be trained: rows as the trainer's own
+collator gives them, the trainer's own model. Every rank runs them, on the same rows, so that all of
+them stop together; rank 0 prints. `higgs-audio doctor` makes the same checks without a trainer."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from plugins.training.preflight.memory import GIB, estimate, fits
 from plugins.training.preflight.memory import render as render_memory
 from plugins.training.preflight.packed import layout_complaint, sees
 from plugins.training.preflight.plan import TrainingPlan
-from plugins.training.preflight.probe import Row, offset_probe
+from plugins.training.preflight.probe import OffsetProbe, Row, offset_probe
 from plugins.training.preflight.report import Report, Status
 
-_NUM_ROWS = 4
+_NUM_ROWS = 4  # enough for a verdict, little enough for a CPU
 
 
 def run(trainer: Any, say: Callable[[str], None]) -> Report:
@@ -41,34 +41,40 @@ def run(trainer: Any, say: Callable[[str], None]) -> Report:
     """
     report = Report(say)
     _check_adapter(report, trainer)
-    template = trainer.template
     # Building the codec draws random weights: training must not depend on whether it was looked at
     # before.
     with torch.random.fork_rng(devices=[]):
-        encoded = list(islice(single_rows(iter(trainer.train_dataset)), _NUM_ROWS))
-        rows: list[Row] = [(sample_of(row), trainer.data_collator([row])) for row in encoded]
-        check_labels(report, rows, template.tokens, template.tokenizer)
-        if template.settings.dry_run and rows:
-            text = render(*rows[0], template.tokens, template.tokenizer)
-            report.add("one row", "info", "as the model sees it", text)
-        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-            text = "left out: the model is not assembled yet; run `higgs-audio doctor` once"
-            report.add("offset probe", "info", text)
-        else:
-            model = trainer.model
-            native = model.get_base_model() if hasattr(model, "get_base_model") else model
-            with trainer.accelerator.autocast():
-                check_offsets(report, native, rows, template.tokens, chance="warning")
-                if template.padding_free and len(rows) > 1:
-                    _check_packs(
-                        report, native, trainer.data_collator(encoded), rows, template.tokens
-                    )
-    rows_of = table_of(trainer.train_dataset)
-    if ROW_SOURCE in (getattr(rows_of, "column_names", None) or []) and hasattr(rows_of, "__len__"):
-        columns = rows_of.select_columns(["messages", "raw_prompt", ROW_SOURCE])
-        check_texts(report, columns, template.settings, template.origin)
+        _check_rows(report, trainer)
+    if _has_rows(trainer.train_dataset, ROW_SOURCE):
+        template = trainer.template
+        columns = ["messages", "raw_prompt", ROW_SOURCE]
+        rows = table_of(trainer.train_dataset).select_columns(columns)
+        check_texts(report, rows, template.settings, template.origin)
     _check_leaks(report, trainer)
     return report
+
+
+def _check_rows(report: Report, trainer: Any) -> None:
+    """Labels of the first rows, and what the model makes of them."""
+    template = trainer.template
+    encoded = list(islice(single_rows(iter(trainer.train_dataset)), _NUM_ROWS))
+    rows: list[Row] = [(sample_of(row), trainer.data_collator([row])) for row in encoded]
+    check_labels(report, rows, template.tokens, template.tokenizer)
+    if template.settings.dry_run and rows:
+        text = render(*rows[0], template.tokens, template.tokenizer)
+        report.add("one row", "info", "as the model sees it", text)
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        text = "left out: the model is not assembled yet; run `higgs-audio doctor` once"
+        report.add("offset probe", "info", text)
+        return
+    model = trainer.model
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # peft's wrapper off, its layers in place
+    with trainer.accelerator.autocast():
+        check_offsets(report, model, rows, template.tokens, chance="warning")
+        if template.padding_free and len(rows) > 1:
+            pack = trainer.data_collator(encoded)
+            _check_packs(report, model, pack, rows, template.tokens)
 
 
 def _check_adapter(report: Report, trainer: Any) -> None:
@@ -89,17 +95,19 @@ def _check_packs(
 ) -> None:
     complaint = layout_complaint(pack, [batch for _, batch in rows])
     if complaint is None and sees(model, pack, tokens):
-        complaint = "rows in one sequence see each other: this attention does not keep them apart, turn packing off"
-    text = f"{len(rows)} rows in one sequence do not see each other"
-    report.add("packing", "ok" if complaint is None else "failed", complaint or text)
+        complaint = "rows in one sequence see each other: this attention does not keep them apart,"
+        complaint += " turn packing off"
+    if complaint is None:
+        report.add("packing", "ok", f"{len(rows)} rows in one sequence do not see each other")
+    else:
+        report.add("packing", "failed", complaint)
 
 
 def check_labels(report: Report, rows: list[Row], tokens: Any, tokenizer: Any) -> None:
-    complaints = [
-        f"{sample.source}: {text}"
-        for sample, batch in rows
-        for text in audit(sample, batch, tokens, tokenizer)
-    ]
+    complaints = []
+    for sample, batch in rows:
+        for complaint in audit(sample, batch, tokens, tokenizer):
+            complaints.append(f"{sample.source}: {complaint}")
     if complaints:
         report.add("labels", "failed", complaints[0], "\n".join(complaints[1:]))
     else:
@@ -115,33 +123,35 @@ def check_offsets(
         report.add("offset probe", "info", "left out: the first rows have no audio to train")
         return
     probe = offset_probe(model, rows, tokens)
+    status, text = _verdict(probe, len(rows), chance)
+    report.add("offset probe", status, text, probe.render())
+    known = [k for k, loss in enumerate(probe.codebook_losses) if loss < MEMORISED]
+    if known:
+        text = f"codebooks {known} are known by heart: trained on before, or the labels leak into"
+        report.add("unseen speech", "warning", f"{text} the inputs")
+
+
+def _verdict(probe: OffsetProbe, num_rows: int, chance: Status) -> tuple[Status, str]:
+    """What the losses amount to. The order matters: an untrained model cannot tell anything, and
+    one that guesses cannot tell which labels are right."""
     if probe.random_init:
-        status, text = "info", "random weights (every norm is 1): nothing can be told"
-    elif probe.is_untrained:
-        status, text = (
-            "info",
-            "the audio part predicts every code alike, it is untrained: nothing can be told",
+        return "info", "random weights (every norm is 1): nothing can be told"
+    if probe.is_untrained:
+        text = "the audio part predicts every code alike, it is untrained"
+        return "info", f"{text}: nothing can be told"
+    if probe.complaint is not None:
+        return "failed", probe.complaint
+    if probe.is_chance:
+        loss = probe.losses["as trained", 1]
+        return chance, (
+            f"{loss:.2f} nats per code are no better than chance ({probe.chance:.2f}): these codes"
+            " are not those that the model was trained with (check codec and audio_codes), or it"
+            " has only ever heard other speech (untrained, overfitted)"
         )
-    elif probe.complaint is not None:
-        status, text = "failed", probe.complaint
-    elif probe.is_chance:
-        status = chance
-        text = (
-            f"{probe.losses['as trained', 1]:.2f} nats per code are no better than chance ({probe.chance:.2f}): these"
-            " codes are not those that the model was trained with (check codec and audio_codes), or it has only ever"
-            " heard other speech (untrained, overfitted)"
-        )
-    elif not probe.is_decisive:
-        status, text = (
-            "info",
-            "all labels fit alike: the model knows little more than frequencies, nothing can be told",
-        )
-    else:
-        status, text = "ok", f"what is trained fits best, on {len(rows)} rows"
-    report.add("offset probe", status, text, probe.render())  # type: ignore[arg-type]
-    if leaked := [k for k, loss in enumerate(probe.codebook_losses) if loss < MEMORISED]:
-        text = f"codebooks {leaked} are known by heart: trained on before, or the labels leak into the inputs"
-        report.add("unseen speech", "warning", text)
+    if not probe.is_decisive:
+        text = "all labels fit alike: the model knows little more than frequencies"
+        return "info", f"{text}, nothing can be told"
+    return "ok", f"what is trained fits best, on {num_rows} rows"
 
 
 def check_memory(
@@ -154,7 +164,8 @@ def check_memory(
     try:
         plan = TrainingPlan.from_config(options, env)
         needed = estimate(model_config, plan)
-    except (UserError, ValueError) as error:  # a legal plan may be one that cannot be estimated
+    except (UserError, ValueError) as error:
+        # A legal plan may be one that cannot be estimated.
         report.add("memory", "info", f"left out: {error}")
         return
     text = f"about {needed.total / GIB:.1f} GiB per device, estimated"
@@ -172,16 +183,12 @@ def _check_leaks(report: Report, trainer: Any) -> None:
     settings = trainer.template.settings
     train = _dialogues(trainer.train_dataset, settings)
     if train is None:
-        report.add(
-            "leaks",
-            "info",
-            "left out: a stream cannot be looked through; run `higgs-audio doctor` once",
-        )
+        text = "left out: a stream cannot be looked through; run `higgs-audio doctor` once"
+        report.add("leaks", "info", text)
         return
     check_references(report, train)
-    check_split(
-        report, target_paths(train), target_paths(_dialogues(trainer.eval_dataset, settings) or [])
-    )
+    validation = _dialogues(trainer.eval_dataset, settings) or []
+    check_split(report, target_paths(train), target_paths(validation))
 
 
 def check_texts(
@@ -189,28 +196,32 @@ def check_texts(
 ) -> None:
     """Whether texts are cleaned, how many rows that concerns, and whether the checkpoint `origin`
     was trained so."""
-    num_rows, num_raw, changed, example = 0, 0, 0, ""
+    num_rows, num_raw, num_changed, example = 0, 0, 0, ""
     for row in rows:
         num_rows += 1
-        num_raw += row["raw_prompt"]
-        change = None if row["raw_prompt"] else _change(row["messages"])
+        if row["raw_prompt"]:
+            num_raw += 1
+            continue
+        change = _change(row["messages"])
         if change is not None:
-            changed += 1
+            num_changed += 1
             written, cleaned = change
             example = example or f"{row[ROW_SOURCE]}\nwritten: {written!r}\ncleaned: {cleaned!r}"
+    # Speaking cleans a text as the settings of the checkpoint say: training has to agree.
     status: Status = "ok"
-    what = "changes" if settings.prompts == "cleaned texts" else "would change"
-    text = f"{settings.prompts}: clean_text {what} {changed} of {num_rows} rows"
+    what = "would change"
+    if settings.prompts == "cleaned texts":
+        what = "changes"
+    text = f"{settings.prompts}: clean_text {what} {num_changed} of {num_rows} rows"
     if 0 < num_raw < num_rows:
         status = "warning"
-        text += (
-            f"; {num_raw} rows are raw_prompt and trained as written: speaking has one way for all"
-        )
+        text += f"; {num_raw} rows are raw_prompt and trained as written"
+        text += ": speaking has one way for all"
     trained = trained_with(origin)
     if trained and trained["clean_text"] != settings.clean_text and not settings.raw_prompt:
         status = "warning"
-        was = "cleaned" if trained["clean_text"] else "raw"
-        text += f"; {origin} was trained with {was} texts: go on with clean_text {str(trained['clean_text']).lower()}"
+        was, remedy = ("cleaned", "true") if trained["clean_text"] else ("raw", "false")
+        text += f"; {origin} was trained with {was} texts: go on with clean_text {remedy}"
     report.add("prompts", status, text, example)
 
 
@@ -218,9 +229,9 @@ def _change(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
     """The first text to say that `clean_text` changes, without and with it."""
     for message in messages:
         if message["role"] == "user":
-            written, cleaned = (
-                text_to_say(message["content"], raw=False, clean=clean) for clean in (False, True)
-            )
+            content = message["content"]
+            written = text_to_say(content, raw=False, clean=False)
+            cleaned = text_to_say(content, raw=False, clean=True)
             if written != cleaned:
                 return written, cleaned
     return None
@@ -235,35 +246,55 @@ def check_references(report: Report, dialogues: Iterable[Dialogue]) -> None:
 def check_split(report: Report, train: list[str], validation: list[str]) -> None:
     if not validation:
         return
+    # By content: a copy under another name leaks as much.
     try:
         pairs = shared_audio(train, validation)
     except OSError as error:
         raise UserError(f"validation: {error}") from None
     if pairs:
-        text = f"{len(pairs)} clips are also trained on: the validation loss would measure memory; split by recording"
-        report.add("validation", "failed", text, "\n".join(f"{a} = {b}" for a, b in pairs[:5]))
+        text = f"{len(pairs)} clips are also trained on: the validation loss would measure memory"
+        # Five are enough to see what went wrong.
+        evidence = "\n".join(f"{trained} = {held_out}" for trained, held_out in pairs[:5])
+        report.add("validation", "failed", f"{text}; split by recording", evidence)
     else:
         report.add("validation", "ok", f"none of {len(validation)} clips is trained on")
 
 
 def target_paths(dialogues: Iterable[Dialogue]) -> list[str]:
     """Files of the trained clips; those of rows that bring only codes have none."""
-    return [
-        clip.path for dialogue in dialogues for clip in dialogue.targets() if clip.path is not None
-    ]
+    paths = []
+    for dialogue in dialogues:
+        for clip in dialogue.targets():
+            if clip.path is not None:
+                paths.append(clip.path)
+    return paths
+
+
+def _has_rows(dataset: Any, column: str) -> bool:
+    """Whether `dataset` is a table of canonical rows, not a stream and not of another format."""
+    rows = table_of(dataset)
+    return column in (getattr(rows, "column_names", None) or []) and hasattr(rows, "__len__")
 
 
 def _dialogues(dataset: Any, settings: HiggsAudioSettings) -> list[Dialogue] | None:
     """The rows of a set, without codes; None for a stream, [] for none."""
     if dataset is None:
         return []
-    rows = table_of(dataset)
-    if "audios" not in (getattr(rows, "column_names", None) or []) or not hasattr(rows, "__len__"):
+    if not _has_rows(dataset, "audios"):
         return None
-    return [dialogue_from_row(_without_codes(row), settings) for row in rows if row["audios"]]
+    dialogues = []
+    for row in table_of(dataset):
+        if row["audios"]:
+            dialogues.append(dialogue_from_row(_without_codes(row), settings))
+    return dialogues
 
 
 def _without_codes(row: dict[str, Any]) -> dict[str, Any]:
-    no_codes: dict[str, Any] = {name: [] for names in KEY_COLUMNS.items() for name in names}
-    texts = row["reference_text"] if row["reference_audio"] else []
-    return {**row, **no_codes, "reference_text": texts}
+    """Leaks are looked for in files: codes and the keys of cached ones are not read for that."""
+    bare = dict(row)
+    for names in KEY_COLUMNS.items():
+        for name in names:
+            bare[name] = []
+    if not row["reference_audio"]:
+        bare["reference_text"] = []  # of references that have only codes
+    return bare

@@ -1,5 +1,5 @@
 """What would be trained, how, and in how much memory: the rest of `dry_run: true`, after the
-checks. L3."""
+checks. Trainer in, findings and the command without the dry run out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plugins.data.clips import stand_ins
 from plugins.data.dialogue import Dialogue
 from plugins.data.prompt import encode
 from plugins.model.load import bare
-from plugins.training import facts as run_facts
+from plugins.training import card
 from plugins.training.arguments import real_command
 from plugins.training.preflight.before_training import check_memory
 from plugins.training.preflight.report import Report
@@ -24,63 +24,52 @@ def show(trainer: Any, report: Report) -> None:
     run; on rank 0."""
     if not trainer.is_world_process_zero():
         return
-    _show_data(report, trainer)
-    options = _options(trainer)
+    num_rows = _show_set(report, trainer, "dataset", trainer.train_dataset)
+    if num_rows is not None:
+        _show_steps(report, trainer.args, num_rows)
+    _show_set(report, trainer, "validation set", trainer.eval_dataset)
+    # What a device holds depends on how many there are: as many as run this.
     env = {"NPROC_PER_NODE": str(trainer.args.world_size)}
-    check_memory(report, bare(trainer.model).config, options, env)
-    settings = {
-        name: run_facts.shown(value) for name, value in run_facts.settings_of(trainer).items()
-    }
-    lines = [f"{name:<30}{value}" for name, value in settings.items() if value]
-    report.add(
-        "settings",
-        "info",
-        "resolved, all others in args.json of the output folder",
-        "\n".join(lines),
-    )
+    check_memory(report, bare(trainer.model).config, _options(trainer), env)
+    settings = [f"{name:<30}{text}" for name, text in card.settings_of(trainer).items()]
+    text = "resolved, all others in args.json of the output folder"
+    report.add("settings", "info", text, "\n".join(settings))
     report.add("command", "info", "nothing was trained; this trains", real_command(sys.argv))
 
 
-def _show_data(report: Report, trainer: Any) -> None:
-    args, template = trainer.args, trainer.template
+def _show_set(report: Report, trainer: Any, name: str, dataset: Any) -> int | None:
+    """Length of a set and of its rows. Returns the number of rows, None for a stream or no set."""
+    if dataset is None:
+        return None
+    template = trainer.template
 
     def positions(dialogue: Dialogue) -> int:
-        return len(
-            encode(
-                stand_ins(dialogue, template.tokens), template.tokenizer, template.tokens
-            ).input_ids
-        )
+        # Lengths need no codes: clips of zeros are as long.
+        silent = stand_ins(dialogue, template.tokens)
+        return len(encode(silent, template.tokenizer, template.tokens).input_ids)
 
-    for name, dataset in (
-        ("dataset", trainer.train_dataset),
-        ("validation set", trainer.eval_dataset),
-    ):
-        found = (
-            run_facts.measure(dataset, template.settings, positions)
-            if dataset is not None
-            else None
-        )
-        if found is not None:
-            report.add(
-                name, "ok", f"{found.summary()}; every row and audio header read", found.table()
-            )
-        elif dataset is not None:
-            report.add(name, "info", "is a stream: its rows are checked when they come")
-        if found is not None and name == "dataset":
-            batches = math.ceil(
-                found.num_rows / (args.per_device_train_batch_size * args.world_size)
-            )
-            steps = math.ceil(batches / args.gradient_accumulation_steps)
-            total = (
-                args.max_steps if args.max_steps > 0 else math.ceil(steps * args.num_train_epochs)
-            )
-            report.add(
-                "steps", "info", f"{steps} in an epoch, {total} in all ({total / steps:.2f} epochs)"
-            )
+    statistics = card.measure(dataset, template.settings, positions)
+    if statistics is None:
+        report.add(name, "info", "is a stream: its rows are checked when they come")
+        return None
+    text = f"{statistics.summary()}; every row and audio header read"
+    report.add(name, "ok", text, statistics.table())
+    return statistics.num_rows
+
+
+def _show_steps(report: Report, args: Any, num_rows: int) -> None:
+    # As transformers counts: an incomplete batch and an incomplete accumulation are steps too.
+    batches = math.ceil(num_rows / (args.per_device_train_batch_size * args.world_size))
+    steps = math.ceil(batches / args.gradient_accumulation_steps)
+    total = args.max_steps
+    if total <= 0:
+        total = math.ceil(steps * args.num_train_epochs)
+    text = f"{steps} in an epoch, {total} in all ({total / steps:.2f} epochs)"
+    report.add("steps", "info", text)
 
 
 def _options(trainer: Any) -> dict[str, Any]:
     """Flags as MS-SWIFT resolved them, which it writes before a trainer exists."""
     path = Path(trainer.args.output_dir) / "args.json"
-    typed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {**typed, "max_length": trainer.template.max_length}
+    options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {**options, "max_length": trainer.template.max_length}

@@ -1,4 +1,4 @@
-"""Versions of what a run stands on, and optional parts with the line that installs them. L3.
+"""Versions of what a run stands on, and optional parts with the line that installs them.
 
 Without torch or MS-SWIFT: what it says is needed most where those do not load.
 """
@@ -11,7 +11,7 @@ import platform
 from packaging.requirements import Requirement
 
 from plugins.files.installation import PROJECT, failed_import, version_of
-from plugins.training.preflight.report import Report
+from plugins.training.preflight.report import Report, Status
 
 
 def check_environment(report: Report) -> bool:
@@ -31,27 +31,28 @@ def _check_versions(report: Report) -> None:
     try:
         requirements = [Requirement(line) for line in importlib.metadata.requires(PROJECT) or []]
     except importlib.metadata.PackageNotFoundError:
-        report.add(
-            "environment", "warning", f"{PROJECT} is not installed; pip install -e . in its folder"
-        )
+        text = f"{PROJECT} is not installed; pip install -e . in its folder"
+        report.add("environment", "warning", text)
         return
     lines: dict[str, str] = {}
     wrong = []
     for requirement in requirements:
         extra = str(requirement.marker).partition("extra == ")[2].strip('"')
-        version = version_of(requirement.name)
         if extra == "dev":
             continue
+        name, version = requirement.name, version_of(requirement.name)
+        # A nightly build of torch is as good as a release.
         fits = version is not None and requirement.specifier.contains(version, prereleases=True)
-        if not fits and not extra:
-            wrong.append(
-                f"{requirement.name} {version or 'is missing'} (needs {requirement.specifier or 'any'})"
-            )
-        note = "" if fits or not extra else f'optional: pip install -e ".[{extra}]"'
-        lines.setdefault(
-            requirement.name, f"{requirement.name:<22}{version or 'missing':<16}{note}".rstrip()
-        )
-    text = f"Python {platform.python_version()}" + (
-        f"; {', '.join(wrong)}: pip install -e ." if wrong else ""
-    )
-    report.add("environment", "failed" if wrong else "ok", text, "\n".join(lines.values()))
+        note = ""
+        if not fits and extra:
+            note = f'optional: pip install -e ".[{extra}]"'
+        elif not fits:
+            needed = requirement.specifier or "any"
+            wrong.append(f"{name} {version or 'is missing'} (needs {needed})")
+        # A package that is also part of an extra has one line.
+        lines.setdefault(name, f"{name:<22}{version or 'missing':<16}{note}".rstrip())
+    status: Status = "ok"
+    text = f"Python {platform.python_version()}"
+    if wrong:
+        status, text = "failed", f"{text}; {', '.join(wrong)}: pip install -e ."
+    report.add("environment", status, text, "\n".join(lines.values()))

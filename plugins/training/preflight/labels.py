@@ -1,4 +1,7 @@
-"""The collated batch of one row, compared with an oracle of its own and shown readably. L3.
+"""The collated batch of one row, compared with an oracle of its own and shown readably.
+
+    row, its batch of one: input_ids and labels (1, S), audio_input_ids and audio_labels (1, T, K)
+        --audit--> complaints    --render--> text and grid for eyes
 
 The oracle is written from the definition (`plugins.delay_pattern`, the 4 x 8 grid) and shares no
 code with what it checks: a defect planted in the delay functions or in the collator shows here."""
@@ -6,6 +9,8 @@ code with what it checks: a defect planted in the delay functions or in the coll
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -29,9 +34,8 @@ def audit(
     ]
     # A packed batch has no attention mask: `plugins.training.preflight.packed` looks at what it has
     # instead.
-    if not all(
-        batch[mask].all() for mask in ("attention_mask", "audio_input_ids_mask") if mask in batch
-    ):
+    masks = [batch[name] for name in ("attention_mask", "audio_input_ids_mask") if name in batch]
+    if not all(mask.all() for mask in masks):
         complaints.append("a mask hides part of the row, although nothing of it is padding")
     return complaints
 
@@ -40,48 +44,70 @@ def _text_complaints(
     sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, tokenizer: Any
 ) -> Iterator[str]:
     ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-    assistant, blank = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("assistant", "\n\n")
-    )
-    placeholders = _placeholders(tokens)
+    # Positions that may have a label: all of assistant turns but headers and placeholders.
+    allowed: set[int] = set()
     clips_trained = iter(sample.clips_trained)
-    allowed: set[int] = (
-        set()
-    )  # positions that may have a label: all of assistant turns but headers and placeholders
     starts = [position for position, token in enumerate(ids) if token == tokens.header_start]
     for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
-        body = ids.index(tokens.header_end, start) + 1
-        turn = range(body + len(blank), end)
-        text = {position for position in turn if ids[position] not in placeholders}
-        trained = {position for position in text if labels[position] != IGNORE_INDEX}
-        codes = {tokens.audio, tokens.audio_delay}
-        num_clips = sum(
-            ids[position] in codes and ids[position - 1] not in codes for position in turn
-        )
-        clips = {next(clips_trained) for _ in range(num_clips)}
-        if ids[start + 1 : body - 1] != assistant:
+        turn = _turn(ids, start, end, tokens, tokenizer)
+        trained = {position for position in turn.text if labels[position] != IGNORE_INDEX}
+        # The clips of a request are passed over too: the row counts all of them.
+        clips = {next(clips_trained) for _ in range(turn.num_clips)}
+        if not turn.is_answer:
             continue
-        allowed |= text
-        if trained and trained != text:
-            missing = tokenizer.decode(ids[min(text - trained)])
-            yield f"{missing!r} of a trained turn has no label: the model would not learn to write it"
+        allowed |= turn.text
+        if trained and trained != turn.text:
+            missing = tokenizer.decode(ids[min(turn.text - trained)])
+            reason = "of a trained turn has no label"
+            yield f"{missing!r} {reason}: the model would not learn to write it"
         if clips and clips != {bool(trained)}:
             yield f"the turn at position {start} is trained in its text or in its audio only"
     for position, (token, label) in enumerate(zip(ids, labels, strict=True)):
         if label == IGNORE_INDEX:
             continue
         if label != token:
-            yield f"text label {label} at position {position} is not its token {token}: labels must not be shifted yet"
+            place = f"text label {label} at position {position} is not its token {token}"
+            yield f"{place}: labels must not be shifted yet"
             return
         if position not in allowed:
-            shown = tokenizer.decode(token)
-            yield f"position {position}, {shown!r}, is trained: the model would learn to write requests or placeholders"
+            place = f"position {position}, {tokenizer.decode(token)!r}, is trained"
+            yield f"{place}: the model would learn to write requests or placeholders"
             return
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What the ids of a turn say about it."""
+
+    text: set[int]  # positions of words and of the end of the turn
+    num_clips: int
+    is_answer: bool
+
+
+def _turn(ids: list[int], start: int, end: int, tokens: SpecialTokens, tokenizer: Any) -> _Turn:
+    """The turn at positions start..end - 1; at `start` stands the token that opens its header."""
+    header_end = ids.index(tokens.header_end, start)
+    blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+    assistant = tokenizer("assistant", add_special_tokens=False)["input_ids"]
+    body = range(header_end + 1 + len(blank), end)
+    codes = {tokens.audio, tokens.audio_delay}
+    placeholders = _placeholders(tokens)
+    # A clip is a run of placeholders.
+    num_clips = 0
+    text = set()
+    for position in body:
+        if ids[position] not in placeholders:
+            text.add(position)
+        if ids[position] in codes and ids[position - 1] not in codes:
+            num_clips += 1
+    return _Turn(text, num_clips, is_answer=ids[start + 1 : header_end] == assistant)
 
 
 def _placeholders(tokens: SpecialTokens) -> set[int]:
-    heard = set() if tokens.tower is None else {tokens.tower.placeholder}
-    return {tokens.audio, tokens.audio_delay, *heard}
+    placeholders = {tokens.audio, tokens.audio_delay}
+    if tokens.tower is not None:
+        placeholders.add(tokens.tower.placeholder)
+    return placeholders
 
 
 def _audio_complaints(
@@ -91,53 +117,62 @@ def _audio_complaints(
     if len(frames) != sum(num_steps(codes) for codes in sample.clips):
         yield f"{len(frames)} frames for clips of {[codes.shape[1] for codes in sample.clips]}"
         return
+    for number, place in enumerate(_places(sample)):
+        codes, clip = sample.clips[number], f"clip {number + 1}"
+        yield from _frame_complaints(codes, frames[place], clip, tokens)
+        if sample.clips_trained[number]:
+            yield from _label_complaints(codes, labels[place], clip, tokens)
+        elif (labels[place] != IGNORE_INDEX).any():
+            reason = "is conditioning but has labels"
+            yield f"{clip}: {reason}: the model would learn to repeat its reference"
+
+
+def _places(sample: EncodedSample) -> Iterator[slice]:
+    """Where the delayed frames of each clip stand among those of the row."""
     start = 0
-    for clip, (codes, trained) in enumerate(
-        zip(sample.clips, sample.clips_trained, strict=True), start=1
-    ):
+    for codes in sample.clips:
         end = start + num_steps(codes)
-        yield from _clip_complaints(codes, frames[start:end], f"clip {clip}", tokens)
-        yield from _label_complaints(
-            codes, labels[start:end], f"clip {clip}", tokens, trained=trained
-        )
+        yield slice(start, end)
         start = end
 
 
-def _clip_complaints(
+def _frame_complaints(
     codes: Tensor, frames: Tensor, clip: str, tokens: SpecialTokens
 ) -> Iterator[str]:
-    if torch.equal(frames, expected_frames(codes, tokens)):
+    right = expected_frames(codes, tokens)
+    if torch.equal(frames, right):
         return
     if torch.equal(frames, expected_frames(codes, tokens, delayed=False)):
         yield f"{clip}: its frames are not delayed: codebook k must stand k steps later"
         return
-    step, k = (frames != expected_frames(codes, tokens)).nonzero()[0].tolist()
-    right = int(expected_frames(codes, tokens)[step, k])
-    yield f"{clip}: frame {step} holds {int(frames[step, k])} in codebook {k} instead of {right}"
+    step, k = (frames != right).nonzero()[0].tolist()
+    wrong = f"{clip}: frame {step} holds {int(frames[step, k])} in codebook {k}"
+    yield f"{wrong} instead of {int(right[step, k])}"
 
 
 def _label_complaints(
-    codes: Tensor, labels: Tensor, clip: str, tokens: SpecialTokens, *, trained: bool
+    codes: Tensor, labels: Tensor, clip: str, tokens: SpecialTokens
 ) -> Iterator[str]:
-    if not trained:
-        if (labels != IGNORE_INDEX).any():
-            yield f"{clip}: is conditioning but has labels: the model would learn to repeat its reference"
-        return
     right = expected_labels(codes, tokens)
     if torch.equal(labels, right):
         return
+    # The likeliest causes first, the first wrong entry if it is none of them.
     ends = (labels == tokens.stream_eos).sum(dim=0).tolist()
     if set(ends) != {1}:
-        yield f"{clip}: {ends} stream-EOS labels per codebook instead of one each: the model would never stop"
-    elif torch.equal(labels, expected_labels(codes, tokens, delayed=False)):
+        reason = f"{ends} stream-EOS labels per codebook instead of one each"
+        yield f"{clip}: {reason}: the model would never stop"
+        return
+    if torch.equal(labels, expected_labels(codes, tokens, delayed=False)):
         yield f"{clip}: its labels are not delayed: codebook k must stand k steps later"
-    else:
-        for shift in (-1, 1):
-            if torch.equal(labels, torch.roll(right, shift, dims=0)):
-                yield f"{clip}: its labels are shifted by {shift:+d}: each codebook would be trained on its neighbour"
-                return
-        step, k = (labels != right).nonzero()[0].tolist()
-        yield f"{clip}: label {int(labels[step, k])} at frame {step}, codebook {k} instead of {int(right[step, k])}"
+        return
+    for shift in (-1, 1):  # the loss shifts once: not before, and not back
+        if torch.equal(labels, torch.roll(right, shift, dims=0)):
+            reason = f"its labels are shifted by {shift:+d}"
+            yield f"{clip}: {reason}: each codebook would be trained on its neighbour"
+            return
+    step, k = (labels != right).nonzero()[0].tolist()
+    wrong = f"{clip}: label {int(labels[step, k])} at frame {step}, codebook {k}"
+    yield f"{wrong} instead of {int(right[step, k])}"
 
 
 def num_steps(codes: Tensor) -> int:
@@ -163,18 +198,18 @@ def _by_definition(codes: Tensor, before: int, end: int, after: int, *, delayed:
     """Codebook k of step t is its code of frame t - k - 1, `end` at the first frame that is none,
     `after` beyond."""
     num_codebooks, num_frames = codes.shape
-
-    def entry(step: int, k: int) -> int:
-        frame = step - (k if delayed else 0) - 1
-        if frame < 0:
-            return before
-        if frame < num_frames:
-            return int(codes[k, frame])
-        return end if frame == num_frames else after
-
-    return torch.tensor(
-        [[entry(step, k) for k in range(num_codebooks)] for step in range(num_steps(codes))]
-    )
+    grid = torch.full((num_steps(codes), num_codebooks), after)
+    for k in range(num_codebooks):
+        start = 1 + (k if delayed else 0)
+        for step in range(num_steps(codes)):
+            frame = step - start
+            if frame < 0:
+                grid[step, k] = before
+            elif frame < num_frames:
+                grid[step, k] = codes[k, frame]
+            elif frame == num_frames:
+                grid[step, k] = end
+    return grid
 
 
 def render(
@@ -184,72 +219,57 @@ def render(
     its labels."""
     labels = batch["audio_labels"][0]
     num_text = sum(label != IGNORE_INDEX for label in sample.labels)
-    num_frames = sum(
-        codes.shape[1]
-        for codes, trained in zip(sample.clips, sample.clips_trained, strict=True)
-        if trained
-    )
-    lines = [
-        f"{sample.source}: {len(sample.input_ids)} positions; trained: {num_text} text tokens (between >> and <<)"
-        f" and {num_frames} frames",
-        *_text(sample, tokens, tokenizer).splitlines(),
-    ]
-    start = 0
-    for clip, (codes, trained) in enumerate(
-        zip(sample.clips, sample.clips_trained, strict=True), start=1
-    ):
-        end = start + num_steps(codes)
-        if trained:
-            lines += [
-                f"labels of clip {clip} (. untrained, E end of stream)",
-                *_grid(labels[start:end], tokens),
-            ]
-        start = end
-    return "\n".join(lines)
+    num_frames = 0
+    grids: list[str] = []
+    for number, place in enumerate(_places(sample)):
+        if sample.clips_trained[number]:
+            num_frames += sample.clips[number].shape[1]
+            grids.append(f"labels of clip {number + 1} (. untrained, E end of stream)")
+            grids += _grid(labels[place], tokens)
+    trained = f"{num_text} text tokens (between >> and <<) and {num_frames} frames"
+    title = f"{sample.source}: {len(sample.input_ids)} positions; trained: {trained}"
+    return "\n".join([title, *_text(sample, tokens, tokenizer).splitlines(), *grids])
 
 
 def _text(sample: EncodedSample, tokens: SpecialTokens, tokenizer: Any) -> str:
     pieces: list[str] = []
-    run: list[int] = []
-    run_trained = False
-    clip = 0
-
-    def flush() -> None:
-        if run:
-            text = tokenizer.decode(run)
-            pieces.append(f">>{text}<<" if run_trained else text)
-            run.clear()
-
-    previous_is_audio = False
-    heard = None if tokens.tower is None else tokens.tower.placeholder
-    for token, label in zip(sample.input_ids, sample.labels, strict=True):
-        if token == heard:
-            if run and run[-1] != heard:
-                run.append(token)  # one for all positions of the tower
-            continue
-        is_audio = token in {tokens.audio, tokens.audio_delay}
-        trained = label != IGNORE_INDEX
-        if is_audio or (run and trained != run_trained):
-            flush()
-        if is_audio and not previous_is_audio:
-            kind = "trained" if sample.clips_trained[clip] else "conditioning"
-            pieces.append(f"[clip {clip + 1}: {sample.clips[clip].shape[1]} frames, {kind}]")
-            clip += 1
-        if not is_audio:
-            run.append(token)
-            run_trained = trained
-        previous_is_audio = is_audio
-    flush()
+    position = 0
+    clips = iter(range(len(sample.clips)))
+    for kind, run in groupby(_kinds(sample, tokens)):
+        length = len(list(run))
+        ids = sample.input_ids[position : position + length]
+        position += length
+        if kind == "clip":
+            number = next(clips)
+            use = "trained" if sample.clips_trained[number] else "conditioning"
+            pieces.append(f"[clip {number + 1}: {sample.clips[number].shape[1]} frames, {use}]")
+        elif kind == "heard":
+            pieces.append(tokenizer.decode(ids[:1]))  # one for all positions of the tower
+        elif kind == "trained":
+            pieces.append(f">>{tokenizer.decode(ids)}<<")
+        else:
+            pieces.append(tokenizer.decode(ids))
     return "".join(pieces)
+
+
+def _kinds(sample: EncodedSample, tokens: SpecialTokens) -> Iterator[str]:
+    """What stands at each position."""
+    for token, label in zip(sample.input_ids, sample.labels, strict=True):
+        if token in {tokens.audio, tokens.audio_delay}:
+            yield "clip"
+        elif tokens.tower is not None and token == tokens.tower.placeholder:
+            yield "heard"
+        elif label != IGNORE_INDEX:
+            yield "trained"
+        else:
+            yield "read"
 
 
 def _grid(labels: Tensor, tokens: SpecialTokens) -> Iterator[str]:
     """(T, K) labels, a line per codebook."""
+    special = {IGNORE_INDEX: ".", tokens.stream_eos: "E"}
     for k, column in enumerate(labels.T.tolist()):
-        cells = [
-            "." if label == IGNORE_INDEX else "E" if label == tokens.stream_eos else str(label)
-            for label in column
-        ]
+        cells = [special.get(label, str(label)).rjust(5) for label in column]
         if len(cells) > 2 * _EDGE:
-            cells = [*cells[:_EDGE], "...", *cells[-_EDGE:]]
-        yield f"codebook {k} " + "".join(f"{cell:>5}" for cell in cells)
+            cells = [*cells[:_EDGE], "  ...", *cells[-_EDGE:]]
+        yield f"codebook {k} " + "".join(cells)

@@ -1,5 +1,5 @@
 """The same audio where it must not be: a target as its own reference, or in training and
-validation. L3.
+validation. Dialogues or files in, errors or pairs out.
 
 A leak makes the loss look perfect: the model learns to copy, and validation measures memory. Files
 are compared by content, cheaply: by size first, then by a hash of the files that share one."""
@@ -24,19 +24,18 @@ def own_references(dialogues: Iterable[Dialogue]) -> Iterator[UserError]:
         for reference in dialogue.references:
             for target in dialogue.targets():
                 if _is_same(reference.clip, target):
-                    reason = f"has the same content as the target {target.path or 'codes'}"
-                    remedy = "give another utterance of the same speaker"
                     yield problem(
                         source=dialogue.source,
                         field="reference_audio",
                         value=reference.clip.path or "codes",
-                        reason=reason,
-                        remedy=remedy,
+                        reason=f"has the same content as the target {target.path or 'codes'}",
+                        remedy="give another utterance of the same speaker",
                     )
 
 
 def shared_audio(train: Iterable[str], validation: Iterable[str]) -> list[tuple[str, str]]:
     """Pairs of a training and a validation file with the same content."""
+    # Most files have a size of their own: hardly any has to be read.
     by_size: dict[int, list[str]] = defaultdict(list)
     for path in set(train):
         by_size[Path(path).stat().st_size].append(path)
@@ -69,6 +68,6 @@ def _is_same(a: AudioClip, b: AudioClip) -> bool:
         return a.codes.equal(b.codes)
     if a.path is None or b.path is None:
         return False
-    return Path(a.path).stat().st_size == Path(b.path).stat().st_size and file_hash(
-        a.path
-    ) == file_hash(b.path)
+    if Path(a.path).stat().st_size != Path(b.path).stat().st_size:
+        return False  # without reading either
+    return file_hash(a.path) == file_hash(b.path)

@@ -1,16 +1,19 @@
-"""GPU memory of a training run: model config and plan -> bytes per device. L3.
+"""GPU memory of a training run: model config and plan -> bytes per device.
 
 Estimated, not measured on a GPU. Parameters are counted on the real class. What the layers keep is
-counted per operator and equals, to the byte, what the real class keeps on a CPU
-(tests/training/preflight/test_memory.py measures it); kernels' own workspaces and the allocator's
+counted per operator and equals, to the byte, what the real class keeps on a CPU (measured by
+tests/training/preflight/test_memory_measured.py); kernels' own workspaces and the allocator's
 fragmentation are not in it. P parameters, T trained ones, A those of LoRA with rank r, N devices, L
 layers, I intermediate size, and B, S, H, K, C, V of the legend. bf16, gradient checkpointing, K/V
 heads repeated:
 
     LoRA          2 P + 16 A + 2 L B S H + B S (45 H + 19 I) + 1 GiB
-    full, ZeRO-3  16 P / N + max(2 L B S H + B S (31 H + 12 I), 4 P / N, the latter at most 4 GB) + 3 GiB
-    full, FSDP2   16 P / N + 2 L B S H + B S (31 H + 12 I) + 8 P of one layer + 2 P outside the layers + 1 GiB
-    offloaded     of ZeRO-3 only the activations and 3 GiB stay on a device; 18 P of host memory, 16 P without weights
+    full, ZeRO-3  16 P / N + max(2 L B S H + B S (31 H + 12 I), 4 P / N) + 3 GiB,
+                  of 4 P / N at most 4 GB
+    full, FSDP2   16 P / N + 2 L B S H + B S (31 H + 12 I) + 8 P of one layer
+                  + 2 P outside the layers + 1 GiB
+    offloaded     of ZeRO-3 only the activations and 3 GiB stay on a device;
+                  18 P of host memory, 16 P without weights
 
 Every position counts as an audio frame with a label: the audio FFN costs as much as the text FFN,
 the text head next to nothing, since it runs on three rows per clip (`plugins.model.loss`).
@@ -20,6 +23,7 @@ of a layer at S = 2048. Not counted: `modules_to_save`, optimizers other than Ad
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,40 +94,39 @@ def model_sizes(config: Any, plan: TrainingPlan) -> ModelSizes:
 
     with torch.device("meta"):
         model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    targets = (
-        {}
-        if plan.tuner == "full"
-        else {name: linears[name] for name in linears if _is_target(name, plan)}
-    )
-    if plan.tuner != "full" and not targets:
-        raise problem(
-            source="options",
-            field="target_modules",
-            value=plan.target_modules,
-            reason="matches no module",
-            remedy="use 'all-linear'",
-        )
-    body = [name for name in linears if name.startswith("model.")]
-    num_base = sum(parameter.numel() for parameter in model.parameters())
-    num_adapters = sum(
-        plan.lora_rank * (module.in_features + module.out_features) for module in targets.values()
-    )
-    return ModelSizes(
-        base=num_base,
-        trained=num_adapters or num_base,
-        layer=sum(parameter.numel() for parameter in model.model.layers[0].parameters()),
-        largest=max(parameter.numel() for parameter in model.parameters()),
-        linear=sum(module.weight.numel() for module in linears.values()),
+    linears: dict[str, torch.nn.Linear] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            linears[name] = module
+    targets: dict[str, torch.nn.Linear] = {}
+    if plan.tuner != "full":
+        targets = {name: linears[name] for name in linears if _is_target(name, plan)}
+        if not targets:
+            raise problem(
+                source="options",
+                field="target_modules",
+                value=plan.target_modules,
+                reason="matches no module",
+                remedy="use 'all-linear'",
+            )
+    num_adapters = 0
+    for module in targets.values():
+        num_adapters += plan.lora_rank * (module.in_features + module.out_features)
+    num_linear = num_quantized = 0
+    for name, module in linears.items():
+        num_linear += module.weight.numel()
         # Not the heads: MS-SWIFT skips what ends in lm_head (quant_args.py,
         # get_modules_to_not_convert).
-        quantized=sum(linears[name].weight.numel() for name in body)
-        if plan.tuner == "qlora"
-        else 0,
+        if plan.tuner == "qlora" and name.startswith("model."):
+            num_quantized += module.weight.numel()
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    return ModelSizes(
+        base=sum(sizes),
+        trained=num_adapters or sum(sizes),
+        layer=sum(parameter.numel() for parameter in model.model.layers[0].parameters()),
+        largest=max(sizes),
+        linear=num_linear,
+        quantized=num_quantized,
         adapter_bytes_per_token=_adapter_bytes_per_token(targets, plan),
     )
 
@@ -145,18 +148,17 @@ def _adapter_bytes_per_token(targets: Mapping[str, Any], plan: TrainingPlan) -> 
     A token passes one of both FFNs, so of both only the more expensive one counts.
     """
     element = _compute_bytes(plan)
-    costs: dict[tuple[str, str], int] = {}
+    costs: dict[str, Counter[str]] = {}  # by layer, then by attention, mlp and audio_mlp
     for name, module in targets.items():
         match = re.fullmatch(r"model\.layers\.(\d+)\.(\w+)\.\w+", name)
         if match is not None:
+            layer, part = match.groups()
             cost = (element + 1) * module.in_features + element * plan.lora_rank
-            costs[match.groups()] = costs.get(match.groups(), 0) + cost  # type: ignore[index, arg-type]
-    layers = {layer for layer, _ in costs}
-    return sum(
-        costs.get((layer, "self_attn"), 0)
-        + max(costs.get((layer, "mlp"), 0), costs.get((layer, "audio_mlp"), 0))
-        for layer in layers
-    )
+            costs.setdefault(layer, Counter())[part] += cost
+    total = 0
+    for cost_of in costs.values():
+        total += cost_of["self_attn"] + max(cost_of["mlp"], cost_of["audio_mlp"])
+    return total
 
 
 def _compute_bytes(plan: TrainingPlan) -> int:
@@ -204,28 +206,33 @@ def _states(sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]
         # Weights and gradients in half precision (engine.py, get_data_types), fp32 weights and two
         # fp32 states.
         loaded, per_trained, per_state = 2, 2, 12
-    frozen = 0 if plan.tuner == "full" else (sizes.base - sizes.quantized) * loaded
-    weights = (sizes.trained * per_trained + frozen) / _shards(plan, 3)
+    weights: float = sizes.trained * per_trained
+    if plan.tuner != "full":
+        weights += (sizes.base - sizes.quantized) * loaded  # frozen
+    weights /= _shards(plan, 3)
     gradients = sizes.trained * per_trained / _shards(plan, 2)
     optimizer = sizes.trained * per_state / _shards(plan, 1)
-    return (
-        # FSDP2 does not shard 4-bit weights (fsdp2_prepare_model, ignored_params); for ZeRO-3 that
-        # is the bound.
-        (0 if plan.offload_weights else weights) + sizes.quantized * _NF4_BYTES,
-        0
-        if plan.offload_optimizer
-        else gradients,  # stage_1_and_2.py and stage3.py keep them beside the states
-        0 if plan.offload_optimizer else optimizer,
-    )
+    if plan.offload_weights:
+        weights = 0
+    if plan.offload_optimizer:
+        gradients = optimizer = 0  # stage_1_and_2.py and stage3.py keep them side by side
+    # FSDP2 does not shard 4-bit weights (fsdp2_prepare_model, ignored_params); for ZeRO-3 that is
+    # the bound.
+    return weights + sizes.quantized * _NF4_BYTES, gradients, optimizer
 
 
 def _host(sizes: ModelSizes, plan: TrainingPlan) -> int:
     """Per machine, if all devices are in one: fp32 weights, both states and gradients, then the
     half-precision weights. DeepSpeed counts the same (stage3.py,
     estimate_zero3_model_states_mem_needs) and adds a half for its buffers."""
-    frozen = 0 if plan.tuner == "full" else sizes.base
-    states = 16 * sizes.trained if plan.offload_optimizer else 0
-    return states + (2 * (sizes.trained + frozen) if plan.offload_weights else 0)
+    total = 0
+    if plan.offload_optimizer:
+        total += 16 * sizes.trained
+    if plan.offload_weights:
+        total += 2 * sizes.trained
+    if plan.offload_weights and plan.tuner != "full":
+        total += 2 * sizes.base
+    return total
 
 
 def _step(sizes: ModelSizes, plan: TrainingPlan) -> float:
@@ -234,7 +241,9 @@ def _step(sizes: ModelSizes, plan: TrainingPlan) -> float:
     if plan.zero_stage is None or plan.offload_optimizer:
         return 0
     num_gradients = sizes.trained / _shards(plan, 1)
-    return 4 * (min(num_gradients, _SUB_GROUP) if plan.zero_stage == 3 else num_gradients)
+    if plan.zero_stage == 3:
+        num_gradients = min(num_gradients, _SUB_GROUP)
+    return 4 * num_gradients
 
 
 def _activations(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]:
@@ -247,26 +256,21 @@ def _activations(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> tuple[fl
     autocast = 2 * _cast_weights(sizes, plan)
     num_logits = tokens * config.num_codebooks * config.codebook_size
     num_logits += plan.batch_size * TRAINED_TEXT_TOKENS * config.vocab_size
-    # They, their gradient, and a piece in fp32. Beside them the input and output of the last norm,
-    # and labelled rows.
-    logits = (
-        2 * element * num_logits
-        + 4 * min(num_logits, PIECE)
-        + (4 + 2 * element) * config.hidden_size * tokens
-    )
+    # They, their gradient, and a piece in fp32.
+    logits = 2 * element * num_logits + 4 * min(num_logits, PIECE)
+    # Beside them the input and output of the last norm, and labelled rows.
+    logits += (4 + 2 * element) * config.hidden_size * tokens
     if plan.gradient_checkpointing:
         inputs = config.num_hidden_layers * element * config.hidden_size * tokens
-        return inputs, max((kept / config.num_hidden_layers + working) * tokens, autocast), logits
+        one_layer = (kept / config.num_hidden_layers + working) * tokens
+        return inputs, max(one_layer, autocast), logits
     return kept * tokens + autocast, working * tokens, logits
 
 
 def _kept_per_token(config: Any, plan: TrainingPlan) -> int:
     """Bytes that one layer keeps of a token for its backward pass, without adapters."""
-    element, hidden, intermediate = (
-        _compute_bytes(plan),
-        config.hidden_size,
-        config.intermediate_size,
-    )
+    element = _compute_bytes(plan)
+    hidden, intermediate = config.hidden_size, config.intermediate_size
     query = config.num_attention_heads * config.head_dim
     key = query if _is_padded(plan) else config.num_key_value_heads * config.head_dim
     total = 2 * 4 * hidden  # the fp32 inputs of both norms
@@ -288,9 +292,9 @@ def _working_per_token(config: Any, plan: TrainingPlan) -> float:
         working = _compute_bytes(plan) * (3.25 * config.hidden_size + 2 * config.intermediate_size)
     else:  # fp32 copies around the adapter of down_proj
         working = 10.5 * config.hidden_size + 10 * config.intermediate_size
-    return working + (
-        plan.max_length if _is_padded(plan) else 0
-    )  # the boolean mask, shared by all layers
+    if _is_padded(plan):
+        working += plan.max_length  # the boolean mask, shared by all layers
+    return working
 
 
 def _is_padded(plan: TrainingPlan) -> bool:
@@ -304,10 +308,12 @@ def _cast_weights(sizes: ModelSizes, plan: TrainingPlan) -> int:
     for the forward pass, frozen ones with the graph, which checkpointing keeps one layer of."""
     if plan.zero_stage is not None or plan.fsdp2:
         return 0  # DeepSpeed does without autocast; FSDP2 casts what it gathers
-    if plan.tuner == "full":
-        return sizes.linear if plan.dtype == "float32" else 0
-    frozen = sizes.linear if plan.dtype == "float32" and not plan.gradient_checkpointing else 0
-    return sizes.trained + frozen
+    total = 0
+    if plan.tuner != "full":
+        total += sizes.trained  # peft keeps adapters in fp32
+    if plan.dtype == "float32" and (plan.tuner == "full" or not plan.gradient_checkpointing):
+        total += sizes.linear
+    return total
 
 
 def _buffers(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> float:
@@ -320,15 +326,15 @@ def _buffers(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> float:
     elif plan.fsdp2:
         # A layer and the next one, gathered, with their gradients; embeddings and heads, of which
         # the root stays so.
-        total += 2 * ((4 if plan.tuner == "full" else 2) * sizes.layer + outside)
+        num_layers = 4 if plan.tuner == "full" else 2
+        total += 2 * (num_layers * sizes.layer + outside)
     elif plan.num_devices > 1:
-        total += _states(sizes, plan)[
-            1
-        ]  # DDP's buckets are copies (accelerate: gradient_as_bucket_view=False)
+        # DDP's buckets are copies of the gradients (accelerate: gradient_as_bucket_view=False).
+        _, gradients, _ = _states(sizes, plan)
+        total += gradients
     if plan.tuner == "qlora":
-        total += (
-            2 * config.hidden_size * config.intermediate_size
-        )  # the weight that is being used, in half precision
+        # The weight that is being used, in half precision.
+        total += 2 * config.hidden_size * config.intermediate_size
     return total
 
 
@@ -352,14 +358,6 @@ def render(needed: MemoryEstimate) -> str:
         ("total", needed.total, "per device; estimated, not measured on a GPU"),
     ]
     if needed.host:
-        rows.insert(
-            -1,
-            (
-                "host",
-                needed.host,
-                "of the machine's memory, not in the total; DeepSpeed advises half more",
-            ),
-        )
-    return "\n".join(
-        f"{name:<12}{size / GIB:8.2f} GiB  {note}".rstrip() for name, size, note in rows
-    )
+        note = "of the machine's memory, not in the total; DeepSpeed advises half more"
+        rows.insert(-1, ("host", needed.host, note))
+    return "\n".join(f"{name:<12}{size / GIB:8.2f} GiB  {note}" for name, size, note in rows)

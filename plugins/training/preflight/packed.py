@@ -1,5 +1,5 @@
 """Rows that stand in one sequence do not see each other: shown on the user's own model and
-attention. L3.
+attention.
 
 Flash attention, which MS-SWIFT demands for packing, runs on GPUs only, so that no test of ours has
 seen it at work. But what must be true of it can be seen anywhere: another first row leaves the
@@ -47,9 +47,8 @@ def sight(model: Any, pack: dict[str, Any], tokens: SpecialTokens) -> float:
     other = pack["input_ids"].clone()
     other[0, 1:second][is_text] = first[is_text].roll(1)
     with in_eval_mode(model):
-        hidden, moved = (
-            _hidden(model, {**pack, "input_ids": ids}) for ids in (pack["input_ids"], other)
-        )
+        hidden = _hidden(model, pack)
+        moved = _hidden(model, {**pack, "input_ids": other})
     moves = (hidden - moved).abs().mean(dim=(0, 2))  # (S,)
     assert moves[:second].any(), "the first row is the same one"
     return float(moves[second:].mean() / moves[:second].mean())

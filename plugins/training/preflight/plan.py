@@ -1,4 +1,6 @@
-"""An MS-SWIFT command -> what of it decides about GPU memory. L3. Knows no model:
+"""An MS-SWIFT command -> what of it decides about GPU memory.
+
+Flat keys of a YAML file and the environment in, a frozen plan out. Knows no model:
 `plugins.training.preflight.memory` counts."""
 
 from __future__ import annotations
@@ -43,20 +45,22 @@ class TrainingPlan:
         # MS-SWIFT lets the environment win over the file (swift/cli/main.py, parse_yaml_args).
         env = {**(config.get("ENV") or {}), **(os.environ if env is None else env)}
         names = config.get("target_modules", "all-linear")
-        names = names.split() if isinstance(names, str) else names
+        if isinstance(names, str):
+            names = names.split()
         zero, fsdp = _deepspeed_section(config.get("deepspeed")), _fsdp_section(config.get("fsdp"))
+        checkpointing = str(config.get("gradient_checkpointing", True)).lower() == "true"
+        if fsdp is not None and fsdp.get("activation_checkpointing"):
+            # FSDP2 checkpoints by itself; MS-SWIFT then switches the flag off (sft_args.py).
+            checkpointing = True
         return cls(
             tuner=_tuner(config),
             lora_rank=int(config.get("lora_rank", 8)),
             target_modules=config.get("target_regex") or tuple(names),
             dtype=_dtype(config),
             batch_size=int(config.get("per_device_train_batch_size", 1)),
-            max_length=int(
-                config.get("max_length") or 2048
-            ),  # MS-SWIFT: the model's max_position_embeddings
-            # FSDP2 may checkpoint by itself; MS-SWIFT then switches the flag off (sft_args.py).
-            gradient_checkpointing=bool((fsdp or {}).get("activation_checkpointing"))
-            or str(config.get("gradient_checkpointing", True)).lower() == "true",
+            # Without it MS-SWIFT takes the model's max_position_embeddings.
+            max_length=int(config.get("max_length") or 2048),
+            gradient_checkpointing=checkpointing,
             num_devices=int(env.get("NPROC_PER_NODE") or 1) * int(env.get("NNODES") or 1),
             zero_stage=None if zero is None else int(zero.get("stage", 0)),
             offload_optimizer=_is_offloaded(zero, "offload_optimizer"),
@@ -94,6 +98,7 @@ def _tuner(config: Mapping[str, Any]) -> Any:
         )
     if bits is None:
         return name
+    # Half a byte per weight is counted for bitsandbytes' four bits only.
     if name == "full" or str(bits) != "4" or config.get("quant_method") != "bnb":
         raise problem(
             source="options",
@@ -147,16 +152,18 @@ def _fsdp_section(value: Any) -> dict[str, Any] | None:
 
 def _read(option: str, value: Any) -> dict[str, Any]:
     try:
+        if isinstance(value, str) and not value.lstrip().startswith("{"):
+            value = _file(value).read_text("utf-8")
         if isinstance(value, str):
-            value = json.loads(
-                value if value.lstrip().startswith("{") else _file(value).read_text("utf-8")
-            )
+            value = json.loads(value)
         return dict(value)
     except (OSError, json.JSONDecodeError) as error:
-        reason = f"is no configuration of {option} ({error})"
-        remedy = "use a preset of MS-SWIFT (zero2, zero3, fsdp2) or a JSON file"
         raise problem(
-            source="options", field=option, value=value, reason=reason, remedy=remedy
+            source="options",
+            field=option,
+            value=value,
+            reason=f"is no configuration of {option} ({error})",
+            remedy="use a preset of MS-SWIFT (zero2, zero3, fsdp2) or a JSON file",
         ) from error
 
 

@@ -1,5 +1,5 @@
 """Cross-entropies that only the right labels, codes and texts give, on the user's own model and
-rows. L3.
+rows: rows with their batches of one in, nats per code out.
 
 A trained model predicts the code of the next step, with codebook k delayed by k steps, far better
 than anything else. So if labels at another offset, or without the delay pattern, fit better than
@@ -9,6 +9,7 @@ better than chance, the codes are not this model's."""
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +27,8 @@ from plugins.training.preflight.labels import expected_frames, expected_labels
 OFFSETS = (0, 1, 2)
 _RIGHT = ("as trained", 1)
 _MARGIN = 0.1  # nats; planted defects differ by whole ones, chance by hundredths
-_UNTRAINED = (
-    0.98  # of the entropy of guessing; measured: 0.99 before the first step, 0.95 after ten
-)
+# Of the entropy of guessing. Measured: 0.99 before the first step, 0.95 after ten.
+_UNTRAINED = 0.98
 
 Row = tuple[EncodedSample, dict[str, Tensor]]  # a row and its batch of one
 
@@ -53,12 +53,11 @@ class OffsetProbe:
         if self.is_untrained or self.losses[best] > min(right - _MARGIN, self.chance):
             return None
         kind, offset = best
-        cause = (
-            f"the labels are shifted by {offset - 1:+d}"
-            if kind == _RIGHT[0]
-            else "frames and labels are not delayed as this model was trained with"
-        )
-        return f"labels at +{offset}, {kind}, fit better ({self.losses[best]:.2f} against {right:.2f}): {cause}"
+        cause = "frames and labels are not delayed as this model was trained with"
+        if kind == _RIGHT[0]:
+            cause = f"the labels are shifted by {offset - 1:+d}"
+        by = f"{self.losses[best]:.2f} against {right:.2f}"
+        return f"labels at +{offset}, {kind}, fit better ({by}): {cause}"
 
     @property
     def is_untrained(self) -> bool:
@@ -78,20 +77,18 @@ class OffsetProbe:
         return max(self.losses.values()) - self.losses[_RIGHT] > _MARGIN
 
     def render(self) -> str:
+        """A row per offset and a column per kind; what is about to be trained is marked."""
         kinds = list(dict.fromkeys(kind for kind, _ in self.losses))
         lines = [f"{'labels at':<12}" + "".join(f"{kind:>14}" for kind in kinds)]
         for offset in OFFSETS:
-            cells = (
-                f"{self.losses[kind, offset]:.3f}" + (" <" if (kind, offset) == _RIGHT else "  ")
-                for kind in kinds
-            )
-            lines.append(
-                f"{f'+{offset}' if offset else '0':<12}" + "".join(f"{cell:>14}" for cell in cells)
-            )
+            line = f"{f'+{offset}' if offset else '0':<12}"
+            for kind in kinds:
+                mark = " <" if (kind, offset) == _RIGHT else "  "
+                line += f"{self.losses[kind, offset]:.3f}{mark}".rjust(14)
+            lines.append(line)
         per_codebook = " ".join(f"{loss:.2f}" for loss in self.codebook_losses)
-        lines.append(
-            f"chance {self.chance:.2f}; per codebook at < {per_codebook}; {self.num_codes} codes"
-        )
+        num_codes = f"{self.num_codes} codes"
+        lines.append(f"chance {self.chance:.2f}; per codebook at < {per_codebook}; {num_codes}")
         return "\n".join(lines)
 
 
@@ -99,18 +96,21 @@ class OffsetProbe:
 def offset_probe(model: Any, rows: Sequence[Row], tokens: SpecialTokens) -> OffsetProbe:
     """model: the native class, LoRA layers in place. rows: each with the batch that training makes
     of it alone."""
-    sums: dict[tuple[str, int], Tensor] = {}
+    sums: defaultdict[tuple[str, int], Tensor] = defaultdict(
+        lambda: torch.zeros(tokens.num_codebooks)
+    )
     counts, entropy = torch.zeros(tokens.num_codebooks), 0.0
     with in_eval_mode(model):
         for sample, batch in rows:
-            for kind, each in _kinds(sample, batch, tokens):
-                hidden, labels = _hidden_and_labels(model, each)
+            for kind, variant in _kinds(sample, batch, tokens):
+                # One forward pass serves all offsets: only the labels move.
+                hidden, labels = _hidden_and_labels(model, variant)
                 for offset in OFFSETS:
-                    before = sums.get((kind, offset), torch.zeros(tokens.num_codebooks))
-                    sums[kind, offset] = before + _loss(model, hidden, labels, tokens, offset)
+                    sums[kind, offset] += _loss(model, hidden, labels, tokens, offset)
                 if kind == _RIGHT[0]:
                     entropy += _entropy(model, hidden, labels, tokens)
             counts += (batch["audio_labels"] >= 0).sum(dim=(0, 1))
+    # The mean over codebooks weighs all of them alike, however many labels they have.
     return OffsetProbe(
         losses={variant: float((losses / counts).mean()) for variant, losses in sums.items()},
         codebook_losses=tuple((sums[_RIGHT] / counts).tolist()),
@@ -128,16 +128,15 @@ def mean_loss(model: Any, batches: Sequence[dict[str, Tensor]]) -> float:
     with in_eval_mode(model):
         for batch in batches:
             outputs = model(**on_device(model, batch))
-            total, count = (
-                total + float(outputs.audio_loss.sum()),
-                count + float(outputs.audio_count.sum()),
-            )
+            total += float(outputs.audio_loss.sum())
+            count += float(outputs.audio_count.sum())
     return total / count
 
 
 def is_random_init(model: Any) -> bool:
     """Whether nothing has been trained yet: every norm still multiplies by one, and no LoRA weight
     has moved."""
+    # Whatever else a loader or a tuner makes anew, these begin at one and at zero.
     trained = False
     for name, parameter in model.named_parameters():
         if "layernorm.weight" in name or name.endswith("model.norm.weight"):
@@ -151,7 +150,7 @@ def _hidden_and_labels(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Te
     """Hidden states (B, S, H), and audio labels (B, S, K) at their placeholders."""
     inputs = on_device(model, batch)
     audio_labels = inputs.pop("audio_labels")
-    inputs.pop("labels")
+    inputs.pop("labels")  # of the text: hidden states only, no loss
     labels = model.labels_at_placeholders(
         inputs["input_ids"], audio_labels, inputs["audio_input_ids_mask"]
     )
@@ -161,11 +160,8 @@ def _hidden_and_labels(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Te
 def _entropy(model: Any, hidden: Tensor, labels: Tensor, tokens: SpecialTokens) -> float:
     """Of what the model predicts, summed over the trained codes."""
     rows, targets = shifted_rows(hidden, labels)
-    logits = (
-        model.audio_lm_head(rows)
-        .float()
-        .unflatten(-1, (tokens.num_codebooks, tokens.codebook_size))
-    )
+    logits = model.audio_lm_head(rows).float()  # (R, K C)
+    logits = logits.unflatten(-1, (tokens.num_codebooks, tokens.codebook_size))
     entropies = torch.distributions.Categorical(logits=logits).entropy()  # (R, K)
     return float((entropies * (targets != IGNORE_INDEX)).sum())
 
@@ -183,42 +179,40 @@ def _kinds(
     frame in one step."""
     yield _RIGHT[0], batch
     by_definition = _laid_out(sample, batch, tokens, delayed=True)
-    if any(
-        not torch.equal(by_definition[name], batch[name])
-        for name in ("audio_input_ids", "audio_labels")
-    ):
-        yield "by definition", by_definition
+    for name in ("audio_input_ids", "audio_labels"):
+        if not torch.equal(by_definition[name], batch[name]):
+            yield "by definition", by_definition
+            break
     yield "without delay", _laid_out(sample, batch, tokens, delayed=False)
 
 
 def _laid_out(
     sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens, *, delayed: bool
 ) -> dict[str, Tensor]:
-    frames = [expected_frames(codes, tokens, delayed=delayed) for codes in sample.clips]
-    labels = [
-        expected_labels(codes, tokens, delayed=delayed)
-        if trained
-        else torch.full_like(each, IGNORE_INDEX)
-        for codes, trained, each in zip(sample.clips, sample.clips_trained, frames, strict=True)
-    ]
-    return {
-        **batch,
-        "audio_input_ids": torch.cat(frames)[None],
-        "audio_labels": torch.cat(labels)[None],
-    }
+    """`batch` with frames and labels (1, T, K) of the oracle."""
+    frames, labels = [], []
+    for codes, trained in zip(sample.clips, sample.clips_trained, strict=True):
+        frames.append(expected_frames(codes, tokens, delayed=delayed))
+        if trained:
+            labels.append(expected_labels(codes, tokens, delayed=delayed))
+        else:
+            labels.append(torch.full_like(frames[-1], IGNORE_INDEX))
+    audio = {"audio_input_ids": torch.cat(frames)[None], "audio_labels": torch.cat(labels)[None]}
+    return {**batch, **audio}
 
 
 def on_device(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.to(model.device) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    moved = dict(batch)
+    for name, value in batch.items():
+        if isinstance(value, Tensor):
+            moved[name] = value.to(model.device)
+    return moved
 
 
 @contextmanager
 def in_eval_mode(model: Any) -> Iterator[None]:
     was_training = model.training
-    model.eval()
+    model.eval()  # dropout would blur what is compared
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Findings of checks, one line each, and what they amount to. L3."""
+"""Findings of checks, one line each, and what they amount to."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Finding:
 
     def render(self) -> str:
         """One line, the evidence indented below."""
-        lines = [f"{self.status:<8}{self.check}: {self.text}"]
-        lines += [f"        {line}".rstrip() for line in self.evidence.splitlines()]
-        return "\n".join(lines)
+        text = f"{self.status:<8}{self.check}: {self.text}"
+        for line in self.evidence.splitlines():
+            text += "\n" + f"        {line}".rstrip()
+        return text
 
 
 @dataclass
