@@ -77,6 +77,7 @@ def _claim(folder: Path, work: Work, utterances: Sequence[Utterance], output: Pa
     for utterance in utterances:
         for id_ in (utterance.id, *variant_ids(utterance.id, work.processing)):
             copies.append(work.path_of(id_))
+    # A copy must not be written over the recording that it is made from.
     originals = [utterance.audio for utterance in utterances]
     claim_audio_folder(folder, copies, originals=originals, output=output)
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,7 @@ def _work(args: argparse.Namespace) -> Work:
     check_installed(processing)
     # Codes, references and their lengths need at least the header of every clip.
     needed: Level = "header" if args.references or args.encode_codes else "none"
+    # The folder absolute, for it stands in the rows.
     return Work(
         level=args.validate or needed,
         limits=from_flags(Limits, args),
@@ -197,6 +199,7 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
     if kind == "jsonl":
         return read_jsonl(folder, args.jsonl_file, root=root)
     if kind == "huggingface":
+        # Embedded recordings become files; two datasets in one folder must not share theirs.
         output = args.output_file.absolute()
         return read_huggingface(
             args.input_dir,
@@ -279,7 +282,7 @@ def _encode(args: argparse.Namespace, sides: Sides) -> None:
 
     beside = args.output_file.absolute().parent
     encode_rows(
-        [clip.row for clips in sides.values() for clip in clips],
+        [clip.row for clip in chain.from_iterable(sides.values())],
         folder=args.codes_dir or beside / "codes",
         codec=args.codec or DEFAULT_CODEC,
         device=args.device,

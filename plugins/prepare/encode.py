@@ -36,7 +36,8 @@ def encode_rows(
     codec_folder = Path(local_folder(codec, option="codec"))
     encoder, fingerprint = Codec(str(codec_folder), device=device), codec_fingerprint(codec_folder)
     rows = list(rows)
-    keys: dict[str, str] = {}  # of each recording, in the order of the rows; a voice comes often
+    # A recording may be the reference of many rows: it is hashed and encoded once.
+    keys: dict[str, str] = {}
     for row in rows:
         for column in _COLUMNS:
             for path in _paths(row, column):
@@ -56,6 +57,7 @@ def encode_rows(
                     reason=error.reason,
                     remedy=error.remedy,
                 ) from None
+        # The rest: the writer itself commits now and then, for the sake of runs that are killed.
         writer.commit()
     for row in rows:
         for column, codes in _COLUMNS.items():

@@ -161,6 +161,7 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
 
 def _add_validation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("validation")
+    # Without a value it is the thorough one: who asks for validation wants to rely on it.
     group.add_argument(
         "--validate",
         nargs="?",

@@ -73,6 +73,7 @@ def check_output(
     # The list of rejections is written by every preparation, and by nobody else.
     prepared_before = rejected_path(output).exists()
     for path in written:
+        # A link to a file that is read is that file.
         real = os.path.realpath(path)
         if owner := owners.get(path):
             reason = f"shares {path.name} with the preparation of {owner.name} in the same folder"
@@ -108,6 +109,7 @@ def claim_audio_folder(
             other = os.path.normpath(folder / str(named))
             reason = f"holds the copies of another preparation ({other})"
             raise _folder_problem(folder, reason, "name a folder of its own")
+    # Without the note, whatever lies there is somebody else's.
     elif taken := next(filter(os.path.lexists, copies), None):
         name = taken.relative_to(folder)
         reason = f"holds {name} already, which no preparation has noted as its own"
@@ -134,6 +136,7 @@ def _others(output: Path) -> Iterator[Path]:
     killed."""
     for path in sorted(output.parent.iterdir()):
         name = path.name
+        # .x.jsonl.journal says that x.jsonl will be written, as soon as that run goes on.
         if name.startswith(".") and name.endswith(".jsonl.journal"):
             path = path.with_name(name[1 : -len(".journal")])
         elif path.suffix != ".jsonl" or not rejected_path(path).exists():

@@ -49,6 +49,7 @@ def check_references(
             reason, value = f"reference_audio {fault[0]}", str(fault[1])
             rejected.append(Rejected(utterance.place, utterance.id, reason, value))
             continue
+        # Target and voice must come from the same processing.
         after = [processed.get(path, path) for path in references]
         if after != references:
             row = {**(utterance.row or {}), "reference_audio": after}

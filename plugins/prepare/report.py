@@ -53,6 +53,7 @@ def summarise(accepted: Iterable[Accepted], rejected_kinds: Iterable[str]) -> di
     for name, group in _grouped(clips, "split").items():
         voices = {clip.speaker for clip in group} - {None}
         splits[name] = _totals(group) | {"speakers": len(voices)}
+    # A corpus that names no speaker has none, and not one without a name.
     speakers = {name: _totals(group) for name, group in _grouped(clips, "speaker").items()}
     if all(clip.speaker is None for clip in clips):
         speakers = {}

@@ -101,6 +101,7 @@ def split(
     result: dict[str, list[Clip]] = {name: [] for name in ("train", *ratios)}
     for clip in clips:
         side = sides[groups[clip.audio]]
+        # A faster copy of a validation clip among the training rows would spoil its loss.
         if clip.copy_of is None or side == "train":
             result[side].append(clip)
     return result
@@ -164,7 +165,8 @@ def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
     """
     remove_strays(files)
     with ExitStack() as stack:
-        for path, content in reversed(list(files.items())):  # an exit stack goes backwards
+        # An exit stack goes backwards: what is entered first takes its place last.
+        for path, content in reversed(list(files.items())):
             temporary = stack.enter_context(replace_when_done(path))
             if isinstance(content, bytes):
                 temporary.write_bytes(content)
@@ -189,5 +191,6 @@ def _row(utterance: Utterance, file: File) -> dict[str, Any]:
 
 def _unit_hash(id_: str, seed: int) -> float:
     """A number in [0, 1) that depends on `id_` and `seed` only, on every machine and Python."""
+    # Python's own hash of a text differs from process to process.
     digest = hashlib.sha256(f"{seed}:{id_}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

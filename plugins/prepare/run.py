@@ -60,8 +60,9 @@ def journal_of(output: Path, *, option: str = "--output_file") -> Iterator[Path]
         try:
             yield path
         except UserError:
+            # Refused before anything was begun: nothing is to be kept for the next run.
             if not path.stat().st_size:
-                path.unlink()  # refused: nothing has been begun that it would keep for this output
+                path.unlink()
             raise
         path.unlink()  # the lock goes with the file
 
@@ -78,7 +79,7 @@ def _lock(file: BinaryIO, path: Path) -> bool:
                 return False
             time.sleep(0.05)
         else:
-            # Else the other run has just finished and taken its journal away.
+            # False if the other run has just finished and taken its journal away.
             return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
@@ -105,7 +106,11 @@ def run_all(
         if original := originals.get(utterance.id):
             reason = f"duplicate id (as the augmented copy of {original})"
             done[key] = Outcome((reason, utterance.id))
-    waiting = [i for i, key in enumerate(keys) if key not in done or not _is_there(done[key])]
+    waiting = []
+    for i, key in enumerate(keys):
+        # Its files may have been deleted or cut off since the line was written.
+        if key not in done or not _is_there(done[key]):
+            waiting.append(i)
     with (
         journal.open("ab") as file,
         tqdm(total=len(keys), desc="clips", unit="clip", disable=None) as bar,
@@ -176,7 +181,8 @@ def _in_processes(
         try:
             for start in range(0, len(utterances), CHUNK):
                 pending.append(pool.submit(run_chunk, work, utterances[start : start + CHUNK]))
-                if len(pending) > 4 * num_workers:  # finished chunks wait in memory for their turn
+                # Finished chunks wait in memory for their turn: few enough of them.
+                if len(pending) > 4 * num_workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

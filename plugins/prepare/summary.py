@@ -7,6 +7,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from plugins.corpora import Rejected
@@ -28,7 +29,7 @@ def summary(
     """Of a preparation that has written `files`, without a line end at its end.
 
     num_crossing: references left out because they lay on another side of the split."""
-    clips = [clip for side in sides.values() for clip in side]
+    clips = list(chain.from_iterable(sides.values()))
     speakers = {clip.speaker for clip in clips} - {None}
     lines = [
         f"rows      {_rows(sides)}",
@@ -74,6 +75,7 @@ def _rows(sides: Mapping[str, Sequence[Clip]]) -> str:
 
 
 def _hours(clips: Iterable[Clip]) -> str:
+    # Without validation no audio has been opened.
     durations_s = [clip.duration_s for clip in clips if clip.duration_s is not None]
     if not durations_s:
         return "not measured (--validate does)"
@@ -86,6 +88,7 @@ def _kinds(rejected: Iterable[Rejected]) -> list[tuple[str, int]]:
 
 
 def _training(output: Path, sides: Mapping[str, Sequence[Clip]]) -> str:
+    # To be pasted into a shell: a path may hold a space.
     command = ["./train_higgs_audio.sh", "--dataset", str(output)]
     if "val" in sides:
         command += ["--val_dataset", str(split_path(output, "val"))]

@@ -1,4 +1,5 @@
-"""Synthetic corpora of real audio files, and what their readers say, in short."""
+"""Synthetic corpora of real audio files, what their readers yield, and limits on time, memory and
+rights that a test sets itself."""
 
 from __future__ import annotations
 
@@ -21,13 +22,9 @@ def clip(path: Path, duration_s: float = 0.1, frequency_hz: float = 220.0) -> Pa
     """A sine at `path`, whose folder is made; its format goes by the suffix, in capitals too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     time_s = np.arange(round(duration_s * 24_000)) / 24_000
+    sine = 0.5 * np.sin(2 * np.pi * frequency_hz * time_s)
     with path.open("wb") as file:
-        sf.write(
-            file,
-            0.5 * np.sin(2 * np.pi * frequency_hz * time_s),
-            24_000,
-            format=path.suffix[1:].upper(),
-        )
+        sf.write(file, sine, 24_000, format=path.suffix[1:].upper())
     return path
 
 
@@ -38,20 +35,26 @@ def said(path: Path, text: str) -> Path:
     return path
 
 
-def heard(found: Iterable[Utterance | Rejected]) -> list[tuple[str, str, str | None]]:
+def heard(entries: Iterable[Utterance | Rejected]) -> list[tuple[str, str, str | None]]:
     """(id, text, speaker) of each; fails at what is rejected."""
-    each = list(found)
-    assert all(isinstance(utterance, Utterance) for utterance in each), each
-    return [(utterance.id, utterance.text, utterance.speaker) for utterance in each]
+    result = []
+    for entry in entries:
+        assert isinstance(entry, Utterance), entry
+        result.append((entry.id, entry.text, entry.speaker))
+    return result
 
 
 def sorted_out(
-    found: Iterable[Utterance | Rejected],
+    entries: Iterable[Utterance | Rejected],
 ) -> tuple[list[str], list[tuple[str, str, str | float]]]:
     """The ids of the utterances; (id, reason, value) of the rejected."""
-    each = list(found)
-    rejected = [(one.id, one.reason, one.value) for one in each if isinstance(one, Rejected)]
-    return [one.id for one in each if isinstance(one, Utterance)], rejected
+    accepted, rejected = [], []
+    for entry in entries:
+        if isinstance(entry, Utterance):
+            accepted.append(entry.id)
+        else:
+            rejected.append((entry.id, entry.reason, entry.value))
+    return accepted, rejected
 
 
 @contextmanager
