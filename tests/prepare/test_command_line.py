@@ -106,6 +106,15 @@ def test_a_flag_that_cannot_be_meant_is_one_line(tmp_path, monkeypatch, capsys, 
     assert not (tmp_path / "train.jsonl").exists()
 
 
+def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    arguments = [*corpus(tmp_path / "corpus", 2), "--output_file", tmp_path / "train.jsonl"]
+    assert prepare(*arguments, "--executor", "ray") == 1
+    error = "error: --executor: package: 'ray' is not installed; run: pip install 'ray[data]'"
+    assert one_line_error(capsys) == error
+    assert not (tmp_path / "train.jsonl").exists()
+
+
 def test_help_documents_the_exit_codes(capsys):
     """Scripts rely on them."""
     with pytest.raises(SystemExit, match="0"):

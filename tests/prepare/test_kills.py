@@ -281,8 +281,10 @@ def test_a_worker_that_dies_is_one_line_and_a_restart_completes(tmp_path):
 
 
 def test_workers_change_no_byte(tmp_path):
-    """More than one chunk each, rejections among them."""
-    arguments = [*corpus(tmp_path / "corpus", 80), "--validate", "--noise_snr_db", "20", "--split"]
+    """More than one chunk each, rejections among them; noise that followed from what a worker did
+    before would be another."""
+    arguments = [*corpus(tmp_path / "corpus", 80), "--validate", "--split", "--trim", "energy"]
+    arguments += ["--noise_snr_db", "20", "--speed_factors", "1.1"]
     speech(tmp_path / "corpus" / "clip040.wav", 0.3)
     folders = [tmp_path / "audio", tmp_path / "out"]
     arguments += ["--audio_output", folders[0], "--output_file", folders[1] / "train.jsonl"]
