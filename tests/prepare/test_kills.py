@@ -160,8 +160,8 @@ def killed_everywhere(
 
 
 def without_strays(*folders: Path) -> dict[str, bytes]:
-    found = contents(*folders)
-    return {name: found[name] for name in found if not name.endswith(".tmp")}
+    files = contents(*folders)
+    return {name: files[name] for name in files if not name.endswith(".tmp")}
 
 
 @pytest.mark.parametrize("torn", [pytest.param(False, marks=pytest.mark.slow), True])

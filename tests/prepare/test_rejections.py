@@ -35,7 +35,9 @@ class Faulty:
     """Two good clips, `ok.wav` and `ok.flac`, and one per fault, in a corpus of one speaker."""
 
     root: Path
-    outside: dict[str, str]  # clip -> its reason, or some of which one is told; needs no opening
+    outside: dict[
+        str, str
+    ]  # clip -> its reason, or some with bars between; seen without opening it
     header: dict[str, str]
     samples: dict[str, str]
 
