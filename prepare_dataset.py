@@ -10,9 +10,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent)
-)  # runs from a bare checkout, installed or not
+# Runs from a bare checkout, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from plugins.prepare.cli import main
 

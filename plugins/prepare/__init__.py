@@ -1,14 +1,15 @@
-"""Speech corpora -> JSONL rows to train on (L4).
+"""Speech corpora -> JSONL rows to train on.
 
+cli.py            the command, step after step; flags.py: its flags; summary.py: what it says
+checking.py       a corpus -> its fit clips and all that is rejected
 clips.py          Utterance -> the clips that it gives, or why it is unfit
 quality.py        the rules of that; processing.py: resampled, trimmed, levelled, augmented
 run.py            in parallel and restartable; ray_executor.py: over a cluster
-outputs.py        the names of all files, and whether they are this preparation's own
-rows.py           clips -> rows, split, files; pairing.py, similarity.py, references.py: voices to clone from
+rows.py           clips -> rows, split, files
+references.py     references that rows bring along; pairing.py, similarity.py: new ones
 encode.py         clips -> codes in the cache (needs torch)
 report.py         what was kept and rejected
-flags.py          the command line of `prepare_dataset.py`
-cli.py            what it does, step after step
+outputs.py        the names of all files, and whether they are this preparation's own
 
 But for `encode.py` it needs neither torch nor MS-SWIFT nor transformers: it also runs on the
 machine that merely holds the corpus."""

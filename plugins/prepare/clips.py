@@ -1,4 +1,4 @@
-"""One utterance -> the clips that it gives, or why it is unfit (L4).
+"""One utterance -> the clips that it gives, or why it is unfit.
 
 In: `Utterance`. Out: `Outcome`, plain values that travel between processes and into the journal. A
 pure function of the utterance, its file and `Work`: the same on every worker, machine and run.
@@ -45,9 +45,9 @@ from plugins.prepare.quality import (
 )
 
 Level = Literal["none", "header", "full"]
-_EDGE_BYTES = (
-    4096  # of a file, whose hash tells candidates for duplicates apart without reading the whole
-)
+# At either end of a file: enough to tell recordings apart without reading the whole.
+_EDGE_BYTES = 4096
+_MAX_NAME = 150  # characters; file systems take 255 bytes, and copies have a suffix
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,8 @@ class File:
         if self.bytes_hash is None:
             return True
         try:
-            if (
-                os.stat(self.audio).st_size != self.num_bytes
-            ):  # no need to read those that were cut off
+            # No need to read those that were cut off.
+            if os.stat(self.audio).st_size != self.num_bytes:
                 return False
             with open(self.audio, "rb") as file:
                 return _bytes_hash(file.read()) == self.bytes_hash
@@ -85,18 +84,16 @@ class Outcome:
     files: tuple[File, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "fault": self.fault,
-            "files": [vars(file) for file in self.files],
-        }  # `asdict` takes ten times as long
+        # `asdict` takes ten times as long as `vars`.
+        return {"fault": self.fault, "files": list(map(vars, self.files))}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Outcome:
-        fault = values["fault"]
-        return cls(
-            None if fault is None else (fault[0], fault[1]),
-            tuple(File(**each) for each in values["files"]),
-        )
+        files = tuple(File(**file) for file in values["files"])
+        if values["fault"] is None:
+            return cls(files=files)
+        reason, value = values["fault"]
+        return cls((reason, value), files)
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class Work:
 
     level: `none` opens no audio, `header` reads headers, `full` decodes every sample. audio_dir:
     where processed recordings go; None: nothing is processed and the originals are used. Files are
-    whole when a call returns, but on the disk only after `plugins.audio.waveforms.sync`."""
+    whole when a call returns, but on the disk only after `plugins.files.disk.sync`."""
 
     level: Level = "none"
     limits: Limits = Limits()
@@ -117,9 +114,9 @@ class Work:
         """Of everything that the outcome depends on: an outcome in the journal under this key is
         still true."""
         status = os.stat(utterance.audio)
-        said = (utterance.id, utterance.text, utterance.speaker)
+        row = (utterance.id, utterance.text, utterance.speaker)
         recording = (str(utterance.audio), status.st_size, status.st_mtime_ns)
-        parts = [*said, *recording, self._repr, __version__]
+        parts = [*row, *recording, self._repr, __version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def path_of(self, id_: str) -> Path:
@@ -141,9 +138,9 @@ class Work:
         if fault := check_text(utterance.text, None, self.limits):
             return Outcome(fault)
         if self.level == "none" and self.audio_dir is None:
-            return Outcome(files=(self._original(utterance, None, None),))
-        # From the cheapest question to the dearest: a file of hours is refused before a sample is
-        # read.
+            return _original(utterance, None, None)
+        # From the cheapest question to the dearest: a file of hours is refused before a sample of
+        # it is read.
         if fault := check_file_size(os.stat(utterance.audio).st_size, self.limits):
             return Outcome(fault)
         with Source(utterance.audio) as source:
@@ -155,57 +152,37 @@ class Work:
                 return Outcome(fault)
             if self.level == "full" or self.audio_dir is not None:
                 return self._decoded(utterance, source.decode(), info.sample_rate_hz)
-        return Outcome(
-            files=(self._original(utterance, info.duration_s, edge_hash(utterance.audio)),)
-        )
+        return _original(utterance, info.duration_s, edge_hash(utterance.audio))
 
     def _decoded(self, utterance: Utterance, stored: np.ndarray, sample_rate_hz: int) -> Outcome:
-        decoded = AudioInfo(len(stored), sample_rate_hz, stored.shape[1])
+        """stored: (N, channels), int16 or float32, as the file has them."""
         if not len(stored):
-            raise AudioError(
-                utterance.audio, "holds no samples", "export the file again or leave it out"
-            )
-        is_trimmed = self.audio_dir is not None and self.processing.trim != "none"
-        limits = (
-            dataclasses.replace(self.limits, max_silence_share=1.0) if is_trimmed else self.limits
-        )
-        fault = (
-            check_header(decoded, self.limits)
-            or check_samples(stored, sample_rate_hz, limits)
-            or check_text(utterance.text, decoded.duration_s, self.limits)
-        )
-        if fault:
+            remedy = "export the file again or leave it out"
+            raise AudioError(utterance.audio, "holds no samples", remedy)
+        limits = self.limits
+        if self.audio_dir is not None and self.processing.trim != "none":
+            # Trimming is the remedy for silence; what it leaves is judged again below.
+            limits = dataclasses.replace(limits, max_silence_share=1.0)
+        if fault := _fault(stored, sample_rate_hz, utterance.text, limits):
             return Outcome(fault)
         content = samples_hash(stored, sample_rate_hz)
         if self.audio_dir is None:
-            return Outcome(files=(self._original(utterance, decoded.duration_s, content),))
+            return _original(utterance, len(stored) / sample_rate_hz, content)
         processed = process(to_float(stored), sample_rate_hz, self.processing)
         if not len(processed):
             return Outcome(("no speech found", str(utterance.audio)))
-        again = AudioInfo(len(processed), SAMPLE_RATE_HZ, 1)
-        fault = (
-            check_header(again, self.limits)
-            or check_samples(processed, SAMPLE_RATE_HZ, self.limits)
-            or check_text(utterance.text, again.duration_s, self.limits)
-        )
-        if fault:
+        if fault := _fault(processed, SAMPLE_RATE_HZ, utterance.text, self.limits):
             return Outcome((f"after processing: {fault[0]}", fault[1]))
         files = [self._written(utterance.id, processed, utterance.speaker, content)]
         for variant in variants(processed, utterance.id, self.processing, seed=self.seed):
             if check_header(AudioInfo(len(variant.samples), SAMPLE_RATE_HZ, 1), self.limits):
                 continue  # slower than the longest clip
-            speaker = (
-                None if utterance.speaker is None else utterance.speaker + variant.speaker_suffix
-            )
-            files.append(
-                self._written(variant.id, variant.samples, speaker, f"{content}{variant.id}")
-            )
+            speaker = utterance.speaker
+            if speaker is not None:
+                speaker += variant.speaker_suffix
+            content_of_copy = f"{content}{variant.id}"  # nobody else's: a copy has no twin
+            files.append(self._written(variant.id, variant.samples, speaker, content_of_copy))
         return Outcome(files=tuple(files))
-
-    def _original(
-        self, utterance: Utterance, duration_s: float | None, content: str | None
-    ) -> File:
-        return File(utterance.id, str(utterance.audio), utterance.speaker, duration_s, content)
 
     def _written(self, id_: str, samples: np.ndarray, speaker: str | None, content: str) -> File:
         path = self.path_of(id_)
@@ -216,17 +193,32 @@ class Work:
             try:
                 temporary.write_bytes(encoded)
             except OSError as error:
-                reason = f"cannot be written ({error.strerror})"
                 raise problem(
                     source="--audio_output",
                     field="path",
                     value=str(path),
-                    reason=reason,
+                    reason=f"cannot be written ({error.strerror})",
                     remedy="is the disk full? mend that",
                 ) from None
         duration_s = round(len(samples) / SAMPLE_RATE_HZ, 6)
         bytes_hash = _bytes_hash(encoded)
         return File(id_, str(path), speaker, duration_s, content, len(encoded), bytes_hash)
+
+
+def _original(utterance: Utterance, duration_s: float | None, content: str | None) -> Outcome:
+    file = File(utterance.id, str(utterance.audio), utterance.speaker, duration_s, content)
+    return Outcome(files=(file,))
+
+
+def _fault(samples: np.ndarray, sample_rate_hz: int, text: str, limits: Limits) -> Fault | None:
+    """What is wrong with decoded `samples`, (N,) or (N, channels), or with their `text`."""
+    num_channels = 1 if samples.ndim == 1 else samples.shape[1]
+    info = AudioInfo(len(samples), sample_rate_hz, num_channels)
+    return (
+        check_header(info, limits)
+        or check_samples(samples, sample_rate_hz, limits)
+        or check_text(text, info.duration_s, limits)
+    )
 
 
 def _bytes_hash(content: bytes | memoryview) -> str:
@@ -239,9 +231,8 @@ def edge_hash(path: Path) -> str:
     file = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(file).st_size
-        head, tail = (
-            os.pread(file, _EDGE_BYTES, start) for start in (0, max(0, size - _EDGE_BYTES))
-        )
+        head = os.pread(file, _EDGE_BYTES, 0)
+        tail = os.pread(file, _EDGE_BYTES, max(0, size - _EDGE_BYTES))
     finally:
         os.close(file)
     return hashlib.sha256(f"{size}:".encode() + head + tail).hexdigest()
@@ -257,8 +248,12 @@ def _file_name(id_: str) -> str:
     """A name below the output folder for any id: `a/b.wav` -> `a/b`; what a file system may not
     take is replaced."""
     stem = re.sub(r"\.(wav|flac|mp3|ogg|opus)(?=-|$)", "", id_, flags=re.IGNORECASE)
-    safe = "/".join(
-        re.sub(r"[^\w.-]", "_", part).lstrip(".") or "_" for part in stem.split("/") if part
-    )[:150]
+    parts = []
+    for part in filter(None, stem.split("/")):
+        # Without dots in front: neither hidden nor a way out of the folder.
+        parts.append(re.sub(r"[^\w.-]", "_", part).lstrip(".") or "_")
+    safe = "/".join(parts)[:_MAX_NAME]
+    if safe == id_:
+        return safe
     # Two ids that become one name must not become one file.
-    return safe if safe == id_ else f"{safe}-{hashlib.sha256(id_.encode()).hexdigest()[:8]}"
+    return f"{safe}-{hashlib.sha256(id_.encode()).hexdigest()[:8]}"

@@ -1,4 +1,7 @@
-"""Recordings -> codes in the cache, and the references by which rows name them (L4). Needs torch.
+"""Recordings -> codes in the cache, and the references by which rows name them. Needs torch.
+
+In: rows. Out: the same rows, with `audio_codes` and `reference_codes`; what they name are codes
+(F, K) of the codec. Knows neither splits nor limits.
 
 Every clip is encoded alone: padding inside a batch changes the codes (`plugins.audio.codec`).
 """
@@ -19,6 +22,8 @@ from plugins.errors import problem
 from plugins.files import disk
 from plugins.files.hub import local_folder
 
+_COLUMNS = {"audios": "audio_codes", "reference_audio": "reference_codes"}
+
 
 def encode_rows(
     rows: Iterable[dict[str, Any]], *, folder: Path, codec: str, device: str, beside: Path
@@ -32,31 +37,35 @@ def encode_rows(
     codec_folder = Path(local_folder(codec, option="codec"))
     encoder, fingerprint = Codec(str(codec_folder), device=device), codec_fingerprint(codec_folder)
     rows = list(rows)
-    columns = ("audios", "reference_audio")
-    paths = dict.fromkeys(
-        path for row in rows for column in columns for path in _paths(row, column)
-    )
-    keys = {path: content_key(disk.file_hash(path), fingerprint) for path in paths}
+    # A recording may be the reference of many rows: it is hashed and encoded once.
+    keys: dict[str, str] = {}
+    for row in rows:
+        for column in _COLUMNS:
+            for path in _paths(row, column):
+                if path not in keys:
+                    keys[path] = content_key(disk.file_hash(path), fingerprint)
     with CacheWriter(folder, codec=fingerprint) as writer:
         for path, key in tqdm(keys.items(), desc="codes", unit="clip", disable=None):
-            if key not in writer:
-                try:
-                    writer.add(key, encoder.encode_file(path))
-                except audio.AudioError as error:
-                    raise problem(
-                        source="--encode_codes",
-                        field="audio",
-                        value=path,
-                        reason=error.reason,
-                        remedy=error.remedy,
-                    ) from None
+            if key in writer:
+                continue
+            try:
+                writer.add(key, encoder.encode_file(path))
+            except audio.AudioError as error:
+                raise problem(
+                    source="--encode_codes",
+                    field="audio",
+                    value=path,
+                    reason=error.reason,
+                    remedy=error.remedy,
+                ) from None
+        # The rest: the writer itself commits now and then, for the sake of runs that are killed.
         writer.commit()
     for row in rows:
-        for column, codes in (("audios", "audio_codes"), ("reference_audio", "reference_codes")):
-            if found := _paths(row, column):
-                row[codes] = [format_reference(folder, keys[path], beside=beside) for path in found]
+        for column, codes in _COLUMNS.items():
+            if paths := _paths(row, column):
+                row[codes] = [format_reference(folder, keys[path], beside=beside) for path in paths]
 
 
 def _paths(row: dict[str, Any], column: str) -> list[str]:
-    value = row.get(column) or []
+    value = row.get(column) or []  # a row of one reference names it without a list
     return [value] if isinstance(value, str) else value

@@ -1,4 +1,8 @@
-"""The flags of ``prepare_dataset.py``, and which of them belong to which corpus (L4)."""
+"""The flags of ``prepare_dataset.py``, and which of them belong to which corpus.
+
+In: the arguments of the command. Out: a namespace with every flag. A flag that would have no effect
+is wrong usage. The flags of checking and processing are made of the fields of `Limits` and
+`Processing`, which hold their defaults, units and texts."""
 
 from __future__ import annotations
 
@@ -15,23 +19,25 @@ from plugins.prepare.processing import Processing
 from plugins.prepare.quality import Limits
 
 _EPILOG = """\
-Rows hold absolute audio paths. Every utterance left out is listed in OUTPUT.rejected.jsonl with its reason. Kill the
-command at any moment and start it again: finished clips are not done again, and the result is the same to the byte.
+Rows hold absolute audio paths. Every utterance left out is listed in OUTPUT.rejected.jsonl with its
+reason. Kill the command at any moment and start it again: finished clips are not done again, and
+the result is the same to the byte.
 
 examples:
-  prepare_dataset.py --dataset_type ljspeech --input_dir LJSpeech-1.1 --output_file data/lj_train.jsonl \\
-      --split --validate --encode_codes
-  prepare_dataset.py --dataset_type vctk --input_dir VCTK-Corpus --output_file data/vctk_train.jsonl \\
-      --split --references --audio_output data/vctk_24k --trim energy --workers 8
-  prepare_dataset.py --dataset_type custom --input_dir clips --csv_file clips.csv --audio_column filename \\
-      --text_column transcript --speaker_column speaker_id --output_file data/clips_train.jsonl --split
+  prepare_dataset.py --dataset_type ljspeech --input_dir LJSpeech-1.1 \\
+      --output_file data/lj_train.jsonl --split --validate --encode_codes
+  prepare_dataset.py --dataset_type vctk --input_dir VCTK-Corpus \\
+      --output_file data/vctk_train.jsonl --split --references \\
+      --audio_output data/vctk_24k --trim energy --workers 8
+  prepare_dataset.py --dataset_type custom --input_dir clips --csv_file clips.csv \\
+      --audio_column filename --text_column transcript --speaker_column speaker_id \\
+      --output_file data/clips_train.jsonl --split
 
 exit codes: 0 rows written, 1 unusable input (said in one line, output untouched), 2 wrong usage,
 3 rows written but clips were rejected (--strict)
 """
 _LISTS = {"custom": "csv_file", "gpt_sovits": "list_file", "jsonl": "jsonl_file"}
 _TYPES = ("ljspeech", "vctk", "libritts", "folder", "custom", "gpt_sovits", "jsonl", "huggingface")
-_COLUMN_TYPES = ("custom", "huggingface")
 COLUMN_FLAGS = ("text_column", "audio_column", "speaker_column", "id_column", "language_column")
 
 
@@ -42,11 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     kind = args.dataset_type
     if kind in _LISTS and getattr(args, _LISTS[kind]) is None:
         parser.error(f"--dataset_type {kind} needs --{_LISTS[kind]}")
-    owners: dict[str, tuple[str, ...]] = {flag: (owner,) for owner, flag in _LISTS.items()}
-    owners |= dict.fromkeys(COLUMN_FLAGS, _COLUMN_TYPES)
-    owners |= {"delimiter": ("custom",), "no_quotes": ("custom",), "mic": ("vctk",)}
-    owners |= {"hf_config": ("huggingface",), "hf_split": ("huggingface",)}
-    for flag, types in owners.items():
+    for flag, types in _owners().items():
         if kind not in types and getattr(args, flag) is not None:
             parser.error(f"--{flag} belongs to --dataset_type {' or '.join(types)}")
     if args.references and kind == "ljspeech" and args.single_speaker is None:
@@ -54,14 +56,43 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def from_flags(knobs: type, args: argparse.Namespace) -> Any:
+    """A dataclass of knobs from the flags that `_add_knobs` made of it."""
+    return knobs(**{field.name: getattr(args, field.name) for field in dataclasses.fields(knobs)})
+
+
+def _owners() -> dict[str, tuple[str, ...]]:
+    """Flag -> the dataset types that it belongs to, of flags that do not belong to all."""
+    owners: dict[str, tuple[str, ...]] = {flag: (kind,) for kind, flag in _LISTS.items()}
+    owners |= dict.fromkeys(COLUMN_FLAGS, ("custom", "huggingface"))
+    owners |= dict.fromkeys(("delimiter", "no_quotes"), ("custom",))
+    owners |= dict.fromkeys(("hf_config", "hf_split"), ("huggingface",))
+    owners["mic"] = ("vctk",)
+    return owners
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prepare_dataset.py",
-        description="Turn a speech corpus into the JSONL rows that Higgs-Audio V2 is fine-tuned on.",
+        description="Turn a speech corpus into the rows that Higgs-Audio V2 is fine-tuned on, as"
+        " JSONL.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        # An abbreviation would change its meaning with the next flag.
         allow_abbrev=False,
     )
+    # In the order of --help, which is that of the work.
+    _add_general(parser)
+    _add_corpora(parser)
+    _add_validation(parser)
+    _add_split(parser)
+    _add_references(parser)
+    _add_processing(parser)
+    _add_codes(parser)
+    return parser
+
+
+def _add_general(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dataset_type", required=True, choices=_TYPES, help="the layout of the corpus")
     add(
@@ -99,71 +130,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="name every clip's speaker: they are all of one voice",
     )
-    _add_corpora(parser)
-    checking = parser.add_argument_group("validation")
-    checking.add_argument(
-        "--validate",
-        nargs="?",
-        const="full",
-        choices=("header", "full"),
-        help="reject unfit clips, by their headers alone or (default) by every sample; writes a report",
-    )
-    checking.add_argument(
-        "--strict", action="store_true", help="exit with 3 if any clip was rejected"
-    )
-    _add_knobs(checking, Limits)
-    dividing = parser.add_argument_group("split")
-    dividing.add_argument(
-        "--split", action="store_true", help="set validation rows apart in ..._val.jsonl"
-    )
-    dividing.add_argument(
-        "--val_ratio", type=_ratio, default=0.05, help="their share (default: %(default)s)"
-    )
-    dividing.add_argument(
-        "--test_ratio", type=_ratio, default=0.0, help="share of ..._test.jsonl (default: none)"
-    )
-    dividing.add_argument(
-        "--split_by_speaker", action="store_true", help="validate on voices that are not trained"
-    )
-    cloning = parser.add_argument_group("references to clone from")
-    cloning.add_argument(
-        "--references",
-        action="store_true",
-        help=f"give each clip another one of its speaker and side, of {MIN_REFERENCE_S:g} s or more, with transcript",
-    )
-    cloning.add_argument(
-        "--without_reference", type=_share, default=0.1, help="share without (default: %(default)s)"
-    )
-    cloning.add_argument(
-        "--min_similarity", type=float, help="lowest speaker similarity, by resemblyzer"
-    )
-    processing = parser.add_argument_group("processing, to 24 kHz mono")
-    processing.add_argument(
-        "--audio_output", type=Path, help="folder for processed clips; originals stay as they are"
-    )
-    _add_knobs(processing, Processing)
-    encoding = parser.add_argument_group("codes")
-    encoding.add_argument(
-        "--encode_codes",
-        action="store_true",
-        help="encode every clip now, so that training does not",
-    )
-    encoding.add_argument("--codec", help="codec folder or Hub id (default: the published one)")
-    encoding.add_argument(
-        "--codes_dir",
-        type=Path,
-        help="folder of the code cache (default: codes/ beside the output)",
-    )
-    encoding.add_argument(
-        "--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)"
-    )
-    return parser
 
 
 def _add_corpora(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group(
-        "for --dataset_type custom, gpt_sovits, jsonl, huggingface and vctk"
-    ).add_argument
+    # No defaults here: None is how `parse` knows that a flag was not given.
+    title = "for --dataset_type custom, gpt_sovits, jsonl, huggingface and vctk"
+    add = parser.add_argument_group(title).add_argument
     add("--csv_file", type=Path, help="CSV or TSV with a header")
     add(
         "--delimiter",
@@ -187,24 +159,90 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
     add("--mic", type=int, choices=(1, 2), help="microphone of VCTK (default: 1)")
 
 
+def _add_validation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("validation")
+    # Without a value it is the thorough one: who asks for validation wants to rely on it.
+    group.add_argument(
+        "--validate",
+        nargs="?",
+        const="full",
+        choices=("header", "full"),
+        help="reject unfit clips, by their headers alone or (default) by every sample;"
+        " writes a report",
+    )
+    group.add_argument("--strict", action="store_true", help="exit with 3 if any clip was rejected")
+    _add_knobs(group, Limits)
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("split").add_argument
+    add("--split", action="store_true", help="set validation rows apart in ..._val.jsonl")
+    add("--val_ratio", type=_ratio, default=0.05, help="their share (default: %(default)s)")
+    add("--test_ratio", type=_ratio, default=0.0, help="share of ..._test.jsonl (default: none)")
+    add(
+        "--split_by_speaker",
+        action="store_true",
+        help="validate on voices that are not trained",
+    )
+
+
+def _add_references(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("references to clone from").add_argument
+    add(
+        "--references",
+        action="store_true",
+        help="give each clip another one of its speaker and side,"
+        f" of {MIN_REFERENCE_S:g} s or more, with transcript",
+    )
+    add(
+        "--without_reference",
+        type=_share,
+        default=0.1,
+        help="share without (default: %(default)s)",
+    )
+    add("--min_similarity", type=float, help="lowest speaker similarity, by resemblyzer")
+
+
+def _add_processing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("processing, to 24 kHz mono")
+    group.add_argument(
+        "--audio_output",
+        type=Path,
+        help="folder for processed clips; originals stay as they are",
+    )
+    _add_knobs(group, Processing)
+
+
+def _add_codes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("codes").add_argument
+    add(
+        "--encode_codes",
+        action="store_true",
+        help="encode every clip now, so that training does not",
+    )
+    add("--codec", help="codec folder or Hub id (default: the published one)")
+    add(
+        "--codes_dir",
+        type=Path,
+        help="folder of the code cache (default: codes/ beside the output)",
+    )
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
+
+
 def _add_knobs(group: Any, knobs: type) -> None:
     """A flag per field of a dataclass made with `plugins.prepare.quality.knob`."""
-    for each in dataclasses.fields(knobs):
-        about = each.metadata
-        default = "" if each.default in (None, ()) else f"{each.default} {about['unit']}".strip()
-        text = about["help"] + (f" (default: {default})" if default else "")
+    for field in dataclasses.fields(knobs):
+        about, text = field.metadata, field.metadata["help"]
+        if field.default not in (None, ()):
+            default = f"{field.default} {about['unit']}".strip()
+            text += f" (default: {default})"
         group.add_argument(
-            f"--{each.name}",
+            f"--{field.name}",
             type=about["parse"],
-            default=each.default,
+            default=field.default,
             choices=about["choices"],
             help=text,
         )
-
-
-def from_flags(knobs: type, args: argparse.Namespace) -> Any:
-    """A dataclass of knobs from the flags that `_add_knobs` made of it."""
-    return knobs(**{each.name: getattr(args, each.name) for each in dataclasses.fields(knobs)})
 
 
 def _ratio(text: str) -> float:

@@ -1,10 +1,11 @@
-"""The files that a preparation writes, and whether they are its own (L4).
+"""The files that a preparation writes, and whether they are its own.
 
-    x.jsonl                                rows; with --split also x_val.jsonl and x_test.jsonl
-    x.rejected.jsonl                       always, and first: it tells that x.jsonl has been prepared here
-    x.report.json, .png, .txt              with --validate
-    .x.jsonl.journal                       while it runs, and after it was killed
-    AUDIO_OUTPUT/.higgs_audio_copies.json  the output file whose rows name the copies in there
+x.jsonl                    rows; with --split also x_val.jsonl and x_test.jsonl
+x.rejected.jsonl           always, and first: it tells that x.jsonl has been prepared here
+x.report.json, .png, .txt  with --validate
+.x.jsonl.journal           while it runs, and after it was killed
+.higgs_audio_copies.json   in the folder of --audio_output: the output file whose rows name
+                           the copies in there
 
 Two output files of one folder must not have a name in common (x.jsonl and x_train.jsonl both have
 x_val.jsonl), and nothing is written over that somebody else has put there. Opens no audio."""
@@ -16,7 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.files.disk import read_json, remove_strays, replace_when_done
 
 _COPIES = ".higgs_audio_copies.json"
@@ -28,8 +29,10 @@ def split_path(output: Path, name: str) -> Path:
     ``x_val.jsonl``."""
     if name == "train":
         return output
-    before, found, after = output.stem.rpartition("train")
-    return output.with_stem(f"{before}{name}{after}" if found else f"{output.stem}_{name}")
+    before, train, after = output.stem.rpartition("train")
+    if not train:
+        return output.with_stem(f"{output.stem}_{name}")
+    return output.with_stem(f"{before}{name}{after}")
 
 
 def rejected_path(output: Path) -> Path:
@@ -49,8 +52,11 @@ def journal_path(output: Path) -> Path:
 
 def written_by(output: Path, *, sides: Iterable[str], reports: bool) -> list[Path]:
     """The files of a preparation. sides: train, val, test."""
-    rows = [split_path(output, side) for side in sides]
-    return [*rows, rejected_path(output), *(report_paths(output) if reports else [])]
+    paths = [split_path(output, side) for side in sides]
+    paths.append(rejected_path(output))
+    if reports:
+        paths += report_paths(output)
+    return paths
 
 
 def check_output(
@@ -60,19 +66,23 @@ def check_output(
 
     inputs: files that are read. corpus: their folder, in which an output of the same name may be
     one of them."""
-    read = {os.path.realpath(path) for path in inputs}
-    others = {path: other for other in _others(output) for path in _all_files(other)}
+    read = set(map(os.path.realpath, inputs))
+    owners: dict[Path, Path] = {}  # file -> the output file of its preparation
+    for other in _others(output):
+        owners |= dict.fromkeys(_all_files(other), other)
+    # The list of rejections is written by every preparation, and by nobody else.
     prepared_before = rejected_path(output).exists()
     for path in written:
+        # A link to a file that is read is that file.
         real = os.path.realpath(path)
-        if other := others.get(path):
-            reason = f"shares {path.name} with the preparation of {other.name} in the same folder"
+        if owner := owners.get(path):
+            reason = f"shares {path.name} with the preparation of {owner.name} in the same folder"
         elif real in read or (not prepared_before and _is_below(path, corpus)):
             reason = f"would be written over {path}, a file of the corpus"
         elif path != output and path.exists() and not prepared_before:
-            reason = (
-                f"comes with {path.name}, which is there already and not from a preparation of it"
-            )
+            # The output itself was named by the user; these names were not.
+            reason = f"comes with {path.name}, which is there already and not from a preparation"
+            reason += " of it"
         else:
             continue
         raise problem(
@@ -96,50 +106,39 @@ def claim_audio_folder(
     if note.is_file():
         named = read_json(note, "name a new folder").get("output_file")
         if named != holder:
-            reason = (
-                f"holds the copies of another preparation ({os.path.normpath(folder / str(named))})"
-            )
-            raise problem(
-                source="--audio_output",
-                field="path",
-                value=str(folder),
-                reason=reason,
-                remedy="name a folder of its own",
-            )
+            other = os.path.normpath(folder / str(named))
+            reason = f"holds the copies of another preparation ({other})"
+            raise _folder_problem(folder, reason, "name a folder of its own")
+    # Without the note, whatever lies there is somebody else's.
     elif taken := next(filter(os.path.lexists, copies), None):
-        reason = (
-            f"holds {taken.relative_to(folder)} already, which no preparation has noted as its own"
-        )
-        raise problem(
-            source="--audio_output",
-            field="path",
-            value=str(folder),
-            reason=reason,
-            remedy="name a new folder",
-        )
-    places = {os.path.realpath(path) for path in copies}
-    if original := next((path for path in originals if os.path.realpath(path) in places), None):
-        reason = f"would be written over {original}, a recording of the corpus"
-        raise problem(
-            source="--audio_output",
-            field="path",
-            value=str(folder),
-            reason=reason,
-            remedy="name another folder",
-        )
+        name = taken.relative_to(folder)
+        reason = f"holds {name} already, which no preparation has noted as its own"
+        raise _folder_problem(folder, reason, "name a new folder")
+    places = set(map(os.path.realpath, copies))
+    for original in originals:
+        if os.path.realpath(original) in places:
+            reason = f"would be written over {original}, a recording of the corpus"
+            raise _folder_problem(folder, reason, "name another folder")
     remove_strays([note, *copies])
     if not note.is_file():
         with replace_when_done(note) as temporary:
             temporary.write_text(json.dumps({"output_file": holder}) + "\n", encoding="utf-8")
 
 
+def _folder_problem(folder: Path, reason: str, remedy: str) -> UserError:
+    return problem(
+        source="--audio_output", field="path", value=str(folder), reason=reason, remedy=remedy
+    )
+
+
 def _others(output: Path) -> Iterator[Path]:
     """The other output files of the folder: prepared, in preparation, or begun by a run that was
     killed."""
     for path in sorted(output.parent.iterdir()):
-        named = path.name
-        if named.startswith(".") and named.endswith(".jsonl.journal"):
-            path = path.with_name(named[1 : -len(".journal")])
+        name = path.name
+        # .x.jsonl.journal says that x.jsonl will be written, as soon as that run goes on.
+        if name.startswith(".") and name.endswith(".jsonl.journal"):
+            path = path.with_name(name[1 : -len(".journal")])
         elif path.suffix != ".jsonl" or not rejected_path(path).exists():
             continue
         if path.name != output.name:

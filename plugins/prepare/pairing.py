@@ -1,5 +1,5 @@
 """Cloning pairs: to each clip a reference clip of the same voice, another utterance of the same
-side of the split (L4).
+side of the split.
 
 In: the clips of one side. Out: the same clips; the rows of those with a partner name it in
 `reference_audio` and `reference_text`. Pairs depend on ids and seed only, and adding clips changes
@@ -39,20 +39,22 @@ def add_references(
             rings[clip.speaker].append((_hash(seed, "ring", clip.id), clip))
     for ring in rings.values():
         ring.sort(key=lambda place: place[0])
-    return [
-        clip
-        if "reference_audio" in clip.row or _hash(seed, "without", clip.id) < without_share * 2**64
-        else _with_reference(
-            clip, _candidates(rings.get(clip.speaker or "", []), clip, seed), is_similar
-        )
-        for clip in clips
-    ]
+    result = []
+    for clip in clips:
+        # Rows without reference keep the model able to speak without one.
+        stays_without = _hash(seed, "without", clip.id) < without_share * 2**64
+        if "reference_audio" not in clip.row and not stays_without:
+            ring = rings.get(clip.speaker or "", [])
+            clip = _with_reference(clip, _candidates(ring, clip, seed), is_similar)
+        result.append(clip)
+    return result
 
 
 def _candidates(ring: list[tuple[int, Clip]], clip: Clip, seed: int) -> Iterator[Clip]:
     start = bisect_right(ring, _hash(seed, "place", clip.id), key=lambda place: place[0])
     for i in range(min(len(ring), _MAX_TRIES)):
         _, candidate = ring[(start + i) % len(ring)]
+        # The same words, noisier or faster, would teach the model to copy its reference.
         another = (candidate.copy_of or candidate.id) != (clip.copy_of or clip.id)
         if another and candidate.audio != clip.audio and candidate.content != clip.content:
             yield candidate
@@ -71,4 +73,5 @@ def _with_reference(
 
 def _hash(seed: int, purpose: str, id_: str) -> int:
     """64 bits that depend on the arguments only, on every machine."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{id_}".encode()).digest()[:8], "big")
+    digest = hashlib.sha256(f"{seed}:{purpose}:{id_}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")

@@ -1,4 +1,4 @@
-"""Decoded samples -> what the model is trained on: (N,) float32, 24 kHz, mono (L4).
+"""Decoded samples -> what the model is trained on: (N,) float32, 24 kHz, mono.
 
 In: samples at any rate. Out: new arrays, trimmed and normalised as `Processing` says, and augmented
 copies. A pure function of its arguments: the same on every worker and in every order. Reads and
@@ -19,7 +19,7 @@ import soxr
 
 from plugins.audio.waveforms import SAMPLE_RATE_HZ, mono
 from plugins.errors import problem
-from plugins.prepare.quality import check_bounds, frame_size, knob, speech_frames
+from plugins.prepare.quality import check_bounds, flag_problem, frame_size, knob, speech_frames
 
 _VAD_RATE_HZ = 16_000
 _GATING_BLOCK_S = 0.4  # ITU-R BS.1770: loudness is not defined for less
@@ -40,14 +40,16 @@ class Processing:
 
     trim: str = knob(
         "none",
-        "cut silence off both ends: energy (by level), vad (by silero-vad, which also cuts breath and noise)",
+        "cut silence off both ends: energy (by level), vad (by silero-vad, which also cuts breath"
+        " and noise)",
         "",
         str,
         choices=("none", "energy", "vad"),
     )
     trim_below_db: float = knob(
         40.0,
-        "how far below the loudest frame --trim energy takes a frame for silence; below -60 dBFS it always does",
+        "how far below the loudest frame --trim energy takes a frame for silence; below -60 dBFS"
+        " it always does",
         "dB",
         float,
     )
@@ -61,26 +63,27 @@ class Processing:
         None, "loudness to normalise to (EBU R128), for example -23", "LUFS", float, bounds=(-70, 0)
     )
     speed_factors: tuple[float, ...] = knob(
-        (), "one more copy of each clip per factor, for example 0.9,1.1; the pitch changes with it", "", _floats,
+        (),
+        "one more copy of each clip per factor, for example 0.9,1.1; the pitch changes with it",
+        "",
+        _floats,
         bounds=(0.5, 2),
-    )  # fmt: skip
+    )
     noise_snr_db: tuple[float, ...] = knob(
-        (), "one more copy of each clip per signal-to-noise ratio, with white noise, for example 20", "dB", _floats,
+        (),
+        "one more copy of each clip per signal-to-noise ratio, with white noise, for example 20",
+        "dB",
+        _floats,
         bounds=(-20, 100),
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
         for name in ("speed_factors", "noise_snr_db"):
             values = getattr(self, name)
             if len({f"{value:g}" for value in values}) < len(values):  # as they stand in ids
-                raise problem(
-                    source="command line",
-                    field=f"--{name}",
-                    value=values,
-                    reason="gives two copies one id",
-                    remedy="give each value once",
-                )
+                remedy = "give each value once"
+                raise flag_problem(name, values, "gives two copies one id", remedy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,26 +91,26 @@ class Variant:
     """An augmented copy of a clip."""
 
     id: str  # that of the clip, then speaker_suffix or the noise
-    speaker_suffix: (
-        str  # empty, or what tells this voice from the clip's: another speed has another pitch
-    )
+    # Empty, or what tells this voice from the clip's: another speed has another pitch.
+    speaker_suffix: str
     samples: np.ndarray  # (N,) float32, 24 kHz
 
 
 def check_installed(processing: Processing) -> None:
     """Raise UserError if a package that `processing` needs is missing. Imports none of them."""
-    needed = [_VAD] * (processing.trim == "vad") + [_LOUDNESS] * (
-        processing.loudness_lufs is not None
-    )
+    needed = []
+    if processing.trim == "vad":
+        needed.append(_VAD)
+    if processing.loudness_lufs is not None:
+        needed.append(_LOUDNESS)
     for module, package, otherwise in needed:
         if importlib.util.find_spec(module) is None:
-            remedy = f"run: pip install {package}, or {otherwise}"
             raise problem(
                 source="processing",
                 field="package",
                 value=package,
                 reason="is not installed",
-                remedy=remedy,
+                remedy=f"run: pip install {package}, or {otherwise}",
             )
 
 
@@ -122,13 +125,13 @@ def process(samples: np.ndarray, sample_rate_hz: int, processing: Processing) ->
     check_installed(processing)
     result = _resample(mono(samples), sample_rate_hz, SAMPLE_RATE_HZ)
     if processing.trim != "none" and len(result):
-        start, end = (
-            _voiced_span(result)
-            if processing.trim == "vad"
-            else _loud_span(result, processing.trim_below_db)
-        )
-        padding = round(processing.trim_padding_s * SAMPLE_RATE_HZ) if end else 0
-        result = result[max(0, start - padding) : end + padding]
+        if processing.trim == "vad":
+            start, end = _voiced_span(result)
+        else:
+            start, end = _loud_span(result, processing.trim_below_db)
+        padding = round(processing.trim_padding_s * SAMPLE_RATE_HZ)
+        # Where no speech was found there is nothing to pad.
+        result = result[max(0, start - padding) : end + padding] if end else result[:0]
     if processing.loudness_lufs is not None:
         result = _normalise(result, processing.loudness_lufs)
     return _within_full_scale(result)
@@ -177,7 +180,9 @@ def _loud_span(samples: np.ndarray, below_db: float) -> tuple[int, int]:
     """From the first to the last frame that is not silent; (0, 0) if all are."""
     speech = np.flatnonzero(speech_frames(samples, SAMPLE_RATE_HZ, below_db))
     size = frame_size(SAMPLE_RATE_HZ)
-    return (int(speech[0]) * size, (int(speech[-1]) + 1) * size) if len(speech) else (0, 0)
+    if not len(speech):
+        return 0, 0
+    return int(speech[0]) * size, (int(speech[-1]) + 1) * size
 
 
 def _voiced_span(samples: np.ndarray) -> tuple[int, int]:
@@ -187,15 +192,17 @@ def _voiced_span(samples: np.ndarray) -> tuple[int, int]:
 
     # Its default drops speech below 250 ms that a pause follows, and with it a sentence's first
     # word ("One: ...").
-    found = get_speech_timestamps(
+    spans = get_speech_timestamps(
         torch.from_numpy(_resample(samples, SAMPLE_RATE_HZ, _VAD_RATE_HZ)),
         _silero(),
         sampling_rate=_VAD_RATE_HZ,
         min_speech_duration_ms=0,
         speech_pad_ms=0,
     )
+    if not spans:
+        return 0, 0
     ratio = SAMPLE_RATE_HZ / _VAD_RATE_HZ
-    return (round(found[0]["start"] * ratio), round(found[-1]["end"] * ratio)) if found else (0, 0)
+    return round(spans[0]["start"] * ratio), round(spans[-1]["end"] * ratio)
 
 
 @functools.cache
@@ -217,9 +224,8 @@ def _normalise(samples: np.ndarray, target_lufs: float) -> np.ndarray:
         return samples
     # "DeMan" are the standard's own filters for any rate, the package's default is an approximation
     # (0.05 LU off).
-    loudness_lufs = Meter(SAMPLE_RATE_HZ, filter_class="DeMan").integrated_loudness(
-        samples.astype(np.float64)
-    )
+    meter = Meter(SAMPLE_RATE_HZ, filter_class="DeMan")
+    loudness_lufs = meter.integrated_loudness(samples.astype(np.float64))
     if not np.isfinite(loudness_lufs):
         return samples
     # Four times oversampled as in BS.1770 annex 2, whose own filter is shorter than soxr's low
@@ -232,9 +238,8 @@ def _normalise(samples: np.ndarray, target_lufs: float) -> np.ndarray:
 
 def _with_noise(samples: np.ndarray, snr_db: float, seed: str) -> np.ndarray:
     """White Gaussian noise added, its power exactly `snr_db` below that of `samples`."""
-    generator = np.random.default_rng(
-        int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
-    )
+    digest = hashlib.sha256(seed.encode()).digest()
+    generator = np.random.default_rng(int.from_bytes(digest[:8], "big"))
     noise = generator.standard_normal(len(samples))
     power = np.square(samples, dtype=np.float64).mean() / np.square(noise).mean()
     return (samples + noise * np.sqrt(power / 10 ** (snr_db / 10))).astype(np.float32)
@@ -242,4 +247,5 @@ def _with_noise(samples: np.ndarray, snr_db: float, seed: str) -> np.ndarray:
 
 def _within_full_scale(samples: np.ndarray) -> np.ndarray:
     peak = max(samples.max(initial=0.0), -samples.min(initial=0.0))
+    # Scaled as a whole, not clipped: cut tops are what `quality` rejects clips for.
     return samples / peak if peak > 1 else samples

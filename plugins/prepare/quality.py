@@ -1,4 +1,4 @@
-"""A recording and its transcript -> why they are unfit for training (L4).
+"""A recording and its transcript -> why they are unfit for training.
 
 In, by rising cost: the size of the file, its header, its samples, its text. Out: `None`, or
 ``(reason, value)`` where `reason` is constant per kind of fault and names the limit to change. Also
@@ -24,13 +24,12 @@ from plugins.audio.waveforms import (
     to_float,
     to_pcm16,
 )
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 
 Fault = tuple[str, float | str]  # reason, offending value
 FRAME_S = 0.025  # the usual window of speech analysis: two periods of a deep voice
-SILENCE_DBFS = (
-    -60.0
-)  # noise floor of a quiet room; below it a frame is silent whatever the rest of the clip
+# The noise floor of a quiet room: below it a frame is silent whatever the rest of the clip.
+SILENCE_DBFS = -60.0
 _FULL_SCALE = 0.99  # 8 bit ends at 127/128
 _CLIPPED_RUN = 3  # samples: a wave passes its peak in one or two equal ones
 
@@ -52,29 +51,31 @@ def knob(
 def check_bounds(knobs: Any) -> None:
     """Raise UserError for a field made by `knob` with a value beyond its bounds or none of its
     choices."""
-    for each in dataclasses.fields(knobs):
-        value, flag = getattr(knobs, each.name), f"--{each.name}"
-        (low, high), choices = each.metadata["bounds"], each.metadata["choices"]
-        if choices:
-            if value not in choices:
-                raise problem(
-                    source="command line",
-                    field=flag,
-                    value=value,
-                    reason="is unknown",
-                    remedy=f"use one of {', '.join(choices)}",
-                )
+    for field_ in dataclasses.fields(knobs):
+        value, about = getattr(knobs, field_.name), field_.metadata
+        if about["choices"]:
+            if value not in about["choices"]:
+                remedy = f"use one of {', '.join(about['choices'])}"
+                raise flag_problem(field_.name, value, "is unknown", remedy)
             continue
-        values = value if isinstance(value, tuple) else () if value is None else (value,)
-        if not all(low <= item <= high for item in values):  # NaN is not between either
-            reason = f"is outside {low:g} to {high:g} {each.metadata['unit']}".rstrip()
-            raise problem(
-                source="command line",
-                field=flag,
-                value=value,
-                reason=reason,
-                remedy=f"give {each.metadata['help']}",
-            )
+        low, high = about["bounds"]
+        # NaN is not between them either.
+        if not all(low <= number <= high for number in _numbers(value)):
+            reason = f"is outside {low:g} to {high:g} {about['unit']}".rstrip()
+            raise flag_problem(field_.name, value, reason, f"give {about['help']}")
+
+
+def flag_problem(name: str, value: object, reason: str, remedy: str) -> UserError:
+    """The error of a flag whose value cannot be meant."""
+    return problem(
+        source="command line", field=f"--{name}", value=value, reason=reason, remedy=remedy
+    )
+
+
+def _numbers(value: float | tuple[float, ...] | None) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
 
 
 @dataclass(frozen=True)
@@ -134,23 +135,21 @@ class Limits:
         for name in ("duration_s", "sample_rate_hz", "chars_per_s"):
             low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if low > high:
-                raise problem(
-                    source="command line",
-                    field=f"--min_{name}",
-                    value=low,
-                    reason=f"is above --max_{name} ({high:g})",
-                    remedy="swap them",
-                )
+                reason = f"is above --max_{name} ({high:g})"
+                raise flag_problem(f"min_{name}", low, reason, "swap them")
 
 
 def check_file_size(num_bytes: int, limits: Limits) -> Fault | None:
     """To be asked before the file is opened, let alone hashed."""
-    return ("file above max_file_bytes", num_bytes) if num_bytes > limits.max_file_bytes else None
+    if num_bytes > limits.max_file_bytes:
+        return "file above max_file_bytes", num_bytes
+    return None
 
 
 def check_header(info: AudioInfo, limits: Limits) -> Fault | None:
     """To be asked before decoding, and again with what was decoded: the length in an MP3's header
     may be a guess."""
+    # The rate goes first: a lying one makes the duration a lie too.
     if info.sample_rate_hz < limits.min_sample_rate_hz:
         return "sample rate below min_sample_rate_hz", info.sample_rate_hz
     if info.sample_rate_hz > limits.max_sample_rate_hz:
@@ -170,16 +169,17 @@ def check_samples(samples: np.ndarray, sample_rate_hz: int, limits: Limits) -> F
     assert samples.size, samples.shape
     channels = np.ascontiguousarray(np.atleast_2d(samples.T))  # along the memory numpy is fastest
     means = [_frame_means(channel, sample_rate_hz) for channel in channels]
-    together = (
-        means[0] if len(means) == 1 else _frame_means(mono(to_float(samples)), sample_rate_hz)
-    )
+    # Silence is judged on the average of the channels, which is what the model hears.
+    together = means[0]
+    if len(means) > 1:
+        together = _frame_means(mono(to_float(samples)), sample_rate_hz)
     silence = 1.0 - float(_is_speech(together, limits.silence_below_db).mean())
     if silence > limits.max_silence_share:
         return "silence share above max_silence_share", round(silence, 6)
     clipped = max(map(_clipped_share, channels))
     if clipped > limits.max_clipped_share:
         return "clipped share above max_clipped_share", round(clipped, 6)
-    offset = max(abs(float(each.means.mean())) for each in means)
+    offset = max(abs(float(frames.means.mean())) for frames in means)
     if offset > limits.max_dc_offset:
         return "DC offset above max_dc_offset", round(offset, 6)
     return None
@@ -187,9 +187,8 @@ def check_samples(samples: np.ndarray, sample_rate_hz: int, limits: Limits) -> F
 
 def check_text(text: str, duration_s: float | None, limits: Limits) -> Fault | None:
     """`duration_s` None: not measured, then only the text is looked at."""
-    text = unicodedata.normalize(
-        "NFC", text.strip()
-    )  # decomposed, each Vietnamese accent would be a character
+    # Decomposed, each Vietnamese accent would be a character.
+    text = unicodedata.normalize("NFC", text.strip())
     if not text:
         return "text is empty", ""
     if not any(character.isalnum() for character in text):
@@ -227,9 +226,9 @@ def samples_hash(samples: np.ndarray, sample_rate_hz: int) -> str:
     another recording, and so is what went through MP3. XXH3 (128 bits) takes a tenth of the time of
     SHA-256, which would help only against forgery."""
     is_mono = samples.size == len(samples)
-    quantised = (
-        samples if samples.dtype == np.int16 and is_mono else to_pcm16(mono(to_float(samples)))
-    )
+    quantised = samples
+    if samples.dtype != np.int16 or not is_mono:
+        quantised = to_pcm16(mono(to_float(samples)))
     content = quantised.reshape(-1).astype("<i2", copy=False)
     return f"{sample_rate_hz}:{xxhash.xxh3_128_hexdigest(content.data)}"
 
@@ -248,13 +247,13 @@ def _frame_means(samples: np.ndarray, sample_rate_hz: int) -> _FrameMeans:
     floats = frames.astype(np.float32, copy=False)
     unit = float(to_float(np.ones(1, samples.dtype))[0])
     # einsum needs neither an array of squares nor numpy's slow means of short rows.
-    means, squares = np.einsum("fn->f", floats), np.einsum("fn,fn->f", floats, floats)
-    return _FrameMeans(
-        means.astype(np.float64) * (unit / size), squares.astype(np.float64) * (unit**2 / size)
-    )
+    sums = np.einsum("fn->f", floats).astype(np.float64)
+    squares = np.einsum("fn,fn->f", floats, floats).astype(np.float64)
+    return _FrameMeans(sums * (unit / size), squares * (unit**2 / size))
 
 
 def _is_speech(frames: _FrameMeans, silence_below_db: float) -> np.ndarray:
+    # The power without DC, from the sums alone: mean((x - m)^2) = mean(x^2) - 2 m mean(x) + m^2.
     offset = frames.means.mean()
     power = frames.squares - 2 * offset * frames.means + offset**2
     level_dbfs = 10 * np.log10(np.maximum(power, 1e-20))
@@ -268,6 +267,7 @@ def _clipped_share(channel: np.ndarray) -> float:
         return 0.0
     channel = to_float(channel)
     loud = np.abs(channel) >= _FULL_SCALE
+    # A run begins where the next samples equal this one; then all of its samples are marked.
     length = max(0, len(channel) - _CLIPPED_RUN + 1)
     begins_run = loud[:length].copy()
     for offset in range(1, _CLIPPED_RUN):

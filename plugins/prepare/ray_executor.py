@@ -1,5 +1,7 @@
-"""The per-clip function over a Ray cluster, for corpora beyond one machine (L4). Needs the extra
+"""The per-clip function over a Ray cluster, for corpora beyond one machine. Needs the extra
 `ray`.
+
+In and out as in `plugins.prepare.run`, which writes the journal.
 
 Every node must see the corpus and the output folder under the same paths. Chunks come back in
 order, so that results are those of a local run, to the byte."""
@@ -38,11 +40,11 @@ def execute(
         # The workers' Python finds this package where this one did.
         root = str(Path(__file__).resolve().parents[2])
         ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
-    chunks = [
-        {"chunk": utterances[start : start + CHUNK]} for start in range(0, len(utterances), CHUNK)
-    ]
+    chunks = []
+    for start in range(0, len(utterances), CHUNK):
+        chunks.append({"chunk": utterances[start : start + CHUNK]})
     if not chunks:
-        return
+        return  # of nothing Ray makes no dataset
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -50,11 +52,9 @@ def execute(
     work_ref = ray.put(work)
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "outcomes": [
-                outcome.to_json() for outcome in run_chunk(ray.get(work_ref), row["chunk"])
-            ]
-        }
+        outcomes = run_chunk(ray.get(work_ref), row["chunk"])
+        # Plain values: Ray's rows are Arrow's, which knows no class of ours.
+        return {"outcomes": [outcome.to_json() for outcome in outcomes]}
 
     for row in data.map(run, concurrency=num_workers).iter_rows():
         yield [Outcome.from_json(values) for values in row["outcomes"]]

@@ -1,5 +1,7 @@
-"""References that rows of our own bring along: as fit as the clips, and on their side of the split
-(L4)."""
+"""References that rows of our own bring along: as fit as the clips, and on their side of the split.
+
+In: utterances with their outcomes, or the sides of the split. Out: the same without what is unfit
+or crosses a side. References that are chosen here are the matter of `plugins.prepare.pairing`."""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ _COLUMNS = ("reference_audio", "reference_text", "reference_codes")
 
 
 def check_references(
-    found: Sequence[tuple[Utterance, Outcome]],
+    fit: Sequence[tuple[Utterance, Outcome]],
     unfit: Collection[str],
     *,
     level: Level,
@@ -27,37 +29,34 @@ def check_references(
 ) -> tuple[list[tuple[Utterance, Outcome]], list[Rejected]]:
     """Without rows whose reference is one of the `unfit` recordings, or is found to be one.
 
-    The others name their reference as it is after processing, if it is a clip of `found` too.
+    The others name their reference as it is after processing, if it is a clip of `fit` too.
     """
-    clips = {str(utterance.audio): outcome.files[0].audio for utterance, outcome in found}
+    processed = {str(utterance.audio): outcome.files[0].audio for utterance, outcome in fit}
 
     @cache
-    def fault(path: str) -> tuple[str, object] | None:
-        if path in clips:  # looked at already
+    def fault_of(path: str) -> tuple[str, object] | None:
+        if path in processed:  # a clip that was looked at already
             return None
         if path in unfit:
             return "is a rejected clip", path
         return _fault(path, level, limits)
 
-    kept, more = [], []
-    for utterance, outcome in found:
+    kept, rejected = [], []
+    for utterance, outcome in fit:
         references = _references(utterance.row or {})
-        told = next(filter(None, map(fault, references)), None)
-        if told is not None:
-            reason, value = told
-            more.append(
-                Rejected(utterance.place, utterance.id, f"reference_audio {reason}", str(value))
-            )
+        fault = next(filter(None, map(fault_of, references)), None)
+        if fault is not None:
+            reason, value = f"reference_audio {fault[0]}", str(fault[1])
+            rejected.append(Rejected(utterance.place, utterance.id, reason, value))
             continue
-        if any(clips.get(path, path) != path for path in references):
-            row = {
-                **(utterance.row or {}),
-                "reference_audio": [clips.get(path, path) for path in references],
-            }
+        # Target and voice must come from the same processing.
+        after = [processed.get(path, path) for path in references]
+        if after != references:
+            row = {**(utterance.row or {}), "reference_audio": after}
             row.pop("reference_codes", None)  # of the recording before processing
             utterance = replace(utterance, row=row)
         kept.append((utterance, outcome))
-    return kept, more
+    return kept, rejected
 
 
 def within_sides(sides: Mapping[str, Sequence[Clip]]) -> tuple[dict[str, list[Clip]], int]:
@@ -65,16 +64,19 @@ def within_sides(sides: Mapping[str, Sequence[Clip]]) -> tuple[dict[str, list[Cl
 
     A voice in validation that was trained on would tell nothing of cloning.
     """
-    side_of = {str(clip.audio): name for name, clips in sides.items() for clip in clips}
+    side_of: dict[str, str] = {}
+    for name, clips in sides.items():
+        side_of |= dict.fromkeys([str(clip.audio) for clip in clips], name)
     num_left_out = 0
     result: dict[str, list[Clip]] = {name: [] for name in sides}
     for name, clips in sides.items():
         for clip in clips:
+            # A reference that is no clip of the corpus belongs to every side.
             if any(side_of.get(path, name) != name for path in _references(clip.row)):
-                clip = replace(
-                    clip,
-                    row={column: v for column, v in clip.row.items() if column not in _COLUMNS},
-                )
+                row = dict(clip.row)
+                for column in _COLUMNS:
+                    row.pop(column, None)
+                clip = replace(clip, row=row)
                 num_left_out += 1
             result[name].append(clip)
     return result, num_left_out
@@ -84,17 +86,18 @@ def _fault(path: str, level: Level, limits: Limits) -> tuple[str, object] | None
     if level == "none":
         return None
     try:
-        fault = check_file_size(Path(path).stat().st_size, limits)
-        if fault is None:
-            info = probe(path)
-            fault = check_header(info, limits)
-            if fault is None and level == "full":
-                fault = check_samples(
-                    load(path, sample_rate_hz=info.sample_rate_hz), info.sample_rate_hz, limits
-                )
+        # From the cheapest question to the dearest, as of a clip.
+        if fault := check_file_size(Path(path).stat().st_size, limits):
+            return fault
+        info = probe(path)
+        if fault := check_header(info, limits):
+            return fault
+        if level == "header":
+            return None
+        samples = load(path, sample_rate_hz=info.sample_rate_hz)
+        return check_samples(samples, info.sample_rate_hz, limits)
     except AudioError as error:
         return error.reason, path
-    return fault
 
 
 def _references(row: Mapping[str, Any]) -> list[str]:

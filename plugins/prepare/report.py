@@ -1,5 +1,5 @@
 """What was accepted and what rejected -> the report of a corpus: as a dictionary, as text, as a
-picture (L4).
+picture.
 
 The same clips give the same report to the byte, in whatever order they come and whenever: it holds
 no time and no path. Text and picture are made from the dictionary alone."""
@@ -23,6 +23,16 @@ _MAX_TABLE_SPEAKERS = 10
 _MAX_BINS = 60
 _MAX_NAME = 24  # characters
 _UNNAMED = "(not named)"
+_CUTS = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}  # percentiles
+_CUT_NAMES = {
+    "min": "shortest",
+    "p5": "5 %",
+    "median": "median",
+    "p95": "95 %",
+    "max": "longest",
+}
+
+Totals = dict[str, Any]  # clips, hours
 
 
 @dataclass(frozen=True)
@@ -39,21 +49,23 @@ def summarise(accepted: Iterable[Accepted], rejected_kinds: Iterable[str]) -> di
     count."""
     clips = list(accepted)
     kinds = Counter(rejected_kinds)
-    named = any(clip.speaker is not None for clip in clips)
+    splits = {}
+    for name, group in _grouped(clips, "split").items():
+        voices = {clip.speaker for clip in group} - {None}
+        splits[name] = _totals(group) | {"speakers": len(voices)}
+    # A corpus that names no speaker has none, and not one without a name.
+    speakers = {name: _totals(group) for name, group in _grouped(clips, "speaker").items()}
+    if all(clip.speaker is None for clip in clips):
+        speakers = {}
     return {
         "accepted": _totals(clips),
         "rejected": {
             "clips": kinds.total(),
-            "reasons": dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))),
+            "reasons": dict(sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))),
         },
-        "splits": {
-            name: {**_totals(group), "speakers": len({clip.speaker for clip in group} - {None})}
-            for name, group in _grouped(clips, "split").items()
-        },
+        "splits": splits,
         "duration_s": _durations(np.array([clip.duration_s for clip in clips])),
-        "speakers": {name: _totals(group) for name, group in _grouped(clips, "speaker").items()}
-        if named
-        else {},
+        "speakers": speakers,
     }
 
 
@@ -62,28 +74,20 @@ def table(report: Mapping[str, Any]) -> str:
     accepted, rejected, duration_s = report["accepted"], report["rejected"], report["duration_s"]
     lines = [f"accepted  {_count(accepted)}"]
     for name, split in report["splits"].items():
-        voices = f", {_plural(split['speakers'], 'speaker')}" if report["speakers"] else ""
-        lines.append(f"  {name:<{_MAX_NAME}}  {_count(split)}{voices}")
+        line = f"  {name:<{_MAX_NAME}}  {_count(split)}"
+        if report["speakers"]:
+            line += f", {_plural(split['speakers'], 'speaker')}"
+        lines.append(line)
     if accepted["clips"]:
-        shown = {
-            "min": "shortest",
-            "p5": "5 %",
-            "median": "median",
-            "p95": "95 %",
-            "max": "longest",
-        }
-        lines.append(
-            "duration  "
-            + ", ".join(f"{text} {duration_s[key]:.2f} s" for key, text in shown.items())
-        )
+        cuts = [f"{name} {duration_s[key]:.2f} s" for key, name in _CUT_NAMES.items()]
+        lines.append(f"duration  {', '.join(cuts)}")
     if report["speakers"]:
         lines.append(f"speakers  {len(report['speakers'])}")
-        lines += [
-            f"  {_short(name):<{_MAX_NAME}}  {_count(s)}"
-            for name, s in _largest(report, _MAX_TABLE_SPEAKERS)
-        ]
+        for name, totals in _largest(report, _MAX_TABLE_SPEAKERS):
+            lines.append(f"  {_short(name):<{_MAX_NAME}}  {_count(totals)}")
     lines.append(f"rejected  {_plural(rejected['clips'], 'clip')}")
-    lines += [f"  {count:>8}  {reason}" for reason, count in rejected["reasons"].items()]
+    for reason, count in rejected["reasons"].items():
+        lines.append(f"  {count:>8}  {reason}")
     return "\n".join(lines)
 
 
@@ -98,23 +102,24 @@ def picture(report: Mapping[str, Any]) -> bytes:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        remedy = "run: pip install matplotlib"
         raise problem(
             source="report",
             field="package",
             value="matplotlib",
             reason="is not installed",
-            remedy=remedy,
+            remedy="run: pip install matplotlib",
         ) from None
     speakers = _largest(report, _MAX_BARS)
+    # Inches. Without speakers there is only the histogram; the bars of speakers stay readable.
+    size, num_axes = (6.4, 4.0), 1
+    if speakers:
+        size, num_axes = (12.8, max(4.0, 1.2 + 0.22 * len(speakers))), 3
     # The user's matplotlibrc must not change the picture.
     with style.context("default"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(
-            figsize=(6.4 if not speakers else 12.8, max(4.0, 1.2 + 0.22 * len(speakers))), dpi=100
-        )
+        figure = Figure(figsize=size, dpi=100)
         figure.set_layout_engine("constrained")
-        axes = figure.subplots(1, 3 if speakers else 1, squeeze=False)[0]
+        axes = figure.subplots(1, num_axes, squeeze=False)[0]
         _draw_durations(axes[0], report["duration_s"])
         if speakers:
             _draw_bars(axes[1], speakers, "hours")
@@ -125,12 +130,10 @@ def picture(report: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _totals(clips: list[Accepted]) -> dict[str, Any]:
+def _totals(clips: list[Accepted]) -> Totals:
     # fsum: the exact sum, whatever the order.
-    return {
-        "clips": len(clips),
-        "hours": round(math.fsum(clip.duration_s for clip in clips) / 3600, 4),
-    }
+    duration_s = math.fsum(clip.duration_s for clip in clips)
+    return {"clips": len(clips), "hours": round(duration_s / 3600, 4)}
 
 
 def _grouped(clips: list[Accepted], attribute: str) -> dict[str, list[Accepted]]:
@@ -138,7 +141,9 @@ def _grouped(clips: list[Accepted], attribute: str) -> dict[str, list[Accepted]]
     groups: dict[str, list[Accepted]] = {}
     for clip in clips:
         name = getattr(clip, attribute)
-        groups.setdefault(_UNNAMED if name is None else name, []).append(clip)
+        if name is None:
+            name = _UNNAMED
+        groups.setdefault(name, []).append(clip)
     return dict(sorted(groups.items()))
 
 
@@ -147,47 +152,49 @@ def _durations(durations_s: np.ndarray) -> dict[str, Any]:
     lower border."""
     if not len(durations_s):
         return {"histogram": {"bin_s": 1, "clips": []}}
-    cuts = np.percentile(durations_s, [0, 5, 50, 95, 100])
-    bin_s = max(1, math.ceil((cuts[-1] + 1) / _MAX_BINS))
+    result: dict[str, Any] = {}
+    for name, percent in _CUTS.items():
+        result[name] = round(float(np.percentile(durations_s, percent)), 3)
+    # One bin more than whole ones: the longest clip may lie on a border.
+    bin_s = max(1, math.ceil((float(durations_s.max()) + 1) / _MAX_BINS))
     counts = np.bincount((durations_s // bin_s).astype(np.int64))
-    names = ("min", "p5", "median", "p95", "max")
-    return {
-        **{name: round(float(cut), 3) for name, cut in zip(names, cuts, strict=True)},
-        "histogram": {"bin_s": bin_s, "clips": counts.tolist()},
-    }
+    return result | {"histogram": {"bin_s": bin_s, "clips": counts.tolist()}}
 
 
-def _largest(report: Mapping[str, Any], most: int) -> list[tuple[str, dict[str, Any]]]:
+def _largest(report: Mapping[str, Any], most: int) -> list[tuple[str, Totals]]:
     """The `most` speakers with the most hours, all others as one."""
-    ordered = sorted(
-        report["speakers"].items(), key=lambda item: (-item[1]["hours"], -item[1]["clips"], item[0])
-    )
-    others = [speaker for _, speaker in ordered[most:]]
+
+    def rank(speaker: tuple[str, Totals]) -> tuple[float, int, str]:
+        name, totals = speaker
+        return -totals["hours"], -totals["clips"], name
+
+    ordered = sorted(report["speakers"].items(), key=rank)
+    others = [totals for _, totals in ordered[most:]]
     if not others:
         return ordered
-    total = {
-        "clips": sum(o["clips"] for o in others),
-        "hours": round(math.fsum(o["hours"] for o in others), 4),
-    }
+    num_clips = sum(totals["clips"] for totals in others)
+    hours = math.fsum(totals["hours"] for totals in others)
+    total = {"clips": num_clips, "hours": round(hours, 4)}
     return [*ordered[:most], (f"{len(others)} others", total)]
 
 
 def _draw_durations(axes: Any, duration_s: Mapping[str, Any]) -> None:
     bin_s, counts = duration_s["histogram"]["bin_s"], duration_s["histogram"]["clips"]
-    axes.bar(
-        [index * bin_s for index in range(len(counts))], counts, width=0.9 * bin_s, align="edge"
-    )
+    borders_s = [index * bin_s for index in range(len(counts))]
+    axes.bar(borders_s, counts, width=0.9 * bin_s, align="edge")
     axes.set(title="durations", xlabel="seconds", ylabel="clips")
 
 
-def _draw_bars(axes: Any, speakers: list[tuple[str, dict[str, Any]]], key: str) -> None:
-    positions, names = range(len(speakers)), [_short(name) for name, _ in speakers]
-    axes.barh(positions, [speaker[key] for _, speaker in speakers])
+def _draw_bars(axes: Any, speakers: list[tuple[str, Totals]], key: str) -> None:
+    names = [_short(name) for name, _ in speakers]
+    lengths = [totals[key] for _, totals in speakers]
+    positions = range(len(speakers))
+    axes.barh(positions, lengths)
     if len(speakers) > _MAX_BARS:
         # Thousands of others would press all bars flat: theirs runs out of the picture, its number
         # is written down.
-        names[-1] += f": {speakers[-1][1][key]:g}"
-        axes.set_xlim(0, 1.1 * max(speaker[key] for _, speaker in speakers[:-1]) or 1)
+        names[-1] += f": {lengths[-1]:g}"
+        axes.set_xlim(0, 1.1 * max(lengths[:-1]) or 1)
     # A dollar in a name is a dollar and opens no formula.
     axes.set_yticks(positions, names, parse_math=False, fontsize=8)
     axes.invert_yaxis()
@@ -199,10 +206,12 @@ def _count(totals: Mapping[str, Any]) -> str:
 
 
 def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _short(name: str) -> str:
     """`name` in one line of at most `_MAX_NAME` characters."""
     name = "".join(character if character.isprintable() else "?" for character in name)
-    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
+    if len(name) > _MAX_NAME:
+        name = name[: _MAX_NAME - 1] + "…"
+    return name

@@ -1,7 +1,7 @@
-"""Outcomes -> rows, without duplicates; the split; the files (L4).
+"""Outcomes -> rows, without duplicates; the split; the files.
 
-In: what `plugins.prepare.clips` found. Out: `Clip`, `Rejected`, and files that appear whole or not
-at all. Knows no corpus layout."""
+In: what `plugins.prepare.clips` made of each utterance. Out: `Clip`, `Rejected`, and files that
+appear whole or not at all. Knows no corpus layout."""
 
 from __future__ import annotations
 
@@ -33,43 +33,49 @@ class Clip:
 
 def clips_of(utterance: Utterance, outcome: Outcome) -> list[Clip]:
     """The rows that an utterance gives: one, and one per augmented copy."""
-    return [
-        Clip(
+    clips: list[Clip] = []
+    for file in outcome.files:
+        clip = Clip(
             file.id,
             Path(file.audio),
             file.speaker,
             _row(utterance, file),
-            file.duration_s,
-            file.content,
-            None if i == 0 else outcome.files[0].id,
+            duration_s=file.duration_s,
+            content=file.content,
+            copy_of=clips[0].id if clips else None,
         )
-        for i, file in enumerate(outcome.files)
-    ]
+        clips.append(clip)
+    return clips
 
 
 def drop_duplicates(
-    found: Sequence[tuple[Utterance, Outcome]], *, level: Level
+    fit: Sequence[tuple[Utterance, Outcome]], *, level: Level
 ) -> tuple[list[tuple[Utterance, Outcome]], list[Rejected]]:
     """Without utterances whose recording an earlier one has; their ids are all different."""
-    contents: dict[str, list[File]] = {}
+    # Of one content there may be several recordings: in header mode only the edges are hashed.
+    recordings: dict[str, list[File]] = {}
     kept, rejected = [], []
-    for utterance, outcome in found:
-        file = outcome.files[0]
-        twins = contents.setdefault(file.content, []) if file.content is not None else []
-        twin = next((each for each in twins if is_same_recording(each, file, level)), None)
-        if twin is not None:
-            rejected.append(
-                Rejected(
-                    utterance.place,
-                    file.id,
-                    f"duplicate audio (as {twin.id})",
-                    str(utterance.audio),
-                )
-            )
-            continue
-        twins.append(file)
-        kept.append((utterance, outcome))
+    for utterance, outcome in fit:
+        file = outcome.files[0]  # the copies of a duplicate are duplicates too
+        twin = None
+        if file.content is not None:
+            candidates = recordings.setdefault(file.content, [])
+            twin = _same_recording(candidates, file, level)
+            if twin is None:
+                candidates.append(file)
+        if twin is None:
+            kept.append((utterance, outcome))
+        else:
+            reason = f"duplicate audio (as {twin.id})"
+            rejected.append(Rejected(utterance.place, file.id, reason, str(utterance.audio)))
     return kept, rejected
+
+
+def _same_recording(candidates: Iterable[File], file: File, level: Level) -> File | None:
+    for candidate in candidates:
+        if is_same_recording(candidate, file, level):
+            return candidate
+    return None
 
 
 def split(
@@ -87,27 +93,15 @@ def split(
     reordered. by_speaker: by the hash of its speaker, so that val and test hold voices that are
     never trained. If that leaves a side empty, what lies closest to its border changes over; with
     too few it stays empty. Augmented copies are only trained on."""
+    ratios = {"val": val_ratio}
+    if test_ratio:
+        ratios["test"] = test_ratio
     groups = _groups(clips, by_speaker=by_speaker)
-    position = {group: _unit_hash(group, seed) for group in set(groups.values())}
-    order = sorted(position, key=lambda group: (position[group], group))
-    ratios = {"val": val_ratio, **({"test": test_ratio} if test_ratio else {})}
-    bounds, start = {}, 0.0
-    for name, ratio in ratios.items():
-        bounds[name] = (start, start + ratio)
-        start += ratio
-    sides = {
-        group: next((n for n, (a, b) in bounds.items() if a <= position[group] < b), "train")
-        for group in order
-    }
-    if len(order) > len(ratios):
-        for i, name in enumerate(ratios):
-            if name not in sides.values():
-                sides[order[i]] = name
-        if "train" not in sides.values():
-            sides[order[-1]] = "train"
+    sides = _sides(set(groups.values()), ratios, seed)
     result: dict[str, list[Clip]] = {name: [] for name in ("train", *ratios)}
     for clip in clips:
         side = sides[groups[clip.audio]]
+        # A faster copy of a validation clip among the training rows would spoil its loss.
         if clip.copy_of is None or side == "train":
             result[side].append(clip)
     return result
@@ -117,13 +111,40 @@ def _groups(clips: Sequence[Clip], *, by_speaker: bool) -> dict[Path, str]:
     """Recording -> what decides about its side. One named by several rows goes by the smallest of
     their ids."""
     groups: dict[Path, str] = {}
+    # Of the originals: a copy at another speed has a speaker of its own, but shares their side.
     speakers = {clip.id: clip.speaker for clip in clips}
     for clip in clips:
         origin = clip.copy_of or clip.id
-        speaker = speakers[origin] if by_speaker else None
-        group = origin if speaker is None else speaker
+        group, speaker = origin, speakers[origin]
+        if by_speaker and speaker is not None:
+            group = speaker
         groups[clip.audio] = min(group, groups.get(clip.audio, group))
     return groups
+
+
+def _sides(groups: Iterable[str], ratios: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Group -> its side. Groups lie on a line from 0 to 1 by their hash; each side of `ratios` has
+    a stretch of it, train has the rest."""
+    position = {group: _unit_hash(group, seed) for group in groups}
+    order = sorted(position, key=lambda group: (position[group], group))
+    sides = {group: _side_at(position[group], ratios) for group in order}
+    # Two clips and 5 % would nearly always leave no validation rows.
+    if len(order) > len(ratios):
+        for i, name in enumerate(ratios):
+            if name not in sides.values():
+                sides[order[i]] = name
+        if "train" not in sides.values():
+            sides[order[-1]] = "train"
+    return sides
+
+
+def _side_at(position: float, ratios: Mapping[str, float]) -> str:
+    border = 0.0
+    for name, ratio in ratios.items():
+        border += ratio
+        if position < border:
+            return name
+    return "train"
 
 
 def rejected_row(rejected: Rejected) -> dict[str, Any]:
@@ -144,31 +165,32 @@ def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
     """
     remove_strays(files)
     with ExitStack() as stack:
-        for path, content in reversed(list(files.items())):  # an exit stack goes backwards
+        # An exit stack goes backwards: what is entered first takes its place last.
+        for path, content in reversed(list(files.items())):
             temporary = stack.enter_context(replace_when_done(path))
             if isinstance(content, bytes):
                 temporary.write_bytes(content)
                 continue
             with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+                for row in content:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _row(utterance: Utterance, file: File) -> dict[str, Any]:
     row = utterance.to_row() | {"audios": [file.audio]}
-    if file.audio != str(
-        utterance.audio
-    ):  # what the row said of the original is not true of the processed one
-        row = {
-            name: value for name, value in row.items() if name not in ("audio_codes", "duration_s")
-        }
-    named = {"speaker": file.speaker, "language": utterance.language}
-    return {
-        **row,
-        **{name: value for name, value in named.items() if value is not None},
-        "id": file.id,
-    }
+    if file.audio != str(utterance.audio):
+        # What the row says of the original is not true of the processed one.
+        row.pop("audio_codes", None)
+        row.pop("duration_s", None)
+    if file.speaker is not None:
+        row["speaker"] = file.speaker
+    if utterance.language is not None:
+        row["language"] = utterance.language
+    return row | {"id": file.id}
 
 
 def _unit_hash(id_: str, seed: int) -> float:
     """A number in [0, 1) that depends on `id_` and `seed` only, on every machine and Python."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{id_}".encode()).digest()[:8], "big") / 2**64
+    # Python's own hash of a text differs from process to process.
+    digest = hashlib.sha256(f"{seed}:{id_}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

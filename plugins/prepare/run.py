@@ -1,4 +1,7 @@
-"""Utterances -> outcomes, in parallel and restartable (L4).
+"""Utterances -> outcomes, in parallel and restartable.
+
+In: utterances, and the `Work` to be done with each. Out: an `Outcome` per utterance, in order. Does
+not know what the work is.
 
 Each outcome goes into a journal as soon as it is there and its files are on the disk. After `kill
 -9` the same command takes finished ones from it, those whose line is whole and whose files still
@@ -47,19 +50,19 @@ def journal_of(output: Path, *, option: str = "--output_file") -> Iterator[Path]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         if not _lock(file, path):
-            reason = "is being written by another run"
             raise problem(
                 source=option,
                 field="path",
                 value=str(output),
-                reason=reason,
+                reason="is being written by another run",
                 remedy="wait for it, or name another one",
             )
         try:
             yield path
         except UserError:
+            # Refused before anything was begun: nothing is to be kept for the next run.
             if not path.stat().st_size:
-                path.unlink()  # refused: nothing has been begun that it would keep for this output
+                path.unlink()
             raise
         path.unlink()  # the lock goes with the file
 
@@ -76,7 +79,7 @@ def _lock(file: BinaryIO, path: Path) -> bool:
                 return False
             time.sleep(0.05)
         else:
-            # Else the other run has just finished and taken its journal away.
+            # False if the other run has just finished and taken its journal away.
             return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
@@ -96,29 +99,33 @@ def run_all(
     of outcomes (`plugins.prepare.ray_executor`). Raises UserError if a worker process dies."""
     keys = [work.key(utterance) for utterance in utterances]
     done = _read(journal)
-    copies = {
-        copy: each.id for each in utterances for copy in variant_ids(each.id, work.processing)
-    }
+    originals: dict[str, str] = {}  # id of an augmented copy -> of its clip
+    for utterance in utterances:
+        originals |= dict.fromkeys(variant_ids(utterance.id, work.processing), utterance.id)
     for key, utterance in zip(keys, utterances, strict=True):
-        if original := copies.get(utterance.id):
-            done[key] = Outcome(
-                (f"duplicate id (as the augmented copy of {original})", utterance.id)
-            )
-    waiting = [i for i, key in enumerate(keys) if key not in done or not _is_there(done[key])]
+        if original := originals.get(utterance.id):
+            reason = f"duplicate id (as the augmented copy of {original})"
+            done[key] = Outcome((reason, utterance.id))
+    waiting = []
+    for i, key in enumerate(keys):
+        # Its files may have been deleted or cut off since the line was written.
+        if key not in done or not _is_there(done[key]):
+            waiting.append(i)
     with (
         journal.open("ab") as file,
         tqdm(total=len(keys), desc="clips", unit="clip", disable=None) as bar,
     ):
         bar.update(len(keys) - len(waiting))
-        bar.refresh()
+        bar.refresh()  # so that a restart shows at once how much was done
+        if execute is None:
+            execute = _in_processes if num_workers > 1 else _here
         position = iter(waiting)
-        chosen = execute or (_in_processes if num_workers > 1 else _here)
-        for outcomes in chosen(work, [utterances[i] for i in waiting], num_workers):
+        for outcomes in execute(work, [utterances[i] for i in waiting], num_workers):
             for outcome in outcomes:
                 key = keys[next(position)]
                 done[key] = outcome
                 file.write(_line(key, outcome))
-            file.flush()
+            file.flush()  # to the kernel, which a killed process leaves behind
             bar.update(len(outcomes))
     return [done[key] for key in keys]
 
@@ -129,8 +136,8 @@ def _is_there(outcome: Outcome) -> bool:
 
 def _line(key: str, outcome: Outcome) -> bytes:
     """A line of the journal: the hash of the rest, key and outcome as JSON."""
-    said = json.dumps([key, outcome.to_json()]).encode()
-    return b"%s %s\n" % (_hash(said), said)
+    content = json.dumps([key, outcome.to_json()]).encode()
+    return b"%s %s\n" % (_hash(content), content)
 
 
 def _hash(content: bytes) -> bytes:
@@ -149,10 +156,10 @@ def _read(journal: Path) -> dict[str, Outcome]:
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
-            told, _, said = line[:-1].partition(b" ")
-            if told != _hash(said):
+            checksum, _, content = line[:-1].partition(b" ")
+            if checksum != _hash(content):
                 continue
-            key, values = json.loads(said)
+            key, values = json.loads(content)
             # Another release may have written other values; its keys are others too.
             with suppress(LookupError, TypeError):
                 done[key] = Outcome.from_json(values)
@@ -174,14 +181,16 @@ def _in_processes(
         try:
             for start in range(0, len(utterances), CHUNK):
                 pending.append(pool.submit(run_chunk, work, utterances[start : start + CHUNK]))
-                if len(pending) > 4 * num_workers:  # finished chunks wait in memory for their turn
+                # Finished chunks wait in memory for their turn: few enough of them.
+                if len(pending) > 4 * num_workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool:
+            # The pool does not say why; the kernel's memory killer is nearly always the reason.
             raise UserError(
-                "workers: a process died (out of memory?); start the same command again with fewer --workers:"
-                " finished clips are not done again"
+                "workers: a process died (out of memory?); start the same command again with fewer"
+                " --workers: finished clips are not done again"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -197,7 +206,8 @@ def _end_with(run: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    gc.freeze()  # else each collection goes through all that the run has loaded, and copies its pages
+    # Else each collection goes through all that the run has loaded, and copies its pages.
+    gc.freeze()
 
 
 def run_chunk(work: Work, utterances: Sequence[Utterance]) -> list[Outcome]:
@@ -209,7 +219,8 @@ def run_chunk(work: Work, utterances: Sequence[Utterance]) -> list[Outcome]:
         syncing = []
         for utterance in utterances:
             outcomes.append(work(utterance))
-            syncing += [thread.submit(sync, file.audio) for file in outcomes[-1].files]
-    for each in syncing:
-        each.result()  # raises what `sync` did
+            for file in outcomes[-1].files:
+                syncing.append(thread.submit(sync, file.audio))
+    for future in syncing:
+        future.result()  # raises what `sync` did
     return outcomes

@@ -1,5 +1,5 @@
-"""Whether two clips sound like one speaker, by resemblyzer's embeddings (L4). Needs the package
-resemblyzer."""
+"""Whether two clips sound like one speaker, by resemblyzer's embeddings. Needs the package
+resemblyzer, and with it torch: imported only where `--min_similarity` asks for it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Similarity:
         try:
             from resemblyzer import VoiceEncoder
         except ImportError:
+            # Its dependencies name a webrtcvad that has to be compiled.
             remedy = "run: pip install --no-deps resemblyzer==0.1.4 webrtcvad-wheels librosa"
             raise problem(
                 source="--min_similarity",

@@ -1,4 +1,5 @@
-"""Synthetic corpora of real audio files, and what their readers say, in short."""
+"""Synthetic corpora of real audio files, what their readers yield, and limits on time, memory and
+rights that a test sets itself."""
 
 from __future__ import annotations
 
@@ -21,13 +22,9 @@ def clip(path: Path, duration_s: float = 0.1, frequency_hz: float = 220.0) -> Pa
     """A sine at `path`, whose folder is made; its format goes by the suffix, in capitals too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     time_s = np.arange(round(duration_s * 24_000)) / 24_000
+    sine = 0.5 * np.sin(2 * np.pi * frequency_hz * time_s)
     with path.open("wb") as file:
-        sf.write(
-            file,
-            0.5 * np.sin(2 * np.pi * frequency_hz * time_s),
-            24_000,
-            format=path.suffix[1:].upper(),
-        )
+        sf.write(file, sine, 24_000, format=path.suffix[1:].upper())
     return path
 
 

@@ -51,9 +51,9 @@ def loosened(**limits: float) -> Limits:
 def test_every_limit_can_become_a_flag():
     """The command line is generated from the fields: what is missing there is missing for the
     user."""
-    for each in dataclasses.fields(Limits):
-        assert each.metadata["help"]
-        assert each.metadata["parse"](str(each.default)) == each.default
+    for field in dataclasses.fields(Limits):
+        assert field.metadata["help"]
+        assert field.metadata["parse"](str(field.default)) == field.default
     assert pickle.loads(pickle.dumps(Limits(max_channels=1))) == Limits(max_channels=1)
 
 
@@ -115,9 +115,8 @@ def test_an_mp3_is_judged_again_once_decoded(tmp_path):
     sf.write(path, samples, 16_000, bitrate_mode="VARIABLE", compression_level=0.5)
     content = path.read_bytes()
     path.write_bytes(content[content.index(content[:2], 4) :])
-    assert (
-        check_header(probe(path), Limits())[0] == "duration above max_duration_s"
-    )  # refused though it is 28 s
+    fault = check_header(probe(path), Limits())
+    assert fault[0] == "duration above max_duration_s"  # refused though it is 28 s
     decoded = load(path, sample_rate_hz=16_000)
     assert check_header(AudioInfo(len(decoded), 16_000, 1), Limits()) is None
 
@@ -129,12 +128,8 @@ def test_speech_is_accepted():
     """Limits that reject clean speech are worse than none."""
     for path in SPEECH:
         info = probe(path)
-        assert (
-            check_samples(
-                load(path, sample_rate_hz=info.sample_rate_hz), info.sample_rate_hz, Limits()
-            )
-            is None
-        )
+        samples = load(path, sample_rate_hz=info.sample_rate_hz)
+        assert check_samples(samples, info.sample_rate_hz, Limits()) is None
 
 
 def test_silence_share_is_that_of_the_frames():
@@ -229,6 +224,11 @@ def test_one_bad_channel_of_two():
     assert check_samples((clean + bad) / 2, RATE, Limits()) is None
     fault = ("clipped share above max_clipped_share", round(slow_clipped_share(bad), 6))
     assert check_samples(np.stack([clean, bad], axis=1), RATE, Limits()) == fault
+    opposite = np.stack([bad, -0.5 * bad], axis=1)  # out of phase
+    assert check_samples(opposite, RATE, Limits()) == fault
+    nothing = np.stack([clean, -clean], axis=1)  # is left of it when they are averaged
+    silent = ("silence share above max_silence_share", 1.0)
+    assert check_samples(nothing, RATE, Limits()) == silent
     shifted = clean + np.float32(0.015)
     assert check_samples((clean + shifted) / 2, RATE, Limits()) is None
     assert check_samples(np.stack([clean, shifted], axis=1), RATE, Limits()) == (

@@ -10,18 +10,12 @@ from typing import Any
 
 import pytest
 from conftest import write_jsonl
-from helpers.commands import contents, corpus, prepare, read, speech, table
+from helpers.commands import TEXT, contents, corpus, listed, prepare, read, speech
 
-from plugins.prepare import cli
 from plugins.prepare.run import journal_of
 
 HEX = "0123456789abcdef" * 2
 SPLIT = ["--split", "--val_ratio", "0.4"]
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "picture", lambda report: b"picture")
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +54,11 @@ def test_two_preparations_do_not_share_a_file(first, second, shared, clips, tmp_
     assert prepare(*clips, *SPLIT, "--output_file", tmp_path / f"{first}.jsonl") == 0
     output = tmp_path / f"{second}.jsonl"
     assert refused(capsys, tmp_path, *clips, *SPLIT, "--output_file", output) == (
-        f"--output_file: path: '{output}' shares {shared}.jsonl with the preparation of {first}.jsonl in the same"
-        " folder; name another file or folder"
+        f"--output_file: path: '{output}' shares {shared}.jsonl with the preparation of"
+        f" {first}.jsonl in the same folder; name another file or folder"
     )
-    assert prepare(*clips, *SPLIT, "--output_file", tmp_path / f"{first}.jsonl") == 0, (
-        "it is still its own"
-    )
+    # It is still its own.
+    assert prepare(*clips, *SPLIT, "--output_file", tmp_path / f"{first}.jsonl") == 0
 
 
 def test_a_preparation_that_has_begun_counts(clips, tmp_path, capsys):
@@ -99,29 +92,14 @@ def test_the_rows_that_are_read_are_not_written(clips, tmp_path, capsys):
     assert prepare(*clips, *SPLIT, "--output_file", tmp_path / "x.jsonl") == 0
     os.symlink(tmp_path / "x_val.jsonl", tmp_path / "link.jsonl")
     for name in ("x.jsonl", "x_val.jsonl", "link.jsonl"):
-        again = [
-            "--dataset_type",
-            "jsonl",
-            "--input_dir",
-            tmp_path,
-            "--jsonl_file",
-            tmp_path / name,
-            *SPLIT,
-        ]
-        assert "a file of the corpus" in refused(
-            capsys, tmp_path, *again, "--output_file", tmp_path / "x.jsonl"
-        )
+        again = ["--dataset_type", "jsonl", "--input_dir", tmp_path, *SPLIT]
+        again += ["--jsonl_file", tmp_path / name, "--output_file", tmp_path / "x.jsonl"]
+        assert "a file of the corpus" in refused(capsys, tmp_path, *again)
     root = tmp_path / "dataset"
     write_jsonl(root / "train.jsonl", [{"text": "Hello.", "audio": str(speech(root / "a.wav"))}])
-    dataset = [
-        "--dataset_type",
-        "huggingface",
-        "--input_dir",
-        root,
-        "--output_file",
-        root / "train.jsonl",
-    ]
-    assert "a file of the corpus" in refused(capsys, tmp_path, *dataset)
+    dataset = ["--dataset_type", "huggingface", "--input_dir", root]
+    line = refused(capsys, tmp_path, *dataset, "--output_file", root / "train.jsonl")
+    assert "a file of the corpus" in line
 
 
 # --- the folder of copies ---
@@ -157,24 +135,18 @@ def test_a_folder_holds_the_copies_of_one_preparation(clips, tmp_path, capsys):
     folder = tmp_path / "24k"
     assert prepare(*clips, "--audio_output", folder, "--output_file", tmp_path / "a.jsonl") == 0
     other = corpus(tmp_path / "other", 2, rate=16_000)
-    line = refused(
-        capsys, tmp_path, *other, "--audio_output", folder, "--output_file", tmp_path / "b.jsonl"
-    )
-    assert line == (
-        f"--audio_output: path: '{folder}' holds the copies of another preparation ({tmp_path / 'a.jsonl'}); name a"
-        " folder of its own"
+    other += ["--audio_output", folder, "--output_file", tmp_path / "b.jsonl"]
+    assert refused(capsys, tmp_path, *other) == (
+        f"--audio_output: path: '{folder}' holds the copies of another preparation"
+        f" ({tmp_path / 'a.jsonl'}); name a folder of its own"
     )
     # Moved together, they are the same preparation.
-    (tmp_path / "moved").mkdir()
+    moved = tmp_path / "moved"
+    moved.mkdir()
     for path in tmp_path.iterdir():
         if path.name not in ("moved", "other"):
-            shutil.move(path, tmp_path / "moved")
-    again = [
-        "--audio_output",
-        tmp_path / "moved" / "24k",
-        "--output_file",
-        tmp_path / "moved" / "a.jsonl",
-    ]
+            shutil.move(path, moved)
+    again = ["--audio_output", moved / "24k", "--output_file", moved / "a.jsonl"]
     assert prepare(*clips, *again) == 0
 
 
@@ -182,29 +154,16 @@ def test_a_copy_takes_the_place_of_no_other_file(tmp_path, capsys):
     """Of no original, in a folder of its own or not, and of nothing that lay there before."""
     folder, output = tmp_path / "24k", tmp_path / "x.jsonl"
     speech(folder / "a.flac")
-    arguments = [
-        *table(tmp_path / "corpus", {}),
-        "--id_column",
-        "id",
-        "--audio_output",
-        folder,
-        "--output_file",
-        output,
-    ]
+    flags = ["--id_column", "id", "--audio_output", folder, "--output_file", output]
 
-    def listed(*clips: str) -> None:
-        lines = [
-            "audio,text,speaker,id",
-            *(f"{clip},Twenty letters here.,,{Path(clip).stem}" for clip in clips),
-        ]
-        (tmp_path / "corpus" / "meta.csv").write_text("\n".join(lines) + "\n")
+    def arguments(clip: Path) -> list[Any]:
+        line = f"{clip},{TEXT},{clip.stem}"
+        return [*listed(tmp_path / "corpus", "audio,text,id", line), *flags]
 
-    listed(str(speech(tmp_path / "corpus" / "a.wav")))
-    assert "holds a.flac already, which no preparation has noted as its own" in refused(
-        capsys, tmp_path, *arguments
-    )
-    listed(str(speech(tmp_path / "corpus" / "b.wav")))
-    assert prepare(*arguments) == 0
-    listed(str(folder / "a.flac"))
-    line = refused(capsys, tmp_path, *arguments)
+    a = speech(tmp_path / "corpus" / "a.wav")
+    line = refused(capsys, tmp_path, *arguments(a))
+    assert "holds a.flac already, which no preparation has noted as its own" in line
+    b = speech(tmp_path / "corpus" / "b.wav")
+    assert prepare(*arguments(b)) == 0
+    line = refused(capsys, tmp_path, *arguments(folder / "a.flac"))
     assert f"would be written over {folder / 'a.flac'}, a recording of the corpus" in line

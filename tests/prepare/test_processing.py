@@ -4,19 +4,19 @@ follow from the seed."""
 import dataclasses
 import importlib.util
 import math
-import multiprocessing
 import pickle
-from concurrent.futures import ProcessPoolExecutor
+import re
 
 import numpy as np
 import pytest
+import soundfile as sf
 from conftest import CORPUS
+from helpers.commands import corpus, ids, prepare, read, reasons, report, sides, speech, table
 
 from plugins.audio.waveforms import load, probe, save_wav
 from plugins.errors import UserError
 from plugins.prepare.processing import (
     Processing,
-    Variant,
     check_installed,
     process,
     variant_ids,
@@ -69,11 +69,12 @@ def frozen(samples: np.ndarray) -> np.ndarray:
 def test_every_setting_can_become_a_flag():
     """The command line is generated from the fields: what is missing there is missing for the
     user."""
-    for each in dataclasses.fields(Processing):
-        assert each.metadata["help"]
-        if each.default not in (None, ()):
-            assert each.metadata["parse"](str(each.default)) == each.default
-    parse = {each.name: each.metadata["parse"] for each in dataclasses.fields(Processing)}
+    parse = {}
+    for field in dataclasses.fields(Processing):
+        assert field.metadata["help"]
+        parse[field.name] = field.metadata["parse"]
+        if field.default not in (None, ()):
+            assert parse[field.name](str(field.default)) == field.default
     assert parse["speed_factors"]("0.9,1.1") == (0.9, 1.1)
     assert parse["loudness_lufs"]("-23") == -23.0
     assert pickle.loads(pickle.dumps(Processing(trim="vad"))) == Processing(trim="vad")
@@ -185,8 +186,7 @@ def test_without_speech_nothing_is_left(trim):
 @needs_silero
 def test_vad_cuts_noise_that_has_the_level_of_speech():
     """A door, a breath, a hum: to the energy rule the whole clip is speech."""
-    speech = load(SPEECH[0])
-    clip = frozen(np.concatenate([noise(1.5, -35), speech, noise(1.5, -35)]))
+    clip = frozen(np.concatenate([noise(1.5, -35), load(SPEECH[0]), noise(1.5, -35)]))
     assert len(process(clip, RATE, Processing(trim="energy"))) == len(clip)
     processing = Processing(trim="vad", trim_padding_s=0.1)
     kept = process(clip, RATE, processing)
@@ -204,9 +204,9 @@ def test_vad_cuts_noise_that_has_the_level_of_speech():
 def test_vad_keeps_a_short_first_word():
     """silero-vad's default drops speech below 250 ms before a pause: "Two. Press ..." lost its
     "Two"."""
-    speech = load(SPEECH[0])
-    word = speech[round(0.30 * RATE) : round(0.48 * RATE)]
-    clip = np.concatenate([silence(0.5), word, silence(0.6), speech])
+    sentence = load(SPEECH[0])
+    word = sentence[round(0.30 * RATE) : round(0.48 * RATE)]
+    clip = np.concatenate([silence(0.5), word, silence(0.6), sentence])
     kept = process(clip, RATE, Processing(trim="vad", trim_padding_s=0.1))
     assert len(clip) - len(kept) < 0.6 * RATE
 
@@ -321,8 +321,9 @@ def test_silence_gets_no_noise():
 
 
 def test_ids_of_variants_are_known_beforehand():
-    made = variants(tone(1.0), "clip", ALL, seed=0)
-    assert variant_ids("clip", ALL) == [variant.id for variant in made]
+    processing = Processing(trim="energy", speed_factors=(0.9, 1.1), noise_snr_db=(20.0,))
+    made = variants(tone(1.0), "clip", processing, seed=0)
+    assert variant_ids("clip", processing) == [variant.id for variant in made]
     assert variant_ids("clip", Processing()) == []
 
 
@@ -339,27 +340,52 @@ def test_without_augmentation_there_are_no_variants():
     assert list(variants(tone(1.0), "clip", Processing(), seed=0)) == []
 
 
-ALL = Processing(
-    trim="energy", loudness_lufs=-23.0, speed_factors=(0.9, 1.1), noise_snr_db=(20.0,)
-)  # what a process pool is given
+# --- with the command ---
 
 
-def everything(path: str) -> tuple[np.ndarray, list[Variant]]:
-    clip = process(load(path), RATE, ALL)
-    return clip, list(variants(clip, path, ALL, seed=7))
+def test_originals_stay_and_the_output_is_24_khz_mono(tmp_path):
+    """Too much silence is no fault of a clip that is trimmed."""
+    root, output, audio = tmp_path / "corpus", tmp_path / "train.jsonl", tmp_path / "audio"
+    arguments = corpus(root, 4, rate=44_100, channels=2, duration_s=1.5, pad_s=1.0)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in root.iterdir()}
+    flags = ["--audio_output", audio, "--trim", "energy", "--trim_padding_s", "0.1"]
+    flags += ["--speed_factors", "0.8", "--split", "--validate"]
+    assert prepare(*arguments, "--output_file", output, *flags) == 0
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in root.iterdir()} == before
+    rows = [row for side in sides(output).values() for row in side]
+    assert len(rows) == 4 + len(read(output)) // 2
+    duration_s = 0.0
+    for row in rows:
+        (path,) = row["audios"]
+        assert path.startswith(f"{audio}/")
+        info = sf.info(path)
+        assert (info.samplerate, info.channels) == (24_000, 1)
+        factor = 0.8 if row["id"].endswith("-speed0.8") else 1.0
+        # The tone and 0.1 s around it.
+        assert info.duration * factor == pytest.approx(1.7, abs=0.06)
+        duration_s += info.duration
+    accepted = report(output)["accepted"]
+    assert accepted == {"clips": len(rows), "hours": round(duration_s / 3600, 4)}
 
 
-@needs_pyloudnorm
-def test_every_worker_and_order_gives_the_same():
-    """Two fresh processes, backwards, against this one: equal to the bit."""
-    paths = [str(path) for path in SPEECH[:4]]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        there = list(pool.map(everything, reversed(paths)))
-    for (clip, copies), (other_clip, other_copies) in zip(
-        map(everything, paths), reversed(there), strict=True
-    ):
-        np.testing.assert_array_equal(clip, other_clip)
-        assert len(copies) == 3
-        for copy, other in zip(copies, other_copies, strict=True):
-            assert (copy.id, copy.speaker_suffix) == (other.id, other.speaker_suffix)
-            np.testing.assert_array_equal(copy.samples, other.samples)
+def test_what_trimming_leaves_is_judged_again(tmp_path):
+    root, output = tmp_path / "corpus", tmp_path / "train.jsonl"
+    speech(root / "a.wav", 1.2)
+    speech(root / "b.wav", 0.6, pad_s=0.5)
+    flags = ["--audio_output", tmp_path / "audio", "--trim", "energy", "--trim_padding_s", "0"]
+    flags += ["--max_silence_share", "1", "--output_file", output]
+    assert prepare(*table(root, ["a.wav", "b.wav"]), *flags) == 0
+    assert ids(output) == ["a.wav"]
+    assert reasons(output) == [("b.wav", "after processing: duration below min_duration_s")]
+
+
+def test_ids_that_look_alike_are_files_of_their_own(tmp_path):
+    root, output = tmp_path / "corpus", tmp_path / "train.jsonl"
+    names = ["a/b.wav", "a_b.wav", "a b.wav", "a/b.flac", "ü.wav"]
+    for number, name in enumerate(names):
+        speech(root / name, seed=number)
+    flags = ["--output_file", output, "--audio_output", tmp_path / "audio"]
+    assert prepare(*table(root, names), *flags) == 0
+    files = {row["audios"][0] for row in read(output)}
+    assert len(files) == 5
+    assert all(re.fullmatch(rf"{tmp_path}/audio/.*\.flac", file) for file in files)
