@@ -49,11 +49,16 @@ def written(path: Path, text: str) -> Path:
 
 @contextlib.contextmanager
 def running(*command: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """A process group of its own, of which nothing is left afterwards."""
+    """A process group of its own, of which nothing is left afterwards. It hears SIGHUP even where
+    the tests run under `nohup`."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}", **env}
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(
-        command, cwd=ROOT, env=variables, start_new_session=True, **pipes
+        ["env", "--default-signal=HUP", *command],
+        cwd=ROOT,
+        env=variables,
+        start_new_session=True,
+        **pipes,
     ) as process:
         try:
             yield process

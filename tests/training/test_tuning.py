@@ -116,13 +116,13 @@ def test_what_is_trained_is_what_is_loaded(
     check_loading(trained, native_model(str(tiny)), tmp_path / "checkpoint-2")
 
 
-# The nets below know no names: with `settle` taken away they must catch the fault that it was
+# The nets below know no names: with their settling taken away they must catch the fault that it was
 # written for.
 
 
 @pytest.fixture
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "settle", lambda args, model: None)
+    monkeypatch.setattr(tuning, "_settle_modules", lambda args, model: None)
 
 
 @pytest.mark.usefixtures("unsettled")
