@@ -236,8 +236,8 @@ def test_plain_swift_sft_finds_the_plugin(installed: Path, tiny: Path, tmp_path:
             HIGGS_AUDIO_AUTOLOAD="0",
         )
         assert "model_type: 'higgs-audio-v2-3b' not in" in done.stderr
-        # A stranger's adapter: the README's own line refuses it (tests/test_security.py has the
-        # variants).
+        # A stranger's adapter: the README's own line refuses it (the variants:
+        # tests/security/test_stranger_arguments.py).
         (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
         (tmp_path / "hostile.py").write_text("open('executed', 'w')", encoding="utf-8")
         (tmp_path / "args.json").write_text(
