@@ -1,5 +1,5 @@
-"""The start-up hook: plain `swift sft` in environments with an editable and with a wheel installation
-of their own, and what it leaves alone."""
+"""The start-up hook: plain `swift sft` in environments of their own, with an editable and with a
+wheel installation, and what it leaves alone."""
 
 from __future__ import annotations
 

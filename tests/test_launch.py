@@ -136,7 +136,7 @@ def test_deepspeed(stage: int, launch: Launch, alone: list[dict[str, Any]], tmp_
 def test_a_usage_error_ends_every_rank_with_one_line(tmp_path: Path) -> None:
     """Through the whole chain: the launcher's Python, bash, our Python."""
     command = (sys.executable, SCRIPT, "--learnign_rate", "1")
-    # torchrun gives the rank: by it the script knows that it is Python that runs it.
+    # By LOCAL_RANK, which launchers set, the script knows that it is one of their processes.
     done = run(*command, LOCAL_RANK="0", OUTPUT_DIR=str(tmp_path / "out"))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")
