@@ -45,7 +45,7 @@ def test_parses_to_ms_swift_arguments(
     """Through MS-SWIFT's own YAML reader and parser, with the tiny model in place of the published
     one."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("SWIFT_CONFIG_FILE", "")
+    monkeypatch.setenv("SWIFT_CONFIG_FILE", "")  # which the reader sets: undone after the test
     argv = [str(path)]
     parse_yaml_args(argv)
     dataset = write_jsonl(tmp_path / "train.jsonl", corpus_rows(1))
@@ -136,6 +136,7 @@ def test_the_launch_script_and_the_lora_config_agree() -> None:
     script = (ROOT / "train_higgs_audio.sh").read_text(encoding="utf-8")
     defaults = dict(re.findall(r'^([A-Z_]+)="\$\{\1:-([^}]*)\}"', script, re.MULTILINE))
     config = load(ROOT / "configs" / "lora_3b.yaml")
+    # The script's name, and what stands in the YAML file for it.
     pairs = {
         "LEARNING_RATE": config["learning_rate"],
         "AUDIO_LEARNING_RATE": config["model_kwargs"]["audio_learning_rate"],

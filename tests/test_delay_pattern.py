@@ -99,5 +99,6 @@ def test_codes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_too_few_frames_cannot_be_undone() -> None:
     """Generation that stops at once gives fewer frames than the delay is wide."""
+    # K = 8: nothing but the delay, and no frame.
     with pytest.raises(ValueError, match="9 delayed frames"):
         undo_delay(torch.zeros(9, 8, dtype=torch.long))

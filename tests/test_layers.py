@@ -21,6 +21,7 @@ from conftest import ROOT
 import plugins
 
 PLUGINS = ROOT / "plugins"
+# What takes seconds to import, or half of one.
 HEAVY = {"torch", "torchaudio", "swift", "transformers", "datasets", "numpy"}
 HEAVY_FOR_COMMANDS = HEAVY - {"numpy"}  # what reads audio needs it at once
 COMMANDS = ("sft", "speak", "convert", "doctor", "export", "app", "evaluate")

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 from helpers.installation import PAIR, break_torchaudio, install_line
 
+# Each way in ends with one line: a command prints it, the rest raise it.
 START = """
 import sys
 import plugins
@@ -68,6 +69,7 @@ def ways_in(*names: str, path: Path, flags: tuple[str, ...] = ()) -> dict[str, s
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:]
+    # One process for all: a start takes seconds.
     said = {}
     for part in done.stdout.split("way in: ")[1:]:
         name, _, said[name] = part.partition("\n")
@@ -99,6 +101,7 @@ def assert_said(line: str, said: dict[str, str]) -> None:
         assert "Traceback" not in text
 
 
+# The one of these that the fast suite has: it needs no import that takes long.
 def test_without_torch(tmp_path: Path) -> None:
     said = said_without("torch", "speak", "doctor", "generator", folder=tmp_path)
     assert said["doctor"].startswith("failed  environment: Python")

@@ -46,9 +46,11 @@ def refuse_connections(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         tried.append(address)
         raise OSError("no network in this test")
 
+    # Below every client: requests, httpx, urllib.
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    # An address for documentation (RFC 5737), should the refusal fail.
     with pytest.raises(OSError, match="no network"):
         urllib.request.urlopen("http://203.0.113.1/a.wav")
     assert tried, "the proof of concept is none"

@@ -28,6 +28,7 @@ import higgs_audio_swift_autoload
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """MS-SWIFT's class of arguments as it comes, though an installation's hook may have been
     there."""
+    # A second copy of the module, which no hook has seen.
     spec = importlib.util.spec_from_file_location(
         f"{base_args.__name__}_as_it_comes", base_args.__file__
     )
@@ -196,6 +197,7 @@ def test_every_command_that_takes_a_folder_is_guarded(
     dataset = tmp_path / "data.jsonl"
     dataset.touch()
     guard()
+    # Each has a class of arguments, derived from the one that is patched.
     commands = "App Deploy Eval Export Infer Rollout Sampling Sft RLHF"
     for command in commands.split():
         parsed = getattr(swift.arguments, f"{command}Arguments")
@@ -216,6 +218,7 @@ def test_our_own_and_other_models_arguments_are_taken_over(
     theirs = folder / "plugins" / "register.py"
     saved = {"external_plugins": [str(theirs)], "model": str(tiny), "model_type": TYPE}
     argv = ["--adapters", stranger(folder, **saved)]
+    # What a stranger has put there is not what runs.
     theirs.parent.mkdir()
     shutil.copy(folder / "hostile.py", theirs)
     parse_args(InferArguments, argv)

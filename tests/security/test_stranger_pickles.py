@@ -91,6 +91,7 @@ def resume(
     shutil.copytree(resumable[0], checkpoint)
 
     def go_on() -> None:
+        # A hash finds damage, not intent.
         (checkpoint / MARKER).unlink()
         seal(checkpoint, resumable=True)
         options = {"max_steps": 2, "save_steps": 1, "resume_from_checkpoint": checkpoint}
@@ -132,5 +133,5 @@ def test_pickles_that_nobody_needs_are_not_read(name: str, resume: Any, marker: 
     """`training_args.bin`, which transformers writes, can only be read as a pickle."""
     checkpoint, go_on = resume
     plant(checkpoint / name, marker)
-    go_on()
+    go_on()  # to the end, as if the file were not there
     assert not marker.exists()
