@@ -21,10 +21,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from native import (
-    given,
-    training_batch,
-)
+from native import given, training_batch
 from swift.arguments import BaseArguments
 from swift.dataset import AddLengthPreprocessor, AutoPreprocessor, LazyLLMDataset, RowPreprocessor
 from swift.dataset.dataset_syntax import DatasetSyntax
@@ -205,7 +202,8 @@ def _same(row: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="micro-batches are weighed by text labels; workaround: plugins/trainer.py:_get_num_items_in_batch",
+    reason="micro-batches are weighed by text labels;"
+    " workaround: plugins/trainer.py:_get_num_items_in_batch",
 )
 def test_the_loss_of_a_step_does_not_depend_on_its_split(model: Any) -> None:
     """The default `compute_sft_loss` weighs a micro-batch by its share of the step's *text* labels.
@@ -302,7 +300,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="neighbours of a plugin shadow packages; workaround: plugins/register.py:_make_importable",
+    reason="neighbours of a plugin shadow packages;"
+    " workaround: plugins/register.py:_make_importable",
 )
 def test_neighbours_of_a_plugin_do_not_shadow_other_modules(plugin: Any) -> None:
     """The folder of an external plugin becomes the first entry of `sys.path` and stays there.
@@ -318,7 +317,8 @@ def test_neighbours_of_a_plugin_do_not_shadow_other_modules(plugin: Any) -> None
 @pytest.mark.xfail(
     strict=True,
     raises=ModuleNotFoundError,
-    reason="classes of a plugin do not unpickle; workaround: plugins/register.py:register_higgs_audio_all",
+    reason="classes of a plugin do not unpickle;"
+    " workaround: plugins/register.py:register_higgs_audio_all",
 )
 def test_classes_of_a_plugin_travel_into_spawned_workers(plugin: Any) -> None:
     """A plugin is imported under a name that only this process knows, so other processes cannot
