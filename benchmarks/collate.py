@@ -39,10 +39,24 @@ CORPORA = ("LJSpeech", "VCTK")
 
 # Of the published tokenizer and config.
 TOKENS = SpecialTokens(
-    begin_of_text=128000, header_start=128006, header_end=128007, end_of_turn=128009, end_of_message=128008,
-    scene_start=128018, scene_end=128019, audio_bos=128013, reference_bos=128013, audio_eos=128012, audio=128016,
-    audio_delay=128014, pad=128001, stream_bos=1024, stream_eos=1025, num_codebooks=8, codebook_size=1026,
-)  # fmt: skip
+    begin_of_text=128000,
+    header_start=128006,
+    header_end=128007,
+    end_of_turn=128009,
+    end_of_message=128008,
+    scene_start=128018,
+    scene_end=128019,
+    audio_bos=128013,
+    reference_bos=128013,
+    audio_eos=128012,
+    audio=128016,
+    audio_delay=128014,
+    pad=128001,
+    stream_bos=1024,
+    stream_eos=1025,
+    num_codebooks=8,
+    codebook_size=1026,
+)
 _PROMPT = 23  # tokens of a plain prompt without its text and its audio
 _TOKENS_PER_S = 3.4  # of Llama-3 in read English: 2.6 words (LJSpeech's statistics) of 1.3 tokens
 

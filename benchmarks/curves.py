@@ -42,12 +42,27 @@ NUM_TAKES = {"train": 120, "few": 2, "validation": 1}  # of each of the 16 sente
 MAX_AUDIO_S = 3.0  # of a sample
 TRUTH = "truth.json"  # of the folder of models and logs
 OPTIONS = {
-    "model_type": "higgs-audio-v2-3b", "tuner_type": "full", "torch_dtype": "float32", "use_cpu": "true",
-    "check_model": "false", "add_version": "false", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
-    "learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_steps": 10, "max_steps": 240, "seed": 42,
-    "logging_steps": 10, "eval_steps": 30, "save_steps": 240, "report_to": "none", "dataloader_num_workers": 0,
-    "samples": "true", "preflight": "false",  # the preflight refuses the labels that are planted here
-}  # fmt: skip
+    "model_type": "higgs-audio-v2-3b",
+    "tuner_type": "full",
+    "torch_dtype": "float32",
+    "use_cpu": "true",
+    "check_model": "false",
+    "add_version": "false",
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 10,
+    "max_steps": 240,
+    "seed": 42,
+    "logging_steps": 10,
+    "eval_steps": 30,
+    "save_steps": 240,
+    "report_to": "none",
+    "dataloader_num_workers": 0,
+    "samples": "true",
+    "preflight": "false",  # the preflight refuses the labels that are planted here
+}
 CURVES = (
     "loss_text",
     "loss_audio",
@@ -127,9 +142,15 @@ def train(name: str, folder: Path, **options: Any) -> None:
     samples.MAX_AUDIO_S = MAX_AUDIO_S
     validation = str(folder / "validation.jsonl")
     values = {
-        **OPTIONS, "model": folder / "model", "dataset": folder / f"{run.takes}.jsonl", "val_dataset": validation,
-        "sample_texts": validation, "output_dir": output, **run.options, **options,
-    }  # fmt: skip
+        **OPTIONS,
+        "model": folder / "model",
+        "dataset": folder / f"{run.takes}.jsonl",
+        "val_dataset": validation,
+        "sample_texts": validation,
+        "output_dir": output,
+        **run.options,
+        **options,
+    }
     values.setdefault("audio_learning_rate", values["learning_rate"])
     sft([word for option, value in values.items() for word in (f"--{option}", str(value))])
     write_json(

@@ -61,11 +61,17 @@ TEXTS = (
 MODELS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
     "tiny": ({}, (200, 50, 80, 140)),
     "0.3 B": (
-        {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "head_dim": 128},
+        {
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+        },
         (48, 12, 20, 34),
     ),
-}  # fmt: skip
+}
 
 
 def comparisons(name: str) -> list[Comparison]:
@@ -232,8 +238,16 @@ class Speaker:
     @torch.inference_mode()
     def _read_matrices(self, num_rows: Sequence[int]) -> None:
         """num_rows: of each step."""
-        names = ("q_proj", "k_proj", "v_proj", "o_proj", "audio_mlp.gate_proj", "audio_mlp.up_proj",
-                 "audio_mlp.down_proj", "audio_lm_head")  # fmt: skip
+        names = (
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "audio_mlp.gate_proj",
+            "audio_mlp.up_proj",
+            "audio_mlp.down_proj",
+            "audio_lm_head",
+        )
         matrices = [module for name, module in self.model.named_modules() if name.endswith(names)]
         inputs = {
             module.in_features: torch.ones(len(TEXTS), module.in_features) for module in matrices

@@ -144,9 +144,15 @@ def proportional_config() -> HiggsAudioV2Config:
     }
     streams = {"audio_stream_bos_id": codebook - 2, "audio_stream_eos_id": codebook - 1}
     return HiggsAudioV2Config(
-        vocab_size=vocabulary, codebook_size=codebook, num_hidden_layers=1, bos_token_id=2, eos_token_id=3,
-        audio_bos_token_id=4, **ids, **streams,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        codebook_size=codebook,
+        num_hidden_layers=1,
+        bos_token_id=2,
+        eos_token_id=3,
+        audio_bos_token_id=4,
+        **ids,
+        **streams,
+    )
 
 
 def step_arms(config: HiggsAudioV2Config, name: str, *, num_rows: int) -> dict[str, Arm]:
@@ -190,11 +196,24 @@ def make_batch(config: HiggsAudioV2Config, num_rows: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     num_codes = config.codebook_size - 2
     tokens = SpecialTokens(
-        begin_of_text=2, header_start=-1, header_end=-1, end_of_turn=3, end_of_message=-1, scene_start=-1,
-        scene_end=-1, audio_bos=-1, reference_bos=4, audio_eos=5, audio=config.audio_token_id,
-        audio_delay=config.audio_delay_token_id, pad=1, stream_bos=config.audio_stream_bos_id,
-        stream_eos=config.audio_stream_eos_id, num_codebooks=config.num_codebooks, codebook_size=config.codebook_size,
-    )  # fmt: skip
+        begin_of_text=2,
+        header_start=-1,
+        header_end=-1,
+        end_of_turn=3,
+        end_of_message=-1,
+        scene_start=-1,
+        scene_end=-1,
+        audio_bos=-1,
+        reference_bos=4,
+        audio_eos=5,
+        audio=config.audio_token_id,
+        audio_delay=config.audio_delay_token_id,
+        pad=1,
+        stream_bos=config.audio_stream_bos_id,
+        stream_eos=config.audio_stream_eos_id,
+        num_codebooks=config.num_codebooks,
+        codebook_size=config.codebook_size,
+    )
     placeholders = [tokens.audio] * (NUM_FRAMES + 2) + [tokens.audio_delay] * (
         config.num_codebooks - 1
     )

@@ -52,9 +52,25 @@ def main() -> int:
     for name in _WRITTEN:  # of an earlier run; what else lies there stays
         shutil.rmtree(OUT / name, ignore_errors=True)
     build_model(OUT / "model")
-    _run("prepare", sys.executable, "prepare_dataset.py", "--dataset_type", "custom", "--input_dir", "demo/corpus",
-         "--csv_file", "demo/corpus/metadata.csv", "--speaker_column", "speaker", "--validate", "--encode_codes",
-         "--codec", "demo/codec", "--output_file", "demo/out/data/clips.jsonl")  # fmt: skip
+    _run(
+        "prepare",
+        sys.executable,
+        "prepare_dataset.py",
+        "--dataset_type",
+        "custom",
+        "--input_dir",
+        "demo/corpus",
+        "--csv_file",
+        "demo/corpus/metadata.csv",
+        "--speaker_column",
+        "speaker",
+        "--validate",
+        "--encode_codes",
+        "--codec",
+        "demo/codec",
+        "--output_file",
+        "demo/out/data/clips.jsonl",
+    )
     clips = [
         json.loads(line) for line in (DATA / "clips.jsonl").read_text(encoding="utf-8").splitlines()
     ]
@@ -117,8 +133,16 @@ def _converse(checkpoint: Path, lines: Sequence[dict[str, str]]) -> bool:
 
 
 def _evaluate(name: str, *arguments: str) -> None:
-    _run(f"evaluate {name}", _script("higgs-audio"), "evaluate", *arguments,
-         "--dataset", f"demo/out/data/{name}.jsonl", "--output", f"demo/out/{name}")  # fmt: skip
+    _run(
+        f"evaluate {name}",
+        _script("higgs-audio"),
+        "evaluate",
+        *arguments,
+        "--dataset",
+        f"demo/out/data/{name}.jsonl",
+        "--output",
+        f"demo/out/{name}",
+    )
 
 
 def _run(title: str, *command: str) -> None:
@@ -163,8 +187,10 @@ def _curves(log: Path) -> None:
 
 def _summary(stopped: bool) -> None:
     """What a recogniser understood, how much ended by itself, and whose voice it was."""
-    found = {name: json.loads((OUT / name / "summary.json").read_text(encoding="utf-8"))
-             for name in ("learnt", "cloned", "dialogue")}  # fmt: skip
+    found = {
+        name: json.loads((OUT / name / "summary.json").read_text(encoding="utf-8"))
+        for name in ("learnt", "cloned", "dialogue")
+    }
     print(f"\n{'':<12}{'word error rate':^36}{'stopped':>9}{'similarity':^23}")
     print(
         f"{'':<12}{'originals':>11}{'codec':>12}{'spoken':>12}{'':>10}{'voice asked':>13}{'the other':>11}"
@@ -175,17 +201,21 @@ def _summary(stopped: bool) -> None:
             _score(found[name], "model", score)
             for score in ("stopped", "similarity", "similarity_others")
         ]
-        print(f"{name:<12}{_share(rates[0]):>11}{_share(rates[1]):>12}{_share(rates[2]):>12}{_share(others[0]):>10}"
-              f"{_number(others[1]):>13}{_number(others[2]):>11}")  # fmt: skip
+        print(
+            f"{name:<12}{_share(rates[0]):>11}{_share(rates[1]):>12}{_share(rates[2]):>12}{_share(others[0]):>10}"
+            f"{_number(others[1]):>13}{_number(others[2]):>11}"
+        )
     spoken = _share(_score(found["dialogue"], "generated", "wer"))
     print(f"{'dialogue':<12}{'':>11}{'':>12}{spoken:>12}{_share(float(stopped)):>10}")
     for reason in found["learnt"]["missing"].values():
         print(f"missing: {reason}")
-    print("\nlisten    demo/out/learnt/audio/model/*.wav, demo/out/cloned/audio/model/*.wav, "
-          "demo/out/spoken/dialogue.wav\n"
-          "beside    demo/out/learnt/audio/codec/*.wav: recordings through the codec; demo/corpus/wavs: themselves\n"
-          "pictures  demo/out/{learnt,cloned}/report.png, demo/out/run/images/*.png\n"
-          "curves    tensorboard --logdir demo/out/run/runs")  # fmt: skip
+    print(
+        "\nlisten    demo/out/learnt/audio/model/*.wav, demo/out/cloned/audio/model/*.wav, "
+        "demo/out/spoken/dialogue.wav\n"
+        "beside    demo/out/learnt/audio/codec/*.wav: recordings through the codec; demo/corpus/wavs: themselves\n"
+        "pictures  demo/out/{learnt,cloned}/report.png, demo/out/run/images/*.png\n"
+        "curves    tensorboard --logdir demo/out/run/runs"
+    )
 
 
 def _score(summary: dict[str, Any], system: str, name: str) -> float | None:

@@ -25,10 +25,21 @@ from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
 SPECIAL_TOKENS = [
-    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
-    "<|audio_bos|>", "<|audio_eos|>", "<|audio_out_bos|>", "<|reserved_special_token_6|>",
-    "<|AUDIO|>", "<|AUDIO_OUT|>", "<|scene_desc_start|>", "<|scene_desc_end|>",
-]  # fmt: skip
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+    "<|audio_out_bos|>",
+    "<|reserved_special_token_6|>",
+    "<|AUDIO|>",
+    "<|AUDIO_OUT|>",
+    "<|scene_desc_start|>",
+    "<|scene_desc_end|>",
+]
 
 
 def build(

@@ -7,15 +7,28 @@ import pytest
 from benchmarks import step
 from plugins.model.config import HiggsAudioV2Config
 
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "head_dim": 16,
-         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "head_dim": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def small_config() -> HiggsAudioV2Config:
     return HiggsAudioV2Config(
-        **SMALL, vocab_size=1010, codebook_size=34, audio_stream_bos_id=32, audio_stream_eos_id=33, pad_token_id=1,
-        audio_token_id=1004, audio_delay_token_id=1002, attn_implementation="sdpa",
-    )  # fmt: skip
+        **SMALL,
+        vocab_size=1010,
+        codebook_size=34,
+        audio_stream_bos_id=32,
+        audio_stream_eos_id=33,
+        pad_token_id=1,
+        audio_token_id=1004,
+        audio_delay_token_id=1002,
+        attn_implementation="sdpa",
+    )
 
 
 @pytest.mark.slow

@@ -129,8 +129,12 @@ def demo() -> dict[str, dict[str, Any]]:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "missing" not in done.stdout
     print(done.stdout)
-    return {name: json.loads((ROOT / "demo" / "out" / name / "summary.json").read_text(encoding="utf-8"))
-            for name in ("learnt", "cloned", "dialogue")}  # fmt: skip
+    return {
+        name: json.loads(
+            (ROOT / "demo" / "out" / name / "summary.json").read_text(encoding="utf-8")
+        )
+        for name in ("learnt", "cloned", "dialogue")
+    }
 
 
 def mean(summary: dict[str, Any], system: str, score: str) -> float:

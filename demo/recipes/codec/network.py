@@ -76,8 +76,12 @@ def _initialise(part: nn.Module) -> None:
 def _pass_latents(codec: Any) -> None:
     """What lies between encoder, codebooks and decoder becomes the identity, without the semantic
     columns."""
-    for linear in (codec.fc, codec.fc2, *(q.project_in for q in codec.quantizer.quantizers),
-                   *(q.project_out for q in codec.quantizer.quantizers)):  # fmt: skip
+    for linear in (
+        codec.fc,
+        codec.fc2,
+        *(q.project_in for q in codec.quantizer.quantizers),
+        *(q.project_out for q in codec.quantizer.quantizers),
+    ):
         linear.weight.zero_()
         linear.weight[:LATENT, :LATENT].copy_(torch.eye(LATENT))
         linear.bias.zero_()

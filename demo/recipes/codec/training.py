@@ -263,8 +263,10 @@ def _real_codes(recipe: Recipe, samples: np.ndarray, work: Path) -> dict[str, An
     latents = torch.cat(found)
     books = targets.fit_codebooks(latents, seed=recipe.seed).half().float()
     _, quantised = targets.quantise(latents, books)
-    print(f"of the latents' variance the encoder misses {(latents - wanted).square().mean() / wanted.var():.4f}, "
-          f"the codebooks {(latents - quantised).square().mean() / latents.var():.4f}")  # fmt: skip
+    print(
+        f"of the latents' variance the encoder misses {(latents - wanted).square().mean() / wanted.var():.4f}, "
+        f"the codebooks {(latents - quantised).square().mean() / latents.var():.4f}"
+    )
     return {"encoder": encoder.state_dict(), "books": books, "quantised": quantised}
 
 
