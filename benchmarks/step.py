@@ -1,11 +1,13 @@
 """A training step against transformers' own, forward and backward: `python -m benchmarks.step`.
 
-P2a  heads on labelled rows only          the real vocabulary of 128256 over a small body, 10 s clips
-P2b  the same                             one layer of the 3B model at full width, a 28th of its vocabularies: heads and
-                                          body in the proportion of all 28 layers
-P3   peak memory of P2a                   1026 positions; a process per arm, above what it takes before the model exists
-P4   index-once layer, no padding         the DualFFN layer; half the 3B model's width, S = 1024, text : audio 1 : 3
-     and 30 %                             the same; and a dense Llama layer of this width: one FFN for all rows
+P2a  heads on labelled rows only   the real vocabulary of 128256 over a small body, 10 s clips
+P2b  the same                      one layer of the 3B model at full width, a 28th of its
+                                   vocabularies: heads and body in the proportion of all 28 layers
+P3   peak memory of P2a            1026 positions; a process per arm, above what it takes before the
+                                   model exists
+P4   index-once layer              the DualFFN layer; half the 3B model's width, S = 1024,
+                                   text : audio 1 : 3, without padding and with 30 %; and a dense
+                                   Llama layer of this width: one FFN for all rows
 
 Everything is fp32 on torch's default number of threads. `limit` is the body without heads in P2,
 and in P4 the dense layer, over rows without padding: at 0 % no DualFFN layer can be faster than
@@ -99,9 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = run(Path(folder), num_rounds=args.rounds)
     report = {**header, "threads": torch.get_num_threads(), "rounds": args.rounds, **report}
     print(", ".join(f"{name} {value}" for name, value in header.items()))
-    print(
-        f"{torch.get_num_threads()} threads, {args.rounds} rounds; items are positions, padding included"
-    )
+    print(f"{torch.get_num_threads()} threads, {args.rounds} rounds; items are positions,")
+    print("padding included")
     print(f"\n{table(report['comparisons'])}\n")
     print(f"took {time.monotonic() - started_s:.0f} s")
     write_json(args.output, report)
@@ -111,14 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(folder: Path, *, num_rounds: int) -> dict[str, Any]:
     """All comparisons and the rates of all arms; nothing is written into `folder`."""
     rates: Rates = {}
-    for builder in (
-        lambda: step_arms(large_head_config(), "large head", num_rows=3),
-        lambda: step_arms(proportional_config(), "3B proportion", num_rows=1),
-        lambda: layer_arms(layer_config(), num_positions=1024),
-    ):
-        rates |= alternate(
-            builder(), num_rounds
-        )  # the models of one are gone before the next are built
+    # Built one after another: the models of one are gone before the next are there.
+    rates |= alternate(step_arms(large_head_config(), "large head", num_rows=3), num_rounds)
+    rates |= alternate(step_arms(proportional_config(), "3B proportion", num_rows=1), num_rounds)
+    rates |= alternate(layer_arms(layer_config(), num_positions=1024), num_rounds)
     rates |= memory_rates(min(num_rounds, MEMORY_ROUNDS))
     return {"comparisons": compare([*STEP, *MEMORY, *LAYER], rates), "per_s": rates}
 
@@ -214,15 +211,14 @@ def make_batch(config: HiggsAudioV2Config, num_rows: int) -> dict[str, Tensor]:
         num_codebooks=config.num_codebooks,
         codebook_size=config.codebook_size,
     )
-    placeholders = [tokens.audio] * (NUM_FRAMES + 2) + [tokens.audio_delay] * (
-        config.num_codebooks - 1
-    )
+    audio = [tokens.audio] * (NUM_FRAMES + 2)
+    delays = [tokens.audio_delay] * (config.num_codebooks - 1)
+    trained = {tokens.reference_bos, tokens.audio_eos, tokens.end_of_turn}
     samples = []
     for _ in range(num_rows):
         text = torch.randint(6, 1000, (NUM_TEXT - 3,), generator=generator).tolist()
         codes = torch.randint(0, num_codes, (config.num_codebooks, NUM_FRAMES), generator=generator)
-        ids = [*text, tokens.reference_bos, *placeholders, tokens.audio_eos, tokens.end_of_turn]
-        trained = {tokens.reference_bos, tokens.audio_eos, tokens.end_of_turn}
+        ids = [*text, tokens.reference_bos, *audio, *delays, tokens.audio_eos, tokens.end_of_turn]
         labels = [token if token in trained else -100 for token in ids]
         samples.append(EncodedSample(ids, labels, [codes], [True]))
     return collate(samples, tokens, training=True)
@@ -233,20 +229,21 @@ def step(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     model.zero_grad()
     outputs = model(**batch)
     loss = outputs.loss
-    if loss is None:
+    if loss is None:  # ours, which leaves it to the trainer to combine its terms
         weights = LossWeights(1.0, 1.0, 0.0, (1.0,) * len(outputs.audio_count), sum_codebooks=True)
         counts = {"num_text": outputs.text_count, "num_frames": outputs.audio_count[0]}
         loss = combine(outputs.text, outputs.audio, weights=weights, **counts)
     loss.backward()
-    return {"loss": loss.detach(), **{name: each.grad for name, each in model.named_parameters()}}
+    return {"loss": loss.detach(), **_gradients(model)}
 
 
-def check_equal(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    assert expected.keys() == found.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(
-            value, expected[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+def _gradients(module: nn.Module) -> dict[str, Any]:
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def check_equal(expected: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+    """Raises AssertionError that names the tensor."""
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 # P3.
@@ -256,11 +253,9 @@ def memory_rates(num_rounds: int) -> Rates:
     """Positions per GiB of the peak, in a process of its own each."""
     rates: Rates = {}
     num_positions = 3 * (NUM_TEXT + NUM_FRAMES + 9)
-    kept_gib = (
-        2
-        * sum(each.nbytes for each in build(large_head_config(), is_ours=True).parameters())
-        / 2**30
-    )
+    model = build(large_head_config(), is_ours=True)
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    kept_gib = 2 * num_bytes / 2**30  # weights and gradients
     rates["weights, positions per GiB"] = [num_positions / kept_gib] * num_rounds
     for _ in range(num_rounds):
         for arm in ("transformers", "ours"):
@@ -304,19 +299,18 @@ def layer_arms(config: HiggsAudioV2Config, *, num_positions: int) -> dict[str, A
     torch.manual_seed(0)
     model: Any = native.HiggsAudioV2Model(config)
     theirs = model.layers[0]
+    # `use_index_once_layers` wants a model that holds the decoder.
     holder: Any = nn.Module()
     holder.model = copy.deepcopy(model)
     use_index_once_layers(holder)
     ours = holder.model.layers[0]
-    names = (
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-    )
     dense_config = LlamaConfig(
-        **{name: getattr(config, name) for name in names}, attn_implementation="sdpa"
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        attn_implementation="sdpa",
     )
     dense = LlamaDecoderLayer(dense_config, 0)
     whole = layer_inputs(model, num_positions, num_positions)
@@ -326,9 +320,9 @@ def layer_arms(config: HiggsAudioV2Config, *, num_positions: int) -> dict[str, A
     for inputs in (whole, padded):
         check_equal(layer_step(theirs, inputs, _masks), layer_step(ours, inputs, _routes))
 
-    def arm(layer: Any, inputs: dict[str, Any], told: Callable[[Any], dict[str, Any]]) -> Arm:
+    def arm(layer: Any, inputs: dict[str, Any], routing: Callable[[Any], dict[str, Any]]) -> Arm:
         def one_step(i: int) -> int:
-            layer_step(layer, inputs, told)
+            layer_step(layer, inputs, routing)
             return num_positions
 
         return one_step
@@ -358,6 +352,7 @@ def layer_inputs(model: Any, num_positions: int, num_useful: int) -> dict[str, A
     )
     return {
         "hidden": hidden,
+        # Of the loss: 0 on padding, so that what a layer makes of it does not count.
         "weights": torch.randn(hidden.shape, generator=generator) * mask.unsqueeze(-1),
         "is_audio": (places >= num_useful // 4) & (places < num_useful),
         "padding_mask": mask,
@@ -382,19 +377,16 @@ def _nothing(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def layer_step(
-    layer: Any, inputs: dict[str, Any], told: Callable[[Any], dict[str, Any]]
+    layer: Any, inputs: dict[str, Any], routing: Callable[[Any], dict[str, Any]]
 ) -> dict[str, Tensor]:
-    """What the layer makes of the rows that count, and gradients."""
+    """What the layer makes of the rows that count, and gradients. routing: how this layer wants to
+    know which rows are audio."""
     hidden = inputs["hidden"].detach().requires_grad_()
     layer.zero_grad()
-    out = layer(hidden, **inputs["layer"], **told(inputs))
+    out = layer(hidden, **inputs["layer"], **routing(inputs))
     weighted = out * inputs["weights"]
     weighted.mean().backward()
-    return {
-        "out": weighted.detach(),
-        "in": hidden.grad,
-        **{name: each.grad for name, each in layer.named_parameters()},
-    }
+    return {"out": weighted.detach(), "in": hidden.grad, **_gradients(layer)}
 
 
 if __name__ == "__main__":

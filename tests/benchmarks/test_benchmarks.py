@@ -8,7 +8,7 @@ import pytest
 from conftest import GOLDEN, ROOT
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import boson, collate, decode, prepare
+from benchmarks import boson, cached, collate, decode, prepare
 from benchmarks.measure import Comparison, alternate, compare, ratio
 
 HEADER = {
@@ -55,7 +55,7 @@ def test_prepare_has_all_arms_in_table_and_json(tmp_path, capsys):
 def test_an_epoch_with_cached_codes_gives_the_same_samples(tiny, tmp_path):
     """`epoch_arms` asserts that itself, before it is timed; here with the tiny codec."""
     utterances = prepare.make_clips(tmp_path / "clips", 2)
-    arms = prepare.epoch_arms(utterances, tiny / "audio_tokenizer", tmp_path)
+    arms = cached.epoch_arms(utterances, tiny / "audio_tokenizer", tmp_path)
     rates = alternate(arms, 1)
     assert {each.ours for each in prepare.EPOCH} | {
         each.peer for each in prepare.EPOCH
@@ -164,6 +164,6 @@ BOSON = ROOT / "benchmarks" / "venvs" / "boson"
 )
 def test_collators_agree(tmp_path):
     """`collate_arms` asserts that itself, before it is timed."""
-    with boson.peer(boson.python_of(BOSON), ROOT / "benchmarks" / "parity" / "collator.py") as peer:
+    with boson.peer(boson.python_of(BOSON), collate.BOSON) as peer:
         arms = collate.collate_arms(peer, tmp_path)
     assert {each.ours for each in collate.COLLATE} <= arms.keys()

@@ -1,5 +1,5 @@
 """Sentences to train the codec on, from word lists and patterns of our own; heldout.txt has those
-to test it on. L4."""
+to test it on."""
 
 from __future__ import annotations
 
@@ -129,17 +129,18 @@ def training(count: int, *, seed: int) -> list[str]:
     words = {kind: text.split() for kind, text in _WORDS.items()}
     patterns = [line.strip() for line in _PATTERNS.strip().splitlines()]
     forbidden = set(held_out())
-    found: dict[str, None] = {}  # ordered
-    while len(found) < count:
-        sentence = patterns[len(found) % len(patterns)]
+    sentences: dict[str, None] = {}  # ordered, and none twice
+    while len(sentences) < count:
+        sentence = patterns[len(sentences) % len(patterns)]
         while "{" in sentence:
             kind = sentence[sentence.index("{") + 1 : sentence.index("}")]
             sentence = sentence.replace(f"{{{kind}}}", draw.choice(words[kind]), 1)
+        # "an apple", but nothing for words that are only said so: "a honest", "an useful".
         sentence = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence)
         sentence = sentence[0].upper() + sentence[1:]
         if sentence not in forbidden:
-            found[sentence] = None
-    return list(found)
+            sentences[sentence] = None
+    return list(sentences)
 
 
 def held_out() -> list[str]:
