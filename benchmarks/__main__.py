@@ -23,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, machine, table, write_json
+from benchmarks.measure import ROOT, line_of, machine, table, write_json
 
 # In this order: prepare forks its workers from a process without torch.
 PARTS = {
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report["comparisons"] += measured.pop("comparisons")
         report["parts"][part] = {**measured, "took_s": round(time.monotonic() - started_s)}
         write_json(args.output, report)  # what was measured is not lost with a later part
-    print(", ".join(f"{name} {value}" for name, value in header.items()))
+    print(line_of(header))
     took = ", ".join(f"{part} {done['took_s']} s" for part, done in report["parts"].items())
     print(f"{args.rounds} rounds; took {took}")
     print(f"\n{table(report['comparisons'])}\n")

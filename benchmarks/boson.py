@@ -59,6 +59,7 @@ class Peer:
 @contextmanager
 def peer(python: Path, script: Path) -> Iterator[Peer]:
     """Its warnings go to our stderr; it ends when its stdin does."""
+    # One thread, as ours has; and none of our packages, which want another transformers.
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     command = [str(python), str(script)]
     with subprocess.Popen(

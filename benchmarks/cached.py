@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
 
-from benchmarks.measure import Arm
+from benchmarks.measure import Arm, count
 from demo.tiny import build_config, build_tokenizer
 from plugins.audio.code_cache import CacheWriter, CodeCache
 from plugins.audio.codec import FRAMES_PER_S, NUM_CODEBOOKS, NUM_CODES, Codec
@@ -42,7 +42,7 @@ def code_arms(
     """Random codes of clips of these lengths, in a cache and in JSON rows. Also what the cache
     takes on disk."""
     generator = np.random.default_rng(0)
-    lengths = [int(np.ceil(duration_s * FRAMES_PER_S)) for duration_s in durations_s]
+    lengths = np.ceil(np.array(durations_s) * FRAMES_PER_S).astype(int)
     codes = [generator.integers(0, NUM_CODES, (NUM_CODEBOOKS, length)) for length in lengths]
     cache, inline = folder / "codes", folder / "inline.jsonl"
     keys = _write_cache(cache, codes)
@@ -69,10 +69,10 @@ def code_arms(
         assert np.array_equal(ours, expected)
         assert np.array_equal(np.array(listed).T, expected)
     arms: dict[str, Arm] = {
-        "cached codes": lambda i: _count(cached()),
-        "JSON lists": lambda i: _count(lists()),
-        "cached codes, tensors": lambda i: _count(map(cached_tensor, cached())),
-        "JSON lists, tensors": lambda i: _count(map(listed_tensor, lists())),
+        "cached codes": lambda i: count(cached()),
+        "JSON lists": lambda i: count(lists()),
+        "cached codes, tensors": lambda i: count(map(cached_tensor, cached())),
+        "JSON lists, tensors": lambda i: count(map(listed_tensor, lists())),
     }
     num_bytes = sum(path.stat().st_size for path in cache.iterdir())
     return arms, {"bytes_per_s": num_bytes / sum(durations_s)}
@@ -87,10 +87,6 @@ def _write_cache(folder: Path, codes: Sequence[np.ndarray]) -> list[str]:
             writer.add(keys[-1], codes_KxF)
         writer.commit()
     return keys
-
-
-def _count(items: Iterable[Any]) -> int:
-    return sum(1 for _ in items)
 
 
 # P6.
@@ -118,6 +114,7 @@ def epoch_arms(utterances: Sequence[Utterance], codec_folder: Path, folder: Path
     tokens = SpecialTokens.from_config(build_config(tokenizer), tokenizer)
     codec = Codec(str(codec_folder))
     cache = folder / "epoch_codes"
+    # Filled in place: each row gets the path of its codes.
     coded = list(map(_row, utterances))
     encode_rows(coded, folder=cache, codec=str(codec_folder), device="cpu", beside=folder)
 
@@ -130,6 +127,7 @@ def epoch_arms(utterances: Sequence[Utterance], codec_folder: Path, folder: Path
         check_clips(dialogue, settings)
         return encode(with_clips(dialogue, codec, tokens), tokenizer, tokens)
 
+    # Rows of a loaded dataset are canonical: that is no work of the epoch.
     plain, coded = list(canonical(map(_row, utterances))), list(canonical(coded))
     for ours, expected in zip(map(sample, coded), map(sample, plain), strict=True):
         assert ours.input_ids == expected.input_ids
@@ -138,8 +136,8 @@ def epoch_arms(utterances: Sequence[Utterance], codec_folder: Path, folder: Path
         num_different = ours.clips[0].unique().numel()
         assert num_different > NUM_CODEBOOKS, "the codec says the same all the time"
     return {
-        "codec in the epoch": lambda i: _count(map(sample, plain)),
-        "cached epoch": lambda i: _count(map(sample, coded * _PASSES)),
+        "codec in the epoch": lambda i: count(map(sample, plain)),
+        "cached epoch": lambda i: count(map(sample, coded * _PASSES)),
     }
 
 

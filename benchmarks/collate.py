@@ -116,7 +116,7 @@ def collate_arms(boson: Peer, folder: Path) -> dict[str, Arm]:
     for num_frames in FRAMES:
         samples, file = samples_of(num_frames, seed=0), folder / f"rows-{num_frames}.npz"
         write_rows(samples, file)
-        boson.ask(file=str(file))
+        boson.ask(file=str(file))  # reads the rows, writes its batch beside them
         batch = collate(samples, TOKENS, training=True)
         with np.load(f"{file}.out.npz") as theirs:
             assert_equal(batch, theirs)
@@ -140,7 +140,7 @@ def _asked(boson: Peer, file: Path) -> Arm:
 
 
 def _copied(batch: dict[str, Tensor]) -> list[Tensor]:
-    return [tensor.clone() for tensor in batch.values()]
+    return list(map(torch.clone, batch.values()))
 
 
 def samples_of(num_frames: int, *, seed: int) -> list[EncodedSample]:
@@ -180,6 +180,7 @@ def write_rows(samples: Sequence[EncodedSample], file: Path) -> None:
 
 def _collapsed(ids: Tensor) -> Tensor:
     """(S,) bool: everything but the second to last placeholder of each clip."""
+    # A placeholder whose left neighbour is none begins a clip.
     is_audio = (ids == TOKENS.audio) | (ids == TOKENS.audio_delay)
     return ~is_audio | ~torch.nn.functional.pad(is_audio[:-1], (1, 0))
 

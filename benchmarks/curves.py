@@ -80,6 +80,7 @@ Curves = dict[str, list[tuple[int, float]]]  # name -> (step, value)
 
 
 def noisy(codes: Tensor, generator: torch.Generator) -> Tensor:
+    """codes (K, F) -> as many, a share of NOISE of them drawn anew, evenly."""
     replaced = torch.rand(codes.shape, generator=generator) < NOISE
     return torch.where(replaced, torch.randint(NUM_CODES, codes.shape, generator=generator), codes)
 
@@ -87,6 +88,7 @@ def noisy(codes: Tensor, generator: torch.Generator) -> Tensor:
 def floor(clean: Sequence[Tensor]) -> float:
     """Nats per trained prediction that remain for who knows everything but the noise; the end of
     stream has none."""
+    # A code may be replaced by itself.
     other = NOISE / NUM_CODES
     right = 1 - NOISE + other
     entropy = -right * math.log(right) - (NUM_CODES - 1) * other * math.log(other)
@@ -101,7 +103,7 @@ def prepare(folder: Path) -> float:
     for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines():
         clip, text, _ = line.split("|")
         clips[text] = CORPUS / "wavs" / f"{clip}.flac"
-    tiny.build(folder / "model", clips, [audio.load(path) for path in clips.values()])
+    tiny.build(folder / "model", clips, list(map(audio.load, clips.values())))
     codec, truth = Codec(str(folder / "model" / CODEC_FOLDER)), {}
     for text, path in clips.items():
         codes = codec.encode_file(str(path))
@@ -134,6 +136,7 @@ def train(name: str, folder: Path, **options: Any) -> None:
     run, output = RUNS[name], folder / name
     if run.plant is not None:
         run.plant()
+    # A model that does not stop speaks to the limit at each evaluation.
     samples.MAX_AUDIO_S = MAX_AUDIO_S
     validation = str(folder / "validation.jsonl")
     values = {
@@ -220,6 +223,7 @@ def draw(path: Path, title: str, curves: Curves, healthy: Curves, lowest: float)
                     axes.plot(*points.T, line, color=color, label=label)
             axes.set_title(heading, fontsize=8)
             axes.tick_params(labelsize=7)
+        # The loss of who knows all but the noise, and of who knows nothing.
         for value in (lowest, math.log(NUM_CODES + 2)):
             figure.axes[1].axhline(value, color="black", linewidth=0.8, linestyle=":")
         figure.axes[1].set_ylim(bottom=0)

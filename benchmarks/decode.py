@@ -37,6 +37,7 @@ from benchmarks.measure import (
     Rates,
     alternate,
     compare,
+    line_of,
     machine,
     table,
     write_json,
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = run(Path(folder), num_rounds=args.rounds, models=models)
     report = {**header, "rounds": args.rounds, **report}
-    print(", ".join(f"{name} {value}" for name, value in header.items()))
+    print(line_of(header))
     print(f"{args.rounds} rounds, {torch.get_num_threads()} threads, frames of speech per second")
     print(f"\n{table(report['comparisons'])}\n")
     print(f"took {time.monotonic() - started_s:.0f} s")
@@ -111,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(folder: Path, *, num_rounds: int, models: Sequence[str] = tuple(MODELS)) -> dict[str, Any]:
     """folder: not used, nothing is written."""
     rates: Rates = {}
+    # Of each request, for the report: rows leave the batch at these steps.
     frames: dict[str, list[int]] = {}
     for name in models:
         overrides, ends = MODELS[name]

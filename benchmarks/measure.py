@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,14 @@ def alternate(arms: Mapping[str, Arm], num_rounds: int) -> Rates:
     return rates
 
 
+def count(items: Iterable[Any]) -> int:
+    """How many, without keeping any of them: for arms whose items come one by one."""
+    return sum(1 for _ in items)
+
+
 def ratio(ours: Sequence[float], peer: Sequence[float]) -> Ratio:
     """Of two arms' rates, round by round; the interval by the percentile bootstrap over rounds."""
+    # Of each round, not of the means: both arms of a round met the same machine.
     by_round = np.asarray(ours) / np.asarray(peer)
     drawn = np.random.default_rng(0).integers(len(by_round), size=(10_000, len(by_round)))
     low, high = np.percentile(np.median(by_round[drawn], axis=1), (2.5, 97.5))
@@ -85,6 +91,10 @@ def machine() -> dict[str, Any]:
         **{package: importlib.metadata.version(package) for package in _PACKAGES},
         "commit": _commit(),
     }
+
+
+def line_of(header: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in header.items())
 
 
 def compare(comparisons: Sequence[Comparison], rates: Rates) -> list[dict[str, Any]]:

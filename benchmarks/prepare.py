@@ -44,6 +44,8 @@ from benchmarks.measure import (
     Rates,
     alternate,
     compare,
+    count,
+    line_of,
     machine,
     table,
     write_json,
@@ -108,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes = {"num_rounds": args.rounds, "num_clips": args.clips, "num_rows": args.rows}
         report = run(Path(folder), ids=ids, **sizes)
     report = {**header, "clips": args.clips, "rows": args.rows, "rounds": args.rounds, **report}
-    print(", ".join(f"{name} {value}" for name, value in header.items()))
-    share = -(-args.clips // args.rounds)
+    print(line_of(header))
+    share = -(-args.clips // args.rounds)  # rounded up
     print(f"{args.clips} clips, {args.rounds} rounds; per round {share} clips in one process,")
     print(f"all of them with workers and for headers; codes of {args.rows} rows;")
     print("limit: the decoder, resampler and encoder alone")
@@ -204,6 +206,7 @@ def utterance_duration_s(utterance: Utterance) -> float:
 
 def audio_arms(utterances: Sequence[Utterance], folder: Path, num_rounds: int) -> dict[str, Arm]:
     headers, full = Work(level="header"), Work(level="full")
+    # A few are enough to see that all do the same job.
     check_equal(utterances[:8], folder / "checked")
 
     def share(i: int) -> Sequence[Utterance]:
@@ -215,7 +218,7 @@ def audio_arms(utterances: Sequence[Utterance], folder: Path, num_rounds: int) -
         return path
 
     def here(work: Callable[[Utterance], Any], chosen: Iterable[Utterance]) -> int:
-        return sum(1 for _ in map(work, chosen))
+        return count(map(work, chosen))
 
     def processing(arm: str, i: int) -> Work:
         return Work(level="full", audio_dir=target(arm, i))
@@ -254,7 +257,7 @@ def in_command(work: Work, utterances: Sequence[Utterance], folder: Path) -> int
 
 def in_pool(work: Callable[[Utterance], Any], utterances: Sequence[Utterance]) -> int:
     with ProcessPoolExecutor(WORKERS) as pool:
-        return sum(1 for _ in pool.map(work, utterances, chunksize=CHUNK))
+        return count(pool.map(work, utterances, chunksize=CHUNK))
 
 
 def check_equal(utterances: Sequence[Utterance], folder: Path) -> None:
@@ -276,6 +279,7 @@ def check_equal(utterances: Sequence[Utterance], folder: Path) -> None:
 
 def assert_same_sound(samples: np.ndarray, expected: np.ndarray, *, atol: float) -> None:
     """Librosa rounds the length up and appends a zero where the resampler rounds it down."""
+    # The appended sample is not compared.
     assert len(expected) - len(samples) in (0, 1), (len(samples), len(expected))
     np.testing.assert_allclose(samples, expected[: len(samples)], rtol=0, atol=atol)
 

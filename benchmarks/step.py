@@ -39,6 +39,7 @@ from benchmarks.measure import (
     Rates,
     alternate,
     compare,
+    line_of,
     machine,
     table,
     write_json,
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--peak", choices=["ours", "transformers"], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    # This process is one that `memory_rates` has started.
     if args.peak:
         print(peak_bytes(large_head_config(), num_rows=3, is_ours=args.peak == "ours"))
         return 0
@@ -100,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = run(Path(folder), num_rounds=args.rounds)
     report = {**header, "threads": torch.get_num_threads(), "rounds": args.rounds, **report}
-    print(", ".join(f"{name} {value}" for name, value in header.items()))
+    print(line_of(header))
     print(f"{torch.get_num_threads()} threads, {args.rounds} rounds; items are positions,")
     print("padding included")
     print(f"\n{table(report['comparisons'])}\n")
@@ -133,6 +135,7 @@ def large_head_config() -> HiggsAudioV2Config:
 def proportional_config() -> HiggsAudioV2Config:
     """The published shape of a layer; the special ids are the last of what is left of the
     vocabulary."""
+    # One of 28 layers, so a 28th of both.
     vocabulary, codebook = 128256 // 28, round(1026 / 28)
     ids = {
         "pad_token_id": 1,
@@ -155,11 +158,12 @@ def proportional_config() -> HiggsAudioV2Config:
 def step_arms(config: HiggsAudioV2Config, name: str, *, num_rows: int) -> dict[str, Arm]:
     batch = make_batch(config, num_rows)
     theirs, ours = build(config, is_ours=False), build(config, is_ours=True)
-    ours.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())  # strict: both have the same names
     check_equal(step(theirs, batch), step(ours, batch))
     num_positions = batch["input_ids"].numel()
     inputs = {key: value for key, value in batch.items() if "labels" not in key}
 
+    # No loss: the sum of all hidden states reaches every weight of the body.
     def body(i: int) -> int:
         theirs.zero_grad()
         theirs.model(**inputs, use_cache=False).last_hidden_state.sum().backward()
@@ -252,6 +256,7 @@ def check_equal(expected: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
 def memory_rates(num_rounds: int) -> Rates:
     """Positions per GiB of the peak, in a process of its own each."""
     rates: Rates = {}
+    # Three rows of text, frames, and the steps of stream and delay: `make_batch`.
     num_positions = 3 * (NUM_TEXT + NUM_FRAMES + 9)
     model = build(large_head_config(), is_ours=True)
     num_bytes = sum(parameter.nbytes for parameter in model.parameters())

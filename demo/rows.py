@@ -83,6 +83,7 @@ def _named(clip: Row) -> Row:
 
 
 def _after(voice: Sequence[Row], i: int, step: int) -> Row:
+    # Past the end of the list its beginning follows.
     clip, reference = _named(voice[i]), _named(voice[(i + step) % len(voice)])
     return {
         **clip,

@@ -73,6 +73,7 @@ def main() -> int:
     _write("learnt", rows.plain(clips))
     _write("cloned", rows.cloned(clips))
     _run("train", _script("swift"), "sft", "configs/demo.yaml")
+    # configs/demo.yaml saves once, at the end.
     (checkpoint,) = (OUT / "run").glob("checkpoint-*")
     # Greedy: what was learnt by heart has one most likely code at each step.
     model = ["--model", str(checkpoint.relative_to(ROOT)), "--temperature", "0"]
@@ -95,6 +96,7 @@ def build_model(folder: Path) -> None:
     texts += [INSTRUCTION, MULTI_SPEAKER_INSTRUCTION]
     tokenizer = tiny.build_tokenizer(texts, num_merges=300)
     tiny.build_model(folder, tokenizer, **_SIZE)
+    # Only what a codec is loaded from: demo/codec/ also holds its pictures and figures.
     (folder / CODEC_FOLDER).mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(CODEC / name, folder / CODEC_FOLDER)
@@ -139,6 +141,7 @@ def _run(title: str, *command: str) -> None:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.run(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
+    # The whole log has pages of progress; its end says what went wrong.
     if process.returncode:
         end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
         raise UserError(

@@ -183,17 +183,16 @@ def test_original_weights_are_loaded_or_refused(tmp_path: Path) -> None:
     """
     text = (GOLDEN / "tiny_original_config.json").read_text(encoding="utf-8")
     original = json.loads(text)["text_config"]
-    shape = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-    )
     config = HiggsAudioV2Config(
-        **{name: original[name] for name in shape}, codebook_size=1026, pad_token_id=1
+        vocab_size=original["vocab_size"],
+        hidden_size=original["hidden_size"],
+        intermediate_size=original["intermediate_size"],
+        num_hidden_layers=original["num_hidden_layers"],
+        num_attention_heads=original["num_attention_heads"],
+        num_key_value_heads=original["num_key_value_heads"],
+        head_dim=original["head_dim"],
+        codebook_size=1026,
+        pad_token_id=1,
     )
     written = json.dumps({**config.to_dict(), "model_type": "higgs_audio"})
     (tmp_path / "config.json").write_text(written, encoding="utf-8")
@@ -281,10 +280,10 @@ def test_eval_loss_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
 
     Short clips weigh more than long ones, and runs with different batch sizes cannot be compared.
     """
-    losses = [
-        make_trainer(_Toy(1.0), tmp_path, per_device_eval_batch_size=size).evaluate()["eval_loss"]
-        for size in (1, 2)
-    ]
+    losses = []
+    for size in (1, 2):
+        trainer = make_trainer(_Toy(1.0), tmp_path, per_device_eval_batch_size=size)
+        losses.append(trainer.evaluate()["eval_loss"])
     assert losses[0] == pytest.approx(losses[1])
 
 

@@ -20,6 +20,7 @@ VOICES = ("slt", "rms")  # a woman and a man of the CMU ARCTIC recordings
 
 def speak(text: str, voice: str) -> np.ndarray:
     """`text` in a voice of flite, (N,) float32 at 24 kHz. Raises UserError without flite."""
+    # flite writes WAV files of 16 kHz; `load` resamples.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.wav")
         command = ["flite", "-voice", voice, "-t", text, "-o", str(path)]

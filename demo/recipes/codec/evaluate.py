@@ -79,6 +79,7 @@ def _word_error_rate(texts: list[str], transcripts: list[str]) -> float:
 def perplexity(codes: Tensor) -> float:
     """codes (F,) -> exp of the entropy of their use: NUM_CODES if all are as frequent, 1 if one
     code serves for all."""
+    # `entr` is 0 where a code is not used.
     share = codes.bincount(minlength=NUM_CODES) / len(codes)
     return float(torch.special.entr(share).sum().exp())
 

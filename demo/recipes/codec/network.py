@@ -91,6 +91,7 @@ def set_codebooks(codec: Any, books: Tensor) -> None:
 def save(codec: Any, folder: Path) -> None:
     """Weights as fp16; config.json says float32, so that they are loaded as such: HuBERT's
     convolutions need it."""
+    # Half the bytes: the repository carries them.
     codec.half().save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

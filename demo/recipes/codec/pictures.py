@@ -37,6 +37,6 @@ def curves(table: Path, path: Path) -> None:
             points[row["network"]].append((int(row["step"]), float(row["loss"])))
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, (name, curve) in zip(figure.subplots(1, len(points)), points.items(), strict=True):
-        axes.plot(*zip(*curve, strict=True))
+        axes.plot(*zip(*curve, strict=True))  # all steps, all losses
         axes.set(title=name, xlabel="step", ylabel="loss", yscale="log")
     figure.savefig(path, dpi=80)

@@ -127,10 +127,11 @@ def training(count: int, *, seed: int) -> list[str]:
     other of its kind."""
     draw = random.Random(seed)
     words = {kind: text.split() for kind, text in _WORDS.items()}
-    patterns = [line.strip() for line in _PATTERNS.strip().splitlines()]
+    patterns = list(map(str.strip, _PATTERNS.strip().splitlines()))
     forbidden = set(held_out())
     sentences: dict[str, None] = {}  # ordered, and none twice
     while len(sentences) < count:
+        # All patterns in turn, so that each is as frequent as any other.
         sentence = patterns[len(sentences) % len(patterns)]
         while "{" in sentence:
             kind = sentence[sentence.index("{") + 1 : sentence.index("}")]

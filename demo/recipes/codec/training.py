@@ -143,6 +143,7 @@ class Run:
 
 def train(recipe: Recipe, samples: Path, work: Path) -> Any:
     """samples: (F * HOP,) int16 in a .npy file. Returns the codec; `work` takes what is between."""
+    # What a killed run has finished lies in `work`; each phase begins where it left off.
     if not (work / "targets.pt").exists():
         waveform = torch.from_numpy(audio.to_float(np.load(samples)))
         latents = targets.principal(targets.log_mel(waveform))
@@ -190,6 +191,7 @@ def _apart(rank: int, recipe: Recipe, samples: Path, work: Path) -> None:
             rate=recipe.encoder_rate,
             steps=recipe.encoder_steps,
         )
+        # The plain module is saved: names of weights in a compiled one are others.
         compiled = torch.compile(encoder)
         run.until(
             recipe.encoder_steps,
@@ -247,6 +249,7 @@ def _real_codes(recipe: Recipe, samples: np.ndarray, work: Path) -> dict[str, An
     (F, LATENT)."""
     encoder = network.build(seed=recipe.seed).acoustic_encoder
     encoder.load_state_dict(torch.load(work / "encoder.pt", weights_only=True)["part"])
+    # Rounded as it will be stored: the codebooks are fitted to what it then says.
     encoder = encoder.half().float()
     wanted, parts = torch.load(work / "targets.pt", weights_only=True)["latents"], []
     for first in range(0, len(wanted), 500):
