@@ -124,6 +124,16 @@ def learnt(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return learn(tiny, tmp_path_factory.mktemp("learnt") / "model")
 
 
+@pytest.fixture
+def only_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one scorer of `higgs-audio evaluate` that takes no time; test_evaluation_speech.py tries
+    those with weights."""
+    from plugins.commands import evaluate
+
+    scorers, _ = evaluate.load_scorers()
+    monkeypatch.setattr(evaluate, "load_scorers", lambda **_: (scorers[:1], []))
+
+
 def corpus_rows(num_rows: int = 16, **columns: Any) -> list[dict[str, Any]]:
     """Rows of the seed document's shape for the embedded clips."""
     lines = (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()[:num_rows]
