@@ -143,6 +143,16 @@ def corpus_texts() -> list[tuple[str, str]]:
     return texts
 
 
+@pytest.fixture
+def only_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one scorer of `higgs-audio evaluate` that takes no time; test_evaluation_speech.py tries
+    those with weights."""
+    from plugins.commands import evaluate
+
+    scorers, _ = evaluate.load_scorers()
+    monkeypatch.setattr(evaluate, "load_scorers", lambda **_: (scorers[:1], []))
+
+
 def corpus_rows(num_rows: int = 16, **columns: Any) -> list[dict[str, Any]]:
     """Rows of the seed document's shape for the embedded clips."""
     scene = "<|scene_desc_start|> Indoor quiet <|scene_desc_end|>"
