@@ -24,6 +24,16 @@ from plugins.audio.codec import CODEC_FOLDER, NUM_CODEBOOKS, NUM_CODES
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
+# Codecs of this class cannot do without a semantic branch; this one is as small as it may be.
+SEMANTIC: dict[str, Any] = {
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "conv_dim": [4] * 7,
+    "num_conv_pos_embeddings": 2,
+    "num_conv_pos_embedding_groups": 1,
+}
 SPECIAL_TOKENS = [
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -123,21 +133,11 @@ def build_codec(waveforms: Sequence[np.ndarray]) -> HiggsAudioV2TokenizerModel:
         "upsampling_ratios": [8, 5, 4, 2, 3],
         "hidden_size": 16,
     }
-    # The class cannot do without a semantic branch; this one is as small as it may be.
-    semantic = {
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "conv_dim": [4] * 7,
-        "num_conv_pos_embeddings": 2,
-        "num_conv_pos_embedding_groups": 1,
-    }
     config = HiggsAudioV2TokenizerConfig(
         target_bandwidths=[0.5, 1, 1.5, 2],
         codebook_dim=16,
         acoustic_model_config=acoustic,
-        semantic_model_config=semantic,
+        semantic_model_config=SEMANTIC,
     )
     codec = HiggsAudioV2TokenizerModel(config).eval()
     _fill_codebooks(codec, waveforms)

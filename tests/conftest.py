@@ -7,7 +7,8 @@ import importlib.util
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,26 @@ def learnt(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from helpers.preflight import learn
 
     return learn(tiny, tmp_path_factory.mktemp("learnt") / "model")
+
+
+@pytest.fixture
+def edited_codec(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a copy of the original codec, edited as `codecs.write_codec` says."""
+    from helpers.codecs import write_codec
+
+    return partial(write_codec, tmp_path / "original")
+
+
+@pytest.fixture(scope="session")
+def native_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The original codec in the native format; not to be changed."""
+    from helpers.codecs import ORIGINAL_CODEC
+
+    from plugins.audio.original_codec import save_native
+
+    folder = tmp_path_factory.mktemp("native") / "codec"
+    save_native(ORIGINAL_CODEC, folder)
+    return folder
 
 
 @pytest.fixture

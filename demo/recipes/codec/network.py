@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
 
 from demo.recipes.codec.targets import LATENT
+from demo.tiny import SEMANTIC
 
 
 def build(*, seed: int) -> Any:
@@ -24,22 +25,11 @@ def build(*, seed: int) -> Any:
         "upsampling_ratios": [2, 3, 4, 5, 8],
         "hidden_size": LATENT,
     }
-    # The class cannot do without a semantic branch; ours is as small as it may be, and
-    # `_pass_latents` cuts it off.
-    semantic = {
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "conv_dim": [4] * 7,
-        "num_conv_pos_embeddings": 2,
-        "num_conv_pos_embedding_groups": 1,
-    }
     config = HiggsAudioV2TokenizerConfig(
         target_bandwidths=[0.5, 1, 1.5, 2],
         codebook_dim=LATENT,
         acoustic_model_config=acoustic,
-        semantic_model_config=semantic,
+        semantic_model_config=SEMANTIC,  # `_pass_latents` cuts it off
     )
     torch.manual_seed(seed)
     codec = HiggsAudioV2TokenizerModel(config)
