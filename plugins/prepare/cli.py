@@ -215,12 +215,13 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
         _columns(args),
         delimiter=args.delimiter,
         quotes=not args.no_quotes,
+        header=not args.no_header,
         root=root,
     )
 
 
 def _columns(args: argparse.Namespace) -> Columns:
-    named = {}
+    named = {"audio": "1", "text": "2"} if args.no_header else {}
     for flag in COLUMN_FLAGS:
         if (column := getattr(args, flag)) is not None:
             named[flag.removesuffix("_column")] = column

@@ -65,7 +65,7 @@ def _owners() -> dict[str, tuple[str, ...]]:
     """Flag -> the dataset types that it belongs to, of flags that do not belong to all."""
     owners: dict[str, tuple[str, ...]] = {flag: (kind,) for kind, flag in _LISTS.items()}
     owners |= dict.fromkeys(COLUMN_FLAGS, ("custom", "huggingface"))
-    owners |= dict.fromkeys(("delimiter", "no_quotes"), ("custom",))
+    owners |= dict.fromkeys(("delimiter", "no_header", "no_quotes"), ("custom",))
     owners |= dict.fromkeys(("hf_config", "hf_split"), ("huggingface",))
     owners["mic"] = ("vctk",)
     return owners
@@ -137,6 +137,12 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
     title = "for --dataset_type custom, gpt_sovits, jsonl, huggingface and vctk"
     add = parser.add_argument_group(title).add_argument
     add("--csv_file", type=Path, help="CSV or TSV with a header")
+    add(
+        "--no_header",
+        action="store_const",
+        const=True,
+        help="it begins with a recording; columns are called 1, 2 ... (audio 1, text 2)",
+    )
     add(
         "--delimiter",
         help="any one character, or \\t (default: the best of comma, semicolon, bar and tab)",
