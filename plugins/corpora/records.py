@@ -44,8 +44,8 @@ def read_lines(path: Path) -> list[str]:
     if num_bytes > _MAX_TABLE_BYTES:
         reason = f"has {num_bytes:,} bytes, more than a table of {_MAX_TABLE_BYTES:,}"
         raise wrong("size", reason, "split it, if it is a table")
-    with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    with path.open("rb") as raw:
+        if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise wrong("encoding", "is UTF-16, not UTF-8", "save it as UTF-8")
     lines = []
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

@@ -186,6 +186,7 @@ def test_summary_with_validate(tmp_path, capsys):
         rows      30 train, 0 validation
         hours     0.01
         speakers  2
+        cloning   0 rows with a reference
         rejected  0
         written   {tmp_path}/my train.rejected.jsonl
         written   {tmp_path}/my train.report.json
