@@ -159,9 +159,9 @@ def _read(journal: Path) -> dict[str, Outcome]:
             checksum, _, content = line[:-1].partition(b" ")
             if checksum != _hash(content):
                 continue
-            key, values = json.loads(content)
-            # Another release may have written other values; its keys are others too.
-            with suppress(LookupError, TypeError):
+            # Another release may have written anything; its keys are others too.
+            with suppress(LookupError, TypeError, ValueError, RecursionError):
+                key, values = json.loads(content)
                 done[key] = Outcome.from_json(values)
     with journal.open("r+b") as file:
         file.truncate(whole)

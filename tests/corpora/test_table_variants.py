@@ -157,9 +157,9 @@ def test_columns_of_a_table_without_header_go_by_number(corpus):
         ("a.wav", "One", "anna"),
         ("b.wav", "Two", "bert"),
     ]
-    with pytest.raises(UserError, match="column: '4' not found; use one of 1, 2, 3$"):
+    with pytest.raises(UserError, match=r"column: '4' not found; use one of 1, 2, 3$"):
         list(read_custom(corpus, table, Columns(audio="4", text="2"), header=False, delimiter="|"))
-    with pytest.raises(UserError, match="'text' not found; .*--no_header if the table has none"):
+    with pytest.raises(UserError, match=r"'text' not found; .*--no_header if the table has none"):
         list(read_custom(corpus, table, Columns()))
 
 
