@@ -120,10 +120,11 @@ class Recordings:
                     moved.append((name, file))
         if moved:
             logger.warning(
-                "%s: %d recordings are not where it says; taken by their names below %s/"
+                "%s: %d of %d recordings are not where it says; taken by their names below %s/"
                 " (%r -> %r, ...)",
                 source,
                 len(moved),
+                len(self._found),
                 self._folder,
                 *moved[0],
             )

@@ -46,7 +46,7 @@ def test_a_name_finds_its_file(tmp_path, caplog, kind, case):
     assert [utterance.audio for utterance in utterances(results)] == [tmp_path / meant], results
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(told) == is_told
-    assert not told or "1 recordings are not where it says; taken by their names" in told[0]
+    assert not told or "1 of 1 recordings are not where it says; taken by their names" in told[0]
 
 
 def one_line(kind: str, folder: Path, name: str, **where: Path) -> list:
