@@ -168,7 +168,7 @@ class Recordings:
 def _with_suffixes(name: str) -> Iterator[str]:
     """`name`, and with each suffix that a list may leave out; but not the whole name."""
     yield name
-    if name:
+    if name and not name.lower().endswith(AUDIO_SUFFIXES):
         for suffix in AUDIO_SUFFIXES:
             yield name + suffix
 

@@ -79,7 +79,7 @@ def records(lines: Sequence[str], **dialect: Any) -> Iterator[Record]:
                 fault = f"is longer than {_MAX_LINE:,} characters"
             else:
                 fault = "quotes do not pair up (double them, or say that quotes are text)"
-            yield Record(begin + 1, [], fault)
+            yield Record(begin + 1, [lines[begin].strip()], fault)
             begin += 1
 
 

@@ -231,7 +231,7 @@ def _columns(
 
 
 def _unread(place: str, row: Record, expected: str) -> Rejected:
-    """`row` has a fault, or another number of fields than is `expected`."""
+    """`row` has a fault, or another number of fields: they are not what is `expected`."""
     line = "|".join(row.fields)[:200]
     if row.fault:
         return Rejected(place, "", row.fault, line)

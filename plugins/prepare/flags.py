@@ -73,6 +73,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for flag, needed in _NEEDED.items():
         if flag in args.given and getattr(args, needed) in (False, "none"):
             parser.error(f"--{flag} has no effect without --{needed}")
+    if args.trim == "vad" and "trim_below_db" in args.given:
+        parser.error("--trim_below_db has no effect without --trim energy")
     if args.single_speaker is not None and args.speaker_column is not None:
         parser.error("--speaker_column has no effect with --single_speaker")
     if args.references and kind == "ljspeech" and args.single_speaker is None:

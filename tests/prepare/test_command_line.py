@@ -96,6 +96,7 @@ def test_a_flag_of_another_corpus_is_wrong_usage(tmp_path, capsys, flag):
         (["--codes_dir", "x"], "--encode_codes"),
         (["--device", "cpu"], "--encode_codes"),
         (["--trim_below_db", "30"], "--trim"),
+        (["--trim", "vad", "--trim_below_db", "30"], "--trim energy"),
         (["--audio_output", "x", "--trim_padding_s", "0.1"], "--trim"),
         (["--speaker_column", "x"], "--single_speaker"),
     ],
