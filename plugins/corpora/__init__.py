@@ -1,12 +1,14 @@
 """The folder of a speech corpus -> its utterances, one by one.
 
-Each reader yields `Utterance`, or `Rejected` where text or recording is missing, in an order that
-depends on the corpus alone. A fault of the whole corpus (no metadata, no such column, a ragged
-line) raises `UserError`. Readers open transcripts, never audio, and know nothing about rows to be
-written.
+Each reader yields `Utterance`, or `Rejected` where text or recording is missing or a line does not
+fit, in an order that depends on the corpus alone. A fault of the whole corpus (no metadata, no such
+column, another encoding) raises `UserError`. Readers open transcripts, never audio, and know
+nothing about rows to be written.
 
 utterance.py       what they yield; how the file that a corpus names is found
 trees.py           VCTK, LibriTTS, a folder with a transcript beside each clip
+records.py         the lines of a table
+recordings.py      the files that a list names, perhaps on another system
 tables.py          LJSpeech, CSV and TSV, GPT-SoVITS lists
 canonical.py       one shape for rows, for training and for jsonl.py
 jsonl.py           our own rows

@@ -6,9 +6,11 @@ link that leads out of it is followed, to a recording, a transcript or a folder.
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plugins.audio.waveforms import AudioError
@@ -28,14 +30,25 @@ _VCTK_TREES = ("wav48_silence_trimmed", "wav48")
 # The first wins.
 _LIBRITTS_TEXTS = (".normalized.txt", ".original.txt")
 _TRANSCRIPT_SUFFIXES = (".txt", ".lab")
+# Hours of speech. A sparse file of gigabytes would take twice as much memory.
+_MAX_TRANSCRIPT_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Where a corpus lies, and outside of which folder nothing of it is read."""
+    """Where a corpus lies, outside of which folder nothing of it is read, and what could not be."""
 
     input_dir: Path
     root: Path | None
+    unread: list[Rejected] = field(default_factory=list)
+
+    def skip(self, folder: Path, error: OSError | AudioError) -> None:
+        """Reject `folder`, which takes its clips along, but no others."""
+        if isinstance(error, AudioError):
+            raise error
+        name = folder.relative_to(self.input_dir).as_posix()
+        reason = f"folder may not be read ({error.strerror})"
+        self.unread.append(Rejected(str(folder), name, reason, str(folder)))
 
 
 def read_vctk(
@@ -63,13 +76,14 @@ def read_vctk(
             reason="holds no txt/",
             remedy="add the transcripts",
         )
-    texts = {path.stem: path for path in _two_levels_below(input_dir / "txt", (".txt",))}
+    corpus = _Corpus(input_dir, root)
+    text_files = _two_levels_below(input_dir / "txt", (".txt",), corpus)
+    texts = {path.stem: path for path in text_files}
     recordings: dict[str, Path] = {}
     # Those of the wanted microphone first, so that they win.
-    paths = _two_levels_below(tree, (".flac", ".wav"))
+    paths = _two_levels_below(tree, (".flac", ".wav"), corpus)
     for path in sorted(paths, key=lambda path: not path.stem.endswith(f"_mic{mic}")):
         recordings.setdefault(re.sub(r"_mic[12]$", "", path.stem), path)
-    corpus = _Corpus(input_dir, root)
     for id_ in sorted(texts.keys() | recordings.keys()):
         # As of speaker p315, whose transcripts were lost.
         if id_ not in texts:
@@ -80,6 +94,7 @@ def read_vctk(
             recording = recordings[id_]
             speaker = recording.parent.name
             yield _paired(recording, [texts[id_]], corpus, id_=id_, speaker=speaker)
+    yield from corpus.unread
 
 
 def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
@@ -89,13 +104,13 @@ def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utte
     Takes one subset or a folder of several. The speaker is the number with which the id begins.
     """
     corpus = _Corpus(input_dir, root)
-    for folder, names in folders_of(input_dir, root):
+    for folder, names in folders_of(input_dir, root, skip=corpus.skip):
         audio = _by_stem(names, (".wav", ".flac"))
         texts: dict[str, list[Path]] = {}
         for suffix in _LIBRITTS_TEXTS:
             for name in names:
-                if name.endswith(suffix):
-                    texts.setdefault(name.removesuffix(suffix), []).append(folder / name)
+                if name.lower().endswith(suffix):
+                    texts.setdefault(name[: -len(suffix)], []).append(folder / name)
         for id_ in sorted(audio.keys() | texts.keys()):
             if id_ not in texts:
                 missing = f"{id_}{_LIBRITTS_TEXTS[0]}"
@@ -105,6 +120,7 @@ def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utte
             else:
                 recording, speaker = folder / audio[id_][0], id_.partition("_")[0]
                 yield _paired(recording, texts[id_], corpus, id_=id_, speaker=speaker)
+    yield from corpus.unread
 
 
 def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
@@ -119,7 +135,7 @@ def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Uttera
     def rejected(path: Path, reason: str, value: str) -> Rejected:
         return Rejected(str(path), path.relative_to(input_dir).as_posix(), reason, value)
 
-    for folder, names in folders_of(input_dir, root):
+    for folder, names in folders_of(input_dir, root, skip=corpus.skip):
         speaker = next(iter(folder.relative_to(input_dir).parts), None)
         texts = _by_stem(names, _TRANSCRIPT_SUFFIXES)
         audio = _by_stem(names, AUDIO_SUFFIXES)
@@ -136,6 +152,7 @@ def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Uttera
                 yield rejected(folder / first, "no transcript", f"{stem}.txt")
             else:
                 yield _paired(folder / first, [folder / texts[stem][0]], corpus, speaker=speaker)
+    yield from corpus.unread
 
 
 def _paired(
@@ -177,7 +194,12 @@ def _transcript(path: Path, corpus: _Corpus) -> str:
     if not path.is_file():
         raise AudioError(path, "is not a regular file", "write a text file")
     try:
-        return collapse(path.read_text(encoding="utf-8-sig"))
+        with path.open("rb") as file:
+            content = file.read(_MAX_TRANSCRIPT_BYTES + 1)
+        if len(content) > _MAX_TRANSCRIPT_BYTES:
+            reason = f"is larger than {_MAX_TRANSCRIPT_BYTES:,} bytes"
+            raise AudioError(path, reason, "write what the clip says, no more")
+        return collapse(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise AudioError(path, "is not UTF-8", "save it as UTF-8") from None
     except OSError as error:
@@ -193,15 +215,24 @@ def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, list[
         for name in names:
             stem, dot, end = name.rpartition(".")
             if (dot + end).lower() == suffix:
-                groups.setdefault(stem, []).append(name)
+                # macOS takes accents apart: a clip and its text may differ in that alone.
+                groups.setdefault(unicodedata.normalize("NFC", stem), []).append(name)
     return groups
 
 
-def _two_levels_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files ``root/*/*``, in order, without the hidden ``._*`` twins that macOS archives
+def _two_levels_below(top: Path, suffixes: tuple[str, ...], corpus: _Corpus) -> list[Path]:
+    """The files ``top/*/*``, in order, without the hidden ``._*`` twins that macOS archives
     bring."""
     paths = []
-    for path in root.glob("*/*"):
-        if path.suffix in suffixes and not path.name.startswith("."):
-            paths.append(path)
+    for folder in sorted(top.iterdir()):
+        if not os.path.isdir(folder):
+            continue
+        try:
+            names = os.listdir(folder)
+        except OSError as error:
+            corpus.skip(folder, error)
+            continue
+        for name in names:
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                paths.append(folder / name)
     return sorted(paths)
