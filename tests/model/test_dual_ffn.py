@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,8 +19,9 @@ from transformers import DynamicCache
 from transformers import HiggsAudioV2ForConditionalGeneration as Native
 from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2 as native_module
 
+from plugins.model import dual_ffn
 from plugins.model.config import HiggsAudioV2Config
-from plugins.model.dual_ffn import Routes, use_index_once_layers
+from plugins.model.dual_ffn import CACHE, Routes, use_index_once_layers
 from plugins.model.load import native_model
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
@@ -219,7 +219,7 @@ def test_cache_after_a_padded_prompt(models: tuple[Any, Any]) -> None:
     text = {"input_ids": torch.full((3, 1), 9)}
     hidden_of_steps = []
     for model in models:
-        options = {"past_key_values": DynamicCache(config=model.config), "use_cache": True}
+        options = {CACHE: DynamicCache(config=model.config), "use_cache": True}
         mask = prompt["attention_mask"]
         with torch.no_grad():
             hidden = model.model(**prompt, **options).last_hidden_state
@@ -351,10 +351,12 @@ def test_twice_is_once_and_another_transformers_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model: Any = Native(make_config())
-    monkeypatch.setattr(transformers, "__version__", "5.20.1")
+    # In our file, not in transformers: its processing_utils, which peft imports, puts a second module
+    # of that name into sys.modules, and who has the first does not see what is set in the second.
+    monkeypatch.setattr(dual_ffn, "TRANSFORMERS", "5.25.0")
     with caplog.at_level(logging.WARNING, "plugins.model.dual_ffn"):
         use_index_once_layers(model)
-    assert "untested with 5.20.1" in caplog.text
+    assert "untested with 5.25.0" in caplog.text
     assert not is_ours(model)
     monkeypatch.undo()
     use_index_once_layers(model)
