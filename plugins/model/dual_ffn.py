@@ -88,7 +88,7 @@ class _Put(torch.autograd.Function):
 class HiggsAudioV2Attention(native.HiggsAudioV2Attention):
     """Its base with projections that take rows."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         position_embeddings: Any = None,

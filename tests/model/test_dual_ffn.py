@@ -351,8 +351,8 @@ def test_twice_is_once_and_another_transformers_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model: Any = Native(make_config())
-    # In our file, not in transformers: its processing_utils, which peft imports, puts a second module
-    # of that name into sys.modules, and who has the first does not see what is set in the second.
+    # In our file, not in transformers: its processing_utils, which peft imports, puts a second
+    # module of that name into sys.modules, and who has the first does not see what is set there.
     monkeypatch.setattr(dual_ffn, "TRANSFORMERS", "5.25.0")
     with caplog.at_level(logging.WARNING, "plugins.model.dual_ffn"):
         use_index_once_layers(model)
