@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -345,6 +346,27 @@ def test_our_model_has_them_unless_its_loader_says_otherwise(
     assert not is_ours(native_model(str(tiny)))
     monkeypatch.delenv("NATIVE_LAYERS")
     assert is_ours(native_model(str(tiny)))
+
+
+@pytest.mark.parametrize("version", ["5.19.0", "5.20.2", "5.24.0", "5.24.1.dev0"])
+def test_every_tested_transformers_gets_them(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual_ffn, "TRANSFORMERS", version)
+    model: Any = Native(make_config())
+    use_index_once_layers(model)
+    assert is_ours(model)
+
+
+def test_the_old_name_of_the_cache_is_never_used() -> None:
+    """transformers 5.24 warns of it at each layer, and of both names at once."""
+    model = HiggsAudioV2ForConditionalGeneration(make_config()).eval()
+    inputs = make_inputs(["..tttaadt", "ttttaaadt"])
+    cache = DynamicCache(config=model.config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model(**inputs)
+        model.hidden_states(**inputs, cache=cache)
+        model.generate(**inputs, max_new_tokens=3, eos_token_id=3, pad_token_id=PAD)
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
 
 
 def test_twice_is_once_and_another_transformers_is_left_alone(
