@@ -14,7 +14,7 @@ SOURCES = {
     path.name: path.read_text(encoding="utf-8")
     for path in (HERE / "test_transformers.py", HERE / "test_swift.py")
 }
-DEFECT = re.compile(r"workaround: plugins/(\w+)\.py:(\w+)\"[,)\s]*def (test_\w+)")
+DEFECT = re.compile(r"workaround: plugins/([\w/]+)\.py:(\w+)\"[,)\s]*def (test_\w+)")
 DEFECTS = [(name, *found) for name, source in SOURCES.items() for found in DEFECT.findall(source)]
 
 
