@@ -110,7 +110,8 @@ def test_a_sick_step_of_one_rank_is_skipped_by_all(
     # From transformers 5.23 on every rank is told to save: one of them writes.
     (checkpoint,) = (tmp_path / "out").glob("*checkpoint-*")
     assert damage(checkpoint) is None
-    saved, trained = weights_of(checkpoint), weights_of(tiny)
-    assert {name: weight.shape for name, weight in saved.items()} == {
-        name: weight.shape for name, weight in trained.items()
-    }
+    if sharding in {"ddp", "zero2"}:  # the others leave shards of what is in training
+        saved, trained = weights_of(checkpoint), weights_of(tiny)
+        assert {name: weight.shape for name, weight in saved.items()} == {
+            name: weight.shape for name, weight in trained.items()
+        }
