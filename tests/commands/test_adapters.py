@@ -111,7 +111,7 @@ def test_quantized_weights_speak(tiny: Path) -> None:
 def test_quantization_keeps_the_audio_head_and_names_its_package(
     tiny: Path, monkeypatch: Any
 ) -> None:
-    from plugins.model.loading import _quantization
+    from plugins.model.load import _quantization
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
     config = _quantization("4bit", torch.bfloat16)
