@@ -348,13 +348,8 @@ def layer_inputs(model: Any, num_positions: int, num_useful: int) -> dict[str, A
     hidden = torch.randn(1, num_positions, model.config.hidden_size, generator=generator)
     places = torch.arange(num_positions)[None]
     mask = (places < num_useful).long()
-    causal = native.create_causal_mask(
-        config=model.config,
-        inputs_embeds=hidden,
-        attention_mask=mask,
-        past_key_values=None,
-        position_ids=places,
-    )
+    # No cache, by its place: its name depends on the version.
+    causal = native.create_causal_mask(model.config, hidden, mask, None, position_ids=places)
     return {
         "hidden": hidden,
         # Of the loss: 0 on padding, so that what a layer makes of it does not count.

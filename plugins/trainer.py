@@ -246,6 +246,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # From transformers 5.23 on every rank is called; MS-SWIFT's own takes itself for the first.
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         if (folder / CODEC_FOLDER).exists():
             # Never in a checkpoint, which is new. MS-SWIFT copies with a plain `copytree`, which it
