@@ -28,6 +28,7 @@ from demo import rows, tiny
 from plugins.audio.codec import CODEC_FOLDER
 from plugins.data.wording import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
 from plugins.errors import UserError
+from plugins.files.lines import text_lines
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
 
@@ -55,9 +56,7 @@ def main() -> int:
     _run("prepare", sys.executable, "prepare_dataset.py", "--dataset_type", "custom", "--input_dir", "demo/corpus",
          "--csv_file", "demo/corpus/metadata.csv", "--speaker_column", "speaker", "--validate", "--encode_codes",
          "--codec", "demo/codec", "--output_file", "demo/out/data/clips.jsonl")  # fmt: skip
-    clips = [
-        json.loads(line) for line in (DATA / "clips.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    clips = [json.loads(line) for _, line in text_lines(DATA / "clips.jsonl")]
     _write("train", rows.trained(clips))
     _write("learnt", rows.plain(clips))
     _write("cloned", rows.cloned(clips))
@@ -84,10 +83,7 @@ def main() -> int:
 def build_model(folder: Path) -> None:
     """A random Higgs of five million parameters with the embedded codec; its tokenizer knows the
     corpus."""
-    texts = [
-        line.split("|")[1]
-        for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    ]
+    texts = [line.split("|")[1] for _, line in text_lines(CORPUS / "metadata.csv")]
     tokenizer = tiny.build_tokenizer(
         [*texts, INSTRUCTION, MULTI_SPEAKER_INSTRUCTION], num_merges=300
     )
@@ -134,7 +130,7 @@ def _run(title: str, *command: str) -> None:
             command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
         )
     if process.returncode:
-        end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
+        end = "\n".join(log.read_text(encoding="utf-8").split("\n")[-15:])
         raise UserError(
             f"step '{title}' failed with exit code {process.returncode} (log: {log})\n{end}"
         )
@@ -146,7 +142,7 @@ def _script(name: str) -> str:
 
 
 def _curves(log: Path) -> None:
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for _, line in text_lines(log)]
     steps = [record for record in records if "loss_audio" in record]
     print(f"\n== summary\n{'curve':<16}{'first':>10}{'last':>10}")
     for name in (

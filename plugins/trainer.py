@@ -265,7 +265,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
 
 
 def _say(text: str) -> None:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         logger.info(line)
 
 

@@ -19,7 +19,6 @@ without. What a canonical row says to the model: `plugins.data.rows`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -30,6 +29,7 @@ from typing import Any
 from plugins.audio.code_references import parse_reference
 from plugins.audio.waveforms import AudioError, resolve
 from plugins.errors import UserError, did_you_mean, problem
+from plugins.files.lines import NoJson, parse_json
 from plugins.settings import HiggsAudioSettings
 
 # `file:line`, added when a file is read.
@@ -99,19 +99,11 @@ class FlatRow:
 def parse_row(line: str, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The row of a JSONL line. `columns` renames columns first. Raises RowError."""
     try:
-        row = json.loads(line)
-        # An escape may spell half a character, which no file could hold.
-        if "\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        reason = "escapes half a character"
-        remedy = "write the character itself"
-        raise RowError(field="line", value=line.strip(), reason=reason, remedy=remedy) from None
-    except (ValueError, RecursionError) as error:
-        detail = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        reason = f"is no JSON ({detail})"
-        remedy = "mend or delete the line"
-        raise RowError(field="line", value=line.strip(), reason=reason, remedy=remedy) from None
+        row = parse_json(line)
+    except NoJson as error:
+        raise RowError(
+            field="line", value=line.strip(), reason=error.reason, remedy=error.remedy
+        ) from None
     if not isinstance(row, dict):
         remedy = "write one object per line"
         raise RowError(field="line", value=row, reason="is no JSON object", remedy=remedy)

@@ -27,6 +27,7 @@ from plugins.data.clips import measured
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
 from plugins.errors import UserError, problem
+from plugins.files.lines import text_lines
 from plugins.settings import HiggsAudioSettings
 
 Row = dict[str, Any]
@@ -88,7 +89,7 @@ def _rows(
     """Where each row stands, and a function that parses it: its fault is one of that row."""
     path = Path(source)
     if source.endswith(".jsonl"):
-        for place, line in _numbered_lines(source):
+        for place, line in text_lines(source):
             yield place, partial(_parse, line, place, columns)
     elif path.is_file():
         raise problem(
@@ -131,31 +132,6 @@ def _row_of(utterance: Utterance | Rejected) -> Row:
         reason=utterance.reason,
         remedy="mend it, or let prepare_dataset.py leave it out and list it",
     )
-
-
-def _numbered_lines(path: str) -> Iterator[tuple[str, str]]:
-    number = 0
-    try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except OSError as error:
-        raise problem(
-            source=path,
-            field="file",
-            value=Path(path).name,
-            reason=f"cannot be read ({error.strerror})",
-            remedy="check the path",
-        ) from None
-    except UnicodeDecodeError as error:
-        raise problem(
-            source=f"{path}:{number + 1}",
-            field="line",
-            value=error.reason,
-            reason="is not UTF-8",
-            remedy="save the file as UTF-8",
-        ) from None
 
 
 def _parse(line: str, source: str, columns: Mapping[str, str]) -> Row:

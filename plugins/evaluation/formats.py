@@ -12,7 +12,6 @@ VERSA (and Kaldi), two files that share their keys:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from plugins.audio import waveforms as audio
 from plugins.corpora.utterance import AUDIO_SUFFIXES, collapse
 from plugins.errors import problem
 from plugins.files import disk
+from plugins.files.lines import NoJson, parse_json, text_lines
 
 META, SCP, TEXT = "meta.lst", "wav.scp", "text"
 Place = str
@@ -29,7 +29,7 @@ _META_REMEDY = "write ID|PROMPT TEXT|PROMPT WAV|TEXT"
 
 def read_meta(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Rows of Seed-TTS-eval's list, with an `id` each; the prompt is the voice to clone."""
-    for place, line in _lines(path):
+    for place, line in text_lines(path):
         fields = [field.strip() for field in line.split("|")]
         id_, prompt_text, prompt, text, wav = "", "", "", "", ""
         if len(fields) in (4, 5):
@@ -60,7 +60,7 @@ def read_meta(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
 def read_kaldi(folder: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Rows of `text`, with the recordings of `wav.scp`."""
     recordings = read_scp(folder / SCP)
-    for place, line in _lines(folder / TEXT):
+    for place, line in text_lines(folder / TEXT):
         key, _, text = line.strip().partition(" ")
         if not text.strip():
             raise problem(
@@ -85,7 +85,7 @@ def read_scp(path: Path) -> dict[str, str]:
     """Key -> path as written. Raises UserError for a command in the place of a path: nothing is
     executed here."""
     found: dict[str, str] = {}
-    for place, line in _lines(path):
+    for place, line in text_lines(path):
         key, _, name = line.strip().partition(" ")
         name = name.strip()
         if not name:
@@ -175,16 +175,16 @@ def _row(
 
 def _read_jsonl(path: Path) -> dict[str, str]:
     found = {}
-    for place, line in _lines(path):
+    for place, line in text_lines(path):
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = parse_json(line)
+        except NoJson as error:
             raise problem(
                 source=place,
                 field="line",
                 value=line.strip(),
-                reason=f"is no JSON ({error})",
-                remedy="mend or delete the line",
+                reason=error.reason,
+                remedy=error.remedy,
             ) from None
         if not isinstance(row, dict) or not all(
             isinstance(row.get(name), str) for name in ("id", "audio")
@@ -210,22 +210,6 @@ def _resolve(name: str, folders: list[Path], source: str) -> Path:
         raise problem(
             source=source, field="audio", value=name, reason=error.reason, remedy=error.remedy
         ) from None
-
-
-def _lines(path: Path) -> Iterator[tuple[Place, str]]:
-    try:
-        numbered = list(enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1))
-    except (OSError, UnicodeDecodeError) as error:
-        raise problem(
-            source="options",
-            field="file",
-            value=str(path),
-            reason=f"cannot be read ({error})",
-            remedy="name a UTF-8 text file",
-        ) from None
-    for number, line in numbered:
-        if line.strip():
-            yield f"{path}:{number}", line
 
 
 def _field(text: str) -> str:
