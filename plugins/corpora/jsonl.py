@@ -128,6 +128,13 @@ def _utterance(row: dict[str, Any], place: str, id_: str, looked_for: _Place) ->
     if references:
         is_list = isinstance(row["reference_audio"], list)
         kept["reference_audio"] = references if is_list else references[0]
+    else:
+        kept.pop("reference_audio", None)
+    # Without those of references that are absent.
+    if not flat.reference_texts:
+        kept.pop("reference_text", None)
+    elif isinstance(row["reference_text"], list):
+        kept["reference_text"] = flat.reference_texts
     for name, value in (("speaker", speaker), ("language", language)):
         if value is not None:
             kept[name] = value

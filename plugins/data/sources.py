@@ -7,7 +7,7 @@ is dropped. It knows how rows are read, not what is asked of them: that is the c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,27 +51,20 @@ def read_rows(
     `columns` names them), whose `subset` is its configuration. training: there must be something to
     train on. Raises UserError with one line per faulty row, the first `max_problems` of them:
     nothing is dropped in silence."""
-    rows: list[Row] = []
-    problems: list[str] = []
     beside = Path(source).resolve().parent if Path(source).is_file() else None
     places = _rows(source, columns or {}, subset, is_jailed=bool(settings.audio_root))
     if settings.audio_root and not source.endswith(".jsonl"):
         # Who names a folder trusts what lies in it, and the readers have refused all else.
         settings = dataclasses.replace(settings, audio_root=None)
+
+    def checked(place: str, read: Callable[[], Row]) -> Row:
+        row = canonical_row(read(), place, settings, beside=beside)
+        check(measured(dialogue_from_row(row, settings, training=training)))
+        return row
+
     # The bar shows itself where the reading takes more than two seconds.
-    for place, read in tqdm(places, desc=source, unit=" rows", delay=2, disable=None):
-        try:
-            row = canonical_row(read(), place, settings, beside=beside)
-            check(measured(dialogue_from_row(row, settings, training=training)))
-            rows.append(row)
-        except UserError as error:
-            problems.append(str(error))
-    # All at once: who mends a file wants to know the last fault after the first reading.
-    if problems:
-        shown = problems[:max_problems]
-        if len(problems) > max_problems:
-            shown.append(f"... and {len(problems) - max_problems} more")
-        raise UserError("\n".join(shown))
+    bar = tqdm(places, desc=source, unit=" rows", delay=2, disable=None)
+    rows = all_of((partial(checked, *place) for place in bar), max_problems=max_problems)
     if not rows:
         raise problem(
             source=source,
@@ -80,6 +73,24 @@ def read_rows(
             reason="there is no row",
             remedy="prepare it again with prepare_dataset.py",
         )
+    return rows
+
+
+def all_of(reads: Iterable[Callable[[], Row]], *, max_problems: int = 20) -> list[Row]:
+    """The row of each read. Raises UserError with a line for each that raises one, all at once: who
+    mends a file wants to know the last fault after the first reading."""
+    rows: list[Row] = []
+    problems: list[str] = []
+    for read in reads:
+        try:
+            rows.append(read())
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        shown = problems[:max_problems]
+        if len(problems) > max_problems:
+            shown.append(f"... and {len(problems) - max_problems} more")
+        raise UserError("\n".join(shown))
     return rows
 
 
