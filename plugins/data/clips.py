@@ -13,6 +13,7 @@ import torch
 from plugins.audio import waveforms as audio
 from plugins.audio.codec import FRAMES_PER_S, Codec
 from plugins.audio.log_mel import SAMPLE_RATE_HZ as TOWER_RATE_HZ
+from plugins.data.codes import require_codes
 from plugins.data.dialogue import AudioClip, Dialogue
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError, problem
@@ -54,9 +55,11 @@ def with_clips(dialogue: Dialogue, codec: Codec, tokens: SpecialTokens) -> Dialo
             return clip
         assert clip.path is not None
         try:
-            return replace(clip, codes=codec.encode_file(clip.path))
+            codes = codec.encode_file(clip.path)
         except audio.AudioError as error:
             raise _fault(error, clip.path, dialogue.source) from None
+        require_codes(codes, dialogue.source, f"codec {codec.path}")
+        return replace(clip, codes=codes)
 
     coded = dialogue.map_clips(encoded)
     if tokens.tower is None:
