@@ -64,8 +64,8 @@ def _inline(codes: Any, source: str, field: str) -> AudioClip:
         raise fault(codes, "is no rectangular list of integers") from None
     if codes_FxK.dim() != 2 or codes_FxK.shape[1] != NUM_CODEBOOKS or not len(codes_FxK):
         raise fault(list(codes_FxK.shape), f"is not [F][{NUM_CODEBOOKS}]")
-    if codes_FxK.is_floating_point():
-        raise fault(float(codes_FxK[0, 0]), "is no integer")
+    if codes_FxK.is_floating_point() or codes_FxK.dtype == torch.bool:
+        raise fault(codes_FxK[0, 0].item(), "is no integer")
     # (F, K) -> (K, F), as the codec gives them.
     codes_KxF = codes_FxK.long().T.contiguous()
     require_codes(codes_KxF, source, field)

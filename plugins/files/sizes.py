@@ -22,6 +22,7 @@ MAX_LAYERS = 1000  # also of labels and codebooks, each of which is built one by
 MAX_ENTRIES = 10_000  # of a list or an object
 # A pattern tries every way to share a name out among its repeats.
 MAX_REPEATS = 4
+MAX_PATTERN = 4000
 
 _COUNTS = ("num_labels", "n_codebooks", "num_codebooks", "n_q")
 _REMEDY = "download the file again"
@@ -56,6 +57,8 @@ def check_pattern(file: Path, path: str, pattern: object) -> None:
     repeats, alternatives inside repeats, or more than `MAX_REPEATS` in a row."""
     if not isinstance(pattern, str):
         return
+    if len(pattern) > MAX_PATTERN:
+        raise _wrong(file, path, pattern, f"has more than {MAX_PATTERN} characters")
     try:
         parsed: Any = _parser().parse(pattern)
         num_repeats = _num_repeats(parsed, is_repeated=False)
