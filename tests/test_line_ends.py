@@ -111,7 +111,7 @@ def test_findings_are_shown_line_by_line() -> None:
 
 
 def test_nothing_splits_a_file_at_other_characters() -> None:
-    """The kind: `splitlines`, and text files read line by line. Output of programs may be cut so."""
+    """The kind: `splitlines`, and text files that are read line by line."""
     found = []
     for folder in ("plugins", "demo"):
         for path in sorted((ROOT / folder).rglob("*.py")):

@@ -1,7 +1,7 @@
 """The lines of a text file, and the JSON in one of them.
 
-A line ends at ``\\n`` alone: U+2028, U+0085, ``\\v``, ``\\f`` and a lone ``\\r`` are characters of a
-text, at which `str.splitlines` and Python's text files would cut it in two. Of others it imports
+A line ends at ``\\n`` alone: U+2028, U+0085, ``\\v``, ``\\f`` and a lone ``\\r`` are characters of
+a text, at which `str.splitlines` and Python's text files would cut it in two. Of others it imports
 the standard library only."""
 
 from __future__ import annotations

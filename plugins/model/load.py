@@ -120,9 +120,19 @@ def native_model(
     sources = sources_of(folder, config, source_format, text_head=text_head)
     if source_format == "native":
         # Checked above, to the last key; transformers then reads the files by itself.
-        return HiggsAudioV2ForConditionalGeneration.from_pretrained(
-            path, use_text_head=text_head, **kwargs
-        )
+        try:
+            return HiggsAudioV2ForConditionalGeneration.from_pretrained(
+                path, use_text_head=text_head, **kwargs
+            )
+        # Entries that only real tensors stumble over, such as a dtype that is a number.
+        except (AttributeError, NotImplementedError) as error:
+            raise problem(
+                source=str(folder / "config.json"),
+                field="content",
+                value=" ".join(str(error).split()),
+                reason="is what loading this model ends in",
+                remedy="download the file again",
+            ) from error
     weights = {key: source.read() for key, source in sources.items()}
     model = HiggsAudioV2ForConditionalGeneration.from_pretrained(
         None, state_dict=weights, use_text_head=text_head, **kwargs

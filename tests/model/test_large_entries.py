@@ -88,6 +88,7 @@ def edit(file: Path, **values: Any) -> None:
         ("pad_token_id", 10**9),
         ("rms_norm_eps", float("inf")),
         ("sub_configs", 1),
+        ("dtype", 1.5),
     ],
 )
 def test_configs_of_models(name: str, value: Any, model: Path) -> None:
