@@ -28,6 +28,7 @@ from demo import rows, tiny
 from plugins.audio.codec import CODEC_FOLDER
 from plugins.data.wording import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
 from plugins.errors import UserError
+from plugins.files.lines import text_lines
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
 
@@ -91,8 +92,7 @@ def main() -> int:
 def build_model(folder: Path) -> None:
     """A random Higgs of five million parameters with the embedded codec; its tokenizer knows the
     corpus."""
-    lines = (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    texts = [line.split("|")[1] for line in lines]
+    texts = [line.split("|")[1] for _, line in text_lines(CORPUS / "metadata.csv")]
     texts += [INSTRUCTION, MULTI_SPEAKER_INSTRUCTION]
     tokenizer = tiny.build_tokenizer(texts, num_merges=300)
     tiny.build_model(folder, tokenizer, **_SIZE)
@@ -109,7 +109,7 @@ def _write(name: str, written: Iterable[rows.Row]) -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+    return [json.loads(line) for _, line in text_lines(path)]
 
 
 def _converse(checkpoint: Path, lines: Sequence[dict[str, str]]) -> bool:
@@ -143,7 +143,7 @@ def _run(title: str, *command: str) -> None:
         process = subprocess.run(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
     # The whole log has pages of progress; its end says what went wrong.
     if process.returncode:
-        end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
+        end = "\n".join(log.read_text(encoding="utf-8").split("\n")[-15:])
         raise UserError(
             f"step '{title}' failed with exit code {process.returncode} (log: {log})\n{end}"
         )

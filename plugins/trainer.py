@@ -268,7 +268,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
 
 
 def _say(text: str) -> None:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         logger.info(line)
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from plugins.audio import waveforms
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.files import disk
+from plugins.files.lines import NoJson, parse_json, text_lines
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
@@ -162,23 +163,11 @@ def _keep(line: Line, speech: Speech, folder: Path, results: Any) -> None:
 
 def _read(path: Path, options: Namespace, seed: int | None) -> Iterator[Line]:
     """Raises UserError for the first line that is none: nothing has been spoken yet."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")  # with the mark that Windows writes
-    except (OSError, UnicodeDecodeError) as error:
-        raise problem(
-            source="options",
-            field="input",
-            value=str(path),
-            reason=f"cannot be read ({error})",
-            remedy="name a JSONL file",
-        ) from None
     ids: set[str] = set()
-    for number, text in enumerate(content.splitlines(), start=1):
-        if not text.strip():
-            continue
-        place = f"{path}:{number}"
+    for place, text in text_lines(path):
         row = _row(text, place)
-        name = str(row.get("id", f"{number:05d}"))
+        number = place.rpartition(":")[2]
+        name = str(row.get("id", f"{number:0>5}"))
         # No folder, no hidden file: the name comes from a file that others may have written.
         if Path(name).name != name or name in ids or name.startswith("."):
             raise problem(
@@ -201,14 +190,14 @@ def _read(path: Path, options: Namespace, seed: int | None) -> Iterator[Line]:
 def _row(text: str, place: str) -> dict[str, Any]:
     """The request in one line of a list."""
     try:
-        row = json.loads(text)
-    except ValueError as error:
+        row = parse_json(text)
+    except NoJson as error:
         raise problem(
             source=place,
             field="line",
             value=text.strip(),
-            reason=f"is no JSON ({error})",
-            remedy="mend or delete the line",
+            reason=error.reason,
+            remedy=error.remedy,
         ) from None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise problem(
@@ -258,7 +247,7 @@ def _spoken_before(folder: Path) -> dict[str, dict[str, Any]]:
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     rows: dict[str, dict[str, Any]] = {}
-    for line in whole.splitlines():
+    for line in whole.split(b"\n"):
         # A power cut leaves zeros, a kill half a line.
         with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
             row = json.loads(line)

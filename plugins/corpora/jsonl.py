@@ -8,7 +8,6 @@ other row is rejected by its reason. How a row is read, and what is a fault in i
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from plugins.corpora.canonical import (
 )
 from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, keep_inside, path_id
 from plugins.errors import problem
+from plugins.files.lines import byte_lines
 
 _PLAIN_ROLES = (["user", "assistant"], ["system", "user", "assistant"])
 _INDEX = re.compile(r"\[\d+\]")
@@ -82,13 +82,9 @@ def read_jsonl(
             remedy="name the file that holds the rows",
         )
     keep_inside(jsonl_file, input_dir, root)
-    # In bytes: one line that is not UTF-8 must not end the reading, nor a U+2028 a line.
-    with jsonl_file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.strip():
-                yield _read_line(line, f"{jsonl_file}:{number}", _Place(input_dir, root))
+    # In bytes: one line that is not UTF-8 must not end the reading.
+    for place, line in byte_lines(jsonl_file):
+        yield _read_line(line, place, _Place(input_dir, root))
 
 
 def _read_line(line: bytes, place: str, looked_for: _Place) -> Utterance | Rejected:
@@ -132,6 +128,13 @@ def _utterance(row: dict[str, Any], place: str, id_: str, looked_for: _Place) ->
     if references:
         is_list = isinstance(row["reference_audio"], list)
         kept["reference_audio"] = references if is_list else references[0]
+    else:
+        kept.pop("reference_audio", None)
+    # Without those of references that are absent.
+    if not flat.reference_texts:
+        kept.pop("reference_text", None)
+    elif isinstance(row["reference_text"], list):
+        kept["reference_text"] = flat.reference_texts
     for name, value in (("speaker", speaker), ("language", language)):
         if value is not None:
             kept[name] = value

@@ -65,7 +65,7 @@ def clean_transcript(text: str) -> str:
     text = unified(text).translate(_PUNCTUATION)
     for unit, words in _UNITS.items():
         text = text.replace(unit, words)
-    lines = (" ".join(line.split()) for line in text.splitlines())
+    lines = (" ".join(line.split()) for line in text.split("\n"))
     text = "\n".join(filter(None, lines))
     # After the spaces: a sound's name has one between its words.
     text = SOUND.sub(lambda match: _SOUNDS[match[1]], text)

@@ -12,7 +12,6 @@ VERSA (and Kaldi), two files that share their keys:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from plugins.audio import waveforms as audio
 from plugins.corpora.utterance import AUDIO_SUFFIXES, collapse
 from plugins.errors import UserError, problem
 from plugins.files import disk
+from plugins.files.lines import NoJson, parse_json, text_lines
 
 META, SCP, TEXT = "meta.lst", "wav.scp", "text"
 _META_REMEDY = "write ID|PROMPT TEXT|PROMPT WAV|TEXT"
@@ -29,7 +29,7 @@ _META_REMEDY = "write ID|PROMPT TEXT|PROMPT WAV|TEXT"
 def read_meta(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and row of each line of Seed-TTS-eval's list, with an `id`; the prompt is the voice to
     clone."""
-    for place, line in _lines(path):
+    for place, line in text_lines(path):
         fields = [field.strip() for field in line.split("|")]
         id_, prompt_text, prompt, text, wav = "", "", "", "", ""
         if len(fields) in (4, 5):
@@ -48,7 +48,7 @@ def read_meta(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def read_kaldi(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and row of each line of `text`, with the recordings of `wav.scp`."""
     recordings = read_scp(folder / SCP)
-    for place, line in _lines(folder / TEXT):
+    for place, line in text_lines(folder / TEXT):
         key, _, text = line.strip().partition(" ")
         if not text.strip():
             raise _bad_line(place, line, "has no text", "write KEY TEXT")
@@ -63,7 +63,7 @@ def read_scp(path: Path) -> dict[str, str]:
     """Key -> path as written. Raises UserError for a command in the place of a path: nothing is
     executed here."""
     names: dict[str, str] = {}
-    for place, line in _lines(path):
+    for place, line in text_lines(path):
         key, _, name = line.strip().partition(" ")
         name = name.strip()
         if not name:
@@ -159,12 +159,11 @@ def _in_folder(folder: Path, ids: Sequence[str]) -> dict[str, str]:
 
 def _read_jsonl(path: Path) -> dict[str, str]:
     names = {}
-    for place, line in _lines(path):
+    for place, line in text_lines(path):
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            reason = f"is no JSON ({error})"
-            raise _bad_line(place, line.strip(), reason, "mend or delete the line") from None
+            row = parse_json(line)
+        except NoJson as error:
+            raise _bad_line(place, line.strip(), error.reason, error.remedy) from None
         fields = row if isinstance(row, dict) else {}
         id_, recording = fields.get("id"), fields.get("audio")
         if not isinstance(id_, str) or not isinstance(recording, str):
@@ -183,24 +182,6 @@ def _resolve(name: str, folders: list[Path], source: str) -> Path:
         raise problem(
             source=source, field="audio", value=name, reason=error.reason, remedy=error.remedy
         ) from None
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """FILE:NUMBER and text of each line that is not blank."""
-    try:
-        # Windows' editors begin a file with a byte order mark, which is no part of the first id.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise problem(
-            source="options",
-            field="file",
-            value=str(path),
-            reason=f"cannot be read ({error})",
-            remedy="name a UTF-8 text file",
-        ) from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield f"{path}:{number}", line
 
 
 def _bad_line(place: str, line: object, reason: str, remedy: str) -> UserError:

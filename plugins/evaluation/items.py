@@ -20,6 +20,7 @@ from plugins.errors import problem
 from plugins.evaluation import formats
 from plugins.evaluation.text import words_to_say
 from plugins.files.disk import file_hash
+from plugins.files.lines import text_lines
 from plugins.settings import HiggsAudioSettings
 
 _MAX_NAME = 100  # characters of an id, which names files
@@ -83,7 +84,7 @@ def _rows(
         rows = read_rows(
             source, settings, check=lambda dialogue: check_clips(dialogue, settings), training=False
         )
-        labels = _labels(path)
+        labels = _labels(source)
         return [(row, labels.get(row[ROW_SOURCE], {})) for row in rows]
     pairs: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
     for place, listed_row in listed:
@@ -105,15 +106,11 @@ def _asked(row: Mapping[str, Any], settings: HiggsAudioSettings) -> str:
     return ""
 
 
-def _labels(path: Path) -> dict[str, Mapping[str, Any]]:
+def _labels(source: str) -> dict[str, Mapping[str, Any]]:
     """FILE:NUMBER -> the row as written: canonical rows do not keep what training does not read."""
-    labels = {}
-    if path.suffix == ".jsonl":
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                labels[f"{path}:{number}"] = json.loads(line)
-    return labels
+    if not source.endswith(".jsonl"):
+        return {}
+    return {place: json.loads(line) for place, line in text_lines(source)}
 
 
 def _item(dialogue: Dialogue, written: str, labels: Mapping[str, Any], taken: set[str]) -> Item:

@@ -60,7 +60,7 @@ class Journal:
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut off
         self._done: dict[str, Any] = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
                 key, value = json.loads(line)
                 self._done[key] = value

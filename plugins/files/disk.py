@@ -1,5 +1,4 @@
-"""Files that appear whole or not at all, what their bytes are, and the JSON in them. Of
-others it imports the standard library only."""
+"""Files that appear whole or not at all, what their bytes are, and the JSON in them."""
 
 from __future__ import annotations
 
@@ -14,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import UserError, problem
+from plugins.files.lines import MAX_DEPTH, depth
 
+MAX_JSON_BYTES = 64 << 20
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)  # of `replace_when_done`
 
 
@@ -26,14 +27,21 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
         return problem(source=str(file), field=field, value=value, reason=reason, remedy=remedy)
 
     try:
+        if (num_bytes := file.stat().st_size) > MAX_JSON_BYTES:
+            raise wrong("file", file.name, f"has {num_bytes >> 20} MiB, which no such file needs")
         content = json.loads(file.read_text(encoding="utf-8"))
+    except UserError:
+        raise
     except OSError as error:
         raise wrong("file", file.name, f"cannot be read ({error.strerror})") from None
     # RecursionError: a hundred thousand brackets. ValueError: also bytes that are no UTF-8.
     except (ValueError, RecursionError) as error:
         raise wrong("line", str(error), "is no JSON") from None
     if not isinstance(content, dict):
-        raise wrong("content", content, "is no JSON object")
+        raise wrong("content", file.name, "is no JSON object")
+    # Whoever reads it copies and prints it, level by level.
+    if depth(content) > MAX_DEPTH:
+        raise wrong("content", file.name, f"is nested more than {MAX_DEPTH} deep")
     return content
 
 

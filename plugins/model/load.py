@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
 from plugins.files.hub import local_folder
-from plugins.files.untrusted import ADAPTER_CONFIG, NamedByCheckpoint, check_adapter
+from plugins.files.untrusted import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    NamedByCheckpoint,
+    check_adapter,
+)
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.model.original_format import (
@@ -34,7 +38,6 @@ from plugins.settings import HiggsAudioSettings
 MODEL_TYPES = ("higgs-audio-v2-3b", "higgs-audio-v2-7b")
 Quantization = Literal["4bit", "8bit"]
 
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Begins the names of LoRA initialisations that change the base, each time otherwise.
 RANDOM_BASE = "pissa_niter"
 _HEAD = "text_lm_head"
@@ -117,9 +120,19 @@ def native_model(
     sources = sources_of(folder, config, source_format, text_head=text_head)
     if source_format == "native":
         # Checked above, to the last key; transformers then reads the files by itself.
-        return HiggsAudioV2ForConditionalGeneration.from_pretrained(
-            path, use_text_head=text_head, **kwargs
-        )
+        try:
+            return HiggsAudioV2ForConditionalGeneration.from_pretrained(
+                path, use_text_head=text_head, **kwargs
+            )
+        # Entries that only real tensors stumble over, such as a dtype that is a number.
+        except (AttributeError, NotImplementedError) as error:
+            raise problem(
+                source=str(folder / "config.json"),
+                field="content",
+                value=" ".join(str(error).split()),
+                reason="is what loading this model ends in",
+                remedy="download the file again",
+            ) from error
     weights = {key: source.read() for key, source in sources.items()}
     model = HiggsAudioV2ForConditionalGeneration.from_pretrained(
         None, state_dict=weights, use_text_head=text_head, **kwargs
@@ -169,10 +182,13 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
                 tuned = PeftModel(model, config, adapter_name=name)
             # peft passes over a weight that finds no place, and tells only who loads by this call.
             report = tuned.load_adapter(folder, name)
-        # A wrong shape, a file that breaks off, a module of `modules_to_save` that is not in it.
-        except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        except ImportError:
+            raise
+        # A wrong shape, a file that breaks off, a module of `modules_to_save` that is not in it; an
+        # entry of another type raises what peft happens to do with it.
+        except Exception as error:
             reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
-            raise _wrong_adapter(folder, _ADAPTER_WEIGHTS, reason) from error
+            raise _wrong_adapter(folder, ADAPTER_WEIGHTS, reason) from error
         # A model that only speaks has no text head for the adapter's.
         speaks_only = model.text_lm_head is None
         lost = []
@@ -207,7 +223,7 @@ class OriginalConfig(HiggsAudioV2Config):
 
 
 def _check_adapter_folder(folder: Path) -> None:
-    for name in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise problem(
                 source=str(folder),
@@ -222,7 +238,7 @@ def _check_adapter_folder(folder: Path) -> None:
 
 def _wrong_adapter(folder: str, value: str, reason: str) -> UserError:
     return problem(
-        source=str(Path(folder) / _ADAPTER_WEIGHTS),
+        source=str(Path(folder) / ADAPTER_WEIGHTS),
         field="weights",
         value=value,
         reason=reason,

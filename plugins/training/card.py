@@ -25,6 +25,7 @@ from plugins.data.clips import num_frames
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
 from plugins.errors import UserError
+from plugins.files.lines import text_lines
 from plugins.model import card
 from plugins.settings import HiggsAudioSettings
 from plugins.training import resume, saves
@@ -231,7 +232,7 @@ def _samples(folder: Path) -> str:
         return "None."
     lines = ["| step | text | speech |", "|---|---|---|"]
     for step in sorted({min(steps), max(steps)}):
-        for line in (steps[step] / LIST).read_text(encoding="utf-8").splitlines():
+        for _, line in text_lines(steps[step] / LIST):
             sample = json.loads(line)
             end = "" if sample["stopped"] else ", did not stop"
             file = f"{resume.SAMPLES}/{steps[step].name}/{sample['file']}"

@@ -114,6 +114,15 @@ def test_evaluation_completes_the_card_of_a_checkpoints_training_in_place(
     assert complete(sampled.folder, {METRICS: NO_METRICS}) is not None
 
 
+def test_line_ends_of_a_card_stay_and_one_in_another_encoding_is_left_alone(tmp_path: Path) -> None:
+    card = "# Mine\r\n\r\n<!-- higgs-audio metrics -->\nx\n<!-- end of metrics -->\r\n"
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert complete(tmp_path, {METRICS: "y"}) is not None
+    assert (tmp_path / "README.md").read_bytes() == card.replace("\nx\n", "\ny\n").encode()
+    (tmp_path / "README.md").write_bytes("# Café".encode("latin-1") + card.encode())
+    assert complete(tmp_path, {METRICS: "y"}) is None
+
+
 def test_no_card_above_a_training_is_touched(sampled: SampledRun, tmp_path: Path) -> None:
     above = card("x", base=None, summary="", speak="", sections={METRICS: NO_METRICS})
     (tmp_path / "README.md").write_text(above, encoding="utf-8")

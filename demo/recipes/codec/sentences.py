@@ -7,6 +7,8 @@ import random
 import re
 from pathlib import Path
 
+from plugins.files.lines import text_lines
+
 HELD_OUT = Path(__file__).with_name("heldout.txt")
 
 _WORDS = {
@@ -146,4 +148,4 @@ def training(count: int, *, seed: int) -> list[str]:
 
 def held_out() -> list[str]:
     """Sentences no part of the codec is fitted to."""
-    return HELD_OUT.read_text(encoding="utf-8").splitlines()
+    return [line for _, line in text_lines(HELD_OUT)]

@@ -51,7 +51,7 @@ def lines_of(text: str) -> list[dict[str, str]]:
     Raises UserError naming the first line without a speaker.
     """
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         # The first colon ends the name: a text may have more of them.
