@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
     from swift.pipelines import SwiftSft
 
     from plugins.register import register_higgs_audio_all
+    from plugins.training import run_lock
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _own_environment():
@@ -42,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> Any:
         rest = words.settled(arguments)
         register_higgs_audio_all()
         words.check_output_dir(rest)
-        return SwiftSft(words.resolve_resume(rest)).main()
+        rest = words.resolve_resume(rest)
+        with run_lock.released():
+            if folder := words.final_output_dir(rest):
+                run_lock.hold(folder)  # before a model is loaded for nothing
+            return SwiftSft(rest).main()
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from plugins.errors import UserError, problem
 from plugins.model.loss import LossSums, LossWeights, combine
 from plugins.ms_swift.template import TEMPLATE_TYPE, HiggsAudioTemplate
 from plugins.settings import HiggsAudioSettings, check_knob_names
-from plugins.training import ending, exhausted, resume, samples, saves, tuning, workers
+from plugins.training import ending, exhausted, resume, run_lock, samples, saves, tuning, workers
 from plugins.training.meters import BatchMeter, LossMeter, metrics
 from plugins.training.optimizer import OPTIMIZER, HiggsAudioOptimizerCallback
 from plugins.training.options import refuse_unsupported
@@ -117,6 +117,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             exhausted.check_space(self)
         # Signals come back last: nothing may end the process while it ends its workers.
         with (
+            run_lock.released(),
             self.stopping.on_signals(),
             workers.ending(self),
             exhausted.gpu_memory(self),
@@ -127,7 +128,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                 result = ending.finish(self, resumed)
             else:
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
-        ending.close(self)
+            ending.close(self)
         return result
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:

@@ -44,7 +44,7 @@ def settled(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         # `--flag=value` as two words, so that every flag is looked at in the same way.
         words += argument.split("=", 1) if argument.startswith("--") else [argument]
-    rest = with_plugin(take_settings(translate(words)))
+    rest = with_checkpoints(with_plugin(take_settings(translate(words))))
     for flag, value in _DEFAULTS.items():
         if flag not in rest:
             rest += [flag, value]
@@ -160,39 +160,70 @@ def check_output_dir(arguments: Sequence[str]) -> None:
     for flag, values in _by_flag(arguments):
         if flag != "--output_dir" or not values:
             continue
-        place = Path(values[0]).resolve()
+        place = Path(values[0]).expanduser().resolve()
         parent = next(folder for folder in (place, *place.parents) if folder.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             reason = f"cannot be written ({parent})"
             raise _refused("output_dir", values[0], reason, "name another folder")
 
 
+def final_output_dir(arguments: Sequence[str]) -> str | None:
+    """The folder that is written to; None if MS-SWIFT has yet to choose it."""
+    given = {flag: values[0] for flag, values in _by_flag(arguments) if values}
+    is_chosen = given.get("--add_version", "true").lower() in {"false", "0", "no"}
+    folder = given.get("--output_dir")
+    return os.path.expanduser(folder) if folder and is_chosen else None
+
+
+def with_checkpoints(arguments: Sequence[str]) -> list[str]:
+    """The newest whole checkpoint in the place of a training's folder that is given as a model or
+    as adapters. Raises UserError if none is whole."""
+    from plugins.files.checkpoints import checkpoint_in
+
+    rest: list[str] = []
+    for flag, values in _by_flag(arguments):
+        if flag in {"--model", "--adapters"}:
+            values = [checkpoint_in(value, option=flag.removeprefix("--")) for value in values]
+        rest += _words(flag, values)
+    return rest
+
+
 def resolve_resume(arguments: list[str]) -> list[str]:
-    """`--resume_from_checkpoint auto` as the newest whole checkpoint, its run's folder being
-    written to again.
+    """`--resume_from_checkpoint auto`, or the folder of a training, as its newest whole checkpoint;
+    the folder of the run is written to again, unless `--output_dir` is another one.
 
     Raises UserError if a checkpoint that is named is not whole, here before MS-SWIFT loads anything
     of it."""
     from swift.utils import get_logger
 
-    from plugins.training.saves import newest, require_whole
+    from plugins.files.checkpoints import is_run, newest
+    from plugins.training.saves import require_whole
 
     given = {flag: values[0] for flag, values in _by_flag(arguments) if values}
     name, output_dir = given.get("--resume_from_checkpoint"), given.get("--output_dir")
     if name is None:
         return arguments
-    if name != "auto":
-        require_whole(Path(name))
-        return arguments
-    if output_dir is None:
+    place = output_dir if name == "auto" else name
+    if place is None:
         reason = "is not given, so `auto` has nowhere to look"
         raise _refused("output_dir", None, reason, "give --output_dir")
+    # MS-SWIFT expands `~` too, which a YAML file may say.
+    run = Path(place).expanduser()
+    if name != "auto" and not is_run(run):
+        require_whole(run)
+        return arguments
     logger = get_logger()
-    checkpoint = newest(Path(output_dir), logger.warning)
+    checkpoint = newest(run, logger.warning)
+    if checkpoint is None and name != "auto":
+        reason = "is the folder of a training, and none of its checkpoints is whole"
+        raise _refused("resume_from_checkpoint", name, reason, "leave it out to start anew")
     if checkpoint is None:
         logger.info(f"no whole checkpoint in {output_dir}: training starts anew")
         return _without(arguments, {"--resume_from_checkpoint"})
-    return [*_without(arguments, _REPLACED), *_going_on(checkpoint)]
+    if output_dir is None or Path(output_dir).expanduser().resolve() == run.resolve():
+        return [*_without(arguments, _REPLACED), *_going_on(checkpoint)]
+    kept = _without(arguments, {"--resume_from_checkpoint"})
+    return [*kept, "--resume_from_checkpoint", str(checkpoint)]
 
 
 def _refused(option: str, value: object, reason: str, remedy: str) -> UserError:

@@ -1,4 +1,4 @@
-"""What follows the last step: the last log line, samples, the model card, and a note that all is done.
+"""What follows the last step: the last log line, samples, the card, and a note that all is done.
 
 trainer after its last step           --close-->  card, END_FILE
 run killed after its last checkpoint  --finish--> log line and samples, as if it had not been

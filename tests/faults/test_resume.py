@@ -17,8 +17,8 @@ from conftest import ROOT, corpus_rows, write_jsonl
 from faults.runs import Runs, adapter_of, options, timeless
 from helpers.sft import BIN, coded, flags, run
 
+from plugins.files.checkpoints import MARKER, newest
 from plugins.training.resume import END_FILE, RUN_FILE
-from plugins.training.saves import MARKER, newest
 
 LAST = "checkpoint-6"
 Sft = Callable[..., int]

@@ -13,10 +13,10 @@ from conftest import ROOT
 from helpers.sampled import SampledRun
 
 from plugins.commands.export import model_card as exported_card
+from plugins.files.checkpoints import damage
 from plugins.model.card import BASE_3B, METRICS, NO_METRICS, TRAINING, card, complete
 from plugins.settings import HiggsAudioSettings
 from plugins.training import card as training_card
-from plugins.training.saves import damage
 
 
 @pytest.fixture

@@ -12,14 +12,12 @@ import pytest
 from helpers.checkpoints import RUN, checkpoint
 
 from plugins.errors import UserError
+from plugins.files.checkpoints import MARKER, damage, newest
 from plugins.training import saves
 from plugins.training.saves import (
-    MARKER,
     NOTE,
     Owner,
-    damage,
     discard,
-    newest,
     owner,
     require_whole,
     reserve,
