@@ -42,9 +42,8 @@ def checkpoint_in(path: str, *, option: str) -> str:
     found = of_run(run)
     for checkpoint in found:
         if gap(checkpoint) is None:
-            _say(
-                f"{path} is the folder of a training: its newest whole checkpoint, {checkpoint}, is taken"
-            )
+            what = f"its newest whole checkpoint, {checkpoint}, is taken"
+            _say(f"{path} is the folder of a training: {what}")
             return str(checkpoint)
     names = ", ".join(map(str, found[:_MOST_NAMES]))
     if len(found) > _MOST_NAMES:
@@ -95,7 +94,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def gap(checkpoint: Path) -> str | None:
-    """What of `checkpoint` is missing or of another size; None if all is there. Reads no weights."""
+    """What of `checkpoint` is missing or of another size; None if nothing. Opens no weights."""
     if not checkpoint.is_dir():
         return "is no folder"
     marker = marker_of(checkpoint)

@@ -18,6 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+NAME = ".higgs_audio_lock"  # of the file, in the folder that is meant
 _TAKEN = {errno.EACCES, errno.EAGAIN}
 # Of file systems without locks, or whose server has none.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}

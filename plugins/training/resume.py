@@ -129,7 +129,9 @@ def prepare(trainer: Any, checkpoint: Path) -> Left:
 
     Raises UserError, on every rank, if the checkpoint is not whole, or is of another run without
     `force_resume`."""
-    refusal, changed, is_over = None, [], False
+    refusal: str | None = None
+    changed: list[str] = []
+    is_over = False
     if trainer.is_world_process_zero():
         try:
             changed, is_over = _examine(trainer, checkpoint)

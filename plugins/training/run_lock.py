@@ -18,8 +18,6 @@ import torch.distributed as dist
 from plugins.errors import UserError, problem
 from plugins.files import lock
 
-LOCK = ".higgs_audio_training.json"
-
 
 def hold(output_dir: str | Path) -> None:
     """Let this run, of however many ranks, be the only one that writes `output_dir`.
@@ -55,7 +53,7 @@ def released() -> Iterator[None]:
 def _hold(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        holder = lock.take(folder / LOCK)
+        holder = lock.take(folder / lock.NAME)
     except OSError as error:
         reason = f"cannot be locked ({error.strerror})"
         raise _refused(folder, reason, "name another folder") from None
@@ -63,7 +61,7 @@ def _hold(folder: Path) -> None:
         reason = f"is being trained in by {holder}"
         remedy = "wait for it or stop it, or name another folder"
         if isinstance(holder, lock.Holder) and not holder.is_here:
-            remedy += f"; if it does not run any more, remove {folder / LOCK}"
+            remedy += f"; if it does not run any more, remove {folder / lock.NAME}"
         raise _refused(folder, reason, remedy)
     atexit.register(lock.release_all)
 

@@ -95,6 +95,7 @@ def set_aside(path: Path) -> Path:
 def seal(checkpoint: Path, *, resumable: bool) -> None:
     """Return once every file of `checkpoint` is on the disk, and then its marker; resumable: the
     optimizer is in it."""
+    disk.let_umask_decide(checkpoint)
     files = sorted(filter(Path.is_file, checkpoint.rglob("*")))
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         hashes = list(threads.map(_synced_hash, files))

@@ -38,7 +38,7 @@ def test_the_second_is_refused_before_a_model_is_loaded(
     words = flags(tmp_path / "no-model", tmp_path / "none.jsonl", out, **options())
     with pytest.raises(UserError, match=r"is being trained in by (process 7|another)") as error:
         main(words)
-    remedy = f"remove {out / run_lock.LOCK}"
+    remedy = f"remove {out / lock.NAME}"
     # Only a folder on a network without locks may be held by nobody.
     assert (remedy in str(error.value)) == (taken == "held")
 
@@ -65,7 +65,7 @@ def test_a_folder_is_free_after_an_error(tmp_path: Path) -> None:
     def fail() -> None:
         with run_lock.released():
             run_lock.hold(out)
-            assert (out / run_lock.LOCK).is_file()
+            assert (out / lock.NAME).is_file()
             raise UserError("no rows")
 
     with pytest.raises(UserError, match="no rows"):
@@ -97,4 +97,4 @@ def test_ranks_and_plain_swift_are_refused(
     with running(*torchrun(*words)) as process:
         output = ended(process, TIMEOUT_S)
     assert process.returncode == 0, output[-3000:]
-    assert not (out / run_lock.LOCK).exists()
+    assert not (out / lock.NAME).exists()
