@@ -40,14 +40,14 @@ def register_higgs_audio_all() -> None:
     with explained():
         from plugins import dataset_registration, model_registration, trainer
         from plugins.ms_swift import patches, template
-        from plugins.training import run_lock, tuning
+        from plugins.training import options, run_lock, tuning
 
     dataset_registration.register_columns()
     template.register()
     model_registration.register()
     trainer.register()
     # Handed in, because `ms_swift` lies below `training`.
-    for hook in (run_lock.hold_output, tuning.settle):
+    for hook in (options.refuse_other_losses, run_lock.hold_output, tuning.settle):
         patches.install(before_tuning=hook)
 
 

@@ -29,6 +29,32 @@ RENAMED = {
     "--model_id_or_path": "--model",
     "--lora_target_modules": "--target_modules",
 }
+# Flags of MS-SWIFT 2 and 3 -> 4.6, in whose help they are no longer.
+FORMER = {
+    "--train_type": "--tuner_type",
+    "--template_type": "--template",
+    "--dtype": "--torch_dtype",
+    "--use_flash_attn": "--attn_impl flash_attention_2",
+    "--quantization_bit": "--quant_bits, with --quant_method bnb",
+    "--bnb_4bit_comp_dtype": "--bnb_4bit_compute_dtype",
+    "--batch_size": "--per_device_train_batch_size",
+    "--eval_batch_size": "--per_device_eval_batch_size",
+    "--dataset_test_ratio": "--split_dataset_ratio",
+    "--val_dataset_ratio": "--split_dataset_ratio",
+    "--lora_dropout_p": "--lora_dropout",
+    "--lora_lr_ratio": "--lorap_lr_ratio",
+    "--lora_modules_to_save": "--modules_to_save",
+    "--neftune_alpha": "--neftune_noise_alpha",
+    "--only_save_model": "--save_only_model",
+    "--add_output_dir_suffix": "--add_version",
+    "--streaming_buffer_size": "--shuffle_buffer_size",
+    "--use_loss_scale": "--loss_scale",
+    "--use_liger": "--use_liger_kernel",
+    "--evaluation_strategy": "--eval_strategy",
+    "--gc_kwargs": "--gradient_checkpointing_kwargs",
+    "--metric": "--eval_metric",
+    "--ckpt_dir": "--resume_from_checkpoint",
+}
 # Flags of the seed document whose value is built in: only that value is accepted.
 BUILT_IN = {"--trainer_type": "higgs_audio", "--data_collator": "higgs_audio"}
 # In the place of MS-SWIFT's own defaults: it would put a random other row in the place of one that
@@ -134,6 +160,14 @@ def check_flags(arguments: Sequence[str]) -> None:
     known = set(SftArguments.__dataclass_fields__)
     for flag, _ in _by_flag(arguments):
         name = flag.removeprefix("--")
+        if flag in FORMER and name not in known:
+            raise problem(
+                source="command line",
+                field="flag",
+                value=flag,
+                reason="is of an earlier MS-SWIFT",
+                remedy=f"give {FORMER[flag]} instead",
+            )
         if flag and not {name, name.removeprefix("no_")} & known:
             names = {*known, *KNOBS, *(old.removeprefix("--") for old in RENAMED)}
             raise problem(
