@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -51,5 +52,21 @@ def register_higgs_audio_all() -> None:
         patches.install(before_tuning=hook)
 
 
+def _tell_in_one_line() -> None:
+    """In a process of MS-SWIFT's: what a user can mend ends it without a traceback."""
+    from plugins.errors import UserError
+
+    tell = sys.excepthook
+
+    def tell_mistake(kind: Any, error: BaseException, trace: Any) -> None:
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            tell(kind, error, trace)
+
+    sys.excepthook = tell_mistake
+
+
 if __name__.startswith("_swift_external"):
     register_higgs_audio_all()
+    _tell_in_one_line()
