@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> Any:
         words.check_output_dir(rest)
         rest = words.resolve_resume(rest)
         with run_lock.released():
-            if folder := words.final_output_dir(rest):
+            folder = words.final_output_dir(rest)
+            # One that is not there is nobody's, and stays so if the model is none.
+            if folder is not None and Path(folder).is_dir():
                 run_lock.hold(folder)  # before a model is loaded for nothing
             return SwiftSft(rest).main()
 

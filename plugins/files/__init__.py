@@ -1,8 +1,10 @@
 """What lies on the disk and may not be ours: files, folders of strangers, the installation. No
 torch.
 
-disk.py          files that appear whole or not at all; their hashes; the JSON in them
-hub.py           folder or Hub id -> folder; new folders, which appear when they are complete
-untrusted.py     entries of a checkpoint's files that let a library import, fetch or run something
-installation.py  whether what we stand on can be imported, and the line that mends it
+disk.py           files that appear whole or not at all; their hashes; the JSON in them
+checkpoints.py    which checkpoints of a training are whole, and which is the newest
+lock.py           a file that one process at a time holds
+hub.py            folder or Hub id -> folder; new folders, which appear when they are complete
+untrusted.py      entries of a checkpoint's files that let a library import, fetch or run something
+installation.py   whether what we stand on can be imported, and the line that mends it
 """

@@ -35,6 +35,7 @@ def test_the_second_is_refused_before_a_model_is_loaded(
     who = lock.Holder(7, "node-3", "train.py", 0.0) if taken == "held" else "another process"
     monkeypatch.setattr(lock, "take", lambda file: who)
     out = tmp_path / "out"
+    out.mkdir()
     words = flags(tmp_path / "no-model", tmp_path / "none.jsonl", out, **options())
     with pytest.raises(UserError, match=r"is being trained in by (process 7|another)") as error:
         main(words)
