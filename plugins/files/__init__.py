@@ -3,6 +3,8 @@ torch.
 
 disk.py          files that appear whole or not at all; their hashes; the JSON in them
 lines.py         the lines of a text file, which end at \\n alone, and the JSON in one of them
+checkpoints.py   which checkpoints of a training are whole, and which is the newest
+lock.py          a file that one process at a time holds
 hub.py           folder or Hub id -> folder; new folders, which appear when they are complete
 sizes.py         how large the entries of a stranger's config may be
 untrusted.py     entries of a checkpoint's files that let a library import, fetch or run something

@@ -102,6 +102,16 @@ def remove_strays(paths: Iterable[str | Path]) -> None:
                 os.unlink(os.path.join(folder, entry))
 
 
+def let_umask_decide(folder: Path) -> None:
+    """Who may read the weights below `folder`: safetensors makes files that only their owner
+    can."""
+    umask = os.umask(0o077)  # it can be asked for only by setting it
+    os.umask(umask)
+    for file in folder.rglob("*.safetensors"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.stat().st_mode | (0o666 & ~umask))
+
+
 def sync(path: str | Path) -> None:
     """Return once the file `path`, or the names in that folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -15,6 +15,7 @@ import torch
 from transformers import GenerationConfig
 
 from plugins.errors import UserError, problem
+from plugins.files.checkpoints import checkpoint_in
 from plugins.files.disk import read_json
 from plugins.files.hub import local_folder
 from plugins.files.untrusted import (
@@ -58,7 +59,8 @@ def load_model(
     `get_model_tokenizer`.
 
     path: folder or Hub id of a base or merged model, native or original, or a LoRA folder, which
-    names its base; links such as MS-SWIFT's `best` and `last` too. adapters: a LoRA folder on it,
+    names its base; links such as MS-SWIFT's `best` and `last` too, and the output folder of a
+    training, whose newest whole checkpoint is taken. adapters: a LoRA folder on it,
     or several by name. dtype, device: default bfloat16 on the first GPU, else float32 on the CPU.
     attn_impl: of transformers, for example `flash_attention_2`. quantization: with bitsandbytes
     (extra `quantization`); codec and audio head stay as they are. model_type: only checked; the
@@ -76,7 +78,9 @@ def load_model(
         )
     if isinstance(adapters, str):
         adapters = {"default": adapters}
-    named = dict(adapters or {})
+    named: dict[str, str] = {}
+    for name, trained in (adapters or {}).items():
+        named[name] = checkpoint_in(trained, option="adapters")
     folder, own_adapter = base_and_adapters(path, next(iter(named.values()), None))
     if own_adapter is not None and not named:
         named = {"default": own_adapter}
@@ -145,7 +149,10 @@ def native_model(
 
 def base_and_adapters(path: str, adapters: str | None = None) -> tuple[str, str | None]:
     """The folder of the base model and that of its LoRA weights: `path` may be a LoRA folder, which
-    names its base."""
+    names its base. Of the output folder of a training the newest whole checkpoint is meant."""
+    path = checkpoint_in(path, option="model")
+    if adapters is not None:
+        adapters = checkpoint_in(adapters, option="adapters")
     file = Path(path) / ADAPTER_CONFIG
     if adapters is None and file.is_file():
         base = read_json(file, _COPY_AGAIN).get("base_model_name_or_path")

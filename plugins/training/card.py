@@ -118,6 +118,10 @@ def settings_of(trainer: Any) -> dict[str, str]:
     # Data is told by `measure`; a hash says nothing to a reader.
     settings.pop("number of rows", None)
     settings.pop("content of the rows", None)
+    # MS-SWIFT sets fp16 for float32 weights too; on a CPU nothing is computed in it.
+    precisions = [name for name in ("bf16", "fp16") if settings.pop(name, False)]
+    if precisions and (trainer.accelerator.native_amp or trainer.is_deepspeed_enabled):
+        settings["mixed precision"] = precisions[0]
     settings["max_length"] = trainer.template.max_length
     settings["dtype"] = str(trainer.model.dtype)
     shown = {name: _shown(value) for name, value in settings.items()}

@@ -85,7 +85,8 @@ def resume(
 ) -> tuple[Path, Callable[[], None]]:
     """A copy of that checkpoint, and a function that goes on from it: the stranger knows how to
     seal it."""
-    from plugins.training.saves import MARKER, seal
+    from plugins.files.checkpoints import MARKER
+    from plugins.training.saves import seal
 
     checkpoint = tmp_path / "out" / "checkpoint-1"
     shutil.copytree(resumable[0], checkpoint)

@@ -15,6 +15,7 @@ import pytest
 from plugins.commands import speak_list
 from plugins.errors import UserError
 from plugins.evaluation.run import PROGRESS, Journal, check_folder
+from plugins.files import checkpoints
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
 from plugins.training import saves
 
@@ -41,9 +42,9 @@ DAMAGES: list[Callable[[bytes, random.Random], bytes]] = [
 def read_checkpoint(folder: Path) -> None:
     checkpoint = folder / "checkpoint-1"
     checkpoint.mkdir(exist_ok=True)
-    for name in (saves.MARKER, saves.NOTE):
+    for name in (checkpoints.MARKER, saves.NOTE):
         (checkpoint / name).write_bytes((folder / "state").read_bytes())
-    saves.newest(folder, lambda text: None)
+    checkpoints.newest(folder, lambda text: None)
     owner = saves.Owner("a", "b")
     assert saves.owned(folder, owner) == []
     saves.require_whole(checkpoint)

@@ -23,7 +23,7 @@ from helpers.processes import (
 from helpers.sft import IN_ORDER, weights_of
 from helpers.sharding import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
 
-from plugins.training.saves import damage
+from plugins.files.checkpoints import damage
 
 pytestmark = pytest.mark.slow
 

@@ -14,15 +14,13 @@ import pytest
 from helpers.checkpoints import RUN, checkpoint
 
 from plugins.errors import UserError
+from plugins.files.checkpoints import MARKER, damage, newest
 from plugins.trainer import HiggsAudioTrainer
 from plugins.training import saves
 from plugins.training.saves import (
-    MARKER,
     NOTE,
     Owner,
-    damage,
     discard,
-    newest,
     owner,
     require_whole,
     reserve,
