@@ -34,6 +34,7 @@ from plugins.model import load as checkpoint
 from plugins.model.card import METRICS, complete
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
+from plugins.speaking.speaker import require_duration
 
 _CODEC, _GENERATED, _TRUTH = "codec", "generated", "truth"
 
@@ -67,14 +68,7 @@ def run(options: Namespace) -> int:
                 reason="has no --model to belong to",
                 remedy="give --model",
             )
-    if options.max_audio_s <= 0:  # the generator would refuse it item by item
-        raise problem(
-            source="options",
-            field="max_audio_s",
-            value=options.max_audio_s,
-            reason="is not positive",
-            remedy="give seconds",
-        )
+    require_duration(options.max_audio_s)  # the generator would refuse it item by item
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     _check_output(options)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
