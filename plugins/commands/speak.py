@@ -12,6 +12,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -125,7 +126,7 @@ def _check_list(options: Namespace) -> None:
 def _pipe(chunks: Iterable[np.ndarray], target: str) -> None:
     """16 bit little-endian PCM, each chunk as soon as it is spoken."""
     try:
-        with sys.stdout.buffer if target == "-" else open(target, "wb") as file:
+        with nullcontext(sys.stdout.buffer) if target == "-" else open(target, "wb") as file:
             for chunk in chunks:
                 # Louder than full scale would wrap around to the other sign.
                 file.write((chunk.clip(-1, 1) * 32767).round().astype("<i2").tobytes())

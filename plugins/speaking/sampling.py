@@ -18,6 +18,7 @@ from plugins.errors import UserError, problem
 SEEDS = (-(2**63), 2**64 - 1)  # the least and the greatest that torch takes
 _MAX_WINDOW = 10_000  # frames, more than a prompt can have
 
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next codes are drawn. Defaults: Boson's own examples. `temperature` 0 is greedy.
