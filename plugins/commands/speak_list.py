@@ -320,7 +320,7 @@ def _require_text(name: str, value: Any, place: str) -> None:
         return
     is_text = isinstance(value, str)
     # JSON can spell half a character, which no file can hold.
-    if not is_text or not value.isascii() and value != value.encode(errors="ignore").decode():
+    if not is_text or (not value.isascii() and value != value.encode(errors="ignore").decode()):
         reason = "holds half a character (a lone surrogate)" if is_text else "is no text"
         raise problem(
             source=place, field=name, value=value, reason=reason, remedy="write a text, or nothing"

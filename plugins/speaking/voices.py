@@ -29,6 +29,9 @@ Transcript = str | Callable[[str], str]
 Lines = Sequence[Mapping[str, str]]  # of a dialogue, each with "speaker" and "text"
 # A word says little of a voice; nothing longer was trained on.
 MIN_REFERENCE_S, MAX_REFERENCE_S = 1.0, 30.0
+# Of one request to a page or a server, all its texts together: about 20 minutes of speech, in which
+# nobody else is served.
+MAX_REQUEST_CHARS = 20_000
 # Spoken turns that the next one hears; each takes about as many positions as the next one will.
 _CONTEXT_TURNS = 3
 _SILENT = 10 ** (-60 / 20)  # peak 60 dB below full scale
@@ -272,6 +275,20 @@ def _check_words(text: Any, source: str) -> None:
             value=text,
             reason="has no letter or digit",
             remedy="give the text to speak",
+        )
+
+
+def require_short(texts: Sequence[str]) -> None:
+    """Raise UserError for texts that would hold a server for too long: asked before anything is
+    done with them."""
+    num_chars = sum(map(len, texts))
+    if num_chars > MAX_REQUEST_CHARS:
+        raise problem(
+            source="request",
+            field="text",
+            value=max(texts, key=len),
+            reason=f"is too long ({num_chars} characters, of {MAX_REQUEST_CHARS} at most)",
+            remedy="send it in parts",
         )
 
 
