@@ -150,7 +150,7 @@ class HiggsAudioGenerator:
     def generate(self, text: str, **options: Any) -> Speech: ...
     @overload
     def generate(self, text: Sequence[str], **options: Any) -> list[Speech]: ...
-    def generate(  # type: ignore[misc]
+    def generate(
         self,
         text: str | Sequence[str],
         *,

@@ -52,9 +52,9 @@ class Sampling:
         value = getattr(self, field)
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise self._refused(field, "is no whole number", remedy)
-        if value < least:
+        if int(value) < least:
             raise self._refused(field, f"is below {least}", remedy)
-        if value > most:
+        if int(value) > most:
             raise self._refused(field, f"is above {most}", remedy)
 
     def _refused(self, field: str, reason: str, remedy: str) -> UserError:
