@@ -337,8 +337,10 @@ class _Desk:
             api_visibility="private",
             scroll_to_output=True,
         )
+        # Two listeners: of one that cancels, Gradio calls no function.
+        stop.click(None, cancels=[spoken], api_visibility="private")
         # Beside the queue of the model, where it would wait for what it is to end.
-        stop.click(self.stop, cancels=[spoken], concurrency_limit=None, api_visibility="private")
+        stop.click(self.stop, concurrency_limit=None, api_visibility="private")
 
 
 @contextmanager
