@@ -36,7 +36,7 @@ from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speaker import require_duration
 
-_CODEC, _GENERATED, _TRUTH = "codec", "generated", "truth"
+_CODEC, _GENERATED = "codec", "generated"
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ def run(options: Namespace) -> int:
     report.write_lists(folder, rows, contest.items)
     _draw(folder, summary, rows)
     print(report.markdown(summary, rows))
+    if warning := report.misheard(summary):
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{folder}: {', '.join((report.SUMMARY, report.ITEMS, report.REPORT))}")
     # The card of the model, or of the training above a checkpoint, if it has room for the table.
     if options.model is not None:
@@ -191,7 +193,9 @@ def _columns(
             columns[_CODEC] = round_trips(
                 contest.codec, identity, contest.items, options.output, journal, name=_CODEC
             )
-        columns[_TRUTH] = [Clip(Path(item.truth) if item.truth else None) for item in contest.items]
+        columns[report.TRUTH] = [
+            Clip(Path(item.truth) if item.truth else None) for item in contest.items
+        ]
     return columns
 
 

@@ -23,13 +23,15 @@ ITEMS, SUMMARY, REPORT = "items.jsonl", "summary.json", "report.md"
 DIFFERENCE = f"{TUNED} - {BASE}"
 _DIGITS = 6
 _WORST = 5
+_MISHEARD = 0.5  # a recogniser of the language has 2 to 20 % of errors in read speech
+TRUTH = "truth"
 _MEANING = {
     BASE: "the model before training",
     TUNED: "the model after training",
     "model": "the model",
     "generated": "the recordings that were given as generated",
     "codec": "the truth through the codec: a ceiling for every model that speaks in its codes",
-    "truth": "the recordings themselves",
+    TRUTH: "the recordings themselves",
 }
 
 Row = Mapping[str, Any]
@@ -140,6 +142,8 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(
             f"- prompts: {prompts}, as the model was trained with them, for every system that speaks here"
         )
+    if warning := misheard(summary):
+        lines.append(f"- warning: {warning}")
     lines += [f"- missing: **{name}** ({reason})" for name, reason in summary["missing"].items()]
     lines += [
         "",
@@ -149,6 +153,19 @@ def table(summary: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def misheard(summary: Mapping[str, Any]) -> str | None:
+    """What to do if the recogniser does not understand the recordings themselves, as one of another
+    language does not: its error rates then say nothing of any system."""
+    truth = summary["systems"].get(TRUTH)
+    rate = truth and truth["scores"]["wer"]
+    if not rate or rate["mean"] < _MISHEARD:
+        return None
+    language = summary["settings"].get("language")
+    found = f"WER of the recordings themselves is {100 * rate['mean']:.0f} %"
+    cause = f"are the texts really of language {language!r}, and does the recogniser know it?"
+    return f"{found}: {cause} Give --language and --asr (openai/whisper-large-v3 or a folder)"
 
 
 def _worst(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
