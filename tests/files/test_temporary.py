@@ -21,10 +21,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_gone_with_its_block_whatever_happens(place: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), temporary_folder("app") as folder:
-        (folder / "voice.wav").write_text("x")
-        assert folder.name.startswith("higgs-audio-app-")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with temporary_folder("app") as folder:
+            (folder / "voice.wav").write_text("x")
+            assert folder.name.startswith("higgs-audio-app-")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(place.iterdir()) == []
 
 
