@@ -75,7 +75,7 @@ def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
     def silent(clip: AudioClip) -> AudioClip:
         frames = num_frames(clip, dialogue.source)
         codes = torch.zeros(tokens.num_codebooks, frames, dtype=torch.long)
-        return AudioClip(clip.path, codes, header=clip.header)
+        return AudioClip(clip.path, codes, waveform=clip.waveform, header=clip.header)
 
     def heard(clip: AudioClip) -> AudioClip:
         if clip.path is None:
@@ -162,6 +162,8 @@ def _header(clip: AudioClip, source: str) -> audio.AudioInfo:
 
 
 def _with_waveform(clip: AudioClip, source: str) -> AudioClip:
+    if clip.waveform is not None:
+        return clip
     if clip.path is None:
         raise problem(
             source=source,

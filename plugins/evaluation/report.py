@@ -26,13 +26,15 @@ DIFFERENCE = f"{TUNED} - {BASE}"
 _DIGITS = 6
 _WORST = 5  # items that are shown
 _SHARES = ("wer_seed", "stopped", "silence")  # shown in percent, as all weighted ones
+_MISHEARD = 0.5  # a recogniser of the language has 2 to 20 % of errors in read speech
+TRUTH = "truth"
 _MEANING = {
     BASE: "the model before training",
     TUNED: "the model after training",
     MODEL: "the model",
     "generated": "the recordings that were given as generated",
     "codec": "the truth through the codec: a ceiling for every model that speaks in its codes",
-    "truth": "the recordings themselves",
+    TRUTH: "the recordings themselves",
 }
 
 Row = Mapping[str, Any]
@@ -143,11 +145,26 @@ def table(summary: Mapping[str, Any]) -> str:
     if prompts := summary["settings"].get("prompts"):
         why = "as the model was trained with them, for every system that speaks here"
         lines.append(f"- prompts: {prompts}, {why}")
+    if warning := misheard(summary):
+        lines.append(f"- warning: {warning}")
     for name, reason in summary["missing"].items():
         lines.append(f"- missing: **{name}** ({reason})")
     heard_by = "; ".join(f"{name}: {identity}" for name, identity in summary["scorers"].items())
     lines += ["", f"Failures count as 100 % WER. {heard_by}.", ""]
     return "\n".join(lines)
+
+
+def misheard(summary: Mapping[str, Any]) -> str | None:
+    """What to do if the recogniser does not understand the recordings themselves, as one of another
+    language does not: its error rates then say nothing of any system."""
+    truth = summary["systems"].get(TRUTH)
+    rate = truth and truth["scores"]["wer"]
+    if not rate or rate["mean"] < _MISHEARD:
+        return None
+    language = summary["settings"].get("language")
+    fault = f"WER of the recordings themselves is {100 * rate['mean']:.0f} %"
+    cause = f"are the texts really of language {language!r}, and does the recogniser know it?"
+    return f"{fault}: {cause} Give --language and --asr (openai/whisper-large-v3 or a folder)"
 
 
 def _worst(rows: Sequence[Row], names: Collection[str]) -> list[str]:

@@ -21,7 +21,8 @@ from plugins.data.text import SOUND, SPEAKER_TAG, unified
 
 # Whisper takes these, which put no spaces between words, letter by letter.
 _LETTER_BY_LETTER = {"zh", "yue", "ja", "th", "lo", "my"}
-_SOUND_TAG = re.compile(r"<SE(?:_[se])?>.*?</SE(?:_[se])?>")
+# Not `.*?`: of many opening tags each would look for an end through all that follows.
+_SOUND_TAG = re.compile(r"<SE(?:_[se])?>[^<]*</SE(?:_[se])?>")
 
 
 def words_to_say(text: str) -> str:

@@ -84,6 +84,37 @@ def replace_when_done(path: str | Path, *, synced: bool = True) -> Iterator[Path
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: str | Path, *, field: str) -> None:
+    """Raise UserError, naming `field`, if no file can be written at `path`: asked before work that
+    would be lost. Nothing is left behind."""
+
+    def wrong(reason: str) -> UserError:
+        remedy = "name another place"
+        return problem(source="options", field=field, value=str(path), reason=reason, remedy=remedy)
+
+    try:
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise wrong("is a folder")
+        if target.exists() and not target.is_file():
+            raise wrong("is not a regular file")
+        folder = target.parent
+        while not folder.exists():
+            folder = folder.parent
+        # Under the name that `replace_when_done` writes to first, which is the longest.
+        temporary = folder / f".{target.name}.{uuid.uuid4().hex}.tmp"
+        try:
+            temporary.touch()
+        finally:
+            temporary.unlink(missing_ok=True)
+    # ValueError: a NUL, or half a character, in the name.
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise wrong(f"cannot be written ({reason})") from None
+
+
 def remove_strays(paths: Iterable[str | Path]) -> None:
     """Remove what a killed `replace_when_done` left half written of `paths`, and nothing else.
 
