@@ -60,11 +60,10 @@ def load_model(
 
     path: folder or Hub id of a base or merged model, native or original, or a LoRA folder, which
     names its base; links such as MS-SWIFT's `best` and `last` too, and the output folder of a
-    training, whose newest whole checkpoint is taken. adapters: a LoRA folder on it,
-    or several by name. dtype, device: default bfloat16 on the first GPU, else float32 on the CPU.
-    attn_impl: of transformers, for example `flash_attention_2`. quantization: with bitsandbytes
-    (extra `quantization`); codec and audio head stay as they are. model_type: only checked; the
-    sizes stand in the checkpoint.
+    training, whose newest whole checkpoint is taken. adapters: a LoRA folder on it, or several by
+    name. dtype, device: default bfloat16 on the first GPU, else float32 on the CPU. attn_impl: of
+    transformers, for example `flash_attention_2`. quantization: with bitsandbytes; codec and audio
+    head stay as they are. model_type: only checked; the sizes stand in the checkpoint.
 
     Raises UserError for weights that are missing, surplus or of another shape, and for adapters of
     another model."""
@@ -115,7 +114,7 @@ def _require_device(device: str) -> None:
     # RuntimeError: also of CUDA. AssertionError: a torch without CUDA. NotImplementedError: "meta",
     # which holds no numbers.
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        cause = str(error).splitlines()[0][:100]
+        cause = str(error).partition("\n")[0][:100]
         if device.startswith("cuda") and not torch.cuda.is_available():
             cause = "torch finds no GPU here"
         raise problem(
