@@ -129,7 +129,7 @@ def training(count: int, *, seed: int) -> list[str]:
     other of its kind."""
     draw = random.Random(seed)
     words = {kind: text.split() for kind, text in _WORDS.items()}
-    patterns = list(map(str.strip, _PATTERNS.strip().splitlines()))
+    patterns = list(map(str.strip, _PATTERNS.strip().split("\n")))
     forbidden = set(held_out())
     sentences: dict[str, None] = {}  # ordered, and none twice
     while len(sentences) < count:
