@@ -154,7 +154,7 @@ def _hubert(shapes: Shapes) -> dict[str, Any]:
     _, group_width, num_positions = shapes.of_convolution(f"{root}.pos_conv_embed.conv")
     last_layer = 0
     for key in shapes.weights:
-        if match := re.match(rf"{re.escape(root)}\.layers\.(\d{1, 9})\.", key):
+        if match := re.match(rf"{re.escape(root)}\.layers\.(\d{{1,9}})\.", key):
             last_layer = max(last_layer, min(int(match[1]), len(shapes.weights)))
     # Seven in HuBERT base and large; their kernels and strides are the same everywhere.
     convolutions = "semantic_model.feature_extractor.conv_layers.{}.conv.weight"
