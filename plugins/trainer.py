@@ -31,7 +31,7 @@ from plugins.training import card, exhausted, resume, samples, saves, tuning, wo
 from plugins.training.meters import BatchMeter, LossMeter, metrics
 from plugins.training.optimizer import OPTIMIZER, HiggsAudioOptimizerCallback
 from plugins.training.options import refuse_unsupported
-from plugins.training.preflight import before_training, dry_run
+from plugins.training.preflight import before_training, dry_run, plan_lines
 from plugins.training.preflight.leaks import memorised_codebooks
 from plugins.training.sick_steps import SickSteps, on_any_rank
 from plugins.training.stopping import Stopping
@@ -93,6 +93,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
 
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
         settings: HiggsAudioSettings = self.template.settings
+        if not settings.dry_run:  # which says more
+            plan_lines.show(self, _say)
         if settings.preflight or settings.dry_run:
             report = self._prove()
         samples.attach(self)
@@ -119,6 +121,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         ):
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         card.write(self)
+        plan_lines.show_end(self, _say)
         return result
 
     def _prove(self) -> Any:

@@ -1,6 +1,8 @@
 """What surrounds the steps of a training; the steps themselves are `plugins.trainer`.
 
 before     arguments.py    words of the command line -> MS-SWIFT's; the line that resumes a run
+           config_file.py  the YAML file of a run
+           start.py        what a run lacks, in one line
            options.py      what would silently train something else is refused
            tuning.py       what MS-SWIFT's tuner options train, and whether loading finds it
            preflight/      what is about to be trained, proved before the first step
@@ -16,5 +18,6 @@ between    saves.py        which checkpoint folders are whole, which is the newe
            stopping.py     a signal: finish the step, save, say how to go on
            card.py         the card of its folder
 around     launcher.py     MS-SWIFT's launcher without a process between a signal and the training
+           terminal.py     what is shown, and what goes into the log of the run's folder
            signals.py      what a signal does to a process that is not in a step
 """

@@ -33,7 +33,9 @@ RENAMED = {
 BUILT_IN = {"--trainer_type": "higgs_audio", "--data_collator": "higgs_audio"}
 # In the place of MS-SWIFT's own defaults: it would put a random other row in the place of one that
 # fails, and the other nodes would wait 208 days for a rank that is dead.
-_DEFAULTS = {"--strict": "true", "--ddp_timeout": "1800"}
+# And it would ask ModelScope whether the folder of a model is the newest, seven seconds long where
+# there is no network.
+_DEFAULTS = {"--strict": "true", "--ddp_timeout": "1800", "--check_model": "false"}
 
 
 def settled(arguments: Sequence[str]) -> list[str]:
@@ -106,6 +108,11 @@ def take_settings(arguments: Sequence[str]) -> list[str]:
         os.environ[knob.upper()] = joined(knob, values)
     HiggsAudioSettings.from_env()  # raises for a value of the wrong kind
     return rest
+
+
+def values_of(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Each flag with its values, the last of a flag that stands there twice, as argparse does."""
+    return dict(_by_flag(arguments))
 
 
 def _by_flag(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -225,6 +232,13 @@ def real_command(argv: list[str]) -> str:
             kwargs.pop("dry_run", None)
             words[i] = json.dumps(kwargs)
     return _command([argv[0], *words], {"--dry_run"}, [])
+
+
+def speak_command(checkpoint: Path) -> str:
+    """The shell's line that speaks with `checkpoint`."""
+    name = os.path.relpath(checkpoint) if checkpoint.is_relative_to(Path.cwd()) else str(checkpoint)
+    words = ["speak", "--model", name, "--text", "Hello.", "--output", "hello.wav"]
+    return shlex.join([_typed("higgs-audio"), *words])
 
 
 def _without(words: Sequence[str], flags: set[str]) -> list[str]:
