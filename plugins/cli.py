@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from plugins import __version__
 from plugins.errors import UserError
 from plugins.files.installation import explained, require_device
-from plugins.training import launcher, sft_help, signals
+from plugins.training import launcher, sft_help, signals, start
+from plugins.training.arguments import single_words, translate
 from plugins.training.config_file import config_first
 
 
@@ -35,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["sft"]:
         # Its flags are MS-SWIFT's: argparse here knows none of them.
-        return _sft(arguments[1:])
+        if {"-h", "--help"} & set(arguments):
+            print(sft_help.text())
+            return 0
+        _sft(arguments[1:])
     if arguments[:1] == ["prepare"]:
         from plugins.prepare.cli import main as prepare
 
@@ -277,12 +281,9 @@ def _positive(text: str) -> int:
     return value
 
 
-def _sft(arguments: list[str]) -> int:
+def _sft(arguments: list[str]) -> NoReturn:
     """As `swift sft`, with YAML files and NPROC_PER_NODE, but with our training file and our
     launcher."""
-    if {"-h", "--help"} & set(arguments):
-        print(sft_help.text())
-        return 0
     words = config_first(arguments)
     signals.end_cleanly()  # first: MS-SWIFT's import takes seconds in which Ctrl-C may come
     from swift.cli.main import get_torchrun_args, parse_yaml_args
@@ -294,10 +295,12 @@ def _sft(arguments: list[str]) -> int:
         folders.append(os.environ["PYTHONPATH"])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     parse_yaml_args(words)  # first: its `ENV:` may say how many processes there are
+    # Here, where it is said once and at once; the training itself starts seconds later.
+    start.check(translate(single_words(words)))
     torchrun = get_torchrun_args()
-    start = [] if torchrun is None else [*launcher.TORCHRUN, *torchrun]
+    ranks = [] if torchrun is None else [*launcher.TORCHRUN, *torchrun]
     # Does not return: the training takes the place of this process, or ends it with its exit code.
-    launcher.launch([sys.executable, *start, str(root / "plugins" / "train.py"), *words])
+    launcher.launch([sys.executable, *ranks, str(root / "plugins" / "train.py"), *words])
 
 
 def _of(command: str) -> Callable[[argparse.Namespace], int]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from plugins.commands.speak_list import OPTIONS, speak_all
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
@@ -57,22 +57,23 @@ def run(options: Namespace) -> int:
 
 
 def _check(options: Namespace) -> None:
-    if (options.text is None) == (options.input is None):
-        raise problem(
-            source="options",
-            field="text",
-            value=options.text,
-            reason="is one of two",
-            remedy="give --text or --input",
+    if options.text is None and options.input is None:
+        raise _refused("text", None, "is missing", "give --text, or a list with --input")
+    if options.input is None:
+        return
+    file = str(options.input)
+    if options.text is not None:
+        raise _refused("input", file, "is given beside --text", "give one of the two")
+    if options.stream is not None:
+        raise _refused("input", file, "is a list, which cannot be streamed", "give --output_dir")
+    if options.output_dir is None:
+        raise _refused(
+            "input", file, "is a list, and its speeches need a folder", "give --output_dir"
         )
-    if options.input is not None and (options.output_dir is None or options.stream is not None):
-        raise problem(
-            source="options",
-            field="input",
-            value=str(options.input),
-            reason="is a list",
-            remedy="give --output_dir, not --stream",
-        )
+
+
+def _refused(option: str, value: str | None, reason: str, remedy: str) -> UserError:
+    return problem(source="options", field=option, value=value, reason=reason, remedy=remedy)
 
 
 def _pipe(chunks: Iterable[np.ndarray], target: str) -> None:

@@ -7,8 +7,9 @@ is dropped. It knows how rows are read, not what is asked of them: that is the c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def read_rows(
     train on. Raises UserError with one line per faulty row, the first `max_problems` of them:
     nothing is dropped in silence."""
     rows: list[Row] = []
-    problems: list[str] = []
+    faults: dict[str, list[str]] = {}  # what is wrong -> where
     beside = Path(source).resolve().parent if Path(source).is_file() else None
     places = _rows(source, columns or {}, subset, is_jailed=bool(settings.audio_root))
     if settings.audio_root and not source.endswith(".jsonl"):
@@ -64,13 +65,11 @@ def read_rows(
             check(measured(dialogue_from_row(row, settings, training=training)))
             rows.append(row)
         except UserError as error:
-            problems.append(str(error))
+            fault = str(error).removeprefix(f"{place}: ")
+            faults.setdefault(fault, []).append(place)
     # All at once: who mends a file wants to know the last fault after the first reading.
-    if problems:
-        shown = problems[:max_problems]
-        if len(problems) > max_problems:
-            shown.append(f"... and {len(problems) - max_problems} more")
-        raise UserError("\n".join(shown))
+    if faults:
+        raise UserError("\n".join(_told_once(faults, max_problems)))
     if not rows:
         raise problem(
             source=source,
@@ -80,6 +79,19 @@ def read_rows(
             remedy="prepare it again with prepare_dataset.py",
         )
     return rows
+
+
+def _told_once(faults: Mapping[str, Sequence[str]], max_problems: int) -> Iterator[str]:
+    """A line for each of the first faults; one that all rows share, such as a folder that was left
+    behind, is said once."""
+    for fault, places in islice(faults.items(), max_problems):
+        is_placed = not fault.startswith(places[0])
+        line = f"{places[0]}: {fault}" if is_placed else fault
+        if len(places) > 1:
+            line += f" (and so in {len(places) - 1} more rows, the last one {places[-1]})"
+        yield line
+    if len(faults) > max_problems:
+        yield f"... and {len(faults) - max_problems} more"
 
 
 def _rows(

@@ -42,17 +42,21 @@ def settled(arguments: Sequence[str]) -> list[str]:
     """MS-SWIFT's own flags; our settings are in the environment then.
 
     Raises UserError for a flag that nobody knows, a setting of the wrong kind, a wrong model."""
-    words: list[str] = []
-    for argument in arguments:
-        # `--flag=value` as two words, so that every flag is looked at in the same way.
-        words += argument.split("=", 1) if argument.startswith("--") else [argument]
-    rest = with_plugin(take_settings(translate(words)))
+    rest = with_plugin(take_settings(translate(single_words(arguments))))
     for flag, value in _DEFAULTS.items():
         if flag not in rest:
             rest += [flag, value]
     check_flags(rest)
     check_model(rest)
     return rest
+
+
+def single_words(arguments: Sequence[str]) -> list[str]:
+    """`--flag=value` as two words, so that every flag is looked at in the same way."""
+    words: list[str] = []
+    for argument in arguments:
+        words += argument.split("=", 1) if argument.startswith("--") else [argument]
+    return words
 
 
 def with_plugin(arguments: list[str]) -> list[str]:

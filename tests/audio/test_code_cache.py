@@ -37,7 +37,7 @@ from plugins.errors import UserError
 from plugins.settings import HiggsAudioSettings
 
 Clips = dict[str, np.ndarray]
-AGAIN = "run the same prepare_dataset.py command again, with --encode_codes"
+AGAIN = "run the same prepare command again, with --encode_codes"
 
 
 @pytest.fixture(autouse=True)

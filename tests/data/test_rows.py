@@ -180,7 +180,7 @@ BAD_ROWS = {
     ),
     "no audio for a turn": (
         row(("user", "Hi"), ("assistant", "")),
-        r"audios: None has no clip for messages\[1\]",
+        r"audios has no clip for messages\[1\]",
     ),
     "wrong codebook count": (
         {**GOOD, "audio_codes": [[[1, 2, 3]]]},
@@ -267,10 +267,10 @@ BAD_ROWS = {
         {**GOOD, "audio_codes": [[[1.7] * 8]]},
         r"audio_codes\[0\]: 1\.7.* is no integer",
     ),
-    "no messages": ({"audios": [A]}, r"messages: None is no list of messages"),
+    "no messages": ({"audios": [A]}, r"messages is no list of messages"),
     "too long": (
         {**GOOD, "audio_codes": [[[0] * 8] * 1025]},
-        r"1025 codec frames, more than max_audio_length 1024; cut the clip or raise MAX_AUDIO",
+        r"1025 codec frames, more than max_audio_length 1024; cut the clip or raise --max_audio",
     ),
 }
 

@@ -86,7 +86,7 @@ def test_a_flag_of_another_corpus_is_wrong_usage(tmp_path, capsys, flag):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--trim", "energy"], "command line: --audio_output: None changes audio"),
+        (["--trim", "energy"], "command line: --trim: 'energy' changes audio, and originals are never changed"),
         (
             ["--min_duration_s", "40"],
             "command line: --min_duration_s: 40.0 is above --max_duration_s (30); swap",
