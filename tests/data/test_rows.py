@@ -300,6 +300,20 @@ def test_all_bad_rows_are_named_at_once(tmp_path: Path) -> None:
     assert lines[-1] == "... and 5 more"
 
 
+def test_a_fault_that_all_rows_share_is_said_once(tmp_path: Path) -> None:
+    """The same line twenty times, "and 500 more", when `codes/` was left behind."""
+    key = "0123456789abcdef" * 2
+    rows = [{**GOOD, "audio_codes": [f"codes#{key}"]} for _ in range(30)]
+    path = write_jsonl(tmp_path / "train.jsonl", [*rows, {**GOOD, "audios": ["gone.wav"]}])
+    with pytest.raises(UserError) as error:
+        read_rows(str(path), SETTINGS)
+    first, second = str(error.value).splitlines()
+    assert first.startswith(f"{path}:1: audio_codes[0]: {tmp_path}: code cache: 'codes' not found")
+    assert "move it there too, beside the rows, or run the same prepare command again" in first
+    assert first.endswith(f"(and so in 29 more rows, the last one {path}:30)")
+    assert second.startswith(f"{path}:31: audios[0]: 'gone.wav' not found")
+
+
 def test_broken_json_and_blank_lines(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "train.jsonl", [GOOD])
     path.write_text("\ufeff" + path.read_text() + "\r\n{broken\n", encoding="utf-8")

@@ -606,7 +606,7 @@ def test_bad_input_is_one_clear_line(tiny: Path, tmp_path: Path, capsys: Any) ->
     wide.write_text("a|b|c|d|e|f\n")
     (tmp_path / "nothing").mkdir()
     for arguments, told in (
-        (["--dataset", rows], "model: None is missing; give --model, or --generated"),
+        (["--dataset", rows], "model is missing; give --model, or --generated"),
         (
             ["--dataset", rows, "--generated", CORPUS, "--base", tiny],
             "base: .* has no --model to belong to",
