@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from plugins import __version__
 from plugins.errors import UserError
 from plugins.files.installation import explained, require_device
-from plugins.training import launcher, sft_help, signals, start
+from plugins.training import launcher, sft_help, signals, start, terminal
 from plugins.training.arguments import single_words, translate
 from plugins.training.config_file import config_first
 
@@ -317,11 +317,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from plugins.training.preflight.report import Report
 
     report = Report(print)
-    if not check_environment(report):  # the next line would fail
-        return 1
-    from plugins.commands.doctor import run
+    with terminal.quiet():  # MS-SWIFT is imported, and speaks while it loads
+        if not check_environment(report):  # the next line would fail
+            return 1
+        from plugins.commands.doctor import run
 
-    return run(options, report)
+        return run(options, report)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -134,7 +134,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                 field="training",
                 value="refused",
                 reason=f"because {summary}",
-                remedy="mend it, or set preflight: false",
+                remedy="mend it, or train it as it is with --preflight false",
             )
         self._adapter_keys = tuning.adapter_keys(self.model)
         self._check_gradients = True

@@ -152,7 +152,7 @@ def check_flags(arguments: Sequence[str]) -> None:
                 field="flag",
                 value=flag,
                 reason="is unknown",
-                remedy=did_you_mean(name, names),
+                remedy=f"{did_you_mean(name, names)}; `higgs-audio sft --help` lists flags",
             )
 
 

@@ -231,4 +231,4 @@ def test_the_doctor_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[
         "--model is missing; give it, or a --config that names it" in capsys.readouterr().err
     )
     assert main(["doctor", "--config", str(tmp_path / "none.yaml")]) == 1
-    assert "none.yaml' cannot be read" in capsys.readouterr().err
+    assert "none.yaml' not found (looked in" in capsys.readouterr().err
