@@ -45,8 +45,8 @@ def _run(arguments: list[str]) -> int:
 
         return prepare(arguments[1:])
     options = _parser().parse_args(arguments)
-    if getattr(options, "device", None):
-        require_device(options.device)
+    if device := getattr(options, "device", None):
+        require_device(device)
     return int(options.run(options))
 
 

@@ -59,6 +59,8 @@ def failed_import() -> UserError | None:
 
 def require_device(name: str) -> None:
     """Raise UserError if there is no such device of torch here."""
+    if name == "cpu":
+        return
     import torch
 
     try:

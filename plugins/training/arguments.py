@@ -241,8 +241,7 @@ def real_command(argv: list[str]) -> str:
 def speak_command(checkpoint: Path) -> str:
     """The shell's line that speaks with `checkpoint`."""
     name = os.path.relpath(checkpoint) if checkpoint.is_relative_to(Path.cwd()) else str(checkpoint)
-    words = ["speak", "--model", name, "--text", "Hello.", "--output", "hello.wav"]
-    return shlex.join([_typed("higgs-audio"), *words])
+    return shlex.join([_typed("higgs-audio"), "speak", "--model", name, "--text", "Hello."])
 
 
 def _without(words: Sequence[str], flags: set[str]) -> list[str]:

@@ -97,7 +97,7 @@ def test_a_training_shows_plan_findings_and_how_to_speak(
     assert "SftArguments(" not in text
     assert "SftArguments(" in (out / terminal.LOG_FILE).read_text(encoding="utf-8")
     (last,) = [line for line in text.splitlines() if line.startswith("speak with: ")]
-    assert last.endswith(f"speak --model {out}/checkpoint-2 --text Hello. --output hello.wav")
+    assert last.endswith(f"speak --model {out}/checkpoint-2 --text Hello.")
 
 
 def test_help_lists_our_settings_and_flags_that_are_there() -> None:
