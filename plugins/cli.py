@@ -43,7 +43,7 @@ def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["prepare"]:
         from plugins.prepare.cli import main as prepare
 
-        return prepare(arguments[1:])
+        return prepare(arguments[1:], program="higgs-audio prepare")
     options = _parser().parse_args(arguments)
     if device := getattr(options, "device", None):
         require_device(device)

@@ -55,9 +55,11 @@ _EXIT_REJECTED = 3  # 2 is argparse's own, for wrong usage
 Sides = dict[str, list[Clip]]  # train, val and test -> their clips
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with `argv` (default: the process's own) and return its exit code."""
-    args = parse(argv)
+def main(argv: Sequence[str] | None = None, *, program: str = "prepare_dataset.py") -> int:
+    """Run the command with `argv` (default: the process's own) and return its exit code.
+
+    program: what was typed before them."""
+    args = parse(argv, program=program)
     try:
         with explained():
             return _prepare(args)

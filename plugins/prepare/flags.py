@@ -41,9 +41,11 @@ _TYPES = ("ljspeech", "vctk", "libritts", "folder", "custom", "gpt_sovits", "jso
 COLUMN_FLAGS = ("text_column", "audio_column", "speaker_column", "id_column", "language_column")
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argv: None for the process's own. Ends the process on wrong usage, as argparse does."""
-    parser = _parser()
+def parse(
+    argv: Sequence[str] | None, *, program: str = "prepare_dataset.py"
+) -> argparse.Namespace:
+    """argv: None for the process's own. program: what was typed before it. Ends the process on wrong usage, as argparse does."""
+    parser = _parser(program)
     args = parser.parse_args(argv)
     kind = args.dataset_type
     if kind in _LISTS and getattr(args, _LISTS[kind]) is None:
@@ -71,9 +73,9 @@ def _owners() -> dict[str, tuple[str, ...]]:
     return owners
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="prepare_dataset.py",
+        prog=program,
         description="Turn a speech corpus into the rows that Higgs-Audio V2 is fine-tuned on, as"
         " JSONL.",
         epilog=_EPILOG,

@@ -246,7 +246,7 @@ def test_higgs_audio_prepare_is_the_same(tmp_path, capsys):
     assert "--input_dir: folder: " in one_line_error(capsys)
     with pytest.raises(SystemExit, match="0"):
         command(["prepare", "--help"])
-    assert "--dataset_type" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("usage: higgs-audio prepare [-h] --dataset_type")
 
 
 def test_a_device_that_is_not_there_is_one_line(tmp_path, capsys):
