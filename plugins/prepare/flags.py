@@ -41,10 +41,9 @@ _TYPES = ("ljspeech", "vctk", "libritts", "folder", "custom", "gpt_sovits", "jso
 COLUMN_FLAGS = ("text_column", "audio_column", "speaker_column", "id_column", "language_column")
 
 
-def parse(
-    argv: Sequence[str] | None, *, program: str = "prepare_dataset.py"
-) -> argparse.Namespace:
-    """argv: None for the process's own. program: what was typed before it. Ends the process on wrong usage, as argparse does."""
+def parse(argv: Sequence[str] | None, *, program: str = "prepare_dataset.py") -> argparse.Namespace:
+    """argv: None for the process's own. program: what was typed before it. Ends the process on
+    wrong usage, as argparse does."""
     parser = _parser(program)
     args = parser.parse_args(argv)
     kind = args.dataset_type

@@ -3,6 +3,7 @@
 before     arguments.py    words of the command line -> MS-SWIFT's; the line that resumes a run
            config_file.py  the YAML file of a run
            start.py        what a run lacks, in one line
+           sft_help.py     `higgs-audio sft --help`
            options.py      what would silently train something else is refused
            tuning.py       what MS-SWIFT's tuner options train, and whether loading finds it
            preflight/      what is about to be trained, proved before the first step

@@ -340,9 +340,7 @@ def test_bad_dialogues_are_one_line(generator: HiggsAudioGenerator) -> None:
     ):
         with pytest.raises(UserError, match=message):
             generator.synthesize_multi_speaker(lines, voices, **SHORT)
-    with pytest.raises(
-        UserError, match="voice: audio needs either a recording or a description"
-    ):
+    with pytest.raises(UserError, match="voice: audio needs either a recording or a description"):
         Voice()
 
 
