@@ -45,7 +45,7 @@ def _run(arguments: list[str]) -> int:
 
         return prepare(arguments[1:], program="higgs-audio prepare")
     options = _parser().parse_args(arguments)
-    if device := getattr(options, "device", None):
+    if (device := getattr(options, "device", None)) is not None:
         require_device(device)
     return int(options.run(options))
 

@@ -63,22 +63,25 @@ def failed_import() -> UserError | None:
 
 
 def require_device(name: str) -> None:
-    """Raise UserError if there is no such device of torch here."""
+    """Raise UserError for a device of torch that there is not here."""
     if name == "cpu":
         return
     import torch
 
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        cause = textwrap.shorten(str(error).partition("\n")[0], 100, placeholder=" ...")
+        torch.zeros(1, device=name).cpu()
+    # RuntimeError: also of CUDA. AssertionError: a torch without CUDA. NotImplementedError: "meta",
+    # which holds no numbers.
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        cause = str(error).partition("\n")[0][:100]
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            cause = "torch finds no GPU here"
         raise problem(
-            source="command line",
-            field="--device",
+            source="options",
+            field="device",
             value=name,
-            reason=f"is no device of this machine that torch can use ({cause})",
-            remedy="use cpu, or leave it out",
+            reason=f"cannot be used ({cause})",
+            remedy="give cpu, cuda or cuda:N of a GPU that is there, or leave it out",
         ) from None
 
 

@@ -18,6 +18,7 @@ from plugins.errors import UserError, problem
 from plugins.files.checkpoints import checkpoint_in
 from plugins.files.disk import read_json
 from plugins.files.hub import local_folder
+from plugins.files.installation import require_device
 from plugins.files.untrusted import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -76,7 +77,7 @@ def load_model(
             remedy=f"use one of {', '.join(MODEL_TYPES)}",
         )
     if device is not None:
-        _require_device(device)
+        require_device(device)
     if isinstance(adapters, str):
         adapters = {"default": adapters}
     named: dict[str, str] = {}
@@ -105,25 +106,6 @@ def load_model(
     if quantization is None:
         model = model.to(device)
     return model, load_tokenizer(Path(folder))
-
-
-def _require_device(device: str) -> None:
-    """Raise UserError for a device that there is not, before anything is read for it."""
-    try:
-        torch.zeros(1, device=device).cpu()
-    # RuntimeError: also of CUDA. AssertionError: a torch without CUDA. NotImplementedError: "meta",
-    # which holds no numbers.
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        cause = str(error).partition("\n")[0][:100]
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            cause = "torch finds no GPU here"
-        raise problem(
-            source="options",
-            field="device",
-            value=device,
-            reason=f"cannot be used ({cause})",
-            remedy="give cpu, cuda or cuda:N of a GPU that is there, or leave it out",
-        ) from None
 
 
 def native_model(

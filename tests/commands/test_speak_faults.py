@@ -37,7 +37,7 @@ def speak(*arguments: Any) -> int:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "there is nothing to speak; give --text or --input"),
+        ([], "text is missing; give --text, or a list with --input"),
         (["--temperature", "nan"], "temperature: nan is no number"),
         (["--temperature", "inf"], "temperature: inf is no number"),
         (["--temperature", "-1"], "temperature: -1.0 is negative"),

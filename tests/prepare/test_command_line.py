@@ -299,7 +299,7 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, capsys):
     for device in ("cuda", "cuda:99", "xyz", "meta:x"):
         flags = ["--encode_codes", "--device", device]
         assert prepare(*clips, "--output_file", tmp_path / "train.jsonl", *flags) == 1
-        assert f"--device: '{device}' is no device of this machine" in one_line_error(capsys)
+        assert f"device: '{device}' cannot be used" in one_line_error(capsys)
 
 
 def test_the_wrong_python_is_told_which_one_to_use(tmp_path):

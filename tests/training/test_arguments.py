@@ -117,7 +117,7 @@ def test_flags_of_earlier_ms_swift_are_answered_with_their_new_names(flag: str) 
 
 
 def test_the_line_that_resumes_has_the_words_that_python_gave(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that a script had started was resumed by a line without any of its arguments."""
     from swift.pipelines import SwiftSft
@@ -130,10 +130,13 @@ def test_the_line_that_resumes_has_the_words_that_python_gave(
         raise UserError("heard")
 
     monkeypatch.setattr(SwiftSft, "__init__", run)
-    before, given = sys.argv, ["--audio_learning_rate", "1e-4", "--dataset", "a b.jsonl"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b.jsonl").touch()
+    given = ["--audio_learning_rate", "1e-4", "--model", "a/b", "--dataset", "a b.jsonl"]
+    before = sys.argv
     with pytest.raises(UserError, match="heard"):
         main(given)
-    words = "--audio_learning_rate 1e-4 --dataset 'a b.jsonl'"
+    words = "--audio_learning_rate 1e-4 --model a/b --dataset 'a b.jsonl'"
     resumed, real = (line.split(" sft ", 1)[1] for line in heard)
     assert real == words
     assert resumed.startswith(f"{words} --resume_from_checkpoint out/checkpoint-7 ")
