@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plugins.audio.waveforms import AUDIO_SUFFIXES
 from plugins.corpora.utterance import (
-    AUDIO_SUFFIXES,
     Rejected,
     Utterance,
     collapse,

@@ -13,8 +13,6 @@ from typing import Any
 
 from plugins.audio.waveforms import AudioError, require_inside, resolve
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
-
 
 @dataclass(frozen=True)
 class Utterance:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from plugins.audio import waveforms as audio
-from plugins.corpora.utterance import AUDIO_SUFFIXES, collapse
+from plugins.corpora.utterance import collapse
 from plugins.errors import problem
 from plugins.files import disk
 
@@ -124,7 +124,7 @@ def read_generated(source: Path, ids: Sequence[str]) -> dict[str, Path]:
     Raises UserError if there is none at all.
     """
     if source.is_dir() and not (source / SCP).is_file():
-        names = {id_: f"{id_}{suffix}" for suffix in reversed(AUDIO_SUFFIXES) for id_ in ids
+        names = {id_: f"{id_}{suffix}" for suffix in reversed(audio.AUDIO_SUFFIXES) for id_ in ids
                  if (source / f"{id_}{suffix}").is_file()}  # fmt: skip
         folders = [source]
     else:

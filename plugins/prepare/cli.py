@@ -24,6 +24,7 @@ from plugins.corpora import (
     read_gpt_sovits,
     read_huggingface,
     read_jsonl,
+    read_kaldi,
     read_libritts,
     read_ljspeech,
     read_vctk,
@@ -194,6 +195,8 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
         return read_libritts(folder, root=root)
     if kind == "folder":
         return read_folder(folder, root=root)
+    if kind == "kaldi":
+        return read_kaldi(folder, root=root)
     if kind == "gpt_sovits":
         return read_gpt_sovits(folder, args.list_file, root=root)
     if kind == "jsonl":

@@ -37,7 +37,17 @@ exit codes: 0 rows written, 1 unusable input (said in one line, output untouched
 3 rows written but clips were rejected (--strict)
 """
 _LISTS = {"custom": "csv_file", "gpt_sovits": "list_file", "jsonl": "jsonl_file"}
-_TYPES = ("ljspeech", "vctk", "libritts", "folder", "custom", "gpt_sovits", "jsonl", "huggingface")
+_TYPES = (
+    "ljspeech",
+    "vctk",
+    "libritts",
+    "folder",
+    "custom",
+    "gpt_sovits",
+    "kaldi",
+    "jsonl",
+    "huggingface",
+)
 COLUMN_FLAGS = ("text_column", "audio_column", "speaker_column", "id_column", "language_column")
 
 

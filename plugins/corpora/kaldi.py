@@ -1,0 +1,164 @@
+"""Kaldi's lists -> utterances; LibriSpeech writes its texts in the same way.
+
+In: files of lines ``KEY VALUE``. Out: of a Kaldi folder its utterances; of a single list its lines.
+A line that cannot be read takes nothing from the others."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, keep_inside, locate
+from plugins.errors import problem
+
+SCP, TEXT = "wav.scp", "text"
+# Longer lines are no transcripts: a file without line ends would be held whole.
+_MAX_LINE_BYTES = 1_000_000
+# `x.ark:1234`, `x.wav[0:100]`: a place in a file.
+_PART = re.compile(r"\.ark:\d+$|\[[\d:,]+\]$")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of such a list."""
+
+    place: str  # file:line
+    key: str
+    value: str  # whitespace collapsed at its ends only; may be empty
+    fault: str = ""  # why it cannot be relied on
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of `path` that are not blank; lines end at a line feed. Raises UserError if it
+    cannot be read."""
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while content := file.readline(_MAX_LINE_BYTES):
+                number += 1
+                if number == 1:
+                    content = content.removeprefix(codecs.BOM_UTF8)
+                fault = ""
+                if len(content) == _MAX_LINE_BYTES and not content.endswith(b"\n"):
+                    fault = f"line is longer than {_MAX_LINE_BYTES:,} bytes"
+                    _skip_line(file)
+                if content.strip():
+                    yield _line(f"{path}:{number}", content, fault)
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+        raise problem(
+            source="list", field="file", value=str(path), reason=reason, remedy="check the path"
+        ) from None
+
+
+def read_kaldi(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
+    """``wav.scp`` and ``text``; speakers of ``utt2spk``, languages of ``utt2lang`` if they are
+    there. In the order of `text`.
+
+    Paths are absolute, or relative to `input_dir` or to the working folder, as recipes write them.
+    Nothing is executed: a command in the place of a path is rejected. Raises UserError for a folder
+    with ``segments``, whose recordings must be cut first."""
+    for name in (SCP, TEXT):
+        if not (input_dir / name).is_file():
+            raise problem(
+                source="kaldi",
+                field="input_dir",
+                value=str(input_dir),
+                reason=f"holds no {name}",
+                remedy=f"name the folder that holds {SCP} and {TEXT}",
+            )
+    if (input_dir / "segments").exists():
+        raise problem(
+            source="kaldi",
+            field="input_dir",
+            value=str(input_dir),
+            reason="cuts its recordings by segments, which is not done here",
+            remedy="cut them into files (Kaldi: extract-segments), list these in wav.scp, and move"
+            " segments away",
+        )
+    recordings, faulty = _values(input_dir / SCP, input_dir, root)
+    texts, faulty_texts = _values(input_dir / TEXT, input_dir, root)
+    speakers = _values_if_there(input_dir / "utt2spk", input_dir, root)
+    languages = _values_if_there(input_dir / "utt2lang", input_dir, root)
+    for key, line in texts.items():
+        if key not in recordings:
+            if key not in {entry.id for entry in faulty}:
+                yield Rejected(line.place, key, "no recording", f"{key} in {SCP}")
+            continue
+        recording = recordings[key].value
+        if fault := _fault(recording):
+            yield Rejected(line.place, key, fault, recording)
+            continue
+        # As written first. With a root nothing outside of it is meant.
+        names = [recording] if root else [recording, os.path.abspath(recording)]
+        yield locate(
+            line.place,
+            names,
+            folder=input_dir,
+            root=root,
+            text=collapse(line.value),
+            id_=key,
+            speaker=speakers.get(key) or None,
+            language=languages.get(key) or None,
+        )
+    for key, line in recordings.items():
+        if key not in texts and key not in {entry.id for entry in faulty_texts}:
+            yield Rejected(line.place, key, "no transcript", f"{key} in {TEXT}")
+    yield from faulty
+    yield from faulty_texts
+
+
+def _values(
+    path: Path, input_dir: Path, root: Path | None
+) -> tuple[dict[str, Line], list[Rejected]]:
+    """The lines of `path` by key, and those that are none."""
+    keep_inside(path, input_dir, root)
+    lines: dict[str, Line] = {}
+    faulty = []
+    for line in read_lines(path):
+        fault = line.fault
+        if line.key in lines:
+            fault = f"key is there twice (first at {lines[line.key].place})"
+        if fault:
+            faulty.append(Rejected(line.place, line.key, fault, f"{line.key} {line.value}"[:200]))
+        else:
+            lines[line.key] = line
+    return lines, faulty
+
+
+def _values_if_there(path: Path, input_dir: Path, root: Path | None) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    lines, _ = _values(path, input_dir, root)
+    return {key: line.value for key, line in lines.items()}
+
+
+def _fault(recording: str) -> str:
+    """Why what stands in ``wav.scp`` is no path; "" if it is one."""
+    if not recording:
+        return "has no path"
+    if recording.endswith("|"):
+        return "is a command (run it, and list the file that it makes)"
+    if _PART.search(recording):
+        return "is a part of a file (copy it out: wav-copy, then list that file)"
+    return ""
+
+
+def _line(place: str, content: bytes, fault: str) -> Line:
+    # Foreign bytes become lone surrogates, by which they are known.
+    text = content.decode(errors="surrogateescape")
+    if not fault and not is_utf8(text):
+        fault = "line is not UTF-8"
+    key, *value = text.strip().split(maxsplit=1)
+    return Line(place, key, "".join(value), fault)
+
+
+def _skip_line(file: BinaryIO) -> None:
+    """Read on to the end of the line."""
+    while (rest := file.readline(_MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+        pass
