@@ -7,18 +7,20 @@ by the line on which it begins. A table that is not what it should be is no row'
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from plugins.audio.waveforms import AUDIO_SUFFIXES
+from plugins.corpora.shapes import called
 from plugins.corpora.utterance import (
     Rejected,
     Utterance,
     collapse,
     keep_inside,
     locate,
+    with_reference,
 )
 from plugins.errors import UserError, did_you_mean, problem
 
@@ -35,11 +37,25 @@ class Columns:
     speaker: str | None = None
     id: str | None = None
     language: str | None = None
+    reference_audio: str | None = None
+    reference_text: str | None = None
 
     def wanted(self) -> list[str]:
         """Those that must be there."""
-        named = (self.text, self.audio, self.speaker, self.id, self.language)
-        return [name for name in named if name is not None]
+        return [name for name in vars(self).values() if name is not None]
+
+    def audios(self) -> list[str]:
+        """Those of recordings."""
+        return [name for name in (self.audio, self.reference_audio) if name is not None]
+
+    def with_references(self, present: Collection[str]) -> Columns:
+        """Where none was named, references are read from those of the `present` columns that are
+        called so, by us or by others: a table with voices to clone means them."""
+        audio = self.reference_audio or called(present, "reference_audio")
+        if audio is None or audio == self.audio:
+            return self
+        text = self.reference_text or called(present, "reference_text")
+        return replace(self, reference_audio=audio, reference_text=text)
 
 
 def read_ljspeech(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
@@ -141,6 +157,7 @@ def read_custom(
         csv_file, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=True
     )
     header = _header(records, csv_file, columns)
+    columns = columns.with_references(header)
     for line, fields in records:
         place = f"{csv_file}:{line}"
         if len(fields) != len(header):
@@ -189,14 +206,9 @@ def _of_record(
     def said(column: str | None) -> str:
         return record[column].strip() if column else ""
 
-    audio = said(columns.audio)
-    names = [audio]
-    # A list may leave the extension out, but not the whole name.
-    if audio:
-        names += [audio + suffix for suffix in AUDIO_SUFFIXES]
-    return locate(
+    entry = locate(
         place,
-        names,
+        _with_suffixes(said(columns.audio)),
         folder=input_dir,
         root=root,
         text=collapse(record[columns.text]),
@@ -204,6 +216,18 @@ def _of_record(
         speaker=said(columns.speaker) or None,
         language=said(columns.language) or None,
     )
+    return with_reference(
+        entry,
+        _with_suffixes(said(columns.reference_audio)),
+        folder=input_dir,
+        root=root,
+        text=collapse(said(columns.reference_text)),
+    )
+
+
+def _with_suffixes(name: str) -> list[str]:
+    """A list may leave the suffix out, but not the whole name."""
+    return [name, *(name + suffix for suffix in AUDIO_SUFFIXES)] if name else [name]
 
 
 def _records(path: Path, **dialect: Any) -> Iterator[tuple[int, list[str]]]:

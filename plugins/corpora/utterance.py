@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,35 @@ def locate(
     unfit = (error for error in errors if not error.reason.startswith("not found"))
     fault = next(unfit, errors[0])
     return Rejected(place, id_ or names[0], fault.reason, str(fault.path))
+
+
+def with_reference(
+    entry: Utterance | Rejected,
+    names: Sequence[str],
+    *,
+    folder: Path,
+    text: str,
+    root: Path | None = None,
+) -> Utterance | Rejected:
+    """`entry` with the voice to clone that is found in `folder` under the first of `names` to be
+    there, and its transcript `text`, which may be empty. Without a name it is as before."""
+    if isinstance(entry, Rejected):
+        return entry
+    if not any(names):
+        if text:
+            return Rejected(entry.place, entry.id, "reference_text has no reference", text)
+        return entry
+    voice = locate(entry.place, names, folder=folder, root=root, text=text)
+    if isinstance(voice, Rejected):
+        return Rejected(entry.place, entry.id, f"reference_audio {voice.reason}", voice.value)
+    # It would teach copying: the loss looks perfect and cloning fails.
+    if voice.audio == entry.audio:
+        reason = "reference_audio is the target itself"
+        return Rejected(entry.place, entry.id, reason, str(voice.audio))
+    row = entry.to_row() | {"reference_audio": str(voice.audio)}
+    if text:
+        row["reference_text"] = text
+    return replace(entry, row=row)
 
 
 def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:

@@ -117,6 +117,14 @@ def _check_paths(args: argparse.Namespace) -> None:
             reason="does not end in .jsonl",
             remedy="MS-SWIFT goes by the name",
         )
+    if Path(args.input_dir).is_file():
+        raise problem(
+            source="--input_dir",
+            field="folder",
+            value=args.input_dir,
+            reason="is a file",
+            remedy="name the folder of the corpus; an archive must be unpacked first (tar -xf)",
+        )
     # A dataset of the Hub has an id where the others have a folder.
     if args.dataset_type != "huggingface" and not Path(args.input_dir).is_dir():
         raise problem(

@@ -48,7 +48,15 @@ _TYPES = (
     "jsonl",
     "huggingface",
 )
-COLUMN_FLAGS = ("text_column", "audio_column", "speaker_column", "id_column", "language_column")
+COLUMN_FLAGS = (
+    "text_column",
+    "audio_column",
+    "speaker_column",
+    "id_column",
+    "language_column",
+    "reference_audio_column",
+    "reference_text_column",
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -61,6 +69,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for flag, types in _owners().items():
         if kind not in types and getattr(args, flag) is not None:
             parser.error(f"--{flag} belongs to --dataset_type {' or '.join(types)}")
+    if args.reference_text_column is not None and args.reference_audio_column is None:
+        parser.error("--reference_text_column needs --reference_audio_column")
     if args.references and kind == "ljspeech" and args.single_speaker is None:
         args.single_speaker = "LJ"  # one speaker read it all
     return args
@@ -164,6 +174,12 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
     add("--speaker_column", help="the speaker (default: speakers are not named)")
     add("--id_column", help="the clip's id (default: its path)")
     add("--language_column", help="the language (default: not named)")
+    add(
+        "--reference_audio_column",
+        help="a voice to clone, another clip of the speaker (default: reference_audio or ref_audio,"
+        " if there)",
+    )
+    add("--reference_text_column", help="what that clip says (default: reference_text or ref_text)")
     add("--hf_config", help="configuration of a Hugging Face dataset")
     add("--hf_split", help="split of a Hugging Face dataset")
     add("--mic", type=int, choices=(1, 2), help="microphone of VCTK (default: 1)")
