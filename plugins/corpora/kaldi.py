@@ -47,8 +47,10 @@ def read_lines(path: Path) -> Iterator[Line]:
                 if len(content) == _MAX_LINE_BYTES and not content.endswith(b"\n"):
                     fault = f"line is longer than {_MAX_LINE_BYTES:,} bytes"
                     _skip_line(file)
-                if content.strip():
-                    yield _line(f"{path}:{number}", content, fault)
+                # Foreign bytes become lone surrogates, by which they are known.
+                text = content.decode(errors="surrogateescape").strip()
+                if text:
+                    yield _line(f"{path}:{number}", text, fault)
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
         raise problem(
@@ -149,12 +151,10 @@ def _fault(recording: str) -> str:
     return ""
 
 
-def _line(place: str, content: bytes, fault: str) -> Line:
-    # Foreign bytes become lone surrogates, by which they are known.
-    text = content.decode(errors="surrogateescape")
+def _line(place: str, text: str, fault: str) -> Line:
     if not fault and not is_utf8(text):
         fault = "line is not UTF-8"
-    key, *value = text.strip().split(maxsplit=1)
+    key, *value = text.split(maxsplit=1)
     return Line(place, key, "".join(value), fault)
 
 
