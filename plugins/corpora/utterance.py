@@ -16,7 +16,7 @@ from plugins.audio.waveforms import AudioError, require_inside, resolve
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording with its transcript."""
+    """One recording with its transcript; or a dialogue of several."""
 
     place: str  # where it is named: a file, or file:line
     # The same on every machine: resumed runs and the lists of the rejected go by it.
@@ -27,6 +27,8 @@ class Utterance:
     language: str | None = None
     # The row that it came in, if any: flat messages, absolute paths.
     row: Mapping[str, Any] | None = None
+    # Of a dialogue: each clip with its own text. `audio` is the first one's, `text` that of all.
+    turns: tuple[Utterance, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", _printable(self.place))
