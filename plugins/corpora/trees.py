@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugins.audio.waveforms import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, AudioError
-from plugins.corpora.audio_folder import metadata_of, read_metadata
+from plugins.corpora.audio_folder import NOTE_SUFFIX, metadata_of, read_metadata, read_note
 from plugins.corpora.kaldi import Line, read_lines
 from plugins.corpora.utterance import (
     Rejected,
@@ -166,9 +166,9 @@ def _listed(
 
 
 def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
-    """Audio files at any depth, each with its transcript beside it: ``x.txt``, else ``x.lab`` for
-    ``x.wav``; and what the ``metadata.csv`` of an AudioFolder says of the files beside and below it
-    (`plugins.corpora.audio_folder`).
+    """Audio files at any depth, each with its transcript beside it: ``x.txt``, else ``x.lab``, else
+    the `text` in ``x.json``, for ``x.wav``; and what the ``metadata.csv`` of an AudioFolder says of
+    the files beside and below it (`plugins.corpora.audio_folder`).
 
     The speaker is the first folder below `input_dir`; clips that lie in `input_dir` itself have
     none. The id is the path below `input_dir`. A transcript without recording is told too, so a
@@ -218,6 +218,7 @@ def _pairs(
     speaker = next(iter(folder.relative_to(top).parts), None)
     transcripts = [name for name in names if not name.lower().endswith(_LIBRISPEECH_TEXTS)]
     texts = _by_stem(transcripts, _TRANSCRIPT_SUFFIXES)
+    notes = _by_stem(names, (NOTE_SUFFIX,))
     audio = _by_stem(names, (*AUDIO_SUFFIXES, *CONVERTIBLE_SUFFIXES))
     entries: list[Utterance | Rejected] = []
     told: set[str] = set()
@@ -237,6 +238,10 @@ def _pairs(
         for name in rest:
             if not _is_convertible(name) or _is_convertible(first):
                 reject(name, "shares its transcript with another recording", first)
+        if stem not in texts and stem in notes:
+            told |= {first, notes[stem][0]}
+            entries.append(_noted(folder / first, folder / notes[stem][0], corpus, speaker))
+            continue
         if stem not in texts:
             reject(first, "no transcript", f"{stem}.txt")
             continue
@@ -244,6 +249,26 @@ def _pairs(
         entries.append(_paired(folder / first, [folder / texts[stem][0]], corpus, speaker=speaker))
     below = folder.relative_to(top)
     return entries, [(below / name).as_posix() for name in names if name not in told]
+
+
+def _noted(
+    recording: Path, note: Path, corpus: _Corpus, speaker: str | None
+) -> Utterance | Rejected:
+    """The utterance of a clip with its text in a `note`, which may name another `speaker`."""
+    name = recording.relative_to(corpus.input_dir).as_posix()
+    try:
+        said = read_note(note, corpus.input_dir, corpus.root)
+    except AudioError as error:
+        return Rejected(str(note), name, f"transcript {error.reason}", str(note))
+    return locate(
+        str(recording),
+        [name],
+        folder=corpus.input_dir,
+        root=corpus.root,
+        text=said["text"] or "",
+        speaker=said["speaker"] or speaker,
+        language=said["language"],
+    )
 
 
 def _is_convertible(name: str) -> bool:

@@ -168,7 +168,7 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
         help="quotes are text, as in Common Voice's TSV files",
     )
     add("--list_file", type=Path, help="GPT-SoVITS list: path|speaker|language|text")
-    add("--jsonl_file", type=Path, help="rows of our own, to be checked again")
+    add("--jsonl_file", type=Path, help="rows: our own, flat ones, Boson's ChatML")
     add("--text_column", help=f"the transcript (default: {Columns.text})")
     add("--audio_column", help=f"the audio file; may lack its extension (default: {Columns.audio})")
     add("--speaker_column", help="the speaker (default: speakers are not named)")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from helpers.trees import clip, heard, rejects, said, sorted_out, utterances
 
-from plugins.corpora import read_folder, read_huggingface
+from plugins.corpora import Rejected, Utterance, read_folder, read_huggingface
 from plugins.corpora.tables import Columns
 from plugins.errors import UserError
 from plugins.prepare.cli import main
@@ -151,3 +151,33 @@ def test_audio_root_jails_the_table(tmp_path):
     (folder / "metadata.csv").symlink_to(tmp_path / "metadata.csv")
     with pytest.raises(UserError, match="leads out of the audio root"):
         list(read_folder(folder, root=folder))
+
+
+@pytest.mark.parametrize(
+    ("note", "expected"),
+    [
+        ('{"text": "One"}', ("One", "s", None)),
+        ('{"text": " One\\n two ", "speaker": "ann"}', ("One two", "ann", None)),
+        ('{"transcription": "One", "speaker_id": 7, "language": "en"}', ("One", "7", "en")),
+        ('\ufeff{"sentence": "Z\u00eb \u4f60"}\r\n', ("Z\u00eb \u4f60", "s", None)),
+        ('{"text": "One", "speaker": [1], "language": 5}', ("One", "s", None)),
+        ('{"text": "", "duration": 1}', ("", "s", None)),
+        ('{"text": null}', "transcript names no text"),
+        ('{"caption": "One"}', "transcript names no text"),
+        ("[]", "transcript names no text"),
+        ("{", "transcript is no JSON"),
+        ("[" * 200_000, "transcript is no JSON"),
+        ('{"text": "' + "x" * 1_000_000 + '"}', "transcript is larger than 1,000,000 bytes"),
+    ],
+)
+def test_notes_beside_the_clips_of_an_unpacked_webdataset(tmp_path, note, expected):
+    clip(tmp_path / "s" / "0001.flac")
+    (tmp_path / "s" / "0001.json").write_bytes(note.encode())
+    (tmp_path / "package.json").write_text("{}")
+    (entry,) = read_folder(tmp_path)
+    if isinstance(expected, str):
+        assert isinstance(entry, Rejected)
+        assert entry.kind == expected
+    else:
+        assert isinstance(entry, Utterance)
+        assert (entry.text, entry.speaker, entry.language) == expected
