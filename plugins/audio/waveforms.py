@@ -317,7 +317,7 @@ def _unreadable(path: Path) -> AudioError:
         is_convertible = _CONVERTIBLE.match(file.read(16)) is not None
     if not is_convertible and path.suffix.lower() not in CONVERTIBLE_SUFFIXES:
         return AudioError(path, "is not readable audio", "use WAV, FLAC, MP3, OGG or AIFF")
-    target = path.with_suffix(".wav" if path.suffix == ".flac" else ".flac").name
+    target = path.with_suffix(".wav" if path.suffix.lower() == ".flac" else ".flac").name
     # In the reason, since the lists of the rejected hold no remedy.
     command = shlex.join(["ffmpeg", "-i", path.name, target])
     reason = f"is in a format that is not read ({command} converts it)"

@@ -91,6 +91,9 @@ def _renamed(row: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> di
 
 
 def _from_flat(row: dict[str, Any]) -> dict[str, Any]:
+    if row["text"] is None:
+        remedy = "give the transcript of the recording, or leave the row out"
+        raise RowError(field="row", value=row, reason="has no text", remedy=remedy)
     text = row.pop("text")
     if not isinstance(text, str):
         remedy = "give the transcript of the recording"

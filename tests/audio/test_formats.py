@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+from conftest import ROOT
 from helpers.trees import clip, said, sorted_out
 
 from plugins.audio.waveforms import (
@@ -84,6 +85,18 @@ def test_a_list_that_names_such_a_file_is_told_without_validation(tmp_path, suff
     ids, [(id_, reason, _)] = sorted_out(read_custom(tmp_path, tmp_path / "list.csv", Columns()))
     assert (ids, id_) == ([], f"x{suffix}")
     assert reason == f"is in a format that is not read (ffmpeg -i x{suffix} x.flac converts it)"
+
+
+def test_the_docs_name_every_format():
+    """The README said "any format"."""
+    words = set(
+        (ROOT / "docs" / "prepare.md").read_text().translate(str.maketrans(",.", "  ")).split()
+    )
+    names = {".sph": "SPHERE", ".opus": "Opus", ".oga": "OGG"} | dict.fromkeys(
+        [".aif", ".aifc"], "AIFF"
+    )
+    for suffix in AUDIO_SUFFIXES:
+        assert names.get(suffix, suffix[1:].upper()) in words
 
 
 def test_a_wav_that_is_called_m4a_is_read(tmp_path):

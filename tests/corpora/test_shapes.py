@@ -110,7 +110,7 @@ def test_chatml_of_boson(row, expected):
         ({"audio": "a.wav", "audio_path": "b.wav", "text": "Hi"}, "column", "means audio", "leave"),
         ({**CLONE, "ref_audio": "c.wav"}, "column", "means reference_audio", "leave one"),
         ({"audio": "a.wav", "text": 5}, "text", "is no text", "give the transcript"),
-        ({"audio": "a.wav", "text": None}, "text", "is no text", "give the transcript"),
+        ({"audio": "a.wav", "text": None}, "row", "has no text", "give the transcript"),
         ({"audio": "a.wav", "text": "Hi", "emotion": "x"}, "column", "is unknown", ""),
         (chatml("Hi", boson("a.wav"), start_index=2), "start_index", "is no index", "counted"),
         (chatml("Hi", boson("a.wav"), start_index=True), "start_index", "is no index", "counted"),
