@@ -85,8 +85,8 @@ def read_kaldi(input_dir: Path, *, root: Path | None = None) -> Iterator[Utteran
         )
     recordings, faulty = _values(input_dir / SCP, input_dir, root)
     texts, faulty_texts = _values(input_dir / TEXT, input_dir, root)
-    speakers = _values_if_there(input_dir / "utt2spk", input_dir, root)
-    languages = _values_if_there(input_dir / "utt2lang", input_dir, root)
+    speakers, faulty_speakers = _values(input_dir / "utt2spk", input_dir, root)
+    languages, faulty_languages = _values(input_dir / "utt2lang", input_dir, root)
     for key, line in texts.items():
         if key not in recordings:
             if key not in {entry.id for entry in faulty}:
@@ -105,20 +105,22 @@ def read_kaldi(input_dir: Path, *, root: Path | None = None) -> Iterator[Utteran
             root=root,
             text=collapse(line.value),
             id_=key,
-            speaker=speakers.get(key) or None,
-            language=languages.get(key) or None,
+            speaker=speakers[key].value or None if key in speakers else None,
+            language=languages[key].value or None if key in languages else None,
         )
     for key, line in recordings.items():
         if key not in texts and key not in {entry.id for entry in faulty_texts}:
             yield Rejected(line.place, key, "no transcript", f"{key} in {TEXT}")
-    yield from faulty
-    yield from faulty_texts
+    for entries in (faulty, faulty_texts, faulty_speakers, faulty_languages):
+        yield from entries
 
 
 def _values(
     path: Path, input_dir: Path, root: Path | None
 ) -> tuple[dict[str, Line], list[Rejected]]:
-    """The lines of `path` by key, and those that are none."""
+    """The lines of `path` by key, and those that are none. A file that is not there has none."""
+    if not path.exists():
+        return {}, []
     keep_inside(path, input_dir, root)
     lines: dict[str, Line] = {}
     faulty = []
@@ -131,13 +133,6 @@ def _values(
         else:
             lines[line.key] = line
     return lines, faulty
-
-
-def _values_if_there(path: Path, input_dir: Path, root: Path | None) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    lines, _ = _values(path, input_dir, root)
-    return {key: line.value for key, line in lines.items()}
 
 
 def _fault(recording: str) -> str:

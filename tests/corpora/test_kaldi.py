@@ -95,6 +95,17 @@ def test_a_faulty_line_takes_nothing_from_the_others(tmp_path, scp, text, key, r
     assert (rejected.id, rejected.reason[: len(reason)]) == (key, reason)
 
 
+def test_a_faulty_line_of_speakers_is_told(tmp_path):
+    """The clip is fit; that nobody knows its speaker must not pass unsaid."""
+    folder = kaldi(tmp_path, TWO, "a A\nb B", utt2spk="a x\na y\nb \udcff\n", utt2lang="b\n")
+    a, b = utterances(read_kaldi(folder))
+    assert (a.speaker, b.speaker, b.language) == ("x", None, None)
+    assert [entry.place for entry in rejects(read_kaldi(folder))] == [
+        f"{folder}/utt2spk:2",
+        f"{folder}/utt2spk:3",
+    ]
+
+
 @pytest.mark.parametrize(
     ("lists", "reason"),
     [
