@@ -1,7 +1,7 @@
 """All that is claimed to be fast, in one run: `python -m benchmarks` prints a table and writes
 JSON.
 
-P-a, P-b, P-c, P6, P10   preparing a corpus, and reading its codes        benchmarks/prepare.py
+P-a, P-b, P-c, P6, P10   preparing a corpus, and reading its codes   benchmarks/prepare.py
 P1, P5                   rows -> batches                                  benchmarks/collate.py
 P2a, P2b, P3, P4         the step                                         benchmarks/step.py
 P9, P9-b                 speaking                                         benchmarks/decode.py
@@ -19,10 +19,11 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, machine, table, write_json
+from benchmarks.measure import ROOT, line_of, machine, table, write_json
 
 # In this order: prepare forks its workers from a process without torch.
 PARTS = {
@@ -31,7 +32,7 @@ PARTS = {
     "step": ("P2a", "P2b", "P3", "P4"),
     "decode": ("P9", "P9-b"),
 }
-IDS = [each for ids in PARTS.values() for each in ids]
+IDS = [*chain.from_iterable(PARTS.values())]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     header = machine()
     report: dict[str, Any] = {**header, "rounds": args.rounds, "comparisons": [], "parts": {}}
     for part, ids in PARTS.items():
-        chosen = [each for each in ids if each in args.ids]
+        chosen = [name for name in ids if name in args.ids]
         if not chosen:
             continue
         if find_spec(f"benchmarks.{part}") is None:
@@ -61,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             continue
         started_s = time.monotonic()
-        found = run_part(part, chosen, num_rounds=args.rounds, boson_python=args.boson_python)
-        report["comparisons"] += found.pop("comparisons")
-        report["parts"][part] = {**found, "took_s": round(time.monotonic() - started_s)}
+        measured = run_part(part, chosen, num_rounds=args.rounds, boson_python=args.boson_python)
+        report["comparisons"] += measured.pop("comparisons")
+        report["parts"][part] = {**measured, "took_s": round(time.monotonic() - started_s)}
         write_json(args.output, report)  # what was measured is not lost with a later part
-    print(", ".join(f"{name} {value}" for name, value in header.items()))
-    took = ", ".join(f"{part} {found['took_s']} s" for part, found in report["parts"].items())
+    print(line_of(header))
+    took = ", ".join(f"{part} {done['took_s']} s" for part, done in report["parts"].items())
     print(f"{args.rounds} rounds; took {took}")
     print(f"\n{table(report['comparisons'])}\n")
     return 0
@@ -79,12 +80,14 @@ def run_part(
     options: dict[str, Any] = {
         "prepare": {"ids": ids},
         "collate": {"ids": ids, "boson_python": boson_python},
-    }.get(part, {})
+    }
+    # Imported when its turn comes: see PARTS.
+    run = import_module(f"benchmarks.{part}").run
     with tempfile.TemporaryDirectory() as folder:
-        found = import_module(f"benchmarks.{part}").run(
-            Path(folder), num_rounds=num_rounds, **options
-        )
-    return {**found, "comparisons": [each for each in found["comparisons"] if each["id"] in ids]}
+        report = run(Path(folder), num_rounds=num_rounds, **options.get(part, {}))
+    # The other parts cannot leave out comparisons; they are left out here.
+    records = [record for record in report["comparisons"] if record["id"] in ids]
+    return {**report, "comparisons": records}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_NEEDS = "transformers==4.46.3 pandas dacite loguru librosa omegaconf einops langid vector_quantize_pytorch jieba soundfile"
+_NEEDS = (
+    "transformers==4.46.3 pandas dacite loguru librosa omegaconf einops langid"
+    " vector_quantize_pytorch jieba soundfile"
+)
 _WITHOUT_NEEDS = "boson-multimodal==0.1.1"  # asks for versions that cannot be had together
 
 
@@ -28,11 +31,12 @@ def python_of(folder: Path) -> Path:
     if not done.is_file():
         print(f"installing boson-multimodal in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        torch = f"torch=={importlib.metadata.version('torch').partition('+')[0]}"  # as here: what differs is the code
+        # The torch of this environment: what differs is the code.
+        torch = f"torch=={importlib.metadata.version('torch').partition('+')[0]}"
         pip = [str(python), "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, torch, *_NEEDS.split()], check=True)
         subprocess.run([*pip, "--no-deps", _WITHOUT_NEEDS], check=True)
-        done.touch()
+        done.touch()  # at the end: a venv that is half installed is made anew
     return python
 
 
@@ -55,6 +59,7 @@ class Peer:
 @contextmanager
 def peer(python: Path, script: Path) -> Iterator[Peer]:
     """Its warnings go to our stderr; it ends when its stdin does."""
+    # One thread, as ours has; and none of our packages, which want another transformers.
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     command = [str(python), str(script)]
     with subprocess.Popen(

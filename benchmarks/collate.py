@@ -1,20 +1,21 @@
 """P1: our collator against boson-multimodal's. P5: what part of the positions that are computed is
 padding.
 
-P1  rows collated per second, 8 rows of F frames each; both on one thread, as a worker of a data loader has. `limit`:
-    the finished batch copied once.
-P5  positions of rows / positions of batches, over an epoch of 13,100 rows whose lengths are drawn in the shape of
-    LJSpeech and of VCTK. Batches are those of MS-SWIFT's own classes, of 8 rows; packs are counted as 2048 positions
-    each, full or not (what is computed is only what is in them: nothing is padded). A round is a seed, and a share
-    stands where other comparisons have a rate.
+P1  rows collated per second, 8 rows of F frames each; both on one thread, as a worker of a data
+    loader has. `limit`: the finished batch copied once.
+P5  positions of rows / positions of batches, over an epoch of 13,100 rows whose lengths are drawn
+    in the shape of LJSpeech and of VCTK. Batches are those of MS-SWIFT's own classes, of 8 rows;
+    packs are counted as 2048 positions each, full or not (what is computed is only what is in them:
+    nothing is padded). A round is a seed, and a share stands where other comparisons have a rate.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from itertools import chain, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,23 +40,40 @@ CORPORA = ("LJSpeech", "VCTK")
 
 # Of the published tokenizer and config.
 TOKENS = SpecialTokens(
-    begin_of_text=128000, header_start=128006, header_end=128007, end_of_turn=128009, end_of_message=128008,
-    scene_start=128018, scene_end=128019, audio_bos=128013, reference_bos=128013, audio_eos=128012, audio=128016,
-    audio_delay=128014, pad=128001, stream_bos=1024, stream_eos=1025, num_codebooks=8, codebook_size=1026,
-)  # fmt: skip
+    begin_of_text=128000,
+    header_start=128006,
+    header_end=128007,
+    end_of_turn=128009,
+    end_of_message=128008,
+    scene_start=128018,
+    scene_end=128019,
+    audio_bos=128013,
+    reference_bos=128013,
+    audio_eos=128012,
+    audio=128016,
+    audio_delay=128014,
+    pad=128001,
+    stream_bos=1024,
+    stream_eos=1025,
+    num_codebooks=8,
+    codebook_size=1026,
+)
 _PROMPT = 23  # tokens of a plain prompt without its text and its audio
 _TOKENS_PER_S = 3.4  # of Llama-3 in read English: 2.6 words (LJSpeech's statistics) of 1.3 tokens
 
 COLLATE = [Comparison("P1", f"F={f}", f"boson, F={f}", 4, limit=f"copy, F={f}") for f in FRAMES]
-PADDING = [
-    Comparison("P5", f"{corpus}, {ours}", peer, target, limit=limit)
-    for corpus in CORPORA
-    for ours in ("packed", "grouped by length")
-    for peer, target, limit in (
-        (f"{corpus}, no padding", 0.95, None),
-        (f"{corpus}, random", 1, f"{corpus}, no padding"),
-    )
-]
+
+
+def _padding() -> Iterator[Comparison]:
+    for corpus, ours in product(CORPORA, ("packed", "grouped by length")):
+        arm, full = f"{corpus}, {ours}", f"{corpus}, no padding"
+        yield Comparison("P5", arm, full, 0.95)
+        yield Comparison("P5", arm, f"{corpus}, random", 1, limit=full)
+
+
+PADDING = list(_padding())
+# Runs in a venv of its own.
+BOSON = ROOT / "tests" / "golden" / "make" / "collator.py"
 
 
 def run(
@@ -71,12 +89,12 @@ def run(
     report: dict[str, Any] = {}
     if "P1" in ids:
         python = boson_python or python_of(ROOT / "benchmarks" / "venvs" / "boson")
-        with peer(python, ROOT / "benchmarks" / "parity" / "collator.py") as boson, one_thread():
+        with peer(python, BOSON) as boson, one_thread():
             report["boson"] = boson.ask()
             rates |= alternate(collate_arms(boson, folder), num_rounds)
     if "P5" in ids:
         rates |= useful_shares(num_rounds)
-    comparisons = [each for each in (*COLLATE, *PADDING) if each.id in ids]
+    comparisons = [claim for claim in (*COLLATE, *PADDING) if claim.id in ids]
     return {**report, "comparisons": compare(comparisons, rates), "per_s": rates}
 
 
@@ -98,10 +116,10 @@ def collate_arms(boson: Peer, folder: Path) -> dict[str, Arm]:
     for num_frames in FRAMES:
         samples, file = samples_of(num_frames, seed=0), folder / f"rows-{num_frames}.npz"
         write_rows(samples, file)
-        boson.ask(file=str(file))
+        boson.ask(file=str(file))  # reads the rows, writes its batch beside them
         batch = collate(samples, TOKENS, training=True)
         with np.load(f"{file}.out.npz") as theirs:
-            assert_equal(batch, {name: theirs[name] for name in theirs})
+            assert_equal(batch, theirs)
         arms[f"F={num_frames}"] = _repeated(partial(collate, samples, TOKENS, training=True))
         arms[f"boson, F={num_frames}"] = _asked(boson, file)
         arms[f"copy, F={num_frames}"] = _repeated(partial(_copied, batch))
@@ -122,7 +140,7 @@ def _asked(boson: Peer, file: Path) -> Arm:
 
 
 def _copied(batch: dict[str, Tensor]) -> list[Tensor]:
-    return [tensor.clone() for tensor in batch.values()]
+    return list(map(torch.clone, batch.values()))
 
 
 def samples_of(num_frames: int, *, seed: int) -> list[EncodedSample]:
@@ -136,12 +154,10 @@ def samples_of(num_frames: int, *, seed: int) -> list[EncodedSample]:
         audio = [TOKENS.audio] * (num_frames + 2) + [TOKENS.audio_delay] * 7
         ending = [TOKENS.audio_eos, TOKENS.end_of_turn]
         ids = [TOKENS.begin_of_text, *text, TOKENS.audio_bos, *audio, *ending]
-        labels = (
-            [IGNORE_INDEX] * (len(text) + 1)
-            + [TOKENS.audio_bos]
-            + [IGNORE_INDEX] * len(audio)
-            + ending
-        )
+        # Trained is the start of the audio, and what ends it and the turn.
+        labels = [IGNORE_INDEX] * len(ids)
+        labels[len(text) + 1] = TOKENS.audio_bos
+        labels[-2:] = ending
         samples.append(EncodedSample(ids, labels, [codes], [True]))
     return samples
 
@@ -164,11 +180,12 @@ def write_rows(samples: Sequence[EncodedSample], file: Path) -> None:
 
 def _collapsed(ids: Tensor) -> Tensor:
     """(S,) bool: everything but the second to last placeholder of each clip."""
+    # A placeholder whose left neighbour is none begins a clip.
     is_audio = (ids == TOKENS.audio) | (ids == TOKENS.audio_delay)
     return ~is_audio | ~torch.nn.functional.pad(is_audio[:-1], (1, 0))
 
 
-def assert_equal(ours: dict[str, Tensor], theirs: dict[str, np.ndarray]) -> None:
+def assert_equal(ours: dict[str, Tensor], theirs: Mapping[str, np.ndarray]) -> None:
     """Frames and their labels as they are, ids and labels of texts with one placeholder per
     clip."""
     mask = ours["audio_input_ids_mask"]
@@ -193,12 +210,13 @@ def useful_shares(num_rounds: int, num_rows: int = NUM_ROWS) -> Rates:
     for corpus in CORPORA:
         for seed in range(num_rounds):
             lengths = lengths_like(corpus, num_rows, seed=seed)
-            for arm, total in (
-                ("no padding", sum(lengths)),
-                ("random", _positions(lengths, seed=seed, grouped=False)),
-                ("grouped by length", _positions(lengths, seed=seed, grouped=True)),
-                ("packed", _packed_positions(lengths)),
-            ):
+            totals = {
+                "no padding": sum(lengths),
+                "random": _positions(lengths, seed=seed, grouped=False),
+                "grouped by length": _positions(lengths, seed=seed, grouped=True),
+                "packed": _packed_positions(lengths),
+            }
+            for arm, total in totals.items():
                 shares.setdefault(f"{corpus}, {arm}", []).append(sum(lengths) / total)
     return shares
 
@@ -212,14 +230,13 @@ def durations_like(corpus: str, num_rows: int, *, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     if corpus == "LJSpeech":
         low, high, mean, deviation = 1.11, 10.10, 6.57, 2.2
+        # A beta distribution of this mean and deviation, stretched from [0, 1].
         centre = (mean - low) / (high - low)
-        concentration = (
-            centre * (1 - centre) * ((high - low) / deviation) ** 2 - 1
-        )  # of a beta distribution
-        return low + (high - low) * generator.beta(
-            centre * concentration, (1 - centre) * concentration, num_rows
-        )
+        concentration = centre * (1 - centre) * ((high - low) / deviation) ** 2 - 1
+        a, b = centre * concentration, (1 - centre) * concentration
+        return low + (high - low) * generator.beta(a, b, num_rows)
     mean, deviation = 3.6, 1.2
+    # Of the logarithm: the deviation of a log-normal grows with its mean.
     sigma = np.sqrt(np.log1p((deviation / mean) ** 2))
     return generator.lognormal(np.log(mean) - sigma**2 / 2, sigma, num_rows).clip(1.2, None)
 
@@ -235,13 +252,14 @@ def _positions(lengths: list[int], *, seed: int, grouped: bool) -> int:
     """Of all padded batches of an epoch."""
     from swift.dataloader import BatchSamplerShard
 
-    options = (
-        {"group_by_length": True, "lengths": [[length] for length in lengths]} if grouped else {}
-    )
-    sampler = BatchSamplerShard(
-        len(lengths), BATCH, shuffle=True, drop_last=False, data_seed=seed, **options
-    )
-    return sum(len(batch) * max(lengths[i] for i in batch) for batch in sampler)
+    options: dict[str, Any] = {"shuffle": True, "drop_last": False, "data_seed": seed}
+    if grouped:
+        # MS-SWIFT keeps a list of lengths per row.
+        options |= {"group_by_length": True, "lengths": [[length] for length in lengths]}
+    total = 0
+    for batch in BatchSamplerShard(len(lengths), BATCH, **options):
+        total += len(batch) * max(lengths[i] for i in batch)
+    return total
 
 
 def _packed_positions(lengths: list[int]) -> int:
@@ -249,12 +267,16 @@ def _packed_positions(lengths: list[int]) -> int:
     from swift.dataset import PackingDataset
 
     class Rows(list):
+        """Lengths, with the column of that name."""
+
         def __getitem__(self, key: Any) -> Any:
-            return [[length] for length in self] if key == "lengths" else super().__getitem__(key)
+            if key == "lengths":
+                return [[length] for length in self]
+            return super().__getitem__(key)
 
     template = SimpleNamespace(max_length=MAX_LENGTH)
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # its progress bar
         packs = PackingDataset(template, Rows(lengths))
-    assert sorted(i for pack in packs.packed_idx for i in pack) == list(range(len(lengths)))
+    assert sorted(chain.from_iterable(packs.packed_idx)) == list(range(len(lengths)))
     assert max(packs.packed_length) <= MAX_LENGTH
     return len(packs) * MAX_LENGTH

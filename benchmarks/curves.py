@@ -24,9 +24,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,12 +44,27 @@ NUM_TAKES = {"train": 120, "few": 2, "validation": 1}  # of each of the 16 sente
 MAX_AUDIO_S = 3.0  # of a sample
 TRUTH = "truth.json"  # of the folder of models and logs
 OPTIONS = {
-    "model_type": "higgs-audio-v2-3b", "tuner_type": "full", "torch_dtype": "float32", "use_cpu": "true",
-    "check_model": "false", "add_version": "false", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
-    "learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_steps": 10, "max_steps": 240, "seed": 42,
-    "logging_steps": 10, "eval_steps": 30, "save_steps": 240, "report_to": "none", "dataloader_num_workers": 0,
-    "samples": "true", "preflight": "false",  # the preflight refuses the labels that are planted here
-}  # fmt: skip
+    "model_type": "higgs-audio-v2-3b",
+    "tuner_type": "full",
+    "torch_dtype": "float32",
+    "use_cpu": "true",
+    "check_model": "false",
+    "add_version": "false",
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 10,
+    "max_steps": 240,
+    "seed": 42,
+    "logging_steps": 10,
+    "eval_steps": 30,
+    "save_steps": 240,
+    "report_to": "none",
+    "dataloader_num_workers": 0,
+    "samples": "true",
+    "preflight": "false",  # the preflight refuses the labels that are planted here
+}
 CURVES = (
     "loss_text",
     "loss_audio",
@@ -63,6 +80,7 @@ Curves = dict[str, list[tuple[int, float]]]  # name -> (step, value)
 
 
 def noisy(codes: Tensor, generator: torch.Generator) -> Tensor:
+    """codes (K, F) -> as many, a share of NOISE of them drawn anew, evenly."""
     replaced = torch.rand(codes.shape, generator=generator) < NOISE
     return torch.where(replaced, torch.randint(NUM_CODES, codes.shape, generator=generator), codes)
 
@@ -70,39 +88,33 @@ def noisy(codes: Tensor, generator: torch.Generator) -> Tensor:
 def floor(clean: Sequence[Tensor]) -> float:
     """Nats per trained prediction that remain for who knows everything but the noise; the end of
     stream has none."""
+    # A code may be replaced by itself.
     other = NOISE / NUM_CODES
     right = 1 - NOISE + other
     entropy = -right * math.log(right) - (NUM_CODES - 1) * other * math.log(other)
-    return (
-        entropy
-        * sum(codes.shape[1] for codes in clean)
-        / sum(codes.shape[1] + 1 for codes in clean)
-    )
+    num_frames = sum(codes.shape[1] for codes in clean)
+    return entropy * num_frames / (num_frames + len(clean))
 
 
 def prepare(folder: Path) -> float:
     """Model, takes for each kind of NUM_TAKES, and `truth.json`: the codes without noise. Returns
     the floor."""
-    lines = (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    clips = {
-        text: CORPUS / "wavs" / f"{clip}.flac"
-        for clip, text, _ in (line.split("|") for line in lines)
-    }
-    tiny.build(folder / "model", clips, [audio.load(path) for path in clips.values()])
+    clips = {}
+    for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines():
+        clip, text, _ = line.split("|")
+        clips[text] = CORPUS / "wavs" / f"{clip}.flac"
+    tiny.build(folder / "model", clips, list(map(audio.load, clips.values())))
     codec, truth = Codec(str(folder / "model" / CODEC_FOLDER)), {}
     for text, path in clips.items():
         codes = codec.encode_file(str(path))
-        truth[text] = codes[:, : codes.shape[1] // 2]
+        truth[text] = codes[:, : codes.shape[1] // 2]  # half a clip: a step takes half the time
     generator = torch.Generator().manual_seed(0)
     for name, num_takes in NUM_TAKES.items():
-        takes = [
-            _row(text, noisy(codes, generator))
-            for text, codes in truth.items()
-            for _ in range(num_takes)
-        ]
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(take) + "\n" for take in takes), encoding="utf-8"
-        )
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for text, codes in truth.items():
+                for _ in range(num_takes):
+                    take = _row(text, noisy(codes, generator))
+                    file.write(json.dumps(take) + "\n")
     clean = {text: codes.tolist() for text, codes in truth.items()}
     (folder / TRUTH).write_text(json.dumps(clean), encoding="utf-8")
     return floor(list(truth.values()))
@@ -124,17 +136,27 @@ def train(name: str, folder: Path, **options: Any) -> None:
     run, output = RUNS[name], folder / name
     if run.plant is not None:
         run.plant()
+    # A model that does not stop speaks to the limit at each evaluation.
     samples.MAX_AUDIO_S = MAX_AUDIO_S
     validation = str(folder / "validation.jsonl")
     values = {
-        **OPTIONS, "model": folder / "model", "dataset": folder / f"{run.takes}.jsonl", "val_dataset": validation,
-        "sample_texts": validation, "output_dir": output, **run.options, **options,
-    }  # fmt: skip
+        **OPTIONS,
+        "model": folder / "model",
+        "dataset": folder / f"{run.takes}.jsonl",
+        "val_dataset": validation,
+        "sample_texts": validation,
+        "output_dir": output,
+        **run.options,
+        **options,
+    }
+    # Here they learn alike, whatever a run says of the rate.
     values.setdefault("audio_learning_rate", values["learning_rate"])
-    sft([word for option, value in values.items() for word in (f"--{option}", str(value))])
-    write_json(
-        output / "spoken.json", speak(output / f"checkpoint-{values['max_steps']}", folder / TRUTH)
-    )
+    command: list[str] = []
+    for option, value in values.items():
+        command += [f"--{option}", str(value)]
+    sft(command)
+    checkpoint = output / f"checkpoint-{values['max_steps']}"
+    write_json(output / "spoken.json", speak(checkpoint, folder / TRUTH))
 
 
 def speak(checkpoint: Path, truth: Path) -> dict[str, float]:
@@ -143,21 +165,19 @@ def speak(checkpoint: Path, truth: Path) -> dict[str, float]:
     from plugins.inference import HiggsAudioGenerator
     from plugins.speaking.sampling import Sampling
 
-    expected = {
-        text: torch.tensor(codes)
-        for text, codes in json.loads(truth.read_text(encoding="utf-8")).items()
-    }
+    expected: dict[str, list[list[int]]] = json.loads(truth.read_text(encoding="utf-8"))
     generator = HiggsAudioGenerator.from_pretrained(str(checkpoint))
     speeches = generator.generate(
         list(expected), sampling=Sampling(temperature=0), max_audio_s=MAX_AUDIO_S
     )
     right = total = 0
-    for codes, speech in zip(expected.values(), speeches, strict=True):
+    for codes, speech in zip(map(torch.tensor, expected.values()), speeches, strict=True):
+        # What is too short or too long is wrong from there on.
         num_frames = min(codes.shape[1], speech.codes.shape[1])
         right += int((codes[:, :num_frames] == speech.codes[:, :num_frames]).sum())
         total += codes.numel()
     return {
-        "stop_rate": sum(each.stopped for each in speeches) / len(speeches),
+        "stop_rate": sum(speech.stopped for speech in speeches) / len(speeches),
         "codes_right": right / total,
     }
 
@@ -167,13 +187,16 @@ def speak(checkpoint: Path, truth: Path) -> dict[str, float]:
 
 def read_curves(log: Path) -> Curves:
     """MS-SWIFT's logging.jsonl -> those of CURVES that are in it."""
-    found: Curves = {name: [] for name in CURVES}
-    for record in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
-        step = str(record.get("global_step/max_steps", "")).partition("/")[0]
-        for name in CURVES if step else ():
+    curves: Curves = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        step, _, _ = str(record.get("global_step/max_steps", "")).partition("/")
+        if not step:  # the last lines say how the whole run went
+            continue
+        for name in CURVES:
             if name in record:
-                found[name].append((int(step), round(record[name], 4)))
-    return {name: points for name, points in found.items() if points}
+                curves.setdefault(name, []).append((int(step), round(record[name], 4)))
+    return {name: curves[name] for name in CURVES if name in curves}
 
 
 def draw(path: Path, title: str, curves: Curves, healthy: Curves, lowest: float) -> None:
@@ -195,16 +218,12 @@ def draw(path: Path, title: str, curves: Curves, healthy: Curves, lowest: float)
         ):
             for label, run, color in (("healthy", healthy, "0.6"), (title, curves, "tab:red")):
                 for name, line in zip(names, ("-", "--"), strict=False):
-                    points = run.get(name, [])
-                    axes.plot(
-                        [x for x, _ in points],
-                        [y for _, y in points],
-                        line,
-                        color=color,
-                        label=label,
-                    )
+                    # (points, 2): steps and values. A run may have none of this curve.
+                    points = np.array(run.get(name, [])).reshape(-1, 2)
+                    axes.plot(*points.T, line, color=color, label=label)
             axes.set_title(heading, fontsize=8)
             axes.tick_params(labelsize=7)
+        # The loss of who knows all but the noise, and of who knows nothing.
         for value in (lowest, math.log(NUM_CODES + 2)):
             figure.axes[1].axhline(value, color="black", linewidth=0.8, linestyle=":")
         figure.axes[1].set_ylim(bottom=0)
@@ -214,16 +233,16 @@ def draw(path: Path, title: str, curves: Curves, healthy: Curves, lowest: float)
         FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+def table(runs: Mapping[str, Mapping[str, Any]]) -> str:
     """One Markdown row per run: the curves' last values, and what was spoken greedily."""
     heads = ("loss_text", "loss_audio", "eval_loss_audio", "acc_audio_cb0")
     lines = [
         f"| run | {' | '.join(heads)} | stops | codes right |",
         "|---|" + "---:|" * (len(heads) + 2),
     ]
-    for name, each in found.items():
-        last = " | ".join(f"{each['curves'][head][-1][1]:.2f}" for head in heads)
-        spoken = f"{each['spoken']['stop_rate']:.0%} | {each['spoken']['codes_right']:.0%}"
+    for name, run in runs.items():
+        last = " | ".join(f"{run['curves'][head][-1][1]:.2f}" for head in heads)
+        spoken = f"{run['spoken']['stop_rate']:.0%} | {run['spoken']['codes_right']:.0%}"
         lines.append(f"| {RUNS[name].title} | {last} | {spoken} |")
     return "\n".join(lines)
 
@@ -243,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plant:
         train(args.plant, args.work)
         return 0
-    import matplotlib  # noqa: F401  to miss it now, not after nine minutes
+    # What draws: to miss it now, not after nine minutes.
+    import_module("matplotlib")
 
     work: Path = args.work.resolve()
     if work.is_dir() and any(work.iterdir()) and not (work / TRUTH).is_file():
@@ -251,20 +271,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("model", *RUNS):  # of an earlier call
         shutil.rmtree(work / name, ignore_errors=True)
     header, lowest = machine(), prepare(work)
-    found = dict(_runs(work))
-    for name in found.keys() - {"healthy"}:
-        draw(
-            args.output / f"{name}.png",
-            RUNS[name].title,
-            found[name]["curves"],
-            found["healthy"]["curves"],
-            lowest,
-        )
-    numbers = json.dumps(
-        {**header, "floor": lowest, "runs": found}
-    )  # on one line: there are a thousand
+    runs = dict(_runs(work))
+    healthy = runs["healthy"]["curves"]
+    for name in runs.keys() - {"healthy"}:
+        picture = args.output / f"{name}.png"
+        draw(picture, RUNS[name].title, runs[name]["curves"], healthy, lowest)
+    # On one line: there are a thousand numbers.
+    numbers = json.dumps({**header, "floor": lowest, "runs": runs})
     (args.output / "curves.json").write_text(numbers + "\n", encoding="utf-8")
-    print(f"\n{table(found)}\n\nlowest honest loss_audio: {lowest:.2f}")
+    print(f"\n{table(runs)}\n\nlowest honest loss_audio: {lowest:.2f}")
     return 0
 
 
@@ -272,15 +287,9 @@ def _runs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     for name, run in RUNS.items():
         started_s = time.monotonic()
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.curves",
-            "--plant",
-            name,
-            "--work",
-            str(folder),
-        ]
+        # A process of its own: a defect is planted into the whole of it.
+        command = [sys.executable, "-m", "benchmarks.curves", "--plant", name]
+        command += ["--work", str(folder)]
         with (folder / f"{name}.txt").open("w", encoding="utf-8") as log:
             subprocess.run(
                 command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, check=True
@@ -288,14 +297,8 @@ def _runs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         took_s = round(time.monotonic() - started_s)
         print(f"{run.title}: {took_s} s", file=sys.stderr)
         spoken = json.loads((folder / name / "spoken.json").read_text(encoding="utf-8"))
-        yield (
-            name,
-            {
-                "curves": read_curves(folder / name / "logging.jsonl"),
-                "spoken": spoken,
-                "took_s": took_s,
-            },
-        )
+        curves = read_curves(folder / name / "logging.jsonl")
+        yield name, {"curves": curves, "spoken": spoken, "took_s": took_s}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ item is one frame of speech, up to each request's end; a round is all frames of 
 included.
 
 P9    one request after another, both
-P9    ours with the four in one batch, native one after another: what a batch gives to who could not have one
+P9    ours with the four in one batch, native one after another: what a batch gives to who could
+      not have one
 P9-b  the four in one batch, both. Native goes on with all four rows until the longest has ended
 
 `limit` reads every matrix of the audio path once per step, for the rows that still speak, as
@@ -20,7 +21,8 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from benchmarks.measure import (
     Rates,
     alternate,
     compare,
+    line_of,
     machine,
     table,
     write_json,
@@ -61,15 +64,21 @@ TEXTS = (
 MODELS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
     "tiny": ({}, (200, 50, 80, 140)),
     "0.3 B": (
-        {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "head_dim": 128},
+        {
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+        },
         (48, 12, 20, 34),
     ),
-}  # fmt: skip
+}
 
 
 def comparisons(name: str) -> list[Comparison]:
-    native, ours, limit = (f"{name}: {each}" for each in ("native", "ours", "matrices"))
+    native, ours, limit = f"{name}: native", f"{name}: ours", f"{name}: matrices"
     return [
         Comparison("P9", f"{ours}, one by one", f"{native}, one by one", 1.3, f"{limit}, 1 row"),
         Comparison("P9", f"{ours}, batch of 4", f"{native}, one by one", 3, f"{limit}, 4 rows"),
@@ -88,12 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     started_s, header = time.monotonic(), machine()
+    models = [args.only] if args.only else list(MODELS)
     with tempfile.TemporaryDirectory() as folder:
-        report = run(
-            Path(folder), num_rounds=args.rounds, models=[args.only] if args.only else list(MODELS)
-        )
+        report = run(Path(folder), num_rounds=args.rounds, models=models)
     report = {**header, "rounds": args.rounds, **report}
-    print(", ".join(f"{name} {value}" for name, value in header.items()))
+    print(line_of(header))
     print(f"{args.rounds} rounds, {torch.get_num_threads()} threads, frames of speech per second")
     print(f"\n{table(report['comparisons'])}\n")
     print(f"took {time.monotonic() - started_s:.0f} s")
@@ -104,14 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(folder: Path, *, num_rounds: int, models: Sequence[str] = tuple(MODELS)) -> dict[str, Any]:
     """folder: not used, nothing is written."""
     rates: Rates = {}
+    # Of each request, for the report: rows leave the batch at these steps.
     frames: dict[str, list[int]] = {}
     for name in models:
         overrides, ends = MODELS[name]
         speaker = Speaker(overrides, ends)
         frames[name] = speaker.lengths
         rates |= alternate(speaker.arms(name), num_rounds)
-    records = compare([each for name in models for each in comparisons(name)], rates)
-    return {"frames": frames, "comparisons": records, "per_s": rates}
+    claims = chain.from_iterable(map(comparisons, models))
+    return {"frames": frames, "comparisons": compare([*claims], rates), "per_s": rates}
 
 
 class Speaker:
@@ -120,24 +129,22 @@ class Speaker:
     def __init__(self, overrides: dict[str, int], ends: Sequence[int]) -> None:
         tokenizer = build_tokenizer([*TEXTS, INSTRUCTION])
         torch.manual_seed(0)
-        self.model: Any = HiggsAudioV2ForConditionalGeneration(
-            build_config(tokenizer, **overrides)
-        ).eval()
+        config = build_config(tokenizer, **overrides)
+        self.model: Any = HiggsAudioV2ForConditionalGeneration(config).eval()
         self.tokens = SpecialTokens.from_config(self.model.config, tokenizer)
         settings = HiggsAudioSettings()
-        samples = [
-            encode(request(text, None, [], settings), tokenizer, self.tokens, open_turn=True)
-            for text in TEXTS
-        ]
+        samples = []
+        for text in TEXTS:
+            dialogue = request(text, None, [], settings)
+            samples.append(encode(dialogue, tokenizer, self.tokens, open_turn=True))
         self.together = collate(samples, self.tokens, training=False)
         self.alone = [collate([sample], self.tokens, training=False) for sample in samples]
         self.max_steps = max(ends) + 2 * (self.tokens.num_codebooks + 1)
         self._end(ends)
         said = [self._ours(batch)[0] for batch in self.alone]
-        self.lengths = [len(each) for each in said]
-        assert max(self.lengths) < self.max_steps, (
-            f"some request does not end by itself: {self.lengths}"
-        )
+        self.lengths = list(map(len, said))
+        ends_itself = max(self.lengths) < self.max_steps
+        assert ends_itself, f"some request does not end by itself: {self.lengths}"
         assert len(set(self.lengths)) == len(TEXTS), f"all end at different steps: {self.lengths}"
         self._check(said)
 
@@ -152,8 +159,10 @@ class Speaker:
         said = [frames.tolist() for frames in self._ours(self.together)]
 
         def step_of(chosen: dict[int, int], frames: list[list[int]]) -> int:
-            hits = (any(frame[k] == code for k, code in chosen.items()) for frame in frames)
-            return next((step for step, hit in enumerate(hits) if hit), self.max_steps)
+            for step, frame in enumerate(frames):
+                if any(frame[k] == code for k, code in chosen.items()):
+                    return step
+            return self.max_steps
 
         draw = random.Random(0)
         best: dict[int, int] = {}
@@ -161,26 +170,26 @@ class Speaker:
         for _ in range(3000):
             frame = draw.choice(draw.choice(said)[num_codebooks:])
             chosen = {k: frame[k] for k in draw.sample(range(num_codebooks), 2)}
+            # Half of the draws start anew, half add to the best so far.
             if draw.random() < 0.5:
                 chosen = best | chosen
             steps = sorted(step_of(chosen, frames) for frames in said)
             missed = sum(abs(step - end) for step, end in zip(steps, sorted(ends), strict=True))
+            # Two that end at the same step would leave the batch together.
             if missed < least and len(set(steps)) == len(ends):
                 best, least = chosen, missed
         for k, code in best.items():
-            head[k, eos] = 1.0001 * head[k, code]
+            head[k, eos] = 1.0001 * head[k, code]  # above that code wherever it is positive
 
     def _check(self, said: Sequence[Tensor]) -> None:
         natively_together = self._native(self.together)
         for i, (frames, ours) in enumerate(zip(said, self._ours(self.together), strict=True)):
-            assert torch.equal(ours, frames), f"request {i} differs in a batch"
-            assert torch.equal(self._native(self.alone[i])[0], frames), (
-                f"request {i} differs from native"
-            )
+            natively = self._native(self.alone[i])[0]
             # What native writes behind the end of a row is filling.
-            assert torch.equal(natively_together[i, : len(frames)], frames), (
-                f"request {i} differs from native's batch"
-            )
+            in_native_batch = natively_together[i, : len(frames)]
+            assert torch.equal(ours, frames), f"request {i} differs in a batch"
+            assert torch.equal(natively, frames), f"request {i} differs from native"
+            assert torch.equal(in_native_batch, frames), f"request {i} differs from native's batch"
 
     def _ours(self, batch: dict[str, Tensor]) -> list[Tensor]:
         num_rows = len(batch["input_ids"])
@@ -189,7 +198,7 @@ class Speaker:
         for rows, step in decode(self.model, batch, self.tokens, greedy, limits):
             for row, frame in zip(rows, step, strict=True):
                 frames[row].append(frame)
-        return [torch.stack(each) for each in frames]
+        return list(map(torch.stack, frames))
 
     def _native(self, batch: dict[str, Tensor]) -> Tensor:
         config = GenerationConfig(
@@ -199,48 +208,54 @@ class Speaker:
             pad_token_id=self.tokens.pad,
         )
         self.model.generation_config = config
-        prompt = {
-            name: batch[name] for name in ("input_ids", "attention_mask")
-        }  # no clips in these
+        # There are no clips in these prompts.
+        prompt = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         return self.model.generate(**prompt, generation_config=config)
 
     def arms(self, name: str) -> dict[str, Arm]:
         num_frames = sum(self.lengths)
-        num_rows = [
-            sum(length > step for length in self.lengths) for step in range(1, max(self.lengths))
-        ]
+        num_rows = list(self._num_rows())
+        single = [1] * sum(num_rows)
 
-        def done(work: Any) -> int:
+        def done(work: Iterable[Any]) -> int:
+            for _ in work:
+                pass
             return num_frames
 
         return {
-            f"{name}: native, one by one": lambda i: done(
-                [self._native(batch) for batch in self.alone]
-            ),
-            f"{name}: ours, one by one": lambda i: done(
-                [self._ours(batch) for batch in self.alone]
-            ),
-            f"{name}: native, batch of 4": lambda i: done(self._native(self.together)),
-            f"{name}: ours, batch of 4": lambda i: done(self._ours(self.together)),
-            # The first frame of a request is known.
-            f"{name}: matrices, 1 row": lambda i: done(
-                self._read_matrices([1] * (num_frames - len(TEXTS)))
-            ),
-            f"{name}: matrices, 4 rows": lambda i: done(self._read_matrices(num_rows)),
+            f"{name}: native, one by one": lambda i: done(map(self._native, self.alone)),
+            f"{name}: ours, one by one": lambda i: done(map(self._ours, self.alone)),
+            f"{name}: native, batch of 4": lambda i: done(map(self._native, [self.together])),
+            f"{name}: ours, batch of 4": lambda i: done(map(self._ours, [self.together])),
+            f"{name}: matrices, 1 row": lambda i: done(map(self._read_matrices, [single])),
+            f"{name}: matrices, 4 rows": lambda i: done(map(self._read_matrices, [num_rows])),
         }
+
+    def _num_rows(self) -> Iterator[int]:
+        """Of each step: the requests that still speak. The first frame of a request is known."""
+        for step in range(1, max(self.lengths)):
+            yield sum(length > step for length in self.lengths)
 
     @torch.inference_mode()
     def _read_matrices(self, num_rows: Sequence[int]) -> None:
         """num_rows: of each step."""
-        names = ("q_proj", "k_proj", "v_proj", "o_proj", "audio_mlp.gate_proj", "audio_mlp.up_proj",
-                 "audio_mlp.down_proj", "audio_lm_head")  # fmt: skip
-        matrices = [module for name, module in self.model.named_modules() if name.endswith(names)]
-        inputs = {
-            module.in_features: torch.ones(len(TEXTS), module.in_features) for module in matrices
-        }
+        names = (
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "audio_mlp.gate_proj",
+            "audio_mlp.up_proj",
+            "audio_mlp.down_proj",
+            "audio_lm_head",
+        )
+        matrices = []
+        for name, module in self.model.named_modules():
+            if name.endswith(names):
+                matrices.append((module, torch.ones(len(TEXTS), module.in_features)))
         for rows in num_rows:
-            for module in matrices:
-                linear(module, inputs[module.in_features][:rows])
+            for module, inputs in matrices:
+                linear(module, inputs[:rows])
 
 
 if __name__ == "__main__":

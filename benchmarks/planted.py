@@ -32,6 +32,7 @@ def _plant(apply_delay: Any = apply_delay, delay_labels: Any = delay_labels) -> 
     """Let the collator delay and label each clip with these functions, of the signatures of
     `plugins.delay_pattern`."""
 
+    # Clip by clip, as the definition does it: not the strided copies of the collator.
     def apply_delays(clips: Sequence[Tensor], **ids: int) -> Tensor:
         return torch.cat([apply_delay(codes, **ids) for codes in clips])
 
@@ -48,7 +49,9 @@ def _moved(by: int) -> Callable[..., Tensor]:
     def labels(codes: Tensor, *, eos_id: int) -> Tensor:
         right = delay_labels(codes, eos_id=eos_id)
         moved = right.roll(by, dims=0)
-        (moved[:by] if by > 0 else moved[by:]).fill_(IGNORE_INDEX)
+        # What `roll` brings round from the other end belongs nowhere.
+        wrapped = moved[:by] if by > 0 else moved[by:]
+        wrapped.fill_(IGNORE_INDEX)
         return moved
 
     return labels
@@ -68,6 +71,7 @@ def _undelayed(codes: Tensor, *, bos_id: int, eos_id: int) -> Tensor:
 
 def _undelayed_labels(codes: Tensor, *, eos_id: int) -> Tensor:
     labels = _undelayed(codes, bos_id=IGNORE_INDEX, eos_id=eos_id)
+    # BOS, the codes, one EOS; the rest is filling.
     labels[codes.shape[1] + 2 :] = IGNORE_INDEX
     return labels
 

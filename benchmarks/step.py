@@ -1,11 +1,13 @@
 """A training step against transformers' own, forward and backward: `python -m benchmarks.step`.
 
-P2a  heads on labelled rows only          the real vocabulary of 128256 over a small body, 10 s clips
-P2b  the same                             one layer of the 3B model at full width, a 28th of its vocabularies: heads and
-                                          body in the proportion of all 28 layers
-P3   peak memory of P2a                   1026 positions; a process per arm, above what it takes before the model exists
-P4   index-once layer, no padding         the DualFFN layer; half the 3B model's width, S = 1024, text : audio 1 : 3
-     and 30 %                             the same; and a dense Llama layer of this width: one FFN for all rows
+P2a  heads on labelled rows only   the real vocabulary of 128256 over a small body, 10 s clips
+P2b  the same                      one layer of the 3B model at full width, a 28th of its
+                                   vocabularies: heads and body in the proportion of all 28 layers
+P3   peak memory of P2a            1026 positions; a process per arm, above what it takes before the
+                                   model exists
+P4   index-once layer              the DualFFN layer; half the 3B model's width, S = 1024,
+                                   text : audio 1 : 3, without padding and with 30 %; and a dense
+                                   Llama layer of this width: one FFN for all rows
 
 Everything is fp32 on torch's default number of threads. `limit` is the body without heads in P2,
 and in P4 the dense layer, over rows without padding: at 0 % no DualFFN layer can be faster than
@@ -37,6 +39,7 @@ from benchmarks.measure import (
     Rates,
     alternate,
     compare,
+    line_of,
     machine,
     table,
     write_json,
@@ -91,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--peak", choices=["ours", "transformers"], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    # This process is one that `memory_rates` has started.
     if args.peak:
         print(peak_bytes(large_head_config(), num_rows=3, is_ours=args.peak == "ours"))
         return 0
@@ -98,10 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = run(Path(folder), num_rounds=args.rounds)
     report = {**header, "threads": torch.get_num_threads(), "rounds": args.rounds, **report}
-    print(", ".join(f"{name} {value}" for name, value in header.items()))
-    print(
-        f"{torch.get_num_threads()} threads, {args.rounds} rounds; items are positions, padding included"
-    )
+    print(line_of(header))
+    print(f"{torch.get_num_threads()} threads, {args.rounds} rounds; items are positions,")
+    print("padding included")
     print(f"\n{table(report['comparisons'])}\n")
     print(f"took {time.monotonic() - started_s:.0f} s")
     write_json(args.output, report)
@@ -111,14 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(folder: Path, *, num_rounds: int) -> dict[str, Any]:
     """All comparisons and the rates of all arms; nothing is written into `folder`."""
     rates: Rates = {}
-    for builder in (
-        lambda: step_arms(large_head_config(), "large head", num_rows=3),
-        lambda: step_arms(proportional_config(), "3B proportion", num_rows=1),
-        lambda: layer_arms(layer_config(), num_positions=1024),
-    ):
-        rates |= alternate(
-            builder(), num_rounds
-        )  # the models of one are gone before the next are built
+    # Built one after another: the models of one are gone before the next are there.
+    rates |= alternate(step_arms(large_head_config(), "large head", num_rows=3), num_rounds)
+    rates |= alternate(step_arms(proportional_config(), "3B proportion", num_rows=1), num_rounds)
+    rates |= alternate(layer_arms(layer_config(), num_positions=1024), num_rounds)
     rates |= memory_rates(min(num_rounds, MEMORY_ROUNDS))
     return {"comparisons": compare([*STEP, *MEMORY, *LAYER], rates), "per_s": rates}
 
@@ -136,6 +135,7 @@ def large_head_config() -> HiggsAudioV2Config:
 def proportional_config() -> HiggsAudioV2Config:
     """The published shape of a layer; the special ids are the last of what is left of the
     vocabulary."""
+    # One of 28 layers, so a 28th of both.
     vocabulary, codebook = 128256 // 28, round(1026 / 28)
     ids = {
         "pad_token_id": 1,
@@ -144,19 +144,26 @@ def proportional_config() -> HiggsAudioV2Config:
     }
     streams = {"audio_stream_bos_id": codebook - 2, "audio_stream_eos_id": codebook - 1}
     return HiggsAudioV2Config(
-        vocab_size=vocabulary, codebook_size=codebook, num_hidden_layers=1, bos_token_id=2, eos_token_id=3,
-        audio_bos_token_id=4, **ids, **streams,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        codebook_size=codebook,
+        num_hidden_layers=1,
+        bos_token_id=2,
+        eos_token_id=3,
+        audio_bos_token_id=4,
+        **ids,
+        **streams,
+    )
 
 
 def step_arms(config: HiggsAudioV2Config, name: str, *, num_rows: int) -> dict[str, Arm]:
     batch = make_batch(config, num_rows)
     theirs, ours = build(config, is_ours=False), build(config, is_ours=True)
-    ours.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())  # strict: both have the same names
     check_equal(step(theirs, batch), step(ours, batch))
     num_positions = batch["input_ids"].numel()
     inputs = {key: value for key, value in batch.items() if "labels" not in key}
 
+    # No loss: the sum of all hidden states reaches every weight of the body.
     def body(i: int) -> int:
         theirs.zero_grad()
         theirs.model(**inputs, use_cache=False).last_hidden_state.sum().backward()
@@ -190,20 +197,32 @@ def make_batch(config: HiggsAudioV2Config, num_rows: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     num_codes = config.codebook_size - 2
     tokens = SpecialTokens(
-        begin_of_text=2, header_start=-1, header_end=-1, end_of_turn=3, end_of_message=-1, scene_start=-1,
-        scene_end=-1, audio_bos=-1, reference_bos=4, audio_eos=5, audio=config.audio_token_id,
-        audio_delay=config.audio_delay_token_id, pad=1, stream_bos=config.audio_stream_bos_id,
-        stream_eos=config.audio_stream_eos_id, num_codebooks=config.num_codebooks, codebook_size=config.codebook_size,
-    )  # fmt: skip
-    placeholders = [tokens.audio] * (NUM_FRAMES + 2) + [tokens.audio_delay] * (
-        config.num_codebooks - 1
+        begin_of_text=2,
+        header_start=-1,
+        header_end=-1,
+        end_of_turn=3,
+        end_of_message=-1,
+        scene_start=-1,
+        scene_end=-1,
+        audio_bos=-1,
+        reference_bos=4,
+        audio_eos=5,
+        audio=config.audio_token_id,
+        audio_delay=config.audio_delay_token_id,
+        pad=1,
+        stream_bos=config.audio_stream_bos_id,
+        stream_eos=config.audio_stream_eos_id,
+        num_codebooks=config.num_codebooks,
+        codebook_size=config.codebook_size,
     )
+    audio = [tokens.audio] * (NUM_FRAMES + 2)
+    delays = [tokens.audio_delay] * (config.num_codebooks - 1)
+    trained = {tokens.reference_bos, tokens.audio_eos, tokens.end_of_turn}
     samples = []
     for _ in range(num_rows):
         text = torch.randint(6, 1000, (NUM_TEXT - 3,), generator=generator).tolist()
         codes = torch.randint(0, num_codes, (config.num_codebooks, NUM_FRAMES), generator=generator)
-        ids = [*text, tokens.reference_bos, *placeholders, tokens.audio_eos, tokens.end_of_turn]
-        trained = {tokens.reference_bos, tokens.audio_eos, tokens.end_of_turn}
+        ids = [*text, tokens.reference_bos, *audio, *delays, tokens.audio_eos, tokens.end_of_turn]
         labels = [token if token in trained else -100 for token in ids]
         samples.append(EncodedSample(ids, labels, [codes], [True]))
     return collate(samples, tokens, training=True)
@@ -214,20 +233,21 @@ def step(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     model.zero_grad()
     outputs = model(**batch)
     loss = outputs.loss
-    if loss is None:
+    if loss is None:  # ours, which leaves it to the trainer to combine its terms
         weights = LossWeights(1.0, 1.0, 0.0, (1.0,) * len(outputs.audio_count), sum_codebooks=True)
         counts = {"num_text": outputs.text_count, "num_frames": outputs.audio_count[0]}
         loss = combine(outputs.text, outputs.audio, weights=weights, **counts)
     loss.backward()
-    return {"loss": loss.detach(), **{name: each.grad for name, each in model.named_parameters()}}
+    return {"loss": loss.detach(), **_gradients(model)}
 
 
-def check_equal(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    assert expected.keys() == found.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(
-            value, expected[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+def _gradients(module: nn.Module) -> dict[str, Any]:
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def check_equal(expected: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+    """Raises AssertionError that names the tensor."""
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 # P3.
@@ -236,12 +256,11 @@ def check_equal(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
 def memory_rates(num_rounds: int) -> Rates:
     """Positions per GiB of the peak, in a process of its own each."""
     rates: Rates = {}
+    # Three rows of text, frames, and the steps of stream and delay: `make_batch`.
     num_positions = 3 * (NUM_TEXT + NUM_FRAMES + 9)
-    kept_gib = (
-        2
-        * sum(each.nbytes for each in build(large_head_config(), is_ours=True).parameters())
-        / 2**30
-    )
+    model = build(large_head_config(), is_ours=True)
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    kept_gib = 2 * num_bytes / 2**30  # weights and gradients
     rates["weights, positions per GiB"] = [num_positions / kept_gib] * num_rounds
     for _ in range(num_rounds):
         for arm in ("transformers", "ours"):
@@ -285,19 +304,18 @@ def layer_arms(config: HiggsAudioV2Config, *, num_positions: int) -> dict[str, A
     torch.manual_seed(0)
     model: Any = native.HiggsAudioV2Model(config)
     theirs = model.layers[0]
+    # `use_index_once_layers` wants a model that holds the decoder.
     holder: Any = nn.Module()
     holder.model = copy.deepcopy(model)
     use_index_once_layers(holder)
     ours = holder.model.layers[0]
-    names = (
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-    )
     dense_config = LlamaConfig(
-        **{name: getattr(config, name) for name in names}, attn_implementation="sdpa"
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        attn_implementation="sdpa",
     )
     dense = LlamaDecoderLayer(dense_config, 0)
     whole = layer_inputs(model, num_positions, num_positions)
@@ -307,9 +325,9 @@ def layer_arms(config: HiggsAudioV2Config, *, num_positions: int) -> dict[str, A
     for inputs in (whole, padded):
         check_equal(layer_step(theirs, inputs, _masks), layer_step(ours, inputs, _routes))
 
-    def arm(layer: Any, inputs: dict[str, Any], told: Callable[[Any], dict[str, Any]]) -> Arm:
+    def arm(layer: Any, inputs: dict[str, Any], routing: Callable[[Any], dict[str, Any]]) -> Arm:
         def one_step(i: int) -> int:
-            layer_step(layer, inputs, told)
+            layer_step(layer, inputs, routing)
             return num_positions
 
         return one_step
@@ -330,15 +348,11 @@ def layer_inputs(model: Any, num_positions: int, num_useful: int) -> dict[str, A
     hidden = torch.randn(1, num_positions, model.config.hidden_size, generator=generator)
     places = torch.arange(num_positions)[None]
     mask = (places < num_useful).long()
-    causal = native.create_causal_mask(
-        config=model.config,
-        inputs_embeds=hidden,
-        attention_mask=mask,
-        past_key_values=None,
-        position_ids=places,
-    )
+    # No cache, by its place: its name depends on the version.
+    causal = native.create_causal_mask(model.config, hidden, mask, None, position_ids=places)
     return {
         "hidden": hidden,
+        # Of the loss: 0 on padding, so that what a layer makes of it does not count.
         "weights": torch.randn(hidden.shape, generator=generator) * mask.unsqueeze(-1),
         "is_audio": (places >= num_useful // 4) & (places < num_useful),
         "padding_mask": mask,
@@ -363,19 +377,16 @@ def _nothing(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def layer_step(
-    layer: Any, inputs: dict[str, Any], told: Callable[[Any], dict[str, Any]]
+    layer: Any, inputs: dict[str, Any], routing: Callable[[Any], dict[str, Any]]
 ) -> dict[str, Tensor]:
-    """What the layer makes of the rows that count, and gradients."""
+    """What the layer makes of the rows that count, and gradients. routing: how this layer wants to
+    know which rows are audio."""
     hidden = inputs["hidden"].detach().requires_grad_()
     layer.zero_grad()
-    out = layer(hidden, **inputs["layer"], **told(inputs))
+    out = layer(hidden, **inputs["layer"], **routing(inputs))
     weighted = out * inputs["weights"]
     weighted.mean().backward()
-    return {
-        "out": weighted.detach(),
-        "in": hidden.grad,
-        **{name: each.grad for name, each in layer.named_parameters()},
-    }
+    return {"out": weighted.detach(), "in": hidden.grad, **_gradients(layer)}
 
 
 if __name__ == "__main__":

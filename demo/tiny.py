@@ -1,5 +1,5 @@
 """A tiny Higgs-Audio V2 with tokenizer and codec, random weights, real classes: for the demo and
-the tests. L4.
+the tests.
 
 The codec is for the tests: its codebooks are filled with residuals of real speech, so its codes
 vary as real ones do; its decoder is random, so what it plays is noise. The demo takes the trained
@@ -24,11 +24,32 @@ from plugins.audio.codec import CODEC_FOLDER, NUM_CODEBOOKS, NUM_CODES
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
+# Codecs of this class cannot do without a semantic branch; this one is as small as it may be.
+SEMANTIC: dict[str, Any] = {
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "conv_dim": [4] * 7,
+    "num_conv_pos_embeddings": 2,
+    "num_conv_pos_embedding_groups": 1,
+}
 SPECIAL_TOKENS = [
-    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
-    "<|audio_bos|>", "<|audio_eos|>", "<|audio_out_bos|>", "<|reserved_special_token_6|>",
-    "<|AUDIO|>", "<|AUDIO_OUT|>", "<|scene_desc_start|>", "<|scene_desc_end|>",
-]  # fmt: skip
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+    "<|audio_out_bos|>",
+    "<|reserved_special_token_6|>",
+    "<|AUDIO|>",
+    "<|AUDIO_OUT|>",
+    "<|scene_desc_start|>",
+    "<|scene_desc_end|>",
+]
 
 
 def build(
@@ -48,9 +69,8 @@ def build_model(
     """Write a native checkpoint with text head and `tokenizer` into `folder`, no codec. overrides:
     of the config."""
     torch.manual_seed(seed)
-    model = HiggsAudioV2ForConditionalGeneration(
-        build_config(tokenizer, **overrides), use_text_head=True
-    )
+    config = build_config(tokenizer, **overrides)
+    model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
     # Stream EOS starts at zero: untrained, the model never stops by chance, and it learns to as any
     # other code.
     heads = model.audio_lm_head.weight.data.view(NUM_CODEBOOKS, NUM_CODES + 2, -1)
@@ -113,20 +133,11 @@ def build_codec(waveforms: Sequence[np.ndarray]) -> HiggsAudioV2TokenizerModel:
         "upsampling_ratios": [8, 5, 4, 2, 3],
         "hidden_size": 16,
     }
-    semantic = {
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "conv_dim": [4] * 7,
-        "num_conv_pos_embeddings": 2,
-        "num_conv_pos_embedding_groups": 1,
-    }
     config = HiggsAudioV2TokenizerConfig(
         target_bandwidths=[0.5, 1, 1.5, 2],
         codebook_dim=16,
         acoustic_model_config=acoustic,
-        semantic_model_config=semantic,
+        semantic_model_config=SEMANTIC,
     )
     codec = HiggsAudioV2TokenizerModel(config).eval()
     _fill_codebooks(codec, waveforms)
@@ -137,23 +148,20 @@ def build_codec(waveforms: Sequence[np.ndarray]) -> HiggsAudioV2TokenizerModel:
 def _fill_codebooks(codec: Any, waveforms: Sequence[np.ndarray]) -> None:
     """Each codebook gets random residuals of the frames of `waveforms` (codebooks start as zeros,
     all codes 0)."""
-    seen: list[torch.Tensor] = []
-    hook = codec.fc.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    latents: list[torch.Tensor] = []  # (frames, hidden) of each clip, as they reach the codebooks
+    hook = codec.fc.register_forward_hook(lambda module, args, output: latents.append(output[0]))
     for waveform in waveforms:
         samples = torch.from_numpy(waveform)
-        codec.encode(
-            torch.nn.functional.pad(samples, (0, -len(samples) % codec.config.hop_length))[
-                None, None
-            ]
-        )
+        # On the right, to whole frames: `encode` would pad at both ends.
+        padding = -len(samples) % codec.config.hop_length
+        codec.encode(torch.nn.functional.pad(samples, (0, padding))[None, None])
     hook.remove()
-    residual = torch.cat(seen)  # (frames, hidden)
+    residual = torch.cat(latents)
     for quantizer in codec.quantizer.quantizers:
         projected = quantizer.project_in(residual)
         chosen = torch.randint(len(projected), (NUM_CODES,))
         # A little noise: entries drawn twice must not make one of them unreachable.
-        quantizer.codebook.embed.copy_(
-            projected[chosen] + 0.01 * projected.std() * torch.randn(NUM_CODES, projected.shape[1])
-        )
+        noise = 0.01 * projected.std() * torch.randn(NUM_CODES, projected.shape[1])
+        quantizer.codebook.embed.copy_(projected[chosen] + noise)
         codes = quantizer.encode(residual.T[None])
         residual = residual - quantizer.decode(codes)[0].T

@@ -113,7 +113,9 @@ def _add_speak(commands: Any) -> None:
     _model_flags(command, required=True)
     command.add_argument("--text")
     command.add_argument(
-        "--output", default="speech.wav", help="WAV file to write (default: %(default)s)"
+        "--output",
+        default="speech.wav",
+        help=".wav, .flac, .ogg or .mp3 file to write (default: %(default)s)",
     )
     command.add_argument(
         "--stream", metavar="PATH", help="write raw 16 bit PCM of 24 kHz as it speaks, - for stdout"

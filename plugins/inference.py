@@ -7,8 +7,9 @@ nor delayed frames."""
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,14 +18,27 @@ from plugins.audio.stream_decoder import StreamDecoder
 from plugins.data.dialogue import Dialogue
 from plugins.data.text import MAX_CHARS
 from plugins.errors import did_you_mean, problem
+from plugins.files.disk import require_writable
 from plugins.model.load import bare, load_model
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
-from plugins.speaking.speaker import Speaker
-from plugins.speaking.speech import Speech, SpeechStream, join
+from plugins.speaking.speaker import Speaker, require_duration
+from plugins.speaking.speech import Speech, SpeechStream, join, suffix_of
 from plugins.speaking.voices import AnyPath, Request, Script, Transcript, Voice, voices_of
 
 logger = logging.getLogger(__name__)
+
+_OPTIONS = (
+    "scene_description",
+    "voice_description",
+    "reference_audio",
+    "reference_text",
+    "sampling",
+    "max_audio_s",
+    "max_chars",
+    "clean_text",
+)
+_MAX_PAUSE_S = 60
 
 
 class HiggsAudioGenerator:
@@ -136,7 +150,7 @@ class HiggsAudioGenerator:
     def generate(self, text: str, **options: Any) -> Speech: ...
     @overload
     def generate(self, text: Sequence[str], **options: Any) -> list[Speech]: ...
-    def generate(  # type: ignore[misc]
+    def generate(
         self,
         text: str | Sequence[str],
         *,
@@ -148,6 +162,7 @@ class HiggsAudioGenerator:
         max_audio_s: float = 40.0,
         max_chars: int = MAX_CHARS,
         clean_text: bool | None = None,
+        **unknown: Any,
     ) -> Speech | list[Speech]:
         """Speak `text`, in the voice of `reference_audio` if given (best with its transcript); or
         several texts, in one batch.
@@ -159,8 +174,10 @@ class HiggsAudioGenerator:
         each in the hearing of the pieces before it. clean_text: whether to write the text as the
         model's own examples do (`plugins.data.text`); None: as this model was trained.
 
-        Raises UserError for a text without words and for references that cannot be heard.
+        Raises UserError for a text without words, for references that cannot be heard and for an
+        option that there is not.
         """
+        _refuse(unknown)
         voices = voices_of(reference_audio, reference_text, voice_description)
         request = self._request(scene_description, voices, max_chars, clean_text)
         texts = [text] if isinstance(text, str) else text
@@ -179,8 +196,10 @@ class HiggsAudioGenerator:
         reference_text: Transcript | Sequence[Transcript] | None = None,
         max_chars: int = MAX_CHARS,
         clean_text: bool | None = None,
+        **unknown: Any,
     ) -> Script:
         """A text and options as `generate` reads them, for `perform`."""
+        _refuse(unknown)
         voices = voices_of(reference_audio, reference_text, voice_description)
         return self._request(scene_description, voices, max_chars, clean_text).script(text)
 
@@ -214,6 +233,7 @@ class HiggsAudioGenerator:
         """As `generate`, in pieces as they are spoken: the first after 0.7 s of audio, later ones
         of up to `chunk_frames` frames of 40 ms. Joined they are what `generate` returns, and so is
         `stream.speech` at the end. options: those of `generate`."""
+        require_duration(max_audio_s)
         script = self.script(text, **options)
         # Here and not when the first chunk is asked for: bad options are refused at once.
         decoder = StreamDecoder(self.codec, chunk_frames=chunk_frames)
@@ -233,6 +253,7 @@ class HiggsAudioGenerator:
         max_audio_s: float = 40.0,
         max_chars: int = MAX_CHARS,
         clean_text: bool | None = None,
+        **unknown: Any,
     ) -> Speech:
         """Speak `[{"speaker": ..., "text": ...}, ...]`, each line in its speaker's voice and in the
         hearing of the lines before it; separately: each line for itself, in the hearing of its
@@ -241,6 +262,12 @@ class HiggsAudioGenerator:
         speaker_voices: for each speaker a recording, (recording, transcript) or a `Voice`; None:
         the model chooses. pause_s: of silence between two lines, whose own silence there is
         trimmed."""
+        _refuse(unknown)
+        _require_between("pause_s", pause_s, 0, _MAX_PAUSE_S)
+        # Before it is spoken for nothing.
+        if output_path is not None:
+            suffix_of(output_path)
+            require_writable(output_path, field="output_path")
         request = self._request(scene_description, (), max_chars, clean_text)
         if separately:
             scripts = request.monologues(dialogue, speaker_voices)
@@ -255,9 +282,14 @@ class HiggsAudioGenerator:
             speech.save(output_path)
         return speech
 
+    def stop(self) -> None:
+        """End, from another thread, what is being spoken: it raises UserError within a frame."""
+        self.speaker.stop()
+
     def _request(
         self, scene: str | None, voices: tuple[Voice, ...], max_chars: int, clean_text: bool | None
     ) -> Request:
+        _require_between("max_chars", max_chars, 3, math.inf)
         complaint = self.mismatch(clean_text)
         if complaint is not None and complaint not in self._warnings:
             self._warnings.add(complaint)
@@ -266,3 +298,24 @@ class HiggsAudioGenerator:
         if clean_text is not None:
             settings = replace(settings, clean_text=clean_text)
         return Request(settings, scene, voices, max_chars)
+
+
+def _refuse(unknown: Mapping[str, Any]) -> None:
+    """Raise UserError for options that there are not, with the way to give those of sampling."""
+    for name, value in unknown.items():
+        remedy = did_you_mean(name, _OPTIONS)
+        if name in [field.name for field in fields(Sampling)]:
+            remedy = f"give sampling=Sampling({name}={value!r})"
+        reason = "is no option here"
+        raise problem(source="request", field=name, value=value, reason=reason, remedy=remedy)
+
+
+def _require_between(field: str, value: float, least: float, most: float) -> None:
+    # Written so that NaN is refused.
+    if not least <= value <= most:
+        reason = f"is not between {least:g} and {most:g}"
+        if most == math.inf:
+            reason = f"is below {least:g}"
+        raise problem(
+            source="request", field=field, value=value, reason=reason, remedy="give another number"
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -40,15 +41,32 @@ def register_higgs_audio_all() -> None:
     with explained():
         from plugins import dataset_registration, model_registration, trainer
         from plugins.ms_swift import patches, template
-        from plugins.training import tuning
+        from plugins.training import options, run_lock, tuning
 
     dataset_registration.register_columns()
     template.register()
     model_registration.register()
     trainer.register()
     # Handed in, because `ms_swift` lies below `training`.
-    patches.install(before_tuning=tuning.settle)
+    for hook in (options.refuse_other_losses, run_lock.hold_output, tuning.settle):
+        patches.install(before_tuning=hook)
+
+
+def _tell_in_one_line() -> None:
+    """In a process of MS-SWIFT's: what a user can mend ends it without a traceback."""
+    from plugins.errors import UserError
+
+    tell = sys.excepthook
+
+    def tell_mistake(kind: Any, error: BaseException, trace: Any) -> None:
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            tell(kind, error, trace)
+
+    sys.excepthook = tell_mistake
 
 
 if __name__.startswith("_swift_external"):
     register_higgs_audio_all()
+    _tell_in_one_line()

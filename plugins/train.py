@@ -35,25 +35,38 @@ def main(argv: Sequence[str] | None = None) -> Any:
     from swift.pipelines import SwiftSft
 
     from plugins.register import register_higgs_audio_all
+    from plugins.training import run_lock
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with _own_environment():
+    with _own_environment(argv):
         parse_yaml_args(arguments)  # puts the flags of a file in its place
         rest = words.settled(arguments)
         register_higgs_audio_all()
         words.check_output_dir(rest)
-        return SwiftSft(words.resolve_resume(rest)).main()
+        rest = words.resolve_resume(rest)
+        with run_lock.released():
+            folder = words.final_output_dir(rest)
+            # One that is not there is nobody's, and stays so if the model is none.
+            if folder is not None and Path(folder).is_dir():
+                run_lock.hold(folder)  # before a model is loaded for nothing
+            return SwiftSft(rest).main()
 
 
 @contextmanager
-def _own_environment() -> Iterator[None]:
-    """A second run in this process must not inherit the variables of this one."""
+def _own_environment(argv: Sequence[str] | None) -> Iterator[None]:
+    """A second run in this process must not inherit the variables of this one; nor is what started
+    the process what trains, if its Python code gave `argv`."""
     # Settings travel as such, and MS-SWIFT leaves its own folder of events there for good.
     names = [*map(str.upper, KNOBS), "TENSORBOARD_LOGGING_DIR"]
     before = {name: os.environ.get(name) for name in names}
+    started_with = sys.argv
+    if argv is not None:
+        # The lines that resume or repeat a run are made of it.
+        sys.argv = [str(words.TRAIN_FILE), *argv]
     try:
         yield
     finally:
+        sys.argv = started_with
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:

@@ -27,7 +27,7 @@ from plugins.errors import UserError, problem
 from plugins.model.loss import LossSums, LossWeights, combine
 from plugins.ms_swift.template import TEMPLATE_TYPE, HiggsAudioTemplate
 from plugins.settings import HiggsAudioSettings, check_knob_names
-from plugins.training import card, exhausted, resume, samples, saves, tuning, workers
+from plugins.training import ending, exhausted, resume, run_lock, samples, saves, tuning, workers
 from plugins.training.meters import BatchMeter, LossMeter, metrics
 from plugins.training.optimizer import OPTIMIZER, HiggsAudioOptimizerCallback
 from plugins.training.options import refuse_unsupported
@@ -82,6 +82,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         self.stopping = Stopping(self)
         self.add_callback(self.sick_steps)
         self.add_callback(self.stopping)
+        self.add_callback(ending.FirstStep())
         for dataset in (self.train_dataset, self.eval_dataset):
             if isinstance(dataset, PackingDataset):
                 dataset = dataset.dataset
@@ -93,6 +94,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
 
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
         settings: HiggsAudioSettings = self.template.settings
+        ending.check_steps(self)
         if settings.preflight or settings.dry_run:
             report = self._prove()
         samples.attach(self)
@@ -104,22 +106,36 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         if resume_from_checkpoint is not None and not self.args.resume_only_model:
             resumed = Path(str(resume_from_checkpoint))
         self.owner = saves.owner(self.fingerprint, resumed)
+        left: resume.Left = "steps"
         if resumed is None:
             resume.begin(self)
-        elif resume.prepare(self, resumed):
+        else:
+            left = resume.prepare(self, resumed)
+        if left == "nothing":
             return None
-        if self.args.save_strategy != "no":
+        if left == "steps" and self.args.save_strategy != "no":
             exhausted.check_space(self)
         # Signals come back last: nothing may end the process while it ends its workers.
         with (
+            run_lock.released(),
             self.stopping.on_signals(),
             workers.ending(self),
             exhausted.gpu_memory(self),
             resume.keeping(self),
         ):
-            result = super().train(resume_from_checkpoint, *args, **kwargs)
-        card.write(self)
+            if left == "ending":
+                assert resumed is not None
+                result = ending.finish(self, resumed)
+            else:
+                result = super().train(resume_from_checkpoint, *args, **kwargs)
+            ending.close(self)
         return result
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        place = super()._init_training_state(*args, **kwargs)
+        if hasattr(self.train_dataset, "__len__") or self.args.ignore_data_skip:
+            return place
+        return resume.place_in_stream(self)
 
     def _prove(self) -> Any:
         """The report of the preflight. Raises UserError if a check of it failed."""
@@ -246,6 +262,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # From transformers 5.23 on every rank is called; MS-SWIFT's own takes itself for the first.
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         if (folder / CODEC_FOLDER).exists():
             # Never in a checkpoint, which is new. MS-SWIFT copies with a plain `copytree`, which it
@@ -265,7 +284,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
 
 
 def _say(text: str) -> None:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         logger.info(line)
 
 

@@ -7,7 +7,8 @@ import importlib.util
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from plugins.audio import waveforms as audio
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    texts = [
-        line.split("|")[1]
-        for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    ]
-    tiny.build(
-        folder, texts, [audio.load(path) for path in sorted((CORPUS / "wavs").glob("*.flac"))]
-    )
+    texts = [text for _, text in corpus_texts()]
+    waveforms = map(audio.load, sorted((CORPUS / "wavs").glob("*.flac")))
+    tiny.build(folder, texts, list(waveforms))
     return folder
 
 
@@ -124,26 +121,71 @@ def learnt(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return learn(tiny, tmp_path_factory.mktemp("learnt") / "model")
 
 
+@pytest.fixture
+def edited_codec(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a copy of the original codec, edited as `codecs.write_codec` says."""
+    from helpers.codecs import write_codec
+
+    return partial(write_codec, tmp_path / "original")
+
+
+@pytest.fixture(scope="session")
+def native_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The original codec in the native format; not to be changed."""
+    from helpers.codecs import ORIGINAL_CODEC
+
+    from plugins.audio.original_codec import save_native
+
+    folder = tmp_path_factory.mktemp("native") / "codec"
+    save_native(ORIGINAL_CODEC, folder)
+    return folder
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """The file that a stranger's code would make."""
+    return tmp_path / "executed"
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Connections and look-ups of names that this test tries (`security.refuse_connections`)."""
+    from helpers.security import refuse_connections
+
+    return refuse_connections(monkeypatch)
+
+
+def corpus_texts() -> list[tuple[str, str]]:
+    """The name of each embedded clip, and what it says."""
+    texts = []
+    for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines():
+        clip, text, _ = line.split("|")
+        texts.append((clip, text))
+    return texts
+
+
+@pytest.fixture
+def only_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one scorer of `higgs-audio evaluate` that takes no time; test_evaluation_speech.py tries
+    those with weights."""
+    from plugins.commands import evaluate
+
+    scorers, _ = evaluate.load_scorers()
+    monkeypatch.setattr(evaluate, "load_scorers", lambda **_: (scorers[:1], []))
+
+
 def corpus_rows(num_rows: int = 16, **columns: Any) -> list[dict[str, Any]]:
     """Rows of the seed document's shape for the embedded clips."""
-    lines = (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()[:num_rows]
+    scene = "<|scene_desc_start|> Indoor quiet <|scene_desc_end|>"
     rows = []
-    for line in lines:
-        clip, text, _ = line.split("|")
-        rows.append(
-            {
-                "messages": [
-                    {
-                        "role": "system",
-                        "content": "<|scene_desc_start|> Indoor quiet <|scene_desc_end|>",
-                    },
-                    {"role": "user", "content": f"Please speak: {text}"},
-                    {"role": "assistant", "content": ""},
-                ],
-                "audios": [str(CORPUS / "wavs" / f"{clip}.flac")],
-                **columns,
-            }
-        )
+    for clip, text in corpus_texts()[:num_rows]:
+        messages = [
+            {"role": "system", "content": scene},
+            {"role": "user", "content": f"Please speak: {text}"},
+            {"role": "assistant", "content": ""},
+        ]
+        audios = [str(CORPUS / "wavs" / f"{clip}.flac")]
+        rows.append({"messages": messages, "audios": audios, **columns})
     return rows
 
 
@@ -166,18 +208,23 @@ def llama_tokenizer() -> Any:
     names = [f"<|reserved_special_token_{i}|>" for i in range(256)]
     # Slots 0..9 of Llama-3, then the names that the published tokenizer gives to ids 128011 and up.
     head = [
-        "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
-        "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>",
-        "<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|audio_bos|>", "<|audio_eos|>", "<|audio_out_bos|>",
-        "<|reserved_special_token_6|>", "<|AUDIO|>", "<|AUDIO_OUT|>", "<|reserved_special_token_9|>",
-        "<|scene_desc_start|>", "<|scene_desc_end|>",
+        "<|begin_of_text|>", "<|end_of_text|>",
+        "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
+        "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>",
+        "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
+        "<|python_tag|>", "<|audio_bos|>", "<|audio_eos|>", "<|audio_out_bos|>",
+        "<|reserved_special_token_6|>", "<|AUDIO|>", "<|AUDIO_OUT|>",
+        "<|reserved_special_token_9|>", "<|scene_desc_start|>", "<|scene_desc_end|>",
     ]  # fmt: skip
-    specials = head + [name for name in names if name not in head][: 256 - len(head)]
+    # Llama-3 has 256 special tokens; those of audio take the places of reserved ones.
+    unused = [name for name in names if name not in head]
+    specials = (head + unused)[:256]
     converter = TikTokenConverter(
         vocab_file=str(vocabulary),
+        # Of Meta's own tokenizer: how a text falls into words before bytes are merged.
         pattern=(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-            r"|\s+(?!\S)|\s+"
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         ),
         extra_special_tokens=specials,
     )

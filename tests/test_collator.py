@@ -19,6 +19,7 @@ from plugins.data.rows import dialogue_from_row
 from plugins.data.tokens import SpecialTokens
 from plugins.settings import HiggsAudioSettings
 
+# Per case: the turns and codes that the original was given.
 META = json.loads((GOLDEN / "collator" / "meta.json").read_text(encoding="utf-8"))
 
 
@@ -88,16 +89,10 @@ def test_batch_without_audio_keeps_its_names() -> None:
 def test_placeholders_that_do_not_match_the_frames_name_the_row() -> None:
     """The native model accepts surplus frames in silence and then trains shifted audio."""
     sample = spoken(2)
-    broken = EncodedSample(
-        sample.input_ids,
-        sample.labels,
-        [torch.zeros(2, 3, dtype=torch.long)],
-        [True],
-        "train.jsonl:7",
-    )
-    with pytest.raises(
-        AssertionError, match=r"train\.jsonl:7: clips take \[6\] frames but the prompt has \[5\]"
-    ):
+    codes = torch.zeros(2, 3, dtype=torch.long)  # one frame more than there are placeholders for
+    broken = EncodedSample(sample.input_ids, sample.labels, [codes], [True], "train.jsonl:7")
+    complaint = r"train\.jsonl:7: clips take \[6\] frames but the prompt has \[5\]"
+    with pytest.raises(AssertionError, match=complaint):
         collate([broken], tiny_tokens(), training=True)
 
 
@@ -106,13 +101,13 @@ def golden_sample(name: str, tokenizer: Any, tokens: SpecialTokens) -> EncodedSa
     case = META[name]
     messages: list[dict[str, Any]] = []
     for i, (role, content) in enumerate(case["turns"]):
-        before_start = case["start_index"] is not None and i < case["start_index"]
-        text = content if isinstance(content, str) else ""
-        message = {"role": role, "content": text}
-        if before_start:  # of what the original trains
-            message["loss"] = False
+        message = {"role": role, "content": ""}  # speech, unless it has a text
+        if isinstance(content, str):
+            message["content"] = content
+        if case["start_index"] is not None and i < case["start_index"]:
+            message["loss"] = False  # the original trains from there on
         messages.append(message)
-    codes = [np.array(clip).T.tolist() for clip in case["codes"]]
+    codes = [np.array(clip).T.tolist() for clip in case["codes"]]  # (K, F) -> (F, K) per clip
     row = canonical_row({"messages": messages, "audio_codes": codes}, name, HiggsAudioSettings())
     return encode(dialogue_from_row(row, HiggsAudioSettings()), tokenizer, tokens)
 
@@ -134,6 +129,7 @@ def test_equals_the_original_collator(
     samples = [golden_sample(member, llama_tokenizer, tokens) for member in members]
     batch = collate(samples, tokens, training=True)
     for row in range(len(samples)):
+        # The two pad to other lengths.
         real = batch["attention_mask"][row].bool()
         ids, labels = batch["input_ids"][row][real], batch["labels"][row][real]
         golden_real = golden["attention_mask"][row].astype(bool)

@@ -1,5 +1,5 @@
-"""The house (DESIGN, section 2): imports go one way, the maths imports torch only, and what starts
-often starts fast.
+"""The house: imports go one way, the maths imports torch only, what starts often starts fast, and
+the map in `plugins/__init__.py` shows the rooms that are there.
 
 A room is a file or folder of `plugins/`. Which room lies on which level follows from the tree; no
 table says so."""
@@ -7,6 +7,7 @@ table says so."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,19 +18,26 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import plugins
+
 PLUGINS = ROOT / "plugins"
+# What takes seconds to import, or half of one.
 HEAVY = {"torch", "torchaudio", "swift", "transformers", "datasets", "numpy"}
+HEAVY_FOR_COMMANDS = HEAVY - {"numpy"}  # what reads audio needs it at once
 COMMANDS = ("sft", "speak", "convert", "doctor", "export", "app", "evaluate")
 Graph = dict[str, set[str]]
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts).removesuffix(".__init__")
+def modules() -> dict[str, Path]:
+    paths = {}
+    for path in sorted(PLUGINS.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        paths[".".join(parts).removesuffix(".__init__")] = path
+    return paths
 
 
-MODULES = {module_name(path): path for path in sorted(PLUGINS.rglob("*.py"))}
-FOLDERS = sorted({path.parent for path in MODULES.values()} - {PLUGINS})
+MODULES = modules()
+FOLDERS = sorted(path.parent for path in PLUGINS.rglob("__init__.py") if path.parent != PLUGINS)
 
 
 def imports(path: Path, *, at_start: bool = False) -> set[str]:
@@ -41,6 +49,7 @@ def imports(path: Path, *, at_start: bool = False) -> set[str]:
             names |= {alias.name for alias in statement.names}
         elif isinstance(statement, ast.ImportFrom):
             assert statement.level == 0, f"{path}: relative imports fail under --external_plugins"
+            # What is taken may be a module as well: `from plugins.audio import waveforms`.
             names |= {f"{statement.module}.{alias.name}" for alias in statement.names}
     return set(map(imported_module, names))
 
@@ -84,6 +93,7 @@ def files_of(folder: Path) -> Graph:
     inside = {module for module, path in MODULES.items() if path.parent == folder}
     graph: Graph = {}
     for module in inside:
+        # A late import between two files of one room is allowed: it is one subject.
         graph[module] = (imports(MODULES[module], at_start=True) & inside) - {module}
     return graph
 
@@ -142,9 +152,17 @@ def test_no_room_is_named_like_another_package() -> None:
     assert not names & packages_distributions().keys()
 
 
-def test_the_house_is_seen_at_a_glance() -> None:
-    rooms = {path.relative_to(PLUGINS).parts[0] for path in PLUGINS.rglob("*.py")}
-    assert len(rooms) <= 24
+def test_the_map_has_a_line_for_each_room() -> None:
+    lines = re.findall(r"^([\w/]+/|\w+\.py) {2,}", plugins.__doc__ or "", re.MULTILINE)
+    rooms = {path.name for path in PLUGINS.glob("[!_]*.py")}
+    for path in PLUGINS.glob("*/__init__.py"):
+        rooms.add(f"{path.parent.name}/")
+    assert len(rooms) <= 24, "the house is seen at a glance"
+    assert len(lines) == len(set(lines))
+    assert rooms <= set(lines)
+    # Also of rooms in rooms: "training/preflight/".
+    for line in lines:
+        assert (PLUGINS / line).exists(), line
 
 
 def run_anew(code: str) -> None:
@@ -165,11 +183,12 @@ def test_importing_the_package_is_free() -> None:
 
 
 def test_preparing_needs_no_torch() -> None:
-    run_anew(f"import plugins.settings, plugins.prepare.cli; assert_light({HEAVY - {'numpy'}})")
+    run_anew(f"import plugins.settings, plugins.prepare.cli; assert_light({HEAVY_FOR_COMMANDS})")
 
 
 def test_help_starts_fast() -> None:
-    words = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+    words = [["--help"], ["--version"]]
+    words += [[command, "--help"] for command in COMMANDS]
     run_anew(f"""
 from plugins.cli import main
 for words in {words}:
@@ -177,5 +196,5 @@ for words in {words}:
         main(words)
     except SystemExit as end:
         assert not end.code, words
-    assert_light({HEAVY - {"numpy"}})
+    assert_light({HEAVY_FOR_COMMANDS})
 """)

@@ -11,33 +11,36 @@ import re
 import shlex
 import shutil
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import CORPUS, ROOT
+from conftest import CORPUS, ROOT, corpus_texts
 from helpers.sft import run
 
 pytestmark = pytest.mark.slow
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {
-    path: path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-}
 DIFFERENCES = README.partition("## Differences from the design")[2].partition("\n## ")[0]
 # What this machine needs and a user's does not: no GPU, no hub, one step.
-HERE = ["--use_cpu", "true", "--torch_dtype", "float32", "--check_model", "false", "--max_steps", "1",
-        "--report_to", "none", "--add_version", "false"]  # fmt: skip
+HERE = [
+    *("--use_cpu", "true", "--torch_dtype", "float32", "--max_steps", "1"),
+    *("--check_model", "false", "--report_to", "none", "--add_version", "false"),
+]
 
+# Section 1.
 PREPARE = {
-    "ljspeech": "--dataset_type ljspeech --input_dir {lj} --output_file data/ljspeech_train.jsonl --split --validate",
+    "ljspeech": "--dataset_type ljspeech --input_dir {lj} "
+    "--output_file data/ljspeech_train.jsonl --split --validate",
     "vctk": "--dataset_type vctk --input_dir {vctk} --output_file data/vctk_train.jsonl --split",
     "custom": "--dataset_type custom --input_dir {custom} --csv_file {custom}/metadata.csv "
     '--output_file data/custom_train.jsonl --text_column "transcript" --audio_column "filename" '
     '--speaker_column "speaker_id" --split',
 }
 
+# Section 2.
 TRAIN = """
 from swift.cli import train
 from plugins.register import register_higgs_audio_all
@@ -57,6 +60,7 @@ train.main([
 ])
 """
 
+# Section 3. The model's folder is that of the training above.
 SPEAK = """
 from plugins.inference import HiggsAudioGenerator
 from swift.llm import get_model_tokenizer
@@ -85,13 +89,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an LJSpeech, a VCTK and a CSV corpus, all of the embedded clips."""
     folder = tmp_path_factory.mktemp("quick_start")
     shutil.copytree(CORPUS, folder / "LJSpeech-1.1")
-    lines = [
-        line.split("|")
-        for line in (CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    ]
     rows = ["filename,transcript,speaker_id"]
     (folder / "custom").mkdir()
-    for i, (clip, text, _) in enumerate(lines[:6]):
+    for i, (clip, text) in enumerate(corpus_texts()[:6]):
         samples, rate = soundfile.read(CORPUS / "wavs" / f"{clip}.flac")
         speaker = f"p{225 + i % 2}"
         name = f"{speaker}/{speaker}_{i:03d}"
@@ -120,25 +120,24 @@ def test_1_prepare(corpus: str, num_rows: int, workspace: Path) -> None:
     command = shlex.split(PREPARE[corpus].format(**folders))
     done = run(sys.executable, str(ROOT / "prepare_dataset.py"), *command, cwd=workspace)
     assert done.returncode == 0, done.stderr
-    files = [workspace / "data" / f"{corpus}_{part}.jsonl" for part in ("train", "val")]
-    rows = [
-        json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()
-    ]
-    assert len(rows) == num_rows
-    assert all(Path(row["audios"][0]).is_file() for row in rows)
+    lines = []
+    for part in ("train", "val"):
+        file = workspace / "data" / f"{corpus}_{part}.jsonl"
+        lines += file.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == num_rows
+    for line in lines:
+        assert Path(json.loads(line)["audios"][0]).is_file()
 
 
 def test_2_train_with_the_script(workspace: Path, tiny: Path) -> None:
-    done = run(
-        str(ROOT / "train_higgs_audio.sh"), *HERE, cwd=workspace, PYTHON=sys.executable, MODEL=str(tiny),
-        USE_HF="false", OUTPUT_DIR="./output_script",
-    )  # fmt: skip
+    env = {"PYTHON": sys.executable, "MODEL": str(tiny), "USE_HF": "false"}
+    env["OUTPUT_DIR"] = "./output_script"
+    done = run(str(ROOT / "train_higgs_audio.sh"), *HERE, cwd=workspace, **env)
     assert done.returncode == 0, done.stderr[-3000:]
-    settings = json.loads(
-        (workspace / "output_script" / "higgs_audio_settings.json").read_text(encoding="utf-8")
-    )
+    output = workspace / "output_script"
+    settings = json.loads((output / "higgs_audio_settings.json").read_text(encoding="utf-8"))
     assert settings["audio_learning_rate"] == 1e-4
-    assert (workspace / "output_script" / "checkpoint-1" / "adapter_model.safetensors").is_file()
+    assert (output / "checkpoint-1" / "adapter_model.safetensors").is_file()
 
 
 def test_2_train_from_python(workspace: Path, tiny: Path) -> None:
@@ -154,26 +153,32 @@ def test_2_train_from_python(workspace: Path, tiny: Path) -> None:
     )
     done = run(sys.executable, "-c", code, cwd=workspace, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (
-        workspace / "output_higgs_audio" / "checkpoint-1" / "adapter_model.safetensors"
-    ).is_file()
+    checkpoint = workspace / "output_higgs_audio" / "checkpoint-1"
+    assert (checkpoint / "adapter_model.safetensors").is_file()
 
 
 def test_3_speak(workspace: Path) -> None:
     for name in ("get_model_tokenizer", "checkpoint-best"):
         assert name in DIFFERENCES
     loading = SPEAK[SPEAK.index("from swift.llm") : SPEAK.index("result =")]
-    code = changed(
-        SPEAK,
-        {
-            loading: 'generator = HiggsAudioGenerator.from_pretrained("./output_higgs_audio/checkpoint-1")\n',
-            "path/to/reference.wav": "custom/DEMO-0001.wav",
-        },
-    )
+    checkpoint = "./output_higgs_audio/checkpoint-1"  # of the test before
+    ours = f"generator = HiggsAudioGenerator.from_pretrained({checkpoint!r})\n"
+    code = changed(SPEAK, {loading: ours, "path/to/reference.wav": "custom/DEMO-0001.wav"})
     code += "result.save('cloned.wav')\nprint(result['audio'].shape, result['sample_rate'])\n"
     done = run(sys.executable, "-c", code, cwd=workspace, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]
     assert soundfile.info(workspace / "cloned.wav").samplerate == 24_000
+
+
+def printed_commands() -> Iterator[list[str]]:
+    """The words of each command in README and the book, up to a pipe."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line.partition(" | ")[0], comments=True)
+                if words:
+                    yield words
 
 
 def test_the_commands_of_readme_and_book_parse() -> None:
@@ -181,38 +186,20 @@ def test_the_commands_of_readme_and_book_parse() -> None:
     from plugins.cli import _parser as command_parser
     from plugins.prepare.flags import parse as parse_prepare
 
-    blocks = re.findall(r"```bash\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    commands = [
-        shlex.split(line.partition(" | ")[0], comments=True)
-        for line in lines
-        if line.strip() and not line.startswith("#")
-    ]
-    prepared = [
-        parse_prepare(words[2:])
-        for words in commands
-        if words[:2] == ["python", "prepare_dataset.py"]
-    ]
-    ours = [
-        words[1:]
-        for words in commands
-        if words[0] == "higgs-audio" and words[1] not in {"sft", "--help"}
-    ]
-    assert len(prepared) >= 4
-    assert {words[0] for words in ours} == {
-        "speak",
-        "evaluate",
-        "app",
-        "export",
-        "convert",
-        "doctor",
-    }
-    for words in ours:
-        command_parser().parse_args(words)
-    for words in commands:
+    parsed: Counter[str] = Counter()
+    for words in printed_commands():
+        if words[:2] == ["python", "prepare_dataset.py"]:
+            parse_prepare(words[2:])
+            parsed["prepare"] += 1
+        # The flags of `sft` are MS-SWIFT's: tests/test_configs.py.
+        elif words[0] == "higgs-audio" and words[1] not in {"sft", "--help"}:
+            command_parser().parse_args(words[1:])
+            parsed[words[1]] += 1
         for name in words:
             if name.startswith(("configs/", "./train", "plugins/")):
                 assert (ROOT / name).is_file(), name
+    assert parsed.pop("prepare") >= 4
+    assert set(parsed) == {"speak", "evaluate", "app", "export", "convert", "doctor"}
     assert os.access(ROOT / "train_higgs_audio.sh", os.X_OK)
 
 

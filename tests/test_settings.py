@@ -10,11 +10,9 @@ from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names
 def test_defaults_are_those_of_the_seed_document() -> None:
     settings = HiggsAudioSettings.from_env({})
     assert settings == HiggsAudioSettings()
-    assert (
-        settings.text_loss_weight,
-        settings.audio_loss_weight,
-        settings.auxiliary_loss_weight,
-    ) == (1.0, 1.0, 0.001)
+    assert settings.text_loss_weight == 1.0
+    assert settings.audio_loss_weight == 1.0
+    assert settings.auxiliary_loss_weight == 0.001
     assert settings.max_audio_length == 1024
 
 
@@ -69,8 +67,6 @@ def test_unknown_knob_is_refused_with_the_nearest_name() -> None:
     reads."""
     # Every real one passes.
     check_knob_names(KNOBS, "options")
-    with pytest.raises(
-        UserError,
-        match=r"'audio_learing_rate' is not a setting .* did you mean 'audio_learning_rate'",
-    ):
+    nearest = r"'audio_learing_rate' is not a setting .* did you mean 'audio_learning_rate'"
+    with pytest.raises(UserError, match=nearest):
         check_knob_names(["audio_learing_rate"], "options")

@@ -100,9 +100,9 @@ class CodeCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._process = -1  # which has opened the connection
-        if not (folder / _FINISHED).exists():
+        if not os.path.exists(folder / _FINISHED):  # unlike pathlib's, never an error
             reason, remedy = f"holds no {_FINISHED}", _AGAIN
-            if (folder / "index.bin").exists():
+            if os.path.exists(folder / "index.bin"):
                 reason, remedy = "is of an older format", _ANEW
             raise problem(
                 source=str(folder.parent),

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 
 from plugins.audio import waveforms as audio
@@ -24,18 +22,10 @@ from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
 from plugins.files.hub import DEFAULT_CODEC, local_folder
 from plugins.files.installation import explained
+from plugins.files.sizes import MAX_LAYERS
 from plugins.files.untrusted import NamedByCheckpoint, check_codec
 
 _IMPORTING_PID = os.getpid()
-# What transformers raises for a damaged file depends on where it breaks.
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    SafetensorError,
-    StrictDataclassError,
-)
 _RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # of accelerate
 CODEC_FOLDER = "audio_tokenizer"
 # Of the published codec and of every codec the model can be used with: rows are checked before a
@@ -143,6 +133,7 @@ def _load_codec(path: str) -> Any:
 
     folder = Path(local_folder(path, option="codec"))
     model = _load_original(folder) if is_original(folder) else _load_native(folder, path)
+    _check_finite(model, path)
     # Train mode would switch HuBERT's dropout on: random codes.
     return model.eval().requires_grad_(False)
 
@@ -174,16 +165,59 @@ def _load_native(folder: Path, path: str) -> Any:
     # Before transformers reads the config, and does what it says.
     check_codec(folder)
     try:
+        _check_size(folder)
         with _undivided():
             loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
-    except _LOADING_ERRORS as error:
+    except (ImportError, UserError):
+        raise
+    except Exception as error:  # what transformers raises depends on the field, and where it breaks
         reason = f"is not a codec that can be loaded ({' '.join(str(error).split())[:200]})"
         raise _wrong_codec(path, reason, again) from error
     model, report = loaded
     _check_complete(report, path)
     return model
+
+
+def _check_size(folder: Path) -> None:
+    """Raise UserError for a config that asks for more weights than the files can hold: transformers
+    fills those that it misses with random numbers, however many."""
+    from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
+
+    config = HiggsAudioV2TokenizerConfig.from_pretrained(folder)
+    file = folder / "config.json"
+    number = config.num_quantizers
+    if not 1 <= number <= MAX_LAYERS:
+        raise problem(
+            source=str(file),
+            field="target_bandwidths",
+            value=config.target_bandwidths,
+            reason=f"asks for {number} codebooks",
+            remedy="download the codec again",
+        )
+    # Of the semantic model's frames one is taken in so many.
+    if config.semantic_downsample_factor < 1:
+        raise ValueError("the sample rates and downsample_factor leave no frames")
+    with torch.device("meta"):
+        model = HiggsAudioV2TokenizerModel(config)
+    asked = sum(tensor.numel() for tensor in model.state_dict().values())
+    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if held and asked > held:
+        raise problem(
+            source=str(file),
+            field="content",
+            value=asked,
+            reason=f"weights are asked for, more than the {held} bytes of *.safetensors can hold",
+            remedy="download the codec again",
+        )
+
+
+def _check_finite(model: Any, path: str) -> None:
+    """Raise UserError for weights that would make all speech NaN."""
+    for key, weights in model.state_dict().items():
+        if weights.is_floating_point() and not bool(torch.isfinite(weights).all()):
+            raise _wrong_codec(path, f"holds NaN or infinite {key}", "download the codec again")
 
 
 def _check_complete(report: Mapping[str, Any], path: str) -> None:

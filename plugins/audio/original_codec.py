@@ -199,7 +199,12 @@ def _match(
 ) -> tuple[HiggsAudioV2TokenizerConfig, Sources]:
     file = folder / WEIGHTS
     config = native_config(original, Shapes(weights, file), folder / "config.json")
-    shapes = {key: list(tensor.shape) for key, tensor in _empty_model(config).state_dict().items()}
+    try:
+        expected = _empty_model(config).state_dict()
+    except Exception as error:  # what a wrong value raises depends on the field
+        value, reason = str(error), "is what building this codec ends in"
+        raise damaged(folder / "config.json", field="content", value=value, reason=reason) from None
+    shapes = {key: list(tensor.shape) for key, tensor in expected.items()}
     sources = sources_of(shapes, weights, num_blocks=len(original["ratios"]))
     check_weights(sources, weights, shapes, file)
     return config, sources

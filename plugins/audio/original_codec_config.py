@@ -18,6 +18,7 @@ from transformers import HiggsAudioV2TokenizerConfig
 
 from plugins.audio.original_codec_keys import damaged, pair
 from plugins.errors import UserError, problem
+from plugins.files.sizes import check_sizes
 
 _LEAST = {"D": 1, "codebook_dim": 1, "sample_rate": 1, "bins": 2, "n_q": 1}
 # As the original spells it: a teacher is meant.
@@ -80,6 +81,7 @@ def _check_types(original: dict[str, Any], file: Path) -> None:
     def wrong(name: str, kind: str) -> UserError:
         return damaged(file, field=name, value=original[name], reason=f"is no {kind}")
 
+    check_sizes(file, original)
     for name, least in _LEAST.items():
         if not _is_whole(original[name], least):
             raise wrong(name, f"whole number from {least} up")
@@ -152,8 +154,8 @@ def _hubert(shapes: Shapes) -> dict[str, Any]:
     _, group_width, num_positions = shapes.of_convolution(f"{root}.pos_conv_embed.conv")
     last_layer = 0
     for key in shapes.weights:
-        if match := re.match(rf"{re.escape(root)}\.layers\.(\d+)\.", key):
-            last_layer = max(last_layer, int(match[1]))
+        if match := re.match(rf"{re.escape(root)}\.layers\.(\d{{1,9}})\.", key):
+            last_layer = max(last_layer, min(int(match[1]), len(shapes.weights)))
     # Seven in HuBERT base and large; their kernels and strides are the same everywhere.
     convolutions = "semantic_model.feature_extractor.conv_layers.{}.conv.weight"
     return {

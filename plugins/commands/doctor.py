@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import yaml
 from plugins.audio.codec import Codec, find_codec
 from plugins.collator import collate
 from plugins.corpora.canonical import as_list
-from plugins.data.clips import check_clips, stand_ins, with_clips
+from plugins.data.clips import LowRates, check_clips, stand_ins, with_clips
 from plugins.data.dialogue import Dialogue, Turn
 from plugins.data.prompt import encode
 from plugins.data.rows import dialogue_from_row
@@ -103,12 +102,13 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    # ValueError: bytes that are no UTF-8, a date that is none. RecursionError: endless brackets.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise problem(
             source="command line",
             field="config",
             value=str(path),
-            reason=f"cannot be read ({' '.join(str(error).split())})",
+            reason=f"cannot be read ({' '.join(str(error).split())[:200]})",
             remedy="give a YAML file as in configs/",
         ) from None
     if not isinstance(config, dict):
@@ -167,14 +167,17 @@ def _check_dataset(
     report: Report, checkpoint: _Checkpoint, options: argparse.Namespace, max_length: int | None
 ) -> None:
     settings = checkpoint.settings
-    rows = _read(options.dataset, settings)
+    low = LowRates()
+    rows = _read(options.dataset, settings, low)
     dialogues = [dialogue_from_row(row, settings) for row in rows]
     report.add("dataset", "ok", f"{len(dialogues)} rows, every audio header read")
+    validation = _read(options.val_dataset, settings, low)
+    if low.warning is not None:
+        report.add("sample rates", "warning", low.warning)
     # A run would stop at such a row only when it comes to it.
     if max_length:
         _check_lengths(dialogues, checkpoint, int(max_length))
     check_references(report, dialogues)
-    validation = _read(options.val_dataset, settings)
     held_out = target_paths(dialogue_from_row(row, settings) for row in validation)
     check_split(report, target_paths(dialogues), held_out)
     with report.catching("codec"):
@@ -204,9 +207,15 @@ def _check_model(
         report.add("one row", "info", "as the model sees it", text)
 
 
-def _read(files: Sequence[str], settings: HiggsAudioSettings) -> list[dict[str, Any]]:
+def _read(
+    files: Sequence[str], settings: HiggsAudioSettings, low: LowRates
+) -> list[dict[str, Any]]:
     """The canonical rows of all files, every audio header looked at."""
-    check = partial(check_clips, settings=settings)
+
+    def check(dialogue: Dialogue) -> None:
+        check_clips(dialogue, settings)
+        low.look_at(dialogue)
+
     rows: list[dict[str, Any]] = []
     for file in files:
         rows.extend(read_rows(file, settings, check=check))

@@ -34,8 +34,9 @@ from plugins.model import load as checkpoint
 from plugins.model.card import METRICS, complete
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
+from plugins.speaking.speaker import require_duration
 
-_CODEC, _GENERATED, _TRUTH = "codec", "generated", "truth"
+_CODEC, _GENERATED = "codec", "generated"
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,7 @@ def run(options: Namespace) -> int:
                 reason="has no --model to belong to",
                 remedy="give --model",
             )
-    if options.max_audio_s <= 0:  # the generator would refuse it item by item
-        raise problem(
-            source="options",
-            field="max_audio_s",
-            value=options.max_audio_s,
-            reason="is not positive",
-            remedy="give seconds",
-        )
+    require_duration(options.max_audio_s)  # the generator would refuse it item by item
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     _check_output(options)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,6 +92,8 @@ def run(options: Namespace) -> int:
     report.write_lists(folder, rows, contest.items)
     _draw(folder, summary, rows)
     print(report.markdown(summary, rows))
+    if warning := report.misheard(summary):
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{folder}: {', '.join((report.SUMMARY, report.ITEMS, report.REPORT))}")
     # The card of the model, or of the training above a checkpoint, if it has room for the table.
     if options.model is not None:
@@ -197,7 +193,9 @@ def _columns(
             columns[_CODEC] = round_trips(
                 contest.codec, identity, contest.items, options.output, journal, name=_CODEC
             )
-        columns[_TRUTH] = [Clip(Path(item.truth) if item.truth else None) for item in contest.items]
+        columns[report.TRUTH] = [
+            Clip(Path(item.truth) if item.truth else None) for item in contest.items
+        ]
     return columns
 
 

@@ -1,6 +1,6 @@
 """`higgs-audio speak`: one text into a file or a pipe, or a list of texts into a folder.
 
-    --text  --HiggsAudioGenerator--> a WAV file, or raw samples as they are spoken
+    --text  --HiggsAudioGenerator--> a file, or raw samples as they are spoken
     --input --plugins.commands.speak_list--> a folder of WAV files
 
 Exit codes: 0 spoken to its end, 1 an error that the user can mend, 3 cut at `--max_audio_s`.
@@ -8,24 +8,49 @@ Exit codes: 0 spoken to its end, 1 an error that the user can mend, 3 cut at `--
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import numpy as np
 
-from plugins.commands.speak_list import OPTIONS, speak_all
-from plugins.errors import problem
+from plugins.commands.speak_list import OPTIONS, plan, speak_all
+from plugins.errors import UserError, problem
+from plugins.files.disk import require_writable
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
-from plugins.speaking.speech import Speech
+from plugins.speaking.speaker import require_duration
+from plugins.speaking.speech import Speech, suffix_of
 
 TRUNCATED = 3
 
 
 def run(options: Namespace) -> int:
     """The subcommand: its exit code."""
-    _check(options)  # before a model is loaded for nothing
+    try:
+        return _run(options)
+    except BrokenPipeError:
+        # What Python still holds for it would be an error once more, at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise problem(
+            source="options",
+            field="stream",
+            value=options.stream or "stdout",
+            reason="was closed by its reader before the end",
+            remedy="keep the reader open",
+        ) from None
+
+
+def _run(options: Namespace) -> int:
+    # All that can be wrong is found before a model is loaded, or minutes are spoken, for nothing.
+    _check(options)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, seed=options.seed)
+    require_duration(options.max_audio_s)
+    requests = None
+    if options.input is not None:
+        requests = plan(options, sampling.seed)
     generator = HiggsAudioGenerator.from_pretrained(
         options.model,
         adapters=options.adapters,
@@ -34,10 +59,10 @@ def run(options: Namespace) -> int:
         quantization=options.quantization,
         cuda_graphs=options.cuda_graphs,
     )
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, seed=options.seed)
     clean_text = False if options.raw_text else None  # None: as the model was trained
-    if options.input is not None:
-        num_failed, num_cut = speak_all(generator, options, sampling, clean_text)
+    if requests is not None:
+        num_failed, num_cut = speak_all(generator, requests, options, sampling, clean_text)
+        sys.stdout.flush()
         if num_failed:
             return 1
         return TRUNCATED if num_cut else 0
@@ -52,36 +77,70 @@ def run(options: Namespace) -> int:
     else:
         speech = generator.generate(options.text, **wanted)
         speech.save(options.output)
-        print(f"{options.output}: {_described(speech)}")
+        print(f"{options.output}: {_described(speech)}", flush=True)
     return 0 if speech.stopped else TRUNCATED
 
 
 def _check(options: Namespace) -> None:
-    if (options.text is None) == (options.input is None):
+    if options.text is None and options.input is None:
+        raise UserError("options: there is nothing to speak; give --text or --input")
+    if options.text is not None and options.input is not None:
         raise problem(
             source="options",
             field="text",
             value=options.text,
-            reason="is one of two",
-            remedy="give --text or --input",
+            reason="is given beside --input",
+            remedy="give --text or --input, not both",
         )
-    if options.input is not None and (options.output_dir is None or options.stream is not None):
+    if options.input is not None:
+        _check_list(options)
+    elif options.stream is not None:
+        # What is there and no file is written into: a pipe, a sound device.
+        is_file = os.path.isdir(options.stream) or not os.path.exists(options.stream)
+        if options.stream != "-" and (is_file or os.path.isfile(options.stream)):
+            require_writable(options.stream, field="stream")
+    else:
+        suffix_of(options.output)
+        require_writable(options.output, field="output")
+
+
+def _check_list(options: Namespace) -> None:
+    if options.stream is not None:
+        raise problem(
+            source="options",
+            field="stream",
+            value=options.stream,
+            reason="takes one text, and --input is a list",
+            remedy="give --output_dir, not --stream",
+        )
+    if options.output_dir is None:
         raise problem(
             source="options",
             field="input",
             value=str(options.input),
-            reason="is a list",
-            remedy="give --output_dir, not --stream",
+            reason="is a list, and there is no folder for its speeches",
+            remedy="give --output_dir",
         )
 
 
 def _pipe(chunks: Iterable[np.ndarray], target: str) -> None:
     """16 bit little-endian PCM, each chunk as soon as it is spoken."""
-    with sys.stdout.buffer if target == "-" else open(target, "wb") as file:
-        for chunk in chunks:
-            # Louder than full scale would wrap around to the other sign.
-            file.write((chunk.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
-            file.flush()  # whoever plays it waits for this chunk
+    try:
+        with nullcontext(sys.stdout.buffer) if target == "-" else open(target, "wb") as file:
+            for chunk in chunks:
+                # Louder than full scale would wrap around to the other sign.
+                file.write((chunk.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+                file.flush()  # whoever plays it waits for this chunk
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise problem(
+            source="options",
+            field="stream",
+            value=target,
+            reason=f"cannot be written ({error.strerror})",
+            remedy="name another place",
+        ) from None
 
 
 def _described(speech: Speech) -> str:

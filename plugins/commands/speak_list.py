@@ -23,11 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import soundfile as sf
 from tqdm import tqdm
 
 from plugins.audio import waveforms
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.files import disk
+from plugins.files.lines import NoJson, parse_json, text_lines
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
@@ -51,24 +53,57 @@ class Line:
     key: str  # of everything that the speech depends on
 
 
-def speak_all(
-    generator: HiggsAudioGenerator, options: Namespace, sampling: Sampling, clean_text: bool | None
-) -> tuple[int, int]:
-    """Speak `options.input` into `options.output_dir`: how many lines failed, how many were cut.
+@dataclass(frozen=True)
+class Plan:
+    """The requests of a list, and what of them an earlier run has spoken."""
 
-    Prints both. Raises UserError for a list or a folder that is not ours to use; nothing has been
-    spoken then."""
-    lines = list(_read(options.input, options, sampling.seed))
+    folder: Path
+    waiting: list[Line]
+    num_there: int
+    num_there_cut: int
+
+
+def plan(options: Namespace, seed: int | None) -> Plan:
+    """What is to be spoken of `options.input` into `options.output_dir`.
+
+    Raises UserError for a line that is no request, after all such lines have been printed, and for
+    a folder that is not ours to use: nothing is spoken then."""
+    lines = _read(options.input, options, seed)
     folder: Path = options.output_dir
+    disk.require_writable(folder / RESULTS, field="output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     before = _spoken_before(folder)
-    waiting = [line for line in lines if not _is_done(line, folder, before.get(line.id))]
-    for line in waiting:
+    waiting: list[Line] = []
+    num_cut = 0
+    for line in lines:
+        if _is_done(line, folder, before.get(line.id)):
+            num_cut += not before[line.id]["stopped"]
+            continue
         if line.id not in before:
             _refuse_to_overwrite(line, folder)
+        waiting.append(line)
+    return Plan(folder, waiting, len(lines) - len(waiting), num_cut)
+
+
+def speak_all(
+    generator: HiggsAudioGenerator,
+    requests: Plan,
+    options: Namespace,
+    sampling: Sampling,
+    clean_text: bool | None,
+) -> tuple[int, int]:
+    """Speak what is waiting: how many lines failed; how many speeches there are that were cut,
+    those of earlier runs among them. Prints both."""
+    folder, waiting, num_there = requests.folder, requests.waiting, requests.num_there
     failures: list[str] = []
-    num_cut, num_there = 0, len(lines) - len(waiting)
-    progress = tqdm(total=len(lines), initial=num_there, desc="speech", unit="line", disable=None)
+    num_cut = 0
+    progress = tqdm(
+        total=len(waiting) + num_there,
+        initial=num_there,
+        desc="speech",
+        unit="line",
+        disable=None,
+    )
     # Appended line by line: whatever a kill leaves, what was spoken before stays listed.
     with (folder / RESULTS).open("a", encoding="utf-8") as results, progress:
         for start in range(0, len(waiting), options.batch_size):
@@ -84,10 +119,10 @@ def speak_all(
                     _keep(line, outcome, folder, results)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
-    num_spoken = len(waiting) - len(failures)
-    counts = f"{num_spoken} spoken ({num_cut} truncated), {num_there} there already"
-    print(f"{folder}: {counts}, {len(failures)} failed")
-    return len(failures), num_cut
+    spoken_now = f"{len(waiting) - len(failures)} spoken ({num_cut} truncated)"
+    there = f"{num_there} there already ({requests.num_there_cut} truncated)"
+    print(f"{folder}: {spoken_now}, {there}, {len(failures)} failed")
+    return len(failures), num_cut + requests.num_there_cut
 
 
 def _refuse_to_overwrite(line: Line, folder: Path) -> None:
@@ -152,69 +187,108 @@ def _keep(line: Line, speech: Speech, folder: Path, results: Any) -> None:
         "stopped": speech.stopped,
         "key": line.key,
     }
-    with disk.replace_when_done(folder / f"{line.id}.wav") as temporary:
-        speech.save(temporary)
-        # Listed before it is there: a file that is not listed is somebody else's.
-        row["sha256"] = disk.file_hash(temporary)
-        results.write(json.dumps(row, ensure_ascii=False) + "\n")
-        results.flush()
-
-
-def _read(path: Path, options: Namespace, seed: int | None) -> Iterator[Line]:
-    """Raises UserError for the first line that is none: nothing has been spoken yet."""
+    file = folder / f"{line.id}.wav"
     try:
-        content = path.read_text(encoding="utf-8-sig")  # with the mark that Windows writes
-    except (OSError, UnicodeDecodeError) as error:
+        with disk.replace_when_done(file) as temporary:
+            speech.write(temporary)
+            # Listed before it is there: a file that is not listed is somebody else's.
+            row["sha256"] = disk.file_hash(temporary)
+            results.write(json.dumps(row, ensure_ascii=False) + "\n")
+            results.flush()
+    except (OSError, sf.SoundFileError) as error:
         raise problem(
-            source="options",
-            field="input",
-            value=str(path),
-            reason=f"cannot be read ({error})",
-            remedy="name a JSONL file",
+            source=line.place,
+            field="id",
+            value=line.id,
+            reason=f"cannot be written to {file} ({getattr(error, 'strerror', None) or error})",
+            remedy="mend that and give the same command again: it goes on",
         ) from None
-    ids: set[str] = set()
-    for number, text in enumerate(content.splitlines(), start=1):
-        if not text.strip():
-            continue
-        place = f"{path}:{number}"
-        row = _row(text, place)
-        name = str(row.get("id", f"{number:05d}"))
-        # No folder, no hidden file: the name comes from a file that others may have written.
-        if Path(name).name != name or name in ids or name.startswith("."):
-            raise problem(
-                source=place,
-                field="id",
-                value=name,
-                reason="is no name for a file, or taken",
-                remedy="give plain names, each once",
-            )
-        ids.add(name)
-        wanted = {option: row.get(option, getattr(options, option)) for option in OPTIONS}
-        if wanted["reference_audio"] is not None:
-            folders = [path.resolve().parent, Path.cwd()]
-            wanted["reference_audio"] = _recording(wanted["reference_audio"], folders, place)
-        line_seed = row.get("seed", seed)
-        key = _key([row["text"], wanted, line_seed, options.max_audio_s], options)
-        yield Line(place, name, row["text"], wanted, line_seed, key)
+
+
+def _read(path: Path, options: Namespace, seed: int | None) -> list[Line]:
+    """Raises UserError for lines that are no requests: all are named, the last as the error."""
+    lines: dict[str, Line] = {}
+    faults: list[UserError] = []
+    for place, text in text_lines(path):
+        try:
+            line = _line(text, place, options, seed)
+            if line.id in lines:
+                raise problem(
+                    source=place,
+                    field="id",
+                    value=line.id,
+                    reason=f"is that of {lines[line.id].place} too",
+                    remedy="give each line its own",
+                )
+            lines[line.id] = line
+        except UserError as error:
+            faults.append(error)
+    for fault in faults[:-1]:
+        print(f"refused: {fault}", file=sys.stderr)
+    if faults:
+        raise faults[-1]
+    return list(lines.values())
+
+
+def _line(text: str, place: str, options: Namespace, seed: int | None) -> Line:
+    row = _row(text, place)
+    number = place.rpartition(":")[2]
+    name = _name(row.get("id", f"{number:0>5}"), place)
+    wanted = {option: row.get(option, getattr(options, option)) for option in OPTIONS}
+    if wanted["reference_audio"] is not None:
+        folders = [options.input.resolve().parent, Path.cwd()]
+        wanted["reference_audio"] = _recording(wanted["reference_audio"], folders, place)
+    line_seed = row.get("seed", seed)
+    try:
+        Sampling(seed=line_seed)
+    except UserError:
+        raise problem(
+            source=place,
+            field="seed",
+            value=line_seed,
+            reason="is no seed",
+            remedy="give a whole number below 2**63, or leave it out",
+        ) from None
+    key = _key([row["text"], wanted, line_seed, options.max_audio_s], options)
+    return Line(place, name, row["text"], wanted, line_seed, key)
+
+
+def _name(value: Any, place: str) -> str:
+    """The name of a file. It comes from a file that others may have written: no folder, no hidden
+    file, nothing that a terminal obeys."""
+    name = value
+    if isinstance(value, int) and not isinstance(value, bool):
+        name = str(value)
+    is_name = isinstance(name, str) and name.isprintable() and not name.startswith((".", " "))
+    # Bytes, as file systems count; with room for what is put around it.
+    if not is_name or not name or Path(name).name != name or len(name.encode()) > 200:
+        raise problem(
+            source=place,
+            field="id",
+            value=value,
+            reason="is no name for a file",
+            remedy="give a plain, short name",
+        )
+    return str(name)
 
 
 def _row(text: str, place: str) -> dict[str, Any]:
     """The request in one line of a list."""
     try:
-        row = json.loads(text)
-    except ValueError as error:
+        row = parse_json(text)
+    except NoJson as error:
         raise problem(
             source=place,
             field="line",
             value=text.strip(),
-            reason=f"is no JSON ({error})",
-            remedy="mend or delete the line",
+            reason=error.reason,
+            remedy=error.remedy,
         ) from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+    if not isinstance(row, dict) or "text" not in row:
         raise problem(
             source=place, field="text", value=row, reason="is missing", remedy='write {"text": ...}'
         )
-    for name in row:
+    for name, value in row.items():
         if name not in _FIELDS:
             raise problem(
                 source=place,
@@ -223,7 +297,21 @@ def _row(text: str, place: str) -> dict[str, Any]:
                 reason="is unknown",
                 remedy=did_you_mean(name, _FIELDS),
             )
+        if name not in ("id", "seed"):
+            _require_text(name, value, place)
     return row
+
+
+def _require_text(name: str, value: Any, place: str) -> None:
+    if value is None and name != "text":
+        return
+    is_text = isinstance(value, str)
+    # JSON can spell half a character, which no file can hold.
+    if not is_text or (not value.isascii() and value != value.encode(errors="ignore").decode()):
+        reason = "holds half a character (a lone surrogate)" if is_text else "is no text"
+        raise problem(
+            source=place, field=name, value=value, reason=reason, remedy="write a text, or nothing"
+        )
 
 
 def _recording(name: str, folders: list[Path], place: str) -> str:
@@ -258,11 +346,13 @@ def _spoken_before(folder: Path) -> dict[str, dict[str, Any]]:
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     rows: dict[str, dict[str, Any]] = {}
-    for line in whole.splitlines():
+    for line in whole.split(b"\n"):
         # A power cut leaves zeros, a kill half a line.
         with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
             row = json.loads(line)
-            rows[str(row["id"])] = {"key": str(row["key"]), "sha256": row.get("sha256")}
+            spoken = {"key": str(row["key"]), "sha256": row.get("sha256")}
+            # Else the rerun of a list that was cut would end as if all were whole.
+            rows[str(row["id"])] = {**spoken, "stopped": row.get("stopped", True)}
     begins_like_ours = content[: len(_BEGINNING)] == _BEGINNING[: len(content)]
     if not rows and (whole or not begins_like_ours):
         raise problem(

@@ -1,14 +1,18 @@
 """The folder of a speech corpus -> its utterances, one by one.
 
-Each reader yields `Utterance`, or `Rejected` where text or recording is missing, in an order that
-depends on the corpus alone. A fault of the whole corpus (no metadata, no such column, a ragged
-line) raises `UserError`. Readers open transcripts, never audio, and know nothing about rows to be
-written.
+Each reader yields `Utterance`, or `Rejected` where text or recording is missing or a line does not
+fit, in an order that depends on the corpus alone. A fault of the whole corpus (no metadata, no such
+column, another encoding) raises `UserError`. Readers open transcripts, never audio, and know
+nothing about rows to be written.
 
 utterance.py       what they yield; how the file that a corpus names is found
 trees.py           VCTK, LibriTTS and LibriSpeech, a folder with a transcript beside each clip
+transcripts.py     the text beside a clip
 audio_folder.py    the metadata.csv that such a folder may have
+leftovers.py       the files in it that are neither
 kaldi.py           Kaldi's wav.scp and text
+records.py         the lines of a table
+recordings.py      the files that a list names, perhaps on another system
 tables.py          LJSpeech, CSV and TSV, GPT-SoVITS lists
 shapes.py          rows as other programs write them -> rows of ours
 canonical.py       one shape for rows, for training and for jsonl.py

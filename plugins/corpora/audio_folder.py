@@ -1,8 +1,8 @@
-"""What `datasets` calls an AudioFolder, and the notes beside the clips of a WebDataset.
+"""What `datasets` calls an AudioFolder -> utterances.
 
 In: a folder with ``metadata.csv`` (or ``metadata.tsv``, ``metadata.jsonl``), whose `file_name` says
-which recording beside or below it a row means; or ``x.json`` with the text of ``x.wav``. Out:
-utterances, or what such a note says. Other tables are of no concern here."""
+which recording beside or below it a row means. Out: one utterance or rejected one per row. Other
+tables are of no concern here."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from plugins.audio.waveforms import AudioError
 from plugins.corpora.jsonl import read_jsonl
 from plugins.corpora.shapes import SPEAKER_NAMES, TEXT_NAMES
 from plugins.corpora.tables import Columns, read_custom
-from plugins.corpora.utterance import Rejected, Utterance, collapse, keep_inside
+from plugins.corpora.utterance import Rejected, Utterance, keep_inside
 from plugins.errors import problem
 
 _FILE_NAME = "file_name"
 _DELIMITERS = {"metadata.csv": ",", "metadata.tsv": "\t"}
 _JSONL = "metadata.jsonl"
 _MAX_HEADER = 100_000  # characters
-_MAX_NOTE_BYTES = 1_000_000
-NOTE_SUFFIX = ".json"
 
 
 def metadata_of(folder: Path, names: Sequence[str], input_dir: Path, root: Path | None) -> str:
@@ -65,39 +62,6 @@ def read_metadata(
         # Two subsets may have files of one name.
         below = folder.relative_to(input_dir)
         yield replace(entry, id=(below / entry.id).as_posix() if entry.id else "")
-
-
-def read_note(path: Path, input_dir: Path, root: Path | None) -> dict[str, str | None]:
-    """`text`, `speaker` and `language` of a clip, of the JSON beside it. Raises `AudioError`."""
-    keep_inside(path, input_dir, root)
-    # Reading a pipe would wait for its writer forever.
-    if not path.is_file():
-        raise AudioError(path, "is not a regular file", "write a text file")
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_NOTE_BYTES + 1)
-        if len(content) > _MAX_NOTE_BYTES:
-            reason = f"is larger than {_MAX_NOTE_BYTES:,} bytes"
-            raise AudioError(path, reason, "write what the clip says, no more")
-        note = json.loads(content.decode("utf-8-sig"))
-    except AudioError:
-        raise  # which is a ValueError too
-    except OSError as error:
-        reason = f"may not be read ({error.strerror})"
-        raise AudioError(path, reason, "grant read permission") from None
-    except (ValueError, RecursionError):
-        raise AudioError(path, "is no JSON", "write an object with a text") from None
-    names = note if isinstance(note, dict) else {}
-    text = next((names[name] for name in TEXT_NAMES if isinstance(names.get(name), str)), None)
-    if text is None:
-        raise AudioError(path, f"names no text ({', '.join(TEXT_NAMES)})", "add one")
-    speaker = next((names[name] for name in SPEAKER_NAMES if names.get(name)), None)
-    language = names.get("language")
-    return {
-        "text": collapse(text),
-        "speaker": str(speaker) if isinstance(speaker, str | int) else None,
-        "language": language if isinstance(language, str) else None,
-    }
 
 
 def _columns(table: Path) -> list[str]:

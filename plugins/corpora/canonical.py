@@ -19,7 +19,6 @@ without. What a canonical row says to the model: `plugins.data.rows`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -31,6 +30,7 @@ from plugins.audio.code_references import parse_reference
 from plugins.audio.waveforms import AudioError, resolve
 from plugins.corpora.shapes import RowError, in_our_shape
 from plugins.errors import did_you_mean, problem
+from plugins.files.lines import NoJson, parse_json
 from plugins.settings import HiggsAudioSettings
 
 # `file:line`, added when a file is read.
@@ -77,19 +77,11 @@ class FlatRow:
 def parse_row(line: str, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The row of a JSONL line. `columns` renames columns first. Raises RowError."""
     try:
-        row = json.loads(line)
-        # An escape may spell half a character, which no file could hold.
-        if "\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        reason = "escapes half a character"
-        remedy = "write the character itself"
-        raise RowError(field="line", value=line.strip(), reason=reason, remedy=remedy) from None
-    except (ValueError, RecursionError) as error:
-        detail = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        reason = f"is no JSON ({detail})"
-        remedy = "mend or delete the line"
-        raise RowError(field="line", value=line.strip(), reason=reason, remedy=remedy) from None
+        row = parse_json(line)
+    except NoJson as error:
+        raise RowError(
+            field="line", value=line.strip(), reason=error.reason, remedy=error.remedy
+        ) from None
     if not isinstance(row, dict):
         remedy = "write one object per line"
         raise RowError(field="line", value=row, reason="is no JSON object", remedy=remedy)
@@ -112,12 +104,12 @@ def flat_row(row: Mapping[str, Any]) -> FlatRow:
         reason = "are clips in addition to those in the contents"
         remedy = "name each clip once, here or in the contents"
         raise RowError(field="audios", value=audios, reason=reason, remedy=remedy)
-    raw_prompt = row.get("raw_prompt") or False
+    raw_prompt = row.get("raw_prompt")
+    if raw_prompt is None:
+        raw_prompt = False
     _require_flag(raw_prompt, "raw_prompt")
-    references = as_list(row.get("reference_audio"))
-    return FlatRow(
-        messages, audios or content_audios, references, _reference_texts(row), raw_prompt
-    )
+    references, texts = _references(row)
+    return FlatRow(messages, audios or content_audios, references, texts, raw_prompt)
 
 
 def canonical_row(
@@ -236,23 +228,53 @@ def _flat_content(content: Any, field: str) -> tuple[str, list[str]]:
     return "".join(texts), clips
 
 
+def _references(row: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
+    """Clips and their texts. Programs write a reference that is absent as null or "", and its text
+    likewise: such a pair is none."""
+    clips, texts = as_list(row.get("reference_audio")), _reference_texts(row)
+    # Codes, or their keys, stand beside the clips one by one, or in their place.
+    names = ("reference_codes", KEY_COLUMNS["reference_codes"])
+    num_codes = max(len(_present(row.get(name))) for name in names)
+    if num_codes == 0:
+        present = [not _is_absent(clip) for clip in clips]
+        present += [False] * (len(texts) - len(clips))
+        kept = [i for i, is_there in enumerate(present) if is_there or "".join(texts[i : i + 1])]
+        if not all(present[i] for i in kept):
+            raise _text_without_clip(texts, sum(present))
+        clips = [clips[i] for i in kept]
+        return clips, [texts[i] for i in kept if i < len(texts)]
+    clips = _present(clips)
+    num_clips = max(len(clips), num_codes)
+    if any(texts[num_clips:]):
+        raise _text_without_clip(texts, num_clips)
+    return clips, texts[:num_clips]
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or value == ""
+
+
+def _present(value: Any) -> list[Any]:
+    """`value` as a list; an empty one if nothing in it is there."""
+    entries = as_list(value)
+    return [] if all(map(_is_absent, entries)) else entries
+
+
 def _reference_texts(row: Mapping[str, Any]) -> list[str]:
     texts = []
     for text in as_list(row.get("reference_text")):
-        text = text or ""
+        text = "" if text is None else text
         if not isinstance(text, str):
             remedy = "give the transcript of the reference"
             raise RowError(field="reference_text", value=text, reason="is no text", remedy=remedy)
-        texts.append(text)
-    # Paths, codes or keys: a clip may have one of them or two.
-    names = ("reference_audio", "reference_codes", KEY_COLUMNS["reference_codes"])
-    num_clips = max(len(as_list(row.get(name))) for name in names)
-    if len(texts) > num_clips:
-        reason = f"has no reference ({len(texts)} transcripts for {num_clips} clips)"
-        raise RowError(
-            field="reference_text", value=texts, reason=reason, remedy="give one per clip"
-        )
+        texts.append(text if text.strip() else "")
     return texts
+
+
+def _text_without_clip(texts: list[str], num_clips: int) -> RowError:
+    num_texts = len(list(filter(None, texts)))
+    reason = f"has no reference ({num_texts} transcripts for {num_clips} clips)"
+    return RowError(field="reference_text", value=texts, reason=reason, remedy="give one per clip")
 
 
 def _require_flag(value: Any, field: str) -> None:
@@ -296,7 +318,7 @@ def _codes_columns(
     entries."""
     keys_field = KEY_COLUMNS[field]
     # A canonical row has keys in their own column, any other row in that of the codes.
-    entries = as_list(row.get(keys_field)) or as_list(row.get(field))
+    entries = _present(row.get(keys_field)) or _present(row.get(field))
     if not any(isinstance(entry, str) for entry in entries):
         return {field: entries, keys_field: []}
     keys = []

@@ -117,13 +117,11 @@ def _entry(
         speaker=said[columns.speaker or ""] or None,
         language=said[columns.language or ""] or None,
     )
-    return with_reference(
-        entry,
-        [voice.name],
-        folder=voice.folder,
-        root=voice.root,
-        text=collapse(said[columns.reference_text or ""]),
-    )
+    text = collapse(said[columns.reference_text or ""])
+    found = None
+    if voice.name:
+        found = locate(place, [voice.name], folder=voice.folder, root=voice.root, text=text)
+    return with_reference(entry, found, text)
 
 
 def _folder(source: str, config: str | None) -> Path:

@@ -8,7 +8,6 @@ and codes (`plugins.data.rows`)."""
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -28,8 +27,8 @@ from plugins.corpora.canonical import (
     require_path,
     without_old_prefix,
 )
-from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, keep_inside, path_id
-from plugins.errors import problem
+from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, path_id, require_list
+from plugins.files.lines import byte_lines
 
 # Who speaks; the clip does not say it.
 _SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
@@ -74,22 +73,11 @@ def read_jsonl(
 ) -> Iterator[Utterance | Rejected]:
     """Rows as training reads them; paths are absolute or relative to `input_dir`. Lines are judged
     one by one."""
-    if not jsonl_file.is_file():
-        raise problem(
-            source="jsonl",
-            field="jsonl_file",
-            value=str(jsonl_file),
-            reason="not found",
-            remedy="name the file that holds the rows",
-        )
-    keep_inside(jsonl_file, input_dir, root)
-    # In bytes: one line that is not UTF-8 must not end the reading, nor a U+2028 a line.
-    with jsonl_file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.strip():
-                yield _read_line(line, f"{jsonl_file}:{number}", _Place(input_dir, root))
+    remedy = "name the file that holds the rows"
+    require_list(jsonl_file, "jsonl", "jsonl_file", remedy, input_dir, root)
+    # In bytes: one line that is not UTF-8 must not end the reading.
+    for place, line in byte_lines(jsonl_file):
+        yield _read_line(line, place, _Place(input_dir, root))
 
 
 def _read_line(line: bytes, place: str, looked_for: _Place) -> Utterance | Rejected:
@@ -134,6 +122,13 @@ def _utterance(row: dict[str, Any], place: str, id_: str, looked_for: _Place) ->
     if references:
         is_list = isinstance(row["reference_audio"], list)
         kept["reference_audio"] = references if is_list else references[0]
+    else:
+        kept.pop("reference_audio", None)
+    # Without those of references that are absent.
+    if not flat.reference_texts:
+        kept.pop("reference_text", None)
+    elif isinstance(row["reference_text"], list):
+        kept["reference_text"] = flat.reference_texts
     for name, value in (("speaker", speaker), ("language", language)):
         if value is not None:
             kept[name] = value

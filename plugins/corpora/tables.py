@@ -1,29 +1,27 @@
 """Corpora that are listed in a table -> utterances: LJSpeech, CSV and TSV, GPT-SoVITS lists.
 
 In: a text file with one recording per record. Out: one utterance or rejected one per record, named
-by the line on which it begins. A table that is not what it should be is no row's fault: it raises
-`UserError`, before the rows that follow."""
+by the line on which it begins. A record that does not fit takes nothing from the others; a table
+without the wanted columns is no row's fault and raises `UserError`. What may be meant otherwise is
+warned of: the log of this module."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from plugins.audio.waveforms import AUDIO_SUFFIXES
+from plugins.corpora.recordings import Recordings
+from plugins.corpora.records import Record, read_lines, records
 from plugins.corpora.shapes import called
-from plugins.corpora.utterance import (
-    Rejected,
-    Utterance,
-    collapse,
-    keep_inside,
-    locate,
-    with_reference,
-)
+from plugins.corpora.utterance import Rejected, Utterance, collapse, require_list, with_reference
 from plugins.errors import UserError, did_you_mean, problem
 
+logger = logging.getLogger(__name__)
+_SAMPLE = 200  # lines by which a delimiter is guessed
 # GPT-SoVITS's own name -> ISO 639.
 _LANGUAGES = {"jp": "ja"}
 
@@ -59,27 +57,31 @@ class Columns:
 
 
 def read_ljspeech(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
-    """``metadata.csv`` (``id|text|normalized text``) with ``wavs/ID.wav`` or ``.flac``; normalized
-    text wins."""
+    """``metadata.csv`` (``id|text`` or ``id|text|normalized text``) with ``wavs/ID.wav`` or another
+    format; the last field is what is spoken."""
     metadata = input_dir / "metadata.csv"
-    if not metadata.is_file():
-        raise problem(
-            source="ljspeech",
-            field="input_dir",
-            value=str(input_dir),
-            reason="holds no metadata.csv",
-            remedy="name the folder that holds it",
-        )
-    keep_inside(metadata, input_dir, root)
+    require_list(
+        metadata, "ljspeech", "input_dir", "name the folder that holds it", input_dir, root
+    )
     # A quote in LJSpeech is part of the text, even an unpaired one.
-    for line, fields in _records(metadata, delimiter="|", quoting=csv.QUOTE_NONE):
-        place = f"{metadata}:{line}"
-        if len(fields) not in (2, 3):
-            raise _ragged(place, fields, "are not 2 or 3", "write id|text|normalized text")
-        id_ = fields[0].strip()
-        text = collapse(fields[-1]) or collapse(fields[1])
-        names = [f"wavs/{id_}{suffix}" for suffix in (".wav", ".flac")]
-        yield locate(place, names, folder=input_dir, root=root, id_=id_, text=text)
+    rows = list(records(read_lines(metadata), delimiter="|", quoting=csv.QUOTE_NONE))
+    fit = []
+    for row in rows:
+        if not row.fault and len(row.fields) in (2, 3):
+            fit.append(row.fields)
+    _warn_of_mixed_columns(metadata, fit)
+    _warn_of_few_texts(metadata, [fields[-1] for fields in fit], [fields[1] for fields in fit])
+    names = [fields[0].strip() for fields in fit]
+    recordings = Recordings(
+        names, source=metadata, folder=input_dir, root=root, below=("wavs/", "")
+    )
+    for row in rows:
+        place = f"{metadata}:{row.line}"
+        if row.fault or len(row.fields) not in (2, 3):
+            yield _unread(place, row, "are not id|text|normalized text")
+            continue
+        id_ = row.fields[0].strip()
+        yield recordings.utterance(place, id_, text=collapse(row.fields[-1]), id_=id_)
 
 
 def read_gpt_sovits(
@@ -90,27 +92,28 @@ def read_gpt_sovits(
 
     The text is all that follows the third bar, bars and quotes included: none of the fields before
     it can hold one."""
-    if not list_file.is_file():
-        raise problem(
-            source="gpt_sovits",
-            field="list_file",
-            value=str(list_file),
-            reason="not found",
-            remedy="name the list with the transcripts",
-        )
-    keep_inside(list_file, input_dir, root)
-    for line, fields in _records(list_file, delimiter="|", quoting=csv.QUOTE_NONE):
-        place = f"{list_file}:{line}"
-        if len(fields) < 4:
-            raise _ragged(place, fields, "are not 4", "write path|speaker|language|text")
-        audio, speaker, language = (field.strip() for field in fields[:3])
+    require_list(
+        list_file, "gpt_sovits", "list_file", "name the list with the transcripts", input_dir, root
+    )
+    rows = list(records(read_lines(list_file), delimiter="|", quoting=csv.QUOTE_NONE))
+    fit = []
+    for row in rows:
+        if not row.fault and len(row.fields) >= 4:
+            fit.append(row.fields)
+    _warn_of_few_texts(list_file, ["|".join(fields[3:]) for fields in fit])
+    names = [fields[0].strip() for fields in fit]
+    recordings = Recordings(names, source=list_file, folder=input_dir, root=root)
+    for row in rows:
+        place = f"{list_file}:{row.line}"
+        if row.fault or len(row.fields) < 4:
+            yield _unread(place, row, "are not path|speaker|language|text")
+            continue
+        audio, speaker, language = (field.strip() for field in row.fields[:3])
         language = language.lower()
-        yield locate(
+        yield recordings.utterance(
             place,
-            [audio],
-            folder=input_dir,
-            root=root,
-            text=collapse("|".join(fields[3:])),
+            audio,
+            text=collapse("|".join(row.fields[3:])),
             speaker=speaker or None,
             language=_LANGUAGES.get(language, language) or None,
         )
@@ -123,26 +126,23 @@ def read_custom(
     *,
     delimiter: str | None = None,
     quotes: bool = True,
+    header: bool = True,
     root: Path | None = None,
 ) -> Iterator[Utterance | Rejected]:
-    r"""A CSV with a header; audio paths are absolute or relative to `input_dir` and may lack their
-    extension.
+    r"""A CSV; audio paths are absolute or relative to `input_dir` and may lack their extension.
 
     delimiter: any one character, or ``\t`` as a shell passes it on; None: the best of comma,
     semicolon, bar and tab. quotes: False takes quotes as part of the text, as Common Voice's TSV
-    files mean them."""
-    if not csv_file.is_file():
-        raise problem(
-            source="custom",
-            field="csv_file",
-            value=str(csv_file),
-            reason="not found",
-            remedy="name the CSV with the transcripts",
-        )
-    keep_inside(csv_file, input_dir, root)
+    files mean them. header: False for a table that begins with a recording; its columns are called
+    1, 2 and so on."""
+    require_list(
+        csv_file, "custom", "csv_file", "name the CSV with the transcripts", input_dir, root
+    )
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    lines = read_lines(csv_file)
     if delimiter is None:
-        delimiter = _guess_delimiter(csv_file, columns.wanted(), quoting)
+        guess = _delimiter_of_header if header else _delimiter_of_rows
+        delimiter = guess(lines, columns.wanted(), quoting)
     delimiter = "\t" if delimiter == r"\t" else delimiter
     # What Python's reader would not take, or would read nonsense by.
     if len(delimiter) != 1 or delimiter in '"\r\n':
@@ -153,27 +153,57 @@ def read_custom(
             reason="delimits no fields",
             remedy="name one character, not the quote",
         )
-    records = _records(
-        csv_file, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=True
-    )
-    header = _header(records, csv_file, columns)
-    columns = columns.with_references(header)
-    for line, fields in records:
-        place = f"{csv_file}:{line}"
-        if len(fields) != len(header):
-            reason = f"where the header has {len(header)}"
-            raise _ragged(place, fields, reason, "quote a text that holds the delimiter")
-        yield _of_record(place, dict(zip(header, fields, strict=True)), columns, input_dir, root)
+    dialect = {"delimiter": delimiter, "quoting": quoting}
+    rows = list(records(lines, strict=True, skipinitialspace=True, **dialect))
+    names = _columns(rows, csv_file, columns, header=header)
+    columns = columns.with_references(names)
+    yield from _of_table(rows[header:], names, csv_file, columns, input_dir, root)
 
 
-def _header(
-    records: Iterator[tuple[int, list[str]]], csv_file: Path, columns: Columns
+def _of_table(
+    rows: Sequence[Record],
+    names: Sequence[str],
+    csv_file: Path,
+    columns: Columns,
+    input_dir: Path,
+    root: Path | None,
+) -> Iterator[Utterance | Rejected]:
+    """What the `rows` below the header `names` say."""
+
+    def said(row: Record, column: str | None) -> str:
+        return row.fields[names.index(column)].strip() if column else ""
+
+    fit = [row for row in rows if not row.fault and len(row.fields) == len(names)]
+    _warn_of_few_texts(csv_file, [said(row, columns.text) for row in fit])
+    paths = [said(row, columns.audio) for row in fit]
+    recordings = Recordings(paths, source=csv_file, folder=input_dir, root=root)
+    # Apart: many rows may name one voice, which is the recording of another row.
+    paths = [said(row, columns.reference_audio) for row in fit]
+    voices = Recordings(filter(None, paths), source=csv_file, folder=input_dir, root=root)
+    for row in rows:
+        place = f"{csv_file}:{row.line}"
+        if row.fault or len(row.fields) != len(names):
+            yield _unread(place, row, f"where the others have {len(names)}")
+            continue
+        entry = recordings.utterance(
+            place,
+            said(row, columns.audio),
+            text=collapse(said(row, columns.text)),
+            id_=said(row, columns.id),
+            speaker=said(row, columns.speaker) or None,
+            language=said(row, columns.language) or None,
+        )
+        text = collapse(said(row, columns.reference_text))
+        path = said(row, columns.reference_audio)
+        voice = voices.utterance(place, path, text=text) if path else None
+        yield with_reference(entry, voice, text)
+
+
+def _columns(
+    rows: Sequence[Record], csv_file: Path, columns: Columns, *, header: bool
 ) -> list[str]:
-    """The names of all columns, from the first record. Raises UserError unless each wanted one is
-    there, once."""
-    line, fields = next(records, (1, []))
-    header = [name.strip() for name in fields]
-    if not header:
+    """The names of all columns. Raises UserError unless each wanted one is there, once."""
+    if not rows:
         raise problem(
             source="custom",
             field="csv_file",
@@ -181,85 +211,75 @@ def _header(
             reason="is empty",
             remedy="write a header line and one line per recording",
         )
+    first = rows[0]
+    names = [name.strip() for name in first.fields]
+    if not header:
+        counts = Counter(len(row.fields) for row in rows if not row.fault)
+        num_columns = max(counts, key=lambda count: counts[count], default=0)
+        names = [str(number) for number in range(1, num_columns + 1)]
 
     def wrong(name: str, reason: str, remedy: str) -> UserError:
-        place = f"{csv_file}:{line}"
+        place = f"{csv_file}:{first.line}"
         return problem(source=place, field="column", value=name, reason=reason, remedy=remedy)
 
     for name in columns.wanted():
-        if name not in header and len(header) == 1:
+        if name not in names and len(names) <= 1:
             raise wrong(name, "not found", "name the delimiter of the file")
-        if name not in header:
-            raise wrong(name, "not found", did_you_mean(name, header))
-        if header.count(name) > 1:
+        if name not in names:
+            remedy = did_you_mean(name, names)
+            if header:
+                remedy += " (or give --no_header if the table has none)"
+            raise wrong(name, "not found", remedy)
+        if names.count(name) > 1:
             raise wrong(name, "occurs twice", "rename one of the two")
-    return header
+    return names
 
 
-def _ragged(place: str, fields: list[str], reason: str, remedy: str) -> UserError:
-    return problem(source=place, field="fields", value=len(fields), reason=reason, remedy=remedy)
+def _unread(place: str, row: Record, expected: str) -> Rejected:
+    """`row` has a fault, or another number of fields: they are not what is `expected`."""
+    line = "|".join(row.fields)[:200]
+    if row.fault:
+        return Rejected(place, "", row.fault, line)
+    reason = f"wrong number of fields ({len(row.fields)} {expected})"
+    return Rejected(place, row.fields[0].strip(), reason, line)
 
 
-def _of_record(
-    place: str, record: dict[str, str], columns: Columns, input_dir: Path, root: Path | None
-) -> Utterance | Rejected:
-    def said(column: str | None) -> str:
-        return record[column].strip() if column else ""
-
-    entry = locate(
-        place,
-        _with_suffixes(said(columns.audio)),
-        folder=input_dir,
-        root=root,
-        text=collapse(record[columns.text]),
-        id_=said(columns.id),
-        speaker=said(columns.speaker) or None,
-        language=said(columns.language) or None,
-    )
-    return with_reference(
-        entry,
-        _with_suffixes(said(columns.reference_audio)),
-        folder=input_dir,
-        root=root,
-        text=collapse(said(columns.reference_text)),
-    )
+def _warn_of_mixed_columns(metadata: Path, rows: Sequence[Sequence[str]]) -> None:
+    short = sum(len(fields) == 2 for fields in rows)
+    if 0 < short < len(rows):
+        logger.warning(
+            "%s: %d of %d lines have 2 fields, the others 3; the last one of each is taken for"
+            " its text",
+            metadata,
+            short,
+            len(rows),
+        )
 
 
-def _with_suffixes(name: str) -> list[str]:
-    """A list may leave the suffix out, but not the whole name."""
-    return [name, *(name + suffix for suffix in AUDIO_SUFFIXES)] if name else [name]
+def _warn_of_few_texts(
+    table: Path, texts: Sequence[str], others: Sequence[str] | None = None
+) -> None:
+    """Say so if `texts` look like the names of speakers: they repeat, or do so more than `others`,
+    the column before. In a table that has columns for both, only names of one word do."""
+    texts = [text.strip() for text in texts if text.strip()]
+    num_distinct = len(set(texts))
+    repeats = len(texts) > 1 and 2 * num_distinct <= len(texts)
+    if others is None:
+        repeats = repeats and not any(" " in text for text in texts)
+    elif not repeats:
+        repeats = num_distinct < 0.9 * len({text.strip() for text in others})
+    if repeats and texts:
+        logger.warning(
+            "%s: the column of the texts has %d different values in %d lines (such as %r); is it"
+            " another column, of speakers?",
+            table,
+            num_distinct,
+            len(texts),
+            Counter(texts).most_common(1)[0][0][:60],
+        )
 
 
-def _records(path: Path, **dialect: Any) -> Iterator[tuple[int, list[str]]]:
-    """Each non-blank record of a CSV with the number of the line on which it begins."""
-    # Where the record begins, which `line_num` forgets: a quoted text may hold line breaks.
-    line = 1
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, **dialect)
-            for fields in reader:
-                if len(fields) > 1 or "".join(fields).strip():
-                    yield line, fields
-                line = reader.line_num + 1
-    except UnicodeDecodeError:
-        raise problem(
-            source="metadata",
-            field="encoding",
-            value=str(path),
-            reason="is not UTF-8",
-            remedy="save it as UTF-8",
-        ) from None
-    except csv.Error as error:
-        raise problem(
-            source=f"{path}:{line}",
-            field="CSV",
-            value=str(error),
-            reason="stops the reading",
-            remedy="mend the quotes there",
-        ) from None
-
-
-def _guess_delimiter(path: Path, wanted: list[str], quoting: int) -> str:
+def _delimiter_of_header(lines: Sequence[str], wanted: Sequence[str], quoting: int) -> str:
     """The one of ``, ; | tab`` under which the header has most of the `wanted` columns, then most
     columns at all.
 
@@ -267,8 +287,24 @@ def _guess_delimiter(path: Path, wanted: list[str], quoting: int) -> str:
     """
 
     def fit(delimiter: str) -> tuple[int, int]:
-        records = _records(path, delimiter=delimiter, quoting=quoting, skipinitialspace=True)
-        _, fields = next(records, (1, []))
-        return len({name.strip() for name in fields} & set(wanted)), len(fields)
+        dialect = {"delimiter": delimiter, "quoting": quoting, "skipinitialspace": True}
+        header = next(records(lines, **dialect), Record(1, []))
+        names = {name.strip() for name in header.fields}
+        return len(names & set(wanted)), len(header.fields)
 
     return max(",;|\t", key=fit)
+
+
+def _delimiter_of_rows(lines: Sequence[str], wanted: Sequence[str], quoting: int) -> str:
+    """The one of ``tab | ; ,``, of which a text holds the last one most often, that gives the first
+    rows one number of fields, and enough of them."""
+    numbers = [int(name) for name in wanted if name.isdecimal()]
+    sample = lines[:_SAMPLE]
+
+    def fit(delimiter: str) -> float:
+        dialect = {"delimiter": delimiter, "quoting": quoting, "skipinitialspace": True}
+        counts = Counter(len(row.fields) for row in records(sample, **dialect))
+        (count, num_rows), *_ = counts.most_common(1) or [(0, 0)]
+        return num_rows / counts.total() if count >= max(numbers, default=2) else 0.0
+
+    return max("\t|;,", key=fit)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import Counter
+import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plugins.audio.waveforms import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, AudioError
-from plugins.corpora.audio_folder import NOTE_SUFFIX, metadata_of, read_metadata, read_note
+from plugins.corpora.audio_folder import metadata_of, read_metadata
 from plugins.corpora.kaldi import Line, read_lines
+from plugins.corpora.leftovers import counted, remedy_for
+from plugins.corpora.transcripts import NOTE_SUFFIX, read_note, read_transcript
 from plugins.corpora.utterance import (
     Rejected,
     Utterance,
@@ -35,29 +37,23 @@ _VCTK_TREES = ("wav48_silence_trimmed", "wav48")
 _LIBRITTS_TEXTS = (".normalized.txt", ".original.txt")
 _LIBRISPEECH_TEXTS = ".trans.txt"
 _TRANSCRIPT_SUFFIXES = (".txt", ".lab")
-# Of files that are no recordings: what else may be done with them.
-_OTHERS = {
-    _LIBRISPEECH_TEXTS: "give --dataset_type libritts to prepare_dataset.py",
-    ".tar": "unpack it (tar -xf), as the shards of a WebDataset, and read the folder again",
-    ".tar.gz": "unpack it (tar -xf) and read the folder again",
-    ".tgz": "unpack it (tar -xf) and read the folder again",
-    ".zip": "unpack it (unzip) and read the folder again",
-    ".scp": "give --dataset_type kaldi to prepare_dataset.py",
-    ".parquet": "give --dataset_type huggingface to prepare_dataset.py",
-    ".arrow": "give --dataset_type huggingface to prepare_dataset.py",
-    ".jsonl": "give --dataset_type jsonl --jsonl_file FILE to prepare_dataset.py",
-    ".csv": "give --dataset_type custom --csv_file FILE to prepare_dataset.py",
-    ".tsv": "give --dataset_type custom --csv_file FILE to prepare_dataset.py",
-    ".list": "give --dataset_type gpt_sovits --list_file FILE to prepare_dataset.py",
-}
 
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Where a corpus lies, and outside of which folder nothing of it is read."""
+    """Where a corpus lies, outside of which folder nothing of it is read, and what could not be."""
 
     input_dir: Path
     root: Path | None
+    unread: list[Rejected] = field(default_factory=list)
+
+    def skip(self, folder: Path, error: OSError | AudioError) -> None:
+        """Reject `folder`, which takes its clips along, but no others."""
+        if isinstance(error, AudioError):
+            raise error
+        name = folder.relative_to(self.input_dir).as_posix()
+        reason = f"folder may not be read ({error.strerror})"
+        self.unread.append(Rejected(str(folder), name, reason, str(folder)))
 
 
 def read_vctk(
@@ -85,13 +81,14 @@ def read_vctk(
             reason="holds no txt/",
             remedy="add the transcripts",
         )
-    texts = {path.stem: path for path in _two_levels_below(input_dir / "txt", (".txt",))}
+    corpus = _Corpus(input_dir, root)
+    text_files = _two_levels_below(input_dir / "txt", (".txt",), corpus)
+    texts = {path.stem: path for path in text_files}
     recordings: dict[str, Path] = {}
     # Those of the wanted microphone first, so that they win.
-    paths = _two_levels_below(tree, AUDIO_SUFFIXES)
+    paths = _two_levels_below(tree, AUDIO_SUFFIXES, corpus)
     for path in sorted(paths, key=lambda path: not path.stem.endswith(f"_mic{mic}")):
         recordings.setdefault(re.sub(r"_mic[12]$", "", path.stem), path)
-    corpus = _Corpus(input_dir, root)
     for id_ in sorted(texts.keys() | recordings.keys()):
         # As of speaker p315, whose transcripts were lost.
         if id_ not in texts:
@@ -102,6 +99,7 @@ def read_vctk(
             recording = recordings[id_]
             speaker = recording.parent.name
             yield _paired(recording, [texts[id_]], corpus, id_=id_, speaker=speaker)
+    yield from corpus.unread
 
 
 def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
@@ -112,13 +110,13 @@ def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utte
     Takes one subset or a folder of several. The speaker is the number with which the id begins.
     """
     corpus = _Corpus(input_dir, root)
-    for folder, names in folders_of(input_dir, root):
+    for folder, names in folders_of(input_dir, root, skip=corpus.skip):
         audio = _by_stem(names, AUDIO_SUFFIXES)
         texts: dict[str, list[Path]] = {}
         for suffix in _LIBRITTS_TEXTS:
             for name in names:
-                if name.endswith(suffix):
-                    texts.setdefault(name.removesuffix(suffix), []).append(folder / name)
+                if name.lower().endswith(suffix):
+                    texts.setdefault(name[: -len(suffix)], []).append(folder / name)
         listed = _librispeech_texts(folder, names, corpus)
         for id_ in sorted(audio.keys() | texts.keys() | listed.keys()):
             if id_ not in texts and id_ in listed:
@@ -131,6 +129,7 @@ def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utte
             else:
                 recording, speaker = folder / audio[id_][0], id_.partition("_")[0]
                 yield _paired(recording, texts[id_], corpus, id_=id_, speaker=speaker)
+    yield from corpus.unread
 
 
 def _librispeech_texts(folder: Path, names: Sequence[str], corpus: _Corpus) -> dict[str, Line]:
@@ -178,7 +177,7 @@ def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Uttera
     listed: set[str] = set()  # recordings of which a table has spoken
     others: list[str] = []
     num_entries = num_utterances = 0
-    for folder, names in folders_of(input_dir, root):
+    for folder, names in folders_of(input_dir, root, skip=corpus.skip):
         table = metadata_of(folder, names, input_dir, root)
         entries = list(read_metadata(folder, table, input_dir, root)) if table else []
         for entry in entries:
@@ -194,20 +193,20 @@ def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Uttera
         num_entries += len(entries)
         num_utterances += sum(isinstance(entry, Utterance) for entry in entries)
         yield from entries
-    remedies = filter(None, map(_other_remedy, others))
-    remedy = "" if num_utterances else next(remedies, "")
-    if remedy and not num_entries:
+    yield from corpus.unread
+    remedy = "" if num_utterances else remedy_for(others)
+    if remedy and not num_entries and not corpus.unread:
         raise problem(
             source="folder",
             field="input_dir",
             value=str(input_dir),
-            reason=f"holds no recording with a text, but {_counted(others)}",
+            reason=f"holds no recording with a text, but {counted(others)}",
             remedy=remedy,
         )
     if others:
         hint = f"; {remedy}" if remedy else ""
         what = "left alone, as neither recordings nor their texts"
-        logger.warning("%s: %s: %s%s", input_dir, what, _counted(others), hint)
+        logger.warning("%s: %s: %s%s", input_dir, what, counted(others), hint)
 
 
 def _pairs(
@@ -275,21 +274,6 @@ def _is_convertible(name: str) -> bool:
     return name.lower().endswith(CONVERTIBLE_SUFFIXES)
 
 
-def _other_remedy(name: str) -> str:
-    """What may be done with the file `name`, which is no recording; "" if nothing is known."""
-    for ending, remedy in _OTHERS.items():
-        if name.lower().endswith(ending):
-            return remedy
-    return ""
-
-
-def _counted(others: Sequence[str]) -> str:
-    """``.jpg 2, .pdf 1 (a/cover.jpg, ...)``"""
-    kinds = Counter(Path(name).suffix.lower() or "without suffix" for name in others)
-    counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-    return f"{counts} ({others[0]}{', ...' if len(others) > 1 else ''})"
-
-
 def _paired(
     recording: Path,
     text_files: Sequence[Path],
@@ -306,7 +290,7 @@ def _paired(
     text = ""
     for path in text_files:
         try:
-            text = _transcript(path, corpus)
+            text = read_transcript(path, corpus.input_dir, corpus.root)
         except AudioError as error:
             return Rejected(str(path), id_ or name, f"transcript {error.reason}", str(path))
         if text:
@@ -322,21 +306,6 @@ def _paired(
     )
 
 
-def _transcript(path: Path, corpus: _Corpus) -> str:
-    """What `path` says. Raises `AudioError`."""
-    keep_inside(path, corpus.input_dir, corpus.root)
-    # Reading a pipe would wait for its writer forever.
-    if not path.is_file():
-        raise AudioError(path, "is not a regular file", "write a text file")
-    try:
-        return collapse(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise AudioError(path, "is not UTF-8", "save it as UTF-8") from None
-    except OSError as error:
-        reason = f"may not be read ({error.strerror})"
-        raise AudioError(path, reason, "grant read permission") from None
-
-
 def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
     """Stem -> the `names` that have it, in the order of their `suffixes`, which may be written in
     capitals."""
@@ -345,15 +314,24 @@ def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, list[
         for name in names:
             stem, dot, end = name.rpartition(".")
             if (dot + end).lower() == suffix:
-                groups.setdefault(stem, []).append(name)
+                # macOS takes accents apart: a clip and its text may differ in that alone.
+                groups.setdefault(unicodedata.normalize("NFC", stem), []).append(name)
     return groups
 
 
-def _two_levels_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files ``root/*/*``, in order, without the hidden ``._*`` twins that macOS archives
+def _two_levels_below(top: Path, suffixes: tuple[str, ...], corpus: _Corpus) -> list[Path]:
+    """The files ``top/*/*``, in order, without the hidden ``._*`` twins that macOS archives
     bring."""
     paths = []
-    for path in root.glob("*/*"):
-        if path.suffix in suffixes and not path.name.startswith("."):
-            paths.append(path)
+    for folder in sorted(top.iterdir()):
+        if not os.path.isdir(folder):
+            continue
+        try:
+            names = os.listdir(folder)
+        except OSError as error:
+            corpus.skip(folder, error)
+            continue
+        for name in names:
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                paths.append(folder / name)
     return sorted(paths)

@@ -6,12 +6,13 @@ In: a name, as a list or a folder has it. Out: `Utterance`, with the file that i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from plugins.audio.waveforms import AudioError, require_inside, resolve
+from plugins.errors import problem
 
 
 @dataclass(frozen=True)
@@ -89,35 +90,51 @@ def locate(
         except AudioError as error:
             errors.append(error)
             continue
-        utterance = Utterance(
-            place, id_ or path_id(found, folder), text, found.resolve(), speaker, language
+        return utterance_of(
+            place,
+            found,
+            folder=folder,
+            text=text,
+            id_=id_,
+            speaker=speaker,
+            language=language,
         )
-        if not is_utf8(f"{utterance.id}{utterance.audio}{speaker}"):
-            return Rejected(place, utterance.id, "name is not UTF-8", str(found))
-        return utterance
     # Of the tried names one may be there and unfit; that says more than the absence of the others.
     unfit = (error for error in errors if not error.reason.startswith("not found"))
     fault = next(unfit, errors[0])
     return Rejected(place, id_ or names[0], fault.reason, str(fault.path))
 
 
-def with_reference(
-    entry: Utterance | Rejected,
-    names: Sequence[str],
+def utterance_of(
+    place: str,
+    found: Path,
     *,
     folder: Path,
     text: str,
-    root: Path | None = None,
+    id_: str,
+    speaker: str | None,
+    language: str | None,
 ) -> Utterance | Rejected:
-    """`entry` with the voice to clone that is found in `folder` under the first of `names` to be
-    there, and its transcript `text`, which may be empty. Without a name it is as before."""
+    """The utterance recorded in the file `found` of the corpus `folder`; without an id, its path
+    is the id."""
+    id_ = id_ or path_id(found, folder)
+    utterance = Utterance(place, id_, text, found.resolve(), speaker, language)
+    if not is_utf8(f"{utterance.id}{utterance.audio}{speaker}"):
+        return Rejected(place, utterance.id, "name is not UTF-8", str(found))
+    return utterance
+
+
+def with_reference(
+    entry: Utterance | Rejected, voice: Utterance | Rejected | None, text: str
+) -> Utterance | Rejected:
+    """`entry` with the `voice` to clone, as it was found, and its transcript `text`, which may be
+    empty. Without a voice it is as before."""
     if isinstance(entry, Rejected):
         return entry
-    if not any(names):
+    if voice is None:
         if text:
             return Rejected(entry.place, entry.id, "reference_text has no reference", text)
         return entry
-    voice = locate(entry.place, names, folder=folder, root=root, text=text)
     if isinstance(voice, Rejected):
         return Rejected(entry.place, entry.id, f"reference_audio {voice.reason}", voice.value)
     # It would teach copying: the loss looks perfect and cloning fails.
@@ -128,6 +145,20 @@ def with_reference(
     if text:
         row["reference_text"] = text
     return replace(entry, row=row)
+
+
+def require_list(
+    list_file: Path, source: str, field: str, remedy: str, input_dir: Path, root: Path | None
+) -> None:
+    """Raise UserError unless the list of the corpus in `input_dir` is a file that may be read
+    (`keep_inside`). source, field, remedy: of the line that says so; the field "input_dir" means
+    that only the folder was named."""
+    if not list_file.is_file():
+        value, reason = list_file, "not found"
+        if field == "input_dir":
+            value, reason = input_dir, f"holds no {list_file.name}"
+        raise problem(source=source, field=field, value=str(value), reason=reason, remedy=remedy)
+    keep_inside(list_file, input_dir, root)
 
 
 def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:
@@ -144,37 +175,50 @@ def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:
         require_inside(path, *folders)
 
 
-def folders_of(top: Path, root: Path | None = None) -> Iterator[tuple[Path, list[str]]]:
+Skip = Callable[[Path, OSError | AudioError], None]
+
+
+def folders_of(
+    top: Path, root: Path | None = None, *, skip: Skip | None = None
+) -> Iterator[tuple[Path, list[str]]]:
     """`top` and every folder below it, in order, each with the names of its files; nothing hidden.
 
     Links are followed, but a folder that two paths lead to is read once, under its own name where
-    it has one beside the link: a link to a folder above would never end. Raises `AudioError` for
-    one that leads out (`keep_inside`)."""
-    return _folders(top, top, root, set())
+    it has one beside the link: a link to a folder above would never end. skip: told of each folder
+    that cannot be read or leads out (`keep_inside`), with the error; None: the error is raised.
+    """
+    return _folders(top, top, root, set(), skip)
 
 
 def _folders(
-    folder: Path, top: Path, root: Path | None, visited: set[str]
+    folder: Path, top: Path, root: Path | None, visited: set[str], skip: Skip | None
 ) -> Iterator[tuple[Path, list[str]]]:
     real = os.path.realpath(folder)
     if real in visited:
         return
     visited.add(real)
+    try:
+        keep_inside(folder, top, root)
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except (OSError, AudioError) as error:
+        # Of the whole corpus nothing would be left.
+        if skip is None or folder == top:
+            raise
+        skip(folder, error)
+        return
     names: list[str] = []
     below: list[tuple[bool, str]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if not entry.is_dir():
-                names.append(entry.name)
-                continue
-            keep_inside(folder / entry.name, top, root)
+    for entry in visible:
+        # Not `DirEntry.is_dir`: it raises for a link to itself.
+        if os.path.isdir(entry.path):
             below.append((entry.is_symlink(), entry.name))
+        else:
+            names.append(entry.name)
     yield folder, sorted(names)
     # Links last: a folder is visited under its own name.
     for _, name in sorted(below):
-        yield from _folders(folder / name, top, root, visited)
+        yield from _folders(folder / name, top, root, visited, skip)
 
 
 def path_id(audio: Path, input_dir: Path) -> str:

@@ -13,10 +13,14 @@ import torch
 from plugins.audio import waveforms as audio
 from plugins.audio.codec import FRAMES_PER_S, Codec
 from plugins.audio.log_mel import SAMPLE_RATE_HZ as TOWER_RATE_HZ
+from plugins.data.codes import require_codes
 from plugins.data.dialogue import AudioClip, Dialogue
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError, problem
 from plugins.settings import HiggsAudioSettings
+
+# What `prepare` rejects by default, too: consonants have their energy above 4 kHz.
+MIN_SAMPLE_RATE_HZ = 16_000
 
 
 def measured(dialogue: Dialogue) -> Dialogue:
@@ -51,9 +55,11 @@ def with_clips(dialogue: Dialogue, codec: Codec, tokens: SpecialTokens) -> Dialo
             return clip
         assert clip.path is not None
         try:
-            return replace(clip, codes=codec.encode_file(clip.path))
+            codes = codec.encode_file(clip.path)
         except audio.AudioError as error:
             raise _fault(error, clip.path, dialogue.source) from None
+        require_codes(codes, dialogue.source, f"codec {codec.path}")
+        return replace(clip, codes=codes)
 
     coded = dialogue.map_clips(encoded)
     if tokens.tower is None:
@@ -69,7 +75,7 @@ def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
     def silent(clip: AudioClip) -> AudioClip:
         frames = num_frames(clip, dialogue.source)
         codes = torch.zeros(tokens.num_codebooks, frames, dtype=torch.long)
-        return AudioClip(clip.path, codes, header=clip.header)
+        return AudioClip(clip.path, codes, waveform=clip.waveform, header=clip.header)
 
     def heard(clip: AudioClip) -> AudioClip:
         if clip.path is None:
@@ -80,6 +86,35 @@ def stand_ins(dialogue: Dialogue, tokens: SpecialTokens) -> Dialogue:
 
     coded = dialogue.map_clips(silent)
     return coded if tokens.tower is None else coded.map_heard(heard)
+
+
+class LowRates:
+    """Which clips were recorded at less than `MIN_SAMPLE_RATE_HZ`, as telephones do: the model
+    would learn their dull sound."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, str] = {}  # of such clips, and where and what they are
+
+    def look_at(self, dialogue: Dialogue) -> None:
+        """dialogue: `measured`; clips without a header have codes alone."""
+        for clip in dialogue.clips():
+            if clip.path is None or clip.header is None:
+                continue
+            rate_hz = clip.header.sample_rate_hz
+            if rate_hz < MIN_SAMPLE_RATE_HZ:
+                self._paths.setdefault(clip.path, f"{dialogue.source}: {clip.path}, {rate_hz} Hz")
+
+    @property
+    def warning(self) -> str | None:
+        """One line, or None if there is no such clip."""
+        if not self._paths:
+            return None
+        first = next(iter(self._paths.values()))
+        least = f"{MIN_SAMPLE_RATE_HZ // 1000} kHz"
+        return (
+            f"{len(self._paths)} clips have a sample rate below {least}, the least for this model"
+            f" ({first}): it would learn to speak as dully; record them again, or leave them out"
+        )
 
 
 def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:
@@ -127,6 +162,8 @@ def _header(clip: AudioClip, source: str) -> audio.AudioInfo:
 
 
 def _with_waveform(clip: AudioClip, source: str) -> AudioClip:
+    if clip.waveform is not None:
+        return clip
     if clip.path is None:
         raise problem(
             source=source,

@@ -64,11 +64,12 @@ def _inline(codes: Any, source: str, field: str) -> AudioClip:
         raise fault(codes, "is no rectangular list of integers") from None
     if codes_FxK.dim() != 2 or codes_FxK.shape[1] != NUM_CODEBOOKS or not len(codes_FxK):
         raise fault(list(codes_FxK.shape), f"is not [F][{NUM_CODEBOOKS}]")
-    if codes_FxK.is_floating_point():
-        raise fault(float(codes_FxK[0, 0]), "is no integer")
-    _require_range(codes_FxK, source, field)
+    if codes_FxK.is_floating_point() or codes_FxK.dtype == torch.bool:
+        raise fault(codes_FxK[0, 0].item(), "is no integer")
     # (F, K) -> (K, F), as the codec gives them.
-    return AudioClip(codes=codes_FxK.long().T.contiguous())
+    codes_KxF = codes_FxK.long().T.contiguous()
+    require_codes(codes_KxF, source, field)
+    return AudioClip(codes=codes_KxF)
 
 
 # Each row of a dataset names the same folder: it is opened once per process.
@@ -86,18 +87,22 @@ def _cached(reference: str, source: str, field: str) -> AudioClip:
         codes = torch.from_numpy(cache[key].astype("int64"))
     except UserError as error:
         raise UserError(f"{source}: {field}: {error}") from None
-    _require_range(codes, source, field)
+    require_codes(codes, source, field)
     return AudioClip(codes=codes, key=key, codec=cache.codec, encoded_ns=cache.written_ns)
 
 
-def _require_range(codes: Tensor, source: str, field: str) -> None:
-    """Whatever made them: the model has 1024 and 1025 too, which begin and end a stream."""
+def require_codes(codes: Tensor, source: str, field: str) -> None:
+    """Raise UserError for codes that are none of the model's, whatever made them: it has 1024 and
+    1025 too, which begin and end a stream, and one row of codes per codebook."""
+    if codes.shape[0] != NUM_CODEBOOKS:
+        raise _no_codes(
+            source, field, len(codes), f"is not the number of codebooks, {NUM_CODEBOOKS}"
+        )
     for code in (int(codes.min()), int(codes.max())):
         if not 0 <= code < NUM_CODES:
-            raise problem(
-                source=source,
-                field=field,
-                value=code,
-                reason=f"is outside 0..{NUM_CODES - 1}",
-                remedy="encode with the model's codec",
-            )
+            raise _no_codes(source, field, code, f"is outside 0..{NUM_CODES - 1}")
+
+
+def _no_codes(source: str, field: str, value: object, reason: str) -> UserError:
+    remedy = "encode with the model's codec"
+    return problem(source=source, field=field, value=value, reason=reason, remedy=remedy)

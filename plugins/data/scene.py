@@ -25,7 +25,7 @@ from plugins.errors import problem
 
 SCENE_TAGS = re.compile(f"({re.escape(SCENE_START)}|{re.escape(SCENE_END)})")
 # A line of the scene that describes a voice.
-_VOICE_IN_WORDS = re.compile(r"^\[?SPEAKER(\d+)\]?:.*$", re.MULTILINE)
+_VOICE_IN_WORDS = re.compile(r"^\[?SPEAKER(\d{1,4})\]?:.*$", re.MULTILINE)
 
 
 def read_system(

@@ -7,7 +7,7 @@ is dropped. It knows how rows are read, not what is asked of them: that is the c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from plugins.data.clips import measured
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
 from plugins.errors import UserError, problem
+from plugins.files.lines import text_lines
 from plugins.settings import HiggsAudioSettings
 
 Row = dict[str, Any]
@@ -50,27 +51,20 @@ def read_rows(
     `columns` names them), whose `subset` is its configuration. training: there must be something to
     train on. Raises UserError with one line per faulty row, the first `max_problems` of them:
     nothing is dropped in silence."""
-    rows: list[Row] = []
-    problems: list[str] = []
     beside = Path(source).resolve().parent if Path(source).is_file() else None
     places = _rows(source, columns or {}, subset, is_jailed=bool(settings.audio_root))
     if settings.audio_root and not source.endswith(".jsonl"):
         # Who names a folder trusts what lies in it, and the readers have refused all else.
         settings = dataclasses.replace(settings, audio_root=None)
+
+    def checked(place: str, read: Callable[[], Row]) -> Row:
+        row = canonical_row(read(), place, settings, beside=beside)
+        check(measured(dialogue_from_row(row, settings, training=training)))
+        return row
+
     # The bar shows itself where the reading takes more than two seconds.
-    for place, read in tqdm(places, desc=source, unit=" rows", delay=2, disable=None):
-        try:
-            row = canonical_row(read(), place, settings, beside=beside)
-            check(measured(dialogue_from_row(row, settings, training=training)))
-            rows.append(row)
-        except UserError as error:
-            problems.append(str(error))
-    # All at once: who mends a file wants to know the last fault after the first reading.
-    if problems:
-        shown = problems[:max_problems]
-        if len(problems) > max_problems:
-            shown.append(f"... and {len(problems) - max_problems} more")
-        raise UserError("\n".join(shown))
+    bar = tqdm(places, desc=source, unit=" rows", delay=2, disable=None)
+    rows = all_of((partial(checked, *place) for place in bar), max_problems=max_problems)
     if not rows:
         raise problem(
             source=source,
@@ -82,13 +76,31 @@ def read_rows(
     return rows
 
 
+def all_of(reads: Iterable[Callable[[], Row]], *, max_problems: int = 20) -> list[Row]:
+    """The row of each read. Raises UserError with a line for each that raises one, all at once: who
+    mends a file wants to know the last fault after the first reading."""
+    rows: list[Row] = []
+    problems: list[str] = []
+    for read in reads:
+        try:
+            rows.append(read())
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        shown = problems[:max_problems]
+        if len(problems) > max_problems:
+            shown.append(f"... and {len(problems) - max_problems} more")
+        raise UserError("\n".join(shown))
+    return rows
+
+
 def _rows(
     source: str, columns: Mapping[str, str], subset: str | None, *, is_jailed: bool
 ) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Where each row stands, and a function that parses it: its fault is one of that row."""
     path = Path(source)
     if source.endswith(".jsonl"):
-        for place, line in _numbered_lines(source):
+        for place, line in text_lines(source):
             yield place, partial(_parse, line, place, columns)
     elif path.is_file():
         raise problem(
@@ -131,31 +143,6 @@ def _row_of(utterance: Utterance | Rejected) -> Row:
         reason=utterance.reason,
         remedy="mend it, or let prepare_dataset.py leave it out and list it",
     )
-
-
-def _numbered_lines(path: str) -> Iterator[tuple[str, str]]:
-    number = 0
-    try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except OSError as error:
-        raise problem(
-            source=path,
-            field="file",
-            value=Path(path).name,
-            reason=f"cannot be read ({error.strerror})",
-            remedy="check the path",
-        ) from None
-    except UnicodeDecodeError as error:
-        raise problem(
-            source=f"{path}:{number + 1}",
-            field="line",
-            value=error.reason,
-            reason="is not UTF-8",
-            remedy="save the file as UTF-8",
-        ) from None
 
 
 def _parse(line: str, source: str, columns: Mapping[str, str]) -> Row:

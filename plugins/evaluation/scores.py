@@ -1,18 +1,18 @@
-"""Items and what was heard -> scores (L3): arithmetic only, nothing is loaded and nothing drawn.
+"""Items and what was heard -> scores: arithmetic only, nothing is loaded and nothing drawn.
 
 Of one clip, `None` where there is nothing to say:
 
-| score               | meaning                                                                                    |
-|---------------------|--------------------------------------------------------------------------------------------|
-| `wer`, `cer`        | errors per word and character, Whisper-style (`plugins.evaluation.text`), pooled over items |
-| `wer_seed`          | Seed-TTS-style, averaged over items; of Chinese by character                               |
-| `similarity`        | cosine of the voice and the reference's; without one, that of the speaker's other truths    |
-| `similarity_others` | mean cosine of the voice and each other speaker's mean; needs the column `speaker`          |
-| `dnsmos`            | predicted overall quality, 1 to 5                                                          |
-| `distillmos`        | predicted quality, 1 to 5                                                                  |
-| `duration_ratio`    | seconds per second of the truth                                                            |
-| `stopped`           | 1 if the model ended by itself, 0 if it was cut or failed                                  |
-| `silence`           | share of silent frames                                                                     |
+| score               | meaning                                                                   |
+|---------------------|---------------------------------------------------------------------------|
+| `wer`, `cer`        | errors per word and character, Whisper-style, pooled over items           |
+| `wer_seed`          | Seed-TTS-style, averaged over items; of Chinese by character              |
+| `similarity`        | cosine of the voice and the reference's, else the speaker's other truths' |
+| `similarity_others` | mean cosine of the voice and each other `speaker`'s mean                  |
+| `dnsmos`            | predicted overall quality, 1 to 5                                         |
+| `distillmos`        | predicted quality, 1 to 5                                                 |
+| `duration_ratio`    | seconds per second of the truth                                           |
+| `stopped`           | 1 if the model ended by itself, 0 if it was cut or failed                 |
+| `silence`           | share of silent frames                                                    |
 
 A failure has all words wrong and has not stopped; it has no voice and no quality.
 """
@@ -74,6 +74,7 @@ def score(
     transcribed: whether there was somebody to hear words; failures cost words only then.
     """
     voices = _Voices(items, heard)
+    # An item has its row even if no system has said it: rows are paired by position.
     rows = []
     for number, item in enumerate(items):
         truth = {} if item.truth is None else heard.get(Path(item.truth), {})
@@ -83,44 +84,50 @@ def score(
             clip = clips[number]
             if clip.path is None and clip.error is None:
                 continue  # there is no truth to have a column of
-            found = heard.get(clip.path, {}) if clip.path is not None else {}
-            error = clip.error or found.get("error")
-            said = {"file": clip.path, "error": error}
+            sounds: Heard = {}
+            if clip.path is not None:
+                sounds = heard.get(clip.path, {})
+            error = clip.error or sounds.get("error")
+            scores = {"file": clip.path, "error": error}
             if transcribed:
-                said |= _word_scores(item.text, "" if error else found["transcript"], language)
-            said |= _voice_scores(found.get("voice"), anchor, others)
-            said |= {name: found.get(name) for name in ("dnsmos", "distillmos")}
-            said |= _sound_scores(found.get("sound"), truth.get("sound"))
-            said["stopped"] = None if clip.stopped is None else float(clip.stopped and not error)
-            systems[name] = said
+                transcript = "" if error else sounds["transcript"]
+                scores |= _word_scores(item.text, transcript, language)
+            scores |= _voice_scores(sounds.get("voice"), anchor, others)
+            for scorer in ("dnsmos", "distillmos"):
+                scores[scorer] = sounds.get(scorer)
+            scores |= _sound_scores(sounds.get("sound"), truth.get("sound"))
+            scores["stopped"] = None if clip.stopped is None else float(clip.stopped and not error)
+            systems[name] = scores
         rows.append({"id": item.id, "text": item.text, "speaker": item.speaker, "systems": systems})
     return rows
 
 
 def column(rows: Sequence[Mapping[str, Any]], system: str, metric: Metric) -> list[Score | None]:
     """Of one system, by item, as `plugins.evaluation.statistics` takes them."""
-    found: list[Score | None] = []
+    scores: list[Score | None] = []
     for row in rows:
         said = row["systems"].get(system, {})
-        value, weight = said.get(metric.name), said.get(metric.weight, 0) if metric.weight else 1.0
-        found.append(None if value is None or not weight else (float(value), float(weight)))
-    return found
+        value = said.get(metric.name)
+        weight = 1.0
+        if metric.weight is not None:
+            weight = said.get(metric.weight, 0)
+        # An item without a weight counts nothing in the mean: it has no score.
+        scores.append((float(value), float(weight)) if value is not None and weight else None)
+    return scores
 
 
 def _word_scores(text: str, transcript: str, language: str) -> dict[str, Any]:
-    asked, heard = (whisper_style(each, language) for each in (text, transcript))
     scores: dict[str, Any] = {"transcript": transcript}
+    asked, heard = whisper_style(text, language), whisper_style(transcript, language)
     errors, words = word_errors(asked, heard)
     wrong, characters = character_errors(asked, heard)
     if words:
-        scores |= {
-            "wer": errors / words,
-            "words": words,
-            "cer": wrong / characters,
-            "characters": characters,
-        }
+        scores |= {"wer": errors / words, "words": words}
+        scores |= {"cer": wrong / characters, "characters": characters}
     errors, units = word_errors(seed_style(text, language), seed_style(transcript, language))
-    return scores | ({"wer_seed": errors / units} if units else {})
+    if units:
+        scores["wer_seed"] = errors / units
+    return scores
 
 
 def _voice_scores(
@@ -128,12 +135,14 @@ def _voice_scores(
 ) -> dict[str, Any]:
     if voice is None:
         return {}
-    return {
-        "similarity": None if anchor is None else _cosine(voice, anchor),
-        "similarity_others": math.fsum(_cosine(voice, other) for other in others) / len(others)
-        if others
-        else None,
-    }
+    scores: dict[str, Any] = {"similarity": None, "similarity_others": None}
+    if anchor is not None:
+        scores["similarity"] = _cosine(voice, anchor)
+    if others:
+        # Exact in any order, so that more speakers do not change the last digit by their order.
+        total = math.fsum(_cosine(voice, other) for other in others)
+        scores["similarity_others"] = total / len(others)
+    return scores
 
 
 def _sound_scores(
@@ -146,47 +155,61 @@ def _sound_scores(
 
 
 class _Voices:
-    """Embeddings of recordings: of references, and of truths by speaker."""
+    """Embeddings of recordings, (dimensions,) int64: of references, and of truths by speaker."""
 
     def __init__(self, items: Sequence[Item], heard: Mapping[Path, Heard]) -> None:
-        self._references = {item.id: _voice(item.reference, heard) for item in items}
-        self._truths = {item.id: _voice(item.truth, heard) for item in items}
-        self._of: dict[str | None, list[str]] = defaultdict(
-            list
-        )  # ids of each speaker; None: of the one that is there
+        self._references: dict[str, np.ndarray | None] = {}
+        self._truths: dict[str, np.ndarray | None] = {}
+        # Without names there is one speaker, None.
+        self._ids_of: dict[str | None, list[str]] = defaultdict(list)
         for item in items:
-            self._of[item.speaker].append(item.id)
+            self._references[item.id] = _voice(item.reference, heard)
+            self._truths[item.id] = _voice(item.truth, heard)
+            self._ids_of[item.speaker].append(item.id)
 
     def anchor(self, item: Item) -> np.ndarray | None:
         """What the item's voice is compared with."""
         reference = self._references[item.id]
         if reference is not None or item.reference is not None:
             return reference
-        return _mean(self._truths[id_] for id_ in self._of[item.speaker] if id_ != item.id)
+        # Not the item's own: a copy of what is to be said is no voice to compare it with.
+        ids = self._ids_of[item.speaker]
+        return _mean([self._truths[id_] for id_ in ids if id_ != item.id])
 
     def others(self, item: Item) -> list[np.ndarray]:
         """The mean voice of each other speaker, if speakers are named."""
         if item.speaker is None:
             return []
-        means = (
-            _mean(voices[id_] for id_ in ids for voices in (self._truths, self._references))
-            for speaker, ids in self._of.items()
-            if speaker not in (None, item.speaker)
-        )
-        return [mean for mean in means if mean is not None]
+        means = []
+        for speaker, ids in self._ids_of.items():
+            if speaker in (None, item.speaker):
+                continue
+            voices = []
+            for id_ in ids:
+                voices += [self._truths[id_], self._references[id_]]
+            mean = _mean(voices)
+            if mean is not None:
+                means.append(mean)
+        return means
 
 
 def _voice(path: str | None, heard: Mapping[Path, Heard]) -> np.ndarray | None:
-    voice = None if path is None else heard.get(Path(path), {}).get("voice")
+    if path is None:
+        return None
+    voice = heard.get(Path(path), {}).get("voice")
     return None if voice is None else np.array(voice, dtype=np.int64)
 
 
-def _mean(voices: Any) -> np.ndarray | None:
-    there = [voice for voice in voices if voice is not None]
-    return np.rint(np.sum(there, axis=0) / len(there)).astype(np.int64) if there else None
+def _mean(voices: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    known = [voice for voice in voices if voice is not None]
+    if not known:
+        return None
+    # Whole numbers again, for the exact products of `_cosine`.
+    return np.rint(np.sum(known, axis=0) / len(known)).astype(np.int64)
 
 
 def _cosine(a: Sequence[int] | np.ndarray, b: np.ndarray) -> float:
     """Of whole numbers, so exact: a sum of floats may end in another digit in another process."""
     a = np.asarray(a, dtype=np.int64)
+    # Silence may have no voice at all: it resembles nobody.
     return int(a @ b) / max(math.sqrt(int(a @ a) * int(b @ b)), 1.0)

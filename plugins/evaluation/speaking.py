@@ -1,4 +1,5 @@
-"""Systems and batches of prompts -> speeches, or the reason why there is none (L3)."""
+"""Systems and batches of prompts -> speeches, or the reason why there is none. What was said is
+judged elsewhere."""
 
 from __future__ import annotations
 
@@ -36,6 +37,27 @@ class System:
     generator: Callable[[], HiggsAudioGenerator] = field(repr=False)
 
 
+class _Loader:
+    """Folder -> its generator, kept until another folder's is asked for."""
+
+    def __init__(self, codec: Codec, device: str, quantization: Quantization | None) -> None:
+        self._codec, self._device, self._quantization = codec, device, quantization
+        self._loaded: dict[str, HiggsAudioGenerator] = {}
+
+    def __call__(self, folder: str, adapters: str | None = None) -> HiggsAudioGenerator:
+        if folder not in self._loaded:
+            # Two models need not fit on one device.
+            self._loaded.clear()
+            gc.collect()
+            parts = load_model(
+                folder, adapters=adapters, device=self._device, quantization=self._quantization
+            )
+            self._loaded[folder] = HiggsAudioGenerator(*parts, codec=self._codec)
+            # This loads the codec: what is wrong with it is no fault of the first item.
+            assert self._codec.model is not None
+        return self._loaded[folder]
+
+
 def systems(
     model: str,
     *,
@@ -53,60 +75,38 @@ def systems(
     """
     folder, own = checkpoint.base_and_adapters(model, adapters)
     if base is not None and own is not None:
-        raise problem(
-            source="options",
-            field="base",
-            value=base,
-            reason="is not the base of the LoRA weights",
-            remedy="leave it out: they name theirs",
-        )
-    loaded: dict[str, HiggsAudioGenerator] = {}
-
-    def load(path: str) -> HiggsAudioGenerator:
-        if path not in loaded:
-            loaded.clear()  # two models need not fit on one device
-            gc.collect()
-            own_weights = own if path == folder else None
-            parts = load_model(path, adapters=own_weights, device=device, quantization=quantization)
-            loaded[path] = HiggsAudioGenerator(*parts, codec=codec)
-            assert (
-                codec.model is not None
-            )  # loads it: a fault of the codec is none of the first item
-        return loaded[path]
-
-    def switched(name: str | None) -> HiggsAudioGenerator:
-        generator = load(folder)
-        generator.use_adapter(name)
-        return generator
-
+        reason, remedy = "is not the base of the LoRA weights", "leave it out: they name theirs"
+        raise problem(source="options", field="base", value=base, reason=reason, remedy=remedy)
+    load = _Loader(codec, device, quantization)
+    # Another device or version rounds, and so draws, otherwise.
     common = {
         "device": torch.device(device).type,
         "quantization": quantization,
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": {"torch": version("torch"), "transformers": version("transformers")},
     }
     weights: dict[str, Any] = {"model": fingerprint(Path(folder)), **common}
     if own is not None:
+        with_own = {**weights, "adapters": fingerprint(Path(own))}
+
+        def switched(name: str | None) -> HiggsAudioGenerator:
+            generator = load(folder, own)
+            generator.use_adapter(name)
+            return generator
+
         return [
             System(BASE, weights, lambda: switched(None)),
-            System(
-                TUNED, {**weights, "adapters": fingerprint(Path(own))}, lambda: switched(_ADAPTER)
-            ),
+            System(TUNED, with_own, lambda: switched(_ADAPTER)),
         ]
-    tuned = System(TUNED if base is not None else MODEL, weights, lambda: load(folder))
     if base is None:
-        return [tuned]
-    other = checkpoint.base_and_adapters(base)
-    if other[1] is not None:
-        raise problem(
-            source="options",
-            field="base",
-            value=base,
-            reason="is a LoRA folder",
-            remedy="give the model that was trained from",
-        )
+        return [System(MODEL, weights, lambda: load(folder))]
+    other, others = checkpoint.base_and_adapters(base)
+    if others is not None:
+        reason, remedy = "is a LoRA folder", "give the model that was trained from"
+        raise problem(source="options", field="base", value=base, reason=reason, remedy=remedy)
+    of_base = {**common, "model": fingerprint(Path(other))}
     return [
-        System(BASE, {**common, "model": fingerprint(Path(other[0]))}, lambda: load(other[0])),
-        tuned,
+        System(BASE, of_base, lambda: load(other)),
+        System(TUNED, weights, lambda: load(folder)),
     ]
 
 
@@ -122,20 +122,23 @@ def speak_batch(
     except UserError as error:
         if len(dialogues) == 1:
             return [error]
-    alone = zip(dialogues, samplings, strict=True)
-    return [
-        outcome
-        for one, how in alone
-        for outcome in speak_batch(generator, [one], [how], max_audio_s)
-    ]
+    # One text that is too long fails all of them: the others shall be heard.
+    outcomes = []
+    for dialogue, sampling in zip(dialogues, samplings, strict=True):
+        outcomes += speak_batch(generator, [dialogue], [sampling], max_audio_s)
+    return outcomes
 
 
 def stop_rate(outcomes: Sequence[Speech | UserError]) -> float:
     """The share that ended by themselves; what failed did not."""
-    return sum(isinstance(each, Speech) and each.stopped for each in outcomes) / len(outcomes)
+    stopped = 0
+    for outcome in outcomes:
+        stopped += isinstance(outcome, Speech) and outcome.stopped
+    return stopped / len(outcomes)
 
 
 def seeded(sampling: Sampling, seed: int, id_: str) -> Sampling:
     """The same draws for one item in every system and every order, others for every other item."""
     digest = hashlib.sha256(f"{seed} {id_}".encode()).digest()
+    # Six bytes: every generator takes such a seed.
     return replace(sampling, seed=int.from_bytes(digest[:6], "big"))

@@ -1,11 +1,13 @@
-"""What should be said and what was heard -> counts of errors (L3). Strings only.
+"""What should be said and what was heard -> counts of errors. Strings only.
 
 Two ways to make both comparable, as published figures use one or the other:
 
-Whisper-style   Radford et al. 2022 (arXiv 2212.04356), appendix C: numbers, contractions and spelling of English made
-                uniform; other languages stripped of symbols. Errors are pooled over all items.
-Seed-TTS-style  Anastassiou et al. 2024 (arXiv 2406.02430), as its public test set is scored: lower case, no punctuation
-                but the apostrophe, Chinese by character. The figure is the mean over items.
+Whisper-style   Radford et al. 2022 (arXiv 2212.04356), appendix C: numbers, contractions and
+                spelling of English made uniform; other languages stripped of symbols. Errors are
+                pooled over all items.
+Seed-TTS-style  Anastassiou et al. 2024 (arXiv 2406.02430), as its public test set is scored: lower
+                case, no punctuation but the apostrophe, Chinese by character. The figure is the
+                mean over items.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from plugins.data.text import SOUND, SPEAKER_TAG, unified
 
 # Whisper takes these, which put no spaces between words, letter by letter.
 _LETTER_BY_LETTER = {"zh", "yue", "ja", "th", "lo", "my"}
-_SOUND_TAG = re.compile(r"<SE(?:_[se])?>.*?</SE(?:_[se])?>")
+# Not `.*?`: of many opening tags each would look for an end through all that follows.
+_SOUND_TAG = re.compile(r"<SE(?:_[se])?>[^<]*</SE(?:_[se])?>")
 
 
 def words_to_say(text: str) -> str:
@@ -36,8 +39,14 @@ def whisper_style(text: str, language: str) -> str:
 
 def seed_style(text: str, language: str) -> str:
     """Units apart by single spaces: characters of Chinese, else words."""
-    kept = "".join(c for c in unified(text) if c == "'" or unicodedata.category(c)[0] not in "PS")
-    return " ".join("".join(kept.split())) if language == "zh" else " ".join(kept.lower().split())
+    kept = ""
+    for character in unified(text):
+        # P: punctuation, S: symbols, as Unicode sorts them.
+        if character == "'" or unicodedata.category(character)[0] not in "PS":
+            kept += character
+    if language == "zh":
+        return " ".join("".join(kept.split()))
+    return " ".join(kept.lower().split())
 
 
 def word_errors(reference: str, heard: str) -> tuple[int, int]:
@@ -46,7 +55,7 @@ def word_errors(reference: str, heard: str) -> tuple[int, int]:
     import jiwer
 
     num_words = len(reference.split())
-    if num_words == 0:
+    if num_words == 0:  # jiwer refuses an empty reference
         return len(heard.split()), 0
     counts = jiwer.process_words(reference, heard)
     return counts.substitutions + counts.deletions + counts.insertions, num_words
@@ -54,7 +63,7 @@ def word_errors(reference: str, heard: str) -> tuple[int, int]:
 
 def character_errors(reference: str, heard: str) -> tuple[int, int]:
     """As `word_errors`, of characters; spaces are none."""
-    return word_errors(*(" ".join(text.replace(" ", "")) for text in (reference, heard)))
+    return word_errors(" ".join(reference.replace(" ", "")), " ".join(heard.replace(" ", "")))
 
 
 @lru_cache

@@ -15,9 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+
 from plugins.errors import UserError, problem
 
 PROJECT = "higgs-audio-swift"
+# What our code is tested with. pyproject.toml asks for less: MS-SWIFT's metadata holds pip below
+# 5.20, and whoever wants a newer one installs it with `--no-deps`.
+TESTED_TRANSFORMERS = SpecifierSet(">=5.19,<5.25")
 _PAIR = ("torch", "torchaudio")  # no wheel of torchaudio says which builds of torch it loads with
 
 # Package, module, and what of it we cannot do without; each needs those before it.

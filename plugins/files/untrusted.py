@@ -16,10 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
+from plugins.files.sizes import check_pattern, check_sizes, entries
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # Those that transformers ships. Any other name is an address on a hub, whose code is downloaded and
 # run.
@@ -39,6 +43,7 @@ _REFUSED = {
     "configuration_files": "puts another file in the place of this one",
     # {"harmless": "_attn_implementation"} would let `harmless` mean what is refused by its name.
     "attribute_map": "gives other entries another meaning",
+    "sub_configs": "gives other entries another meaning",
 }
 _CODEC_PARTS = {"acoustic_model_config": "dac", "semantic_model_config": "hubert"}
 # Of peft: matrices beside those of the base. Others load further adapters or tokenizers, from a hub
@@ -46,6 +51,10 @@ _CODEC_PARTS = {"acoustic_model_config": "dac", "semantic_model_config": "hubert
 _ADAPTERS = ("LORA", "ADALORA", "BOFT", "FOURIERFT", "VERA")
 # Of MS-SWIFT: the one imports what its files name, the other downloads a model.
 _FETCHING = ("REFT", "SIDE")
+_ADAPTER_REFUSED = {
+    "megatron_config": "lets peft import a module by its name",
+    "layer_replication": "makes a model of other layers than the base has",
+}
 _REMEDY = "remove the entry if you trust the rest"
 
 
@@ -113,13 +122,60 @@ def check_adapter(folder: Path) -> None:
                 reason="is not available for this model",
                 remedy="train LoRA",
             )
-        if megatron := fields.get("megatron_config"):
-            reason = "lets peft import a module by its name"
-            raise _refused(file, "megatron_config", megatron, reason)
+        for name, reason in _ADAPTER_REFUSED.items():
+            if value := fields.get(name):
+                raise _refused(file, name, value, reason)
+        check_sizes(file, fields)
+        for path, pattern in _patterns(fields):
+            check_pattern(file, path, pattern)
+        _check_ranks(file, fields)
+
+
+def _patterns(fields: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """What peft takes for a regular expression."""
+    for name in ("target_modules", "exclude_modules"):
+        yield name, fields.get(name)  # a list of them holds names
+    for name in ("layers_pattern", "modules_to_save"):
+        value = fields.get(name)
+        for pattern in value if isinstance(value, list) else [value]:
+            yield name, pattern
+    for name in ("rank_pattern", "alpha_pattern", "n_frequency_pattern"):
+        value = fields.get(name)
+        for pattern in value if isinstance(value, dict) else ():
+            yield name, pattern
+
+
+def _check_ranks(file: Path, fields: dict[str, Any]) -> None:
+    """A rank is a side of the matrices in the file of weights: more would be memory that is filled
+    before anybody compares."""
+    weights = file.with_name(ADAPTER_WEIGHTS)
+    if not weights.is_file():
+        return  # told by whoever reads them
+    try:
+        with safe_open(weights, framework="numpy") as opened:
+            shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return  # told by whoever reads them, too
+    largest = max((side for shape in shapes for side in shape), default=0)
+    ranks = [(name, fields.get(name)) for name in ("r", "init_r", "target_r", "n_frequency")]
+    for pattern in ("rank_pattern", "n_frequency_pattern"):
+        if isinstance(fields.get(pattern), dict):
+            ranks += [(pattern, rank) for rank in fields[pattern].values()]
+    for name, rank in ranks:
+        if isinstance(rank, int | float) and rank > largest:
+            raise problem(
+                source=str(file),
+                field=name,
+                value=rank,
+                reason=f"is more than the longest side of any matrix in {weights.name}, {largest}",
+                remedy="copy both files again from the training's folder",
+            )
 
 
 def _check_entries(file: Path) -> None:
-    for path, name, value in _entries(read_json(file, "download the file again")):
+    fields = read_json(file, "download the file again")
+    check_sizes(file, fields)
+    for path, name, value in entries(fields):
         if "attn_implementation" in name:
             _check_attention(file, path, value)
         elif name in _REFUSED and value:
@@ -137,16 +193,3 @@ def _check_attention(file: Path, path: str, value: object) -> None:
 
 def _refused(file: Path, path: str, value: object, reason: str) -> UserError:
     return problem(source=str(file), field=path, value=value, reason=reason, remedy=_REMEDY)
-
-
-def _entries(fields: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Path with dots, name and value of each entry at any depth."""
-    waiting: list[tuple[str, Any]] = [("", fields)]
-    while waiting:
-        prefix, value = waiting.pop()
-        if isinstance(value, dict):
-            for name, entry in value.items():
-                yield f"{prefix}{name}", name, entry
-                waiting.append((f"{prefix}{name}.", entry))
-        elif isinstance(value, list):
-            waiting += [(f"{prefix}{i}.", entry) for i, entry in enumerate(value)]

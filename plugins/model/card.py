@@ -111,7 +111,10 @@ def complete(folder: Path, sections: Mapping[str, str]) -> Path | None:
     Returns the card, None if there is none that has room for one of them: other people's cards stay
     as they are."""
     for path in _cards(folder.resolve()):
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_bytes().decode()  # its line ends stay as they are, too
+        except UnicodeDecodeError:
+            continue
         if not any(_place(title).search(text) for title in sections):
             continue
         for title, content in sections.items():
@@ -119,7 +122,7 @@ def complete(folder: Path, sections: Mapping[str, str]) -> Path | None:
             text = _place(title).sub(_marked(title, content).replace("\\", r"\\"), text, count=1)
         # What its reader wrote must not be lost by a kill.
         with replace_when_done(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(text.encode())
         return path
     return None
 

@@ -11,17 +11,26 @@ another row nor a loss."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import Tensor
+from transformers import __version__ as TRANSFORMERS
 from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2 as native
+
+from plugins.files.installation import TESTED_TRANSFORMERS
 
 logger = logging.getLogger(__name__)
 
-TESTED = "5.19."
+# What keys and values of earlier positions are called: transformers 5.24 renamed the argument, and
+# warns of the old name.
+CACHE = (
+    "cache"
+    if "cache" in inspect.signature(native.HiggsAudioV2Model.forward).parameters
+    else "past_key_values"
+)
 
 
 class Routes(NamedTuple):
@@ -79,12 +88,11 @@ class _Put(torch.autograd.Function):
 class HiggsAudioV2Attention(native.HiggsAudioV2Attention):
     """Its base with projections that take rows."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         position_embeddings: Any = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
         *,
         routes: Routes | None = None,
         **kwargs: Any,
@@ -92,9 +100,8 @@ class HiggsAudioV2Attention(native.HiggsAudioV2Attention):
         """(R, H) -> (R, H) and the weights of attention, if the backend returns any. Without
         `routes`: the base."""
         if routes is None:
-            return super().forward(
-                hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
-            )
+            return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        cache = kwargs.pop(CACHE, None)
 
         def heads(project: Any) -> Tensor:  # (R, H) -> (B, num_heads, S, head_dim)
             projected = routes.put(project(hidden_states))
@@ -103,8 +110,8 @@ class HiggsAudioV2Attention(native.HiggsAudioV2Attention):
         # Attention sees the batch as it lies: positions count here, and text looks at audio.
         query, key, value = heads(self.q_proj), heads(self.k_proj), heads(self.v_proj)
         query, key = native.apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = native.ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, native.eager_attention_forward
         )
@@ -158,11 +165,11 @@ def use_index_once_layers(model: native.HiggsAudioV2ForConditionalGeneration) ->
     Before anything wraps the layers: peft may come later, but accelerate's dispatch to devices
     keeps the forward that it finds. Idempotent. With an untested transformers it warns and leaves
     the native layers."""
-    if not transformers.__version__.startswith(TESTED):
+    if not TESTED_TRANSFORMERS.contains(TRANSFORMERS, prereleases=True):
         logger.warning(
-            "transformers' own layers are used: ours are untested with %s (need %s*)",
-            transformers.__version__,
-            TESTED,
+            "transformers' own layers are used: ours are untested with %s (need %s)",
+            TRANSFORMERS,
+            TESTED_TRANSFORMERS,
         )
         return
     body: Any = model.model

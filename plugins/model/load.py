@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from plugins.errors import UserError, problem
+from plugins.files.checkpoints import checkpoint_in
 from plugins.files.disk import read_json
 from plugins.files.hub import local_folder
-from plugins.files.untrusted import ADAPTER_CONFIG, NamedByCheckpoint, check_adapter
+from plugins.files.untrusted import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    NamedByCheckpoint,
+    check_adapter,
+)
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.model.original_format import (
@@ -34,7 +39,6 @@ from plugins.settings import HiggsAudioSettings
 MODEL_TYPES = ("higgs-audio-v2-3b", "higgs-audio-v2-7b")
 Quantization = Literal["4bit", "8bit"]
 
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Begins the names of LoRA initialisations that change the base, each time otherwise.
 RANDOM_BASE = "pissa_niter"
 _HEAD = "text_lm_head"
@@ -55,11 +59,11 @@ def load_model(
     `get_model_tokenizer`.
 
     path: folder or Hub id of a base or merged model, native or original, or a LoRA folder, which
-    names its base; links such as MS-SWIFT's `best` and `last` too. adapters: a LoRA folder on it,
-    or several by name. dtype, device: default bfloat16 on the first GPU, else float32 on the CPU.
-    attn_impl: of transformers, for example `flash_attention_2`. quantization: with bitsandbytes
-    (extra `quantization`); codec and audio head stay as they are. model_type: only checked; the
-    sizes stand in the checkpoint.
+    names its base; links such as MS-SWIFT's `best` and `last` too, and the output folder of a
+    training, whose newest whole checkpoint is taken. adapters: a LoRA folder on it, or several by
+    name. dtype, device: default bfloat16 on the first GPU, else float32 on the CPU. attn_impl: of
+    transformers, for example `flash_attention_2`. quantization: with bitsandbytes; codec and audio
+    head stay as they are. model_type: only checked; the sizes stand in the checkpoint.
 
     Raises UserError for weights that are missing, surplus or of another shape, and for adapters of
     another model."""
@@ -71,9 +75,13 @@ def load_model(
             reason="is unknown",
             remedy=f"use one of {', '.join(MODEL_TYPES)}",
         )
+    if device is not None:
+        _require_device(device)
     if isinstance(adapters, str):
         adapters = {"default": adapters}
-    named = dict(adapters or {})
+    named: dict[str, str] = {}
+    for name, trained in (adapters or {}).items():
+        named[name] = checkpoint_in(trained, option="adapters")
     folder, own_adapter = base_and_adapters(path, next(iter(named.values()), None))
     if own_adapter is not None and not named:
         named = {"default": own_adapter}
@@ -99,6 +107,25 @@ def load_model(
     return model, load_tokenizer(Path(folder))
 
 
+def _require_device(device: str) -> None:
+    """Raise UserError for a device that there is not, before anything is read for it."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    # RuntimeError: also of CUDA. AssertionError: a torch without CUDA. NotImplementedError: "meta",
+    # which holds no numbers.
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        cause = str(error).partition("\n")[0][:100]
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            cause = "torch finds no GPU here"
+        raise problem(
+            source="options",
+            field="device",
+            value=device,
+            reason=f"cannot be used ({cause})",
+            remedy="give cpu, cuda or cuda:N of a GPU that is there, or leave it out",
+        ) from None
+
+
 def native_model(
     path: str, *, text_head: bool = True, **kwargs: Any
 ) -> HiggsAudioV2ForConditionalGeneration:
@@ -117,9 +144,19 @@ def native_model(
     sources = sources_of(folder, config, source_format, text_head=text_head)
     if source_format == "native":
         # Checked above, to the last key; transformers then reads the files by itself.
-        return HiggsAudioV2ForConditionalGeneration.from_pretrained(
-            path, use_text_head=text_head, **kwargs
-        )
+        try:
+            return HiggsAudioV2ForConditionalGeneration.from_pretrained(
+                path, use_text_head=text_head, **kwargs
+            )
+        # Entries that only real tensors stumble over, such as a dtype that is a number.
+        except (AttributeError, NotImplementedError) as error:
+            raise problem(
+                source=str(folder / "config.json"),
+                field="content",
+                value=" ".join(str(error).split()),
+                reason="is what loading this model ends in",
+                remedy="download the file again",
+            ) from error
     weights = {key: source.read() for key, source in sources.items()}
     model = HiggsAudioV2ForConditionalGeneration.from_pretrained(
         None, state_dict=weights, use_text_head=text_head, **kwargs
@@ -132,7 +169,10 @@ def native_model(
 
 def base_and_adapters(path: str, adapters: str | None = None) -> tuple[str, str | None]:
     """The folder of the base model and that of its LoRA weights: `path` may be a LoRA folder, which
-    names its base."""
+    names its base. Of the output folder of a training the newest whole checkpoint is meant."""
+    path = checkpoint_in(path, option="model")
+    if adapters is not None:
+        adapters = checkpoint_in(adapters, option="adapters")
     file = Path(path) / ADAPTER_CONFIG
     if adapters is None and file.is_file():
         base = read_json(file, _COPY_AGAIN).get("base_model_name_or_path")
@@ -169,10 +209,13 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
                 tuned = PeftModel(model, config, adapter_name=name)
             # peft passes over a weight that finds no place, and tells only who loads by this call.
             report = tuned.load_adapter(folder, name)
-        # A wrong shape, a file that breaks off, a module of `modules_to_save` that is not in it.
-        except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        except ImportError:
+            raise
+        # A wrong shape, a file that breaks off, a module of `modules_to_save` that is not in it; an
+        # entry of another type raises what peft happens to do with it.
+        except Exception as error:
             reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
-            raise _wrong_adapter(folder, _ADAPTER_WEIGHTS, reason) from error
+            raise _wrong_adapter(folder, ADAPTER_WEIGHTS, reason) from error
         # A model that only speaks has no text head for the adapter's.
         speaks_only = model.text_lm_head is None
         lost = []
@@ -207,7 +250,7 @@ class OriginalConfig(HiggsAudioV2Config):
 
 
 def _check_adapter_folder(folder: Path) -> None:
-    for name in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise problem(
                 source=str(folder),
@@ -222,7 +265,7 @@ def _check_adapter_folder(folder: Path) -> None:
 
 def _wrong_adapter(folder: str, value: str, reason: str) -> UserError:
     return problem(
-        source=str(Path(folder) / _ADAPTER_WEIGHTS),
+        source=str(Path(folder) / ADAPTER_WEIGHTS),
         field="weights",
         value=value,
         reason=reason,

@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.model.audio_tower import AudioTower
 from plugins.model.config import HiggsAudioV2Config
-from plugins.model.dual_ffn import use_index_once_layers
+from plugins.model.dual_ffn import CACHE, use_index_once_layers
 from plugins.model.loss import LossSums, audio_loss_sums, shifted_rows, text_loss_sums
 
 
@@ -96,7 +96,6 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         audio_input_ids: Tensor | None = None,
         audio_input_ids_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         audio_labels: Tensor | None = None,
@@ -106,7 +105,7 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         **kwargs: Any,
     ) -> Any:
         """With `labels` (B, S) and `audio_labels` (B, T, K), both unshifted: a `DualLossOutput`.
-        Without: as native.
+        Without: as native. kwargs: among them the cache, under the name that transformers gives it.
 
         audio_features (A, M, 3000), audio_feature_attention_mask (A, 3000): for the audio tower, if
         the model has one."""
@@ -116,7 +115,6 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
             "audio_input_ids": audio_input_ids,
             "audio_input_ids_mask": audio_input_ids_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
             "use_cache": use_cache,
             **kwargs,
@@ -160,11 +158,14 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
     def hidden_states(
         self,
         *,
+        cache: Any = None,
         audio_features: Tensor | None = None,
         audio_feature_attention_mask: Tensor | None = None,
         **inputs: Any,
     ) -> Tensor:
-        """(B, S, H) after the last norm."""
+        """(B, S, H) after the last norm. cache: filled with these positions, if given."""
+        if cache is not None:
+            inputs |= {CACHE: cache, "use_cache": True}
         with self._hearing(audio_features, audio_feature_attention_mask):
             return self.model(**inputs).last_hidden_state
 
@@ -208,7 +209,7 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
             input_ids,  # type: ignore[arg-type]
             **kwargs,
         )
-        cache = inputs.get("past_key_values")
+        cache = inputs.get(CACHE)
         is_prompt = cache is None or cache.get_seq_length() == 0
         if is_prompt and audio_features is not None:
             inputs["audio_features"] = audio_features

@@ -11,8 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
@@ -87,21 +86,36 @@ def load_config(folder: Path) -> HiggsAudioV2Config:
     refuses."""
     source_format = format_of(folder)
     check_model(folder)
+    check_generation_config(folder)
     try:
         if source_format == "original":
             return native_config(folder)
         return HiggsAudioV2Config.from_pretrained(folder)
     except UserError:
         raise
-    # What a field of the wrong type raises depends on the field.
-    except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise problem(
-            source=str(folder / "config.json"),
-            field="content",
-            value=" ".join(str(error).split()),
-            reason="is no config of this model",
-            remedy=_DOWNLOAD,
-        ) from error
+    except Exception as error:  # what a field of the wrong type raises depends on the field
+        raise _no_config(folder / "config.json", error) from error
+
+
+def check_generation_config(folder: Path) -> None:
+    """Raise UserError if transformers would stumble over the folder's generation_config.json, which
+    it reads beside the weights."""
+    file = folder / "generation_config.json"
+    if file.is_file():
+        try:
+            GenerationConfig.from_pretrained(folder)
+        except Exception as error:  # depends on the field, too
+            raise _no_config(file, error) from error
+
+
+def _no_config(file: Path, error: Exception) -> UserError:
+    return problem(
+        source=str(file),
+        field="content",
+        value=" ".join(str(error).split()) or type(error).__name__,
+        reason="is no config of this model",
+        remedy=_DOWNLOAD,
+    )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -122,7 +136,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not any(folder.glob("tokenizer*")):
         raise wrong("tokenizer.json", "not found")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer("Hello.")  # some entries are looked at only then
+        return tokenizer
     except Exception as error:  # a damaged file can raise anything inside the parser
         reason = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
         raise wrong("tokenizer*", reason) from error

@@ -88,7 +88,7 @@ def sources_of(
     text_head: it must be there; else it is left out. Raises UserError for a missing or damaged
     file, and for a key that is missing, surplus or of another shape."""
     sources = _sources(folder, source_format)
-    expected = _expected_shapes(config)
+    expected = _expected_shapes(config, folder)
     for native, source in sources.items():
         _check_shape(source, expected.get(native), folder)
     if not text_head:
@@ -184,9 +184,18 @@ def _wrong(source: Path, value: str, reason: str, remedy: str) -> UserError:
     return problem(source=str(source), field="weights", value=value, reason=reason, remedy=remedy)
 
 
-def _expected_shapes(config: HiggsAudioV2Config) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
+def _expected_shapes(config: HiggsAudioV2Config, folder: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with torch.device("meta"):
+            model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
+    except Exception as error:  # what a wrong value raises depends on the field
+        raise problem(
+            source=str(folder / "config.json"),
+            field="content",
+            value=" ".join(f"{type(error).__name__}: {error}".split()),
+            reason="is what building this model ends in",
+            remedy="download the file again",
+        ) from error
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,22 +37,17 @@ class SpeechRequest:
     """One row or chat request on its way through MS-SWIFT's engine, and what was said."""
 
     dialogue: Dialogue
-    uploads: TemporaryDirectory[str] | None = None  # holds the voices that a chat request brought
     speech: Speech | None = None
 
 
 # Before speaking.
 
 
-def request_of(
-    row: Mapping[str, Any],
-    settings: HiggsAudioSettings,
-    uploads: TemporaryDirectory[str] | None = None,
-) -> SpeechRequest:
+def request_of(row: Mapping[str, Any], settings: HiggsAudioSettings) -> SpeechRequest:
     """row: canonical. Raises UserError if one of its clips cannot be read."""
     dialogue = dialogue_from_row(_without_answer(row), settings, training=False)
     check_clips(dialogue, settings)
-    return SpeechRequest(dialogue, uploads)
+    return SpeechRequest(dialogue)
 
 
 def _without_answer(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,16 +103,10 @@ def speak(
     config: MS-SWIFT's generation config. Raises UserError for what speech has no use for.
     """
     tokens = generator.tokens
-    try:
-        samplings = [_sampling(config, seed)] * len(requests)
-        max_audio_s = _max_audio_s(config.max_new_tokens, tokens.num_codebooks)
-        dialogues = [request.dialogue for request in requests]
-        speeches = generator.speak(dialogues, samplings=samplings, max_audio_s=max_audio_s)
-    finally:
-        # Spoken or not, a client's voice does not stay on the disk.
-        for request in requests:
-            if request.uploads is not None:
-                request.uploads.cleanup()
+    samplings = [_sampling(config, seed)] * len(requests)
+    max_audio_s = _max_audio_s(config.max_new_tokens, tokens.num_codebooks)
+    dialogues = [request.dialogue for request in requests]
+    speeches = generator.speak(dialogues, samplings=samplings, max_audio_s=max_audio_s)
     steps = torch.full((len(requests), config.max_new_tokens), tokens.pad)
     for request, row, speech in zip(requests, steps, speeches, strict=True):
         request.speech = speech

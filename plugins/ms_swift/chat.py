@@ -11,9 +11,11 @@ MS-SWIFT's requests that is free. Nothing here reads a file or a URL that a clie
 from __future__ import annotations
 
 import base64
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from swift.template.template_inputs import StdTemplateInputs
@@ -21,10 +23,24 @@ from swift.template.template_inputs import StdTemplateInputs
 from plugins.corpora.canonical import AUDIO_TAG
 from plugins.data.tokens import SCENE_END, SCENE_START
 from plugins.data.wording import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
-from plugins.errors import did_you_mean, problem
+from plugins.errors import UserError, did_you_mean, problem
+from plugins.files.temporary import temporary_folder
 from plugins.speaking.speech import Speech
+from plugins.speaking.voices import require_short
 
 _OPTIONS = ("reference_text",)
+
+
+@contextmanager
+def uploads_of_request() -> Iterator[Path]:
+    """A folder for what a request brings as audio. Errors inside lose its name: a client knows its
+    recordings by their number, and the server's folders are nobody's business."""
+    with temporary_folder("request") as folder:
+        try:
+            yield folder
+        except UserError as error:
+            message = str(error).replace(f"{folder}/", "").replace(str(folder), "the request")
+            raise UserError(message) from None
 
 
 def chat_row(inputs: StdTemplateInputs, folder: Path) -> dict[str, Any]:
@@ -38,6 +54,7 @@ def chat_row(inputs: StdTemplateInputs, folder: Path) -> dict[str, Any]:
                 reason="is unknown",
                 remedy=did_you_mean(name, _OPTIONS),
             )
+    _check_length(inputs)
     files = iter([_upload(value, folder / f"audio-{i}") for i, value in enumerate(inputs.audios)])
     row: dict[str, Any] = {"messages": [], "audios": [], "reference_audio": []}
     if inputs.system:
@@ -61,6 +78,13 @@ def chat_row(inputs: StdTemplateInputs, folder: Path) -> dict[str, Any]:
             remedy="put audio into a message's content list",
         )
     return {**row, **inputs.chat_template_kwargs}
+
+
+def _check_length(inputs: StdTemplateInputs) -> None:
+    """Raise UserError for more text than one request may bring."""
+    given = [inputs.system, *inputs.chat_template_kwargs.values()]
+    given += [message.get("content") for message in inputs.messages]
+    require_short([text for text in given if isinstance(text, str)])
 
 
 def _scene(system: Any) -> Any:
@@ -93,7 +117,6 @@ def _upload(value: Any, file: Path) -> str:
 
 def data_url(speech: Speech) -> str:
     """A WAV file in base64."""
-    with TemporaryDirectory(prefix="higgs-audio-") as folder:
-        file = Path(folder) / "speech.wav"
-        speech.save(file)
-        return f"data:audio/wav;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    file = io.BytesIO()
+    speech.write(file)
+    return f"data:audio/wav;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,23 +1,35 @@
 """`--dataset` -> the table of its checked rows.
 
-In: the name of a JSONL file, a folder of recordings or a Hugging Face dataset. Out: a `datasets`
-table with the columns of `FEATURES`, in training also the positions that each row takes. How a row
-is checked the template in use knows."""
+In: the name of a JSONL file, a folder of recordings or a Hugging Face dataset; or the table that
+MS-SWIFT made of a dataset that is registered there (`aligned`). Out: a `datasets` table with the
+columns of `FEATURES`, in training also the positions that each row takes. How a row is checked the
+template in use knows."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
 from swift.dataset.dataset_syntax import DatasetSyntax
 from swift.dataset.loader import DatasetLoader
 from swift.dataset.register import DatasetMeta
-from swift.utils import safe_ddp_context
+from swift.utils import get_logger, safe_ddp_context
 
-from plugins.corpora.canonical import KEY_COLUMNS, LENGTHS, ROW_SOURCE, SPEAKER
+from plugins.corpora.canonical import (
+    KEY_COLUMNS,
+    KNOWN_COLUMNS,
+    LENGTHS,
+    ROW_SOURCE,
+    SPEAKER,
+    canonical_row,
+)
+from plugins.data.clips import LowRates, measured
 from plugins.data.dialogue import Dialogue
-from plugins.data.sources import read_rows
+from plugins.data.rows import dialogue_from_row
+from plugins.data.sources import all_of, read_rows
 from plugins.errors import problem
 from plugins.settings import HiggsAudioSettings
 
@@ -39,6 +51,13 @@ FEATURES = Features(
         ROW_SOURCE: Value("string"),
     }
 )
+
+
+_WITH_LENGTHS = Features({**FEATURES, LENGTHS: List(Value("int32"))})
+# MS-SWIFT's column of the dataset that a row is from.
+_NAME = "dataset"
+
+logger = get_logger()
 
 
 class RowTemplate(Protocol):
@@ -74,23 +93,74 @@ class HiggsDatasetLoader(DatasetLoader):
         source, subsets = dataset_syntax.dataset, dataset_syntax.subsets
         _check_name(source, subsets, use_hf)
         lengths: list[int] = []
+        low = LowRates()
+
+        def check(dialogue: Dialogue) -> None:
+            lengths.append(template.check_dialogue(dialogue))
+            low.look_at(dialogue)
+
         # One rank after the other: the first may download what the others then find.
         with safe_ddp_context(None, True):
             rows = read_rows(
                 source,
                 template.settings,
-                check=lambda dialogue: lengths.append(template.check_dialogue(dialogue)),
+                check=check,
                 training=template.is_training,
                 columns=self.columns,
                 subset=next(iter(subsets), None),
             )
+        if low.warning is not None:
+            logger.warning(low.warning)
         features = FEATURES
         if template.is_training and not self.streaming:
             for row, length in zip(rows, lengths, strict=True):
                 row[LENGTHS] = [length]
-            features = Features({**FEATURES, LENGTHS: List(Value("int32"))})
+            features = _WITH_LENGTHS
         dataset = Dataset.from_list(rows, features=features)
         return dataset.to_iterable_dataset() if self.streaming else dataset
+
+
+def aligned(dataset: Any, template: RowTemplate) -> Any:
+    """The rows of a table, or stream, that MS-SWIFT made of a dataset registered there, as ours:
+    text, which can be trained beside speech. Ours, and None, are left as they are.
+
+    Raises UserError for rows that are neither, or faulty; a stream does when it comes to one."""
+    if dataset is None or ROW_SOURCE in (dataset.column_names or ()):
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(
+            lambda row, number: _row_of_another(row, number, template),
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            features=Features({**FEATURES, _NAME: Value("string")}),
+        )
+
+    def checked(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        ours = _row_of_another(row, number, template)
+        dialogue = dialogue_from_row(ours, template.settings, training=template.is_training)
+        length = template.check_dialogue(measured(dialogue))
+        return {**ours, LENGTHS: [length]} if template.is_training else ours
+
+    rows = all_of(partial(checked, *numbered) for numbered in enumerate(dataset))
+    features = _WITH_LENGTHS if template.is_training else FEATURES
+    return Dataset.from_list(rows, features=Features({**features, _NAME: Value("string")}))
+
+
+def _row_of_another(row: Mapping[str, Any], number: int, template: RowTemplate) -> dict[str, Any]:
+    """The canonical row of one that MS-SWIFT's preprocessors made."""
+    name = row.get(_NAME) or "dataset"
+    source = f"{name}: row {number + 1}"
+    filled = {column: value for column, value in row.items() if value not in (None, [], "")}
+    for column in filled:
+        if column not in KNOWN_COLUMNS:
+            raise problem(
+                source=source,
+                field="column",
+                value=column,
+                reason="is neither text nor speech, which is all that this model learns",
+                remedy=f"leave {name} out of --dataset",
+            )
+    return {**canonical_row(filled, source, template.settings), _NAME: name}
 
 
 def _check_name(source: str, subsets: list[str], use_hf: bool | None) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import swift
 from swift.arguments import InferArguments, SftArguments
 from swift.dataset import AddLengthPreprocessor
+from swift.dataset.dataset_meta import BaseDatasetLoader
 from swift.dataset.dataset_syntax import DatasetSyntax
 from swift.dataset.register import DatasetMeta
 from swift.infer_engine import TransformersEngine
@@ -30,7 +31,7 @@ from plugins.errors import problem
 from plugins.files.untrusted import check_adapter, check_model
 from plugins.model.load import MODEL_TYPES
 from plugins.model.original_format import format_of
-from plugins.ms_swift.dataset_loader import HiggsDatasetLoader
+from plugins.ms_swift.dataset_loader import HiggsDatasetLoader, aligned
 from plugins.ms_swift.template import HiggsAudioTemplate
 
 logger = get_logger()
@@ -88,10 +89,20 @@ def _our_loader(get_dataset_meta: Callable[..., DatasetMeta]) -> Callable[..., D
     return with_our_loader
 
 
+def _our_columns(post_process: Callable[..., Any]) -> Callable[..., Any]:
+    def with_our_columns(train_dataset: Any, **kwargs: Any) -> tuple[Any, Any]:
+        train, validation = post_process(train_dataset, **kwargs)
+        template = HiggsDatasetLoader.template
+        if template is None:
+            return train, validation
+        return aligned(train, template), aligned(validation, template)
+
+    return with_our_columns
+
+
 def _known_lengths(add_lengths: Callable[..., Any]) -> Callable[..., Any]:
     def add_missing_lengths(self: AddLengthPreprocessor, dataset: Any, **kwargs: Any) -> Any:
-        # Rows of another loader, mixed in, have none.
-        if LENGTHS in dataset.column_names and None not in dataset[LENGTHS]:
+        if LENGTHS in dataset.column_names:
             return dataset
         return add_lengths(self, dataset, **kwargs)
 
@@ -186,6 +197,14 @@ PATCHES = (
         " hub for a missing file",
         without="rows are not checked before training",
         link="https://github.com/modelscope/ms-swift/issues/4026",
+    ),
+    Patch(
+        BaseDatasetLoader,
+        "post_process",
+        _our_columns,
+        reason="a dataset that is registered with MS-SWIFT keeps its loader, whose columns are of"
+        " other types: `datasets` joins it with none of ours",
+        without="registered datasets cannot be mixed with rows of speech",
     ),
     Patch(
         AddLengthPreprocessor,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,11 +29,12 @@ from plugins.data.prompt import encode
 from plugins.data.rows import dialogue_from_row
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import problem
+from plugins.files.temporary import sweep
 from plugins.inference import HiggsAudioGenerator
 from plugins.model.loss import LossWeights, combine
 from plugins.ms_swift import answers, dicts
 from plugins.ms_swift.answers import REQUEST, SpeechRequest
-from plugins.ms_swift.chat import chat_row
+from plugins.ms_swift.chat import chat_row, uploads_of_request
 from plugins.ms_swift.code_check import CodeCheck
 from plugins.ms_swift.dataset_loader import HiggsDatasetLoader
 from plugins.settings import PROMPT_KNOBS, HiggsAudioSettings
@@ -90,6 +90,8 @@ class HiggsAudioTemplate(Template):
         self._use_codec([folder, self.model_info.model_dir])
         if isinstance(args, DeployArguments):
             self.is_server = True
+            self.use_model = True  # the engine sets `model`, before it encodes: voices need it
+            sweep()
             for name, value in _CLOSED.items():
                 os.environ.setdefault(name, value)
             return
@@ -163,15 +165,26 @@ class HiggsAudioTemplate(Template):
 
     def _request(self, inputs: StdTemplateInputs) -> SpeechRequest:
         if self.is_server:
-            uploads = TemporaryDirectory(prefix="higgs-audio-")
-            # A path in a request can only mean one of its own uploads.
-            settings = replace(self.settings, audio_root=uploads.name)
-            row = canonical_row(chat_row(inputs, Path(uploads.name)), "request", settings)
-            return answers.request_of(row, self.settings, uploads)
+            return self._request_of_client(inputs)
         row = dicts.row_of(inputs)
         if ROW_SOURCE not in row:
             row = canonical_row(row, "request", self.settings)
         return answers.request_of(row, self.settings)
+
+    def _request_of_client(self, inputs: StdTemplateInputs) -> SpeechRequest:
+        """Voices are heard here: whatever becomes of the request, its recordings are gone."""
+        with uploads_of_request() as folder:
+            # A path in a request can only mean one of its own uploads.
+            settings = replace(self.settings, audio_root=str(folder))
+            row = canonical_row(chat_row(inputs, folder), "request", settings)
+            dialogue = answers.request_of(row, self.settings).dialogue
+            if self.codec.device != str(self.model.device):
+                self._use_device(str(self.model.device))
+            dialogue = with_clips(dialogue, self.codec, self.tokens)
+        return SpeechRequest(dialogue.map_clips(lambda clip: replace(clip, path=None)))
+
+    def _use_device(self, device: str) -> None:
+        self.codec = Codec(self.codec.path, device=device)
 
     # Batches.
 
@@ -216,7 +229,7 @@ class HiggsAudioTemplate(Template):
                 remedy="serve one LoRA folder, unnamed",
             )
         if self.codec.device != str(model.device):
-            self.codec = Codec(self.codec.path, device=str(model.device))
+            self._use_device(str(model.device))
         generator = HiggsAudioGenerator(
             self.get_base_model(model), self.tokenizer, codec=self.codec, settings=self.settings
         )

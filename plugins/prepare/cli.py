@@ -33,7 +33,7 @@ from plugins.errors import UserError, problem
 from plugins.files.installation import explained
 from plugins.prepare.checking import check_corpus
 from plugins.prepare.clips import Level, Work
-from plugins.prepare.flags import COLUMN_FLAGS, from_flags, parse
+from plugins.prepare.flags import COLUMN_FLAGS, from_flags, limits_of, parse
 from plugins.prepare.outputs import (
     check_output,
     rejected_path,
@@ -43,12 +43,11 @@ from plugins.prepare.outputs import (
 )
 from plugins.prepare.pairing import add_references
 from plugins.prepare.processing import Processing, check_installed
-from plugins.prepare.quality import Limits
 from plugins.prepare.references import within_sides
 from plugins.prepare.report import Accepted, picture, summarise, table
 from plugins.prepare.rows import Clip, rejected_row, split, write_files
 from plugins.prepare.run import Executor, journal_of
-from plugins.prepare.summary import nothing_left, summary
+from plugins.prepare.summary import naming_of, no_references, nothing_left, num_references, summary
 
 _EXIT_UNUSABLE = 1
 _EXIT_REJECTED = 3  # 2 is argparse's own, for wrong usage
@@ -152,7 +151,7 @@ def _work(args: argparse.Namespace) -> Work:
     # The folder absolute, for it stands in the rows.
     return Work(
         level=args.validate or needed,
-        limits=from_flags(Limits, args),
+        limits=limits_of(args),
         processing=processing,
         audio_dir=args.audio_output and args.audio_output.absolute(),
         seed=args.seed,
@@ -226,12 +225,13 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
         _columns(args),
         delimiter=args.delimiter,
         quotes=not args.no_quotes,
+        header=not args.no_header,
         root=root,
     )
 
 
 def _columns(args: argparse.Namespace) -> Columns:
-    named = {}
+    named = {"audio": "1", "text": "2"} if args.no_header else {}
     for flag in COLUMN_FLAGS:
         if (column := getattr(args, flag)) is not None:
             named[flag.removesuffix("_column")] = column
@@ -253,6 +253,14 @@ def _divided(args: argparse.Namespace, clips: list[Clip]) -> tuple[Sides, int]:
     """The sides, and how many references were left out because they lay on another one."""
     if not args.split:
         return {"train": clips}, 0
+    if args.split_by_speaker and all(clip.speaker is None for clip in clips):
+        raise problem(
+            source="--split_by_speaker",
+            field="speakers",
+            value=0,
+            reason="are named",
+            remedy=naming_of(args.dataset_type),
+        )
     sides = split(
         clips,
         val_ratio=args.val_ratio,
@@ -262,12 +270,16 @@ def _divided(args: argparse.Namespace, clips: list[Clip]) -> tuple[Sides, int]:
     )
     for name, side in sides.items():
         if not side:
+            what, flag, count = "recordings", "--split", len(clips)
+            if args.split_by_speaker:
+                what, flag = "speakers", "--split_by_speaker"
+                count = len({clip.speaker for clip in clips})
             raise problem(
-                source="--split",
-                field="recordings",
-                value=len(clips),
+                source=flag,
+                field=what,
+                value=count,
                 reason=f"leave nothing for {name}",
-                remedy="add recordings or leave out --split",
+                remedy=f"add {what} or leave out {flag}",
             )
     return within_sides(sides)
 
@@ -283,6 +295,9 @@ def _with_references(args: argparse.Namespace, sides: Sides) -> Sides:
         result[name] = add_references(
             clips, seed=args.seed, without_share=args.without_reference, is_similar=is_similar
         )
+    # Who asks for none at all gets none.
+    if args.without_reference < 1 and not num_references(result["train"]):
+        raise no_references(args.dataset_type, result["train"], args.min_similarity)
     return result
 
 

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,7 @@ from plugins.audio.waveforms import (
 )
 from plugins.corpora import Utterance
 from plugins.errors import problem
-from plugins.files.disk import file_hash, replace_when_done
+from plugins.files.disk import replace_when_done
 from plugins.prepare.processing import Processing, process, variants
 from plugins.prepare.quality import (
     Fault,
@@ -47,7 +48,7 @@ from plugins.prepare.quality import (
 Level = Literal["none", "header", "full"]
 # At either end of a file: enough to tell recordings apart without reading the whole.
 _EDGE_BYTES = 4096
-_MAX_NAME = 150  # characters; file systems take 255 bytes, and copies have a suffix
+_MAX_NAME = 150  # bytes; file systems take 255, and copies have a suffix
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,12 @@ class Work:
     def key(self, utterance: Utterance) -> str:
         """Of everything that the outcome depends on: an outcome in the journal under this key is
         still true."""
-        status = os.stat(utterance.audio)
         row = (utterance.id, utterance.text, utterance.speaker)
-        recording = (str(utterance.audio), status.st_size, status.st_mtime_ns)
+        recording: tuple[Any, ...] = (str(utterance.audio),)
+        # One that has vanished since it was listed is found out when it is its turn.
+        with suppress(OSError):
+            status = os.stat(utterance.audio)
+            recording += (status.st_size, status.st_mtime_ns)
         turns = map(self.key, utterance.turns)
         parts = [*row, *recording, *turns, self._repr, __version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -158,11 +162,12 @@ class Work:
     def _do(self, utterance: Utterance) -> Outcome:
         if fault := check_text(utterance.text, None, self.limits):
             return Outcome(fault)
+        num_bytes = _size(utterance.audio)
         if self.level == "none" and self.audio_dir is None:
             return _original(utterance, None, None)
         # From the cheapest question to the dearest: a file of hours is refused before a sample of
         # it is read.
-        if fault := check_file_size(os.stat(utterance.audio).st_size, self.limits):
+        if fault := check_file_size(num_bytes, self.limits):
             return Outcome(fault)
         with Source(utterance.audio) as source:
             info = source.info
@@ -226,6 +231,17 @@ class Work:
         return File(id_, str(path), speaker, duration_s, content, len(encoded), bytes_hash)
 
 
+def _size(audio: Path) -> int:
+    """In bytes. Raises `AudioError` for a file that has vanished, or its disk with it."""
+    try:
+        return os.stat(audio).st_size
+    except FileNotFoundError:
+        raise AudioError(audio, "not found", "mend the path") from None
+    except OSError as error:
+        reason = f"may not be read ({error.strerror})"
+        raise AudioError(audio, reason, "mend the disk or its permissions") from None
+
+
 def _original(utterance: Utterance, duration_s: float | None, content: str | None) -> Outcome:
     file = File(utterance.id, str(utterance.audio), utterance.speaker, duration_s, content)
     return Outcome(files=(file,))
@@ -248,21 +264,16 @@ def _bytes_hash(content: bytes | memoryview) -> str:
 
 def edge_hash(path: Path) -> str:
     """Of the size, beginning and end of a file: different for different recordings, but not always
-    only for them."""
-    file = os.open(path, os.O_RDONLY)
+    only for them. Raises `AudioError` for a file that has vanished."""
     try:
-        size = os.fstat(file).st_size
-        head = os.pread(file, _EDGE_BYTES, 0)
-        tail = os.pread(file, _EDGE_BYTES, max(0, size - _EDGE_BYTES))
-    finally:
-        os.close(file)
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            head = os.pread(file.fileno(), _EDGE_BYTES, 0)
+            tail = os.pread(file.fileno(), _EDGE_BYTES, max(0, size - _EDGE_BYTES))
+    except OSError as error:
+        reason = f"may not be read ({error.strerror})"
+        raise AudioError(path, reason, "mend the disk or its permissions") from None
     return hashlib.sha256(f"{size}:".encode() + head + tail).hexdigest()
-
-
-def is_same_recording(a: File, b: File, level: Level) -> bool:
-    """For two files of the same `content`. In header mode that says no more than that they should
-    be compared."""
-    return level == "full" or file_hash(a.audio) == file_hash(b.audio)
 
 
 def _file_name(id_: str) -> str:
@@ -273,7 +284,8 @@ def _file_name(id_: str) -> str:
     for part in filter(None, stem.split("/")):
         # Without dots in front: neither hidden nor a way out of the folder.
         parts.append(re.sub(r"[^\w.-]", "_", part).lstrip(".") or "_")
-    safe = "/".join(parts)[:_MAX_NAME]
+    # A letter may be of four bytes: what is left of it after the cut is dropped.
+    safe = "/".join(parts).encode()[:_MAX_NAME].decode(errors="ignore")
     if safe == id_:
         return safe
     # Two ids that become one name must not become one file.

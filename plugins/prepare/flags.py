@@ -16,7 +16,7 @@ from typing import Any
 from plugins.corpora import Columns
 from plugins.prepare.pairing import MIN_REFERENCE_S
 from plugins.prepare.processing import Processing
-from plugins.prepare.quality import Limits
+from plugins.prepare.quality import Limits, flag_problem
 
 _EPILOG = """\
 Rows hold absolute audio paths. Every utterance left out is listed in OUTPUT.rejected.jsonl with its
@@ -48,6 +48,21 @@ _TYPES = (
     "jsonl",
     "huggingface",
 )
+# Flags that only another one gives an effect.
+_NEEDED = {
+    "val_ratio": "split",
+    "test_ratio": "split",
+    "split_by_speaker": "split",
+    "without_reference": "references",
+    "min_similarity": "references",
+    "codec": "encode_codes",
+    "codes_dir": "encode_codes",
+    "device": "encode_codes",
+    "trim_below_db": "trim",
+    "trim_padding_s": "trim",
+}
+# Limits of what only decoding every sample tells.
+_OF_SAMPLES = ("max_clipped_share", "max_silence_share", "silence_below_db", "max_dc_offset")
 COLUMN_FLAGS = (
     "text_column",
     "audio_column",
@@ -60,7 +75,10 @@ COLUMN_FLAGS = (
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argv: None for the process's own. Ends the process on wrong usage, as argparse does."""
+    """The flags, and under `given` the names of those that stand in `argv`.
+
+    argv: None for the process's own. Ends the process on wrong usage, as argparse does.
+    """
     parser = _parser()
     args = parser.parse_args(argv)
     kind = args.dataset_type
@@ -71,9 +89,40 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{flag} belongs to --dataset_type {' or '.join(types)}")
     if args.reference_text_column is not None and args.reference_audio_column is None:
         parser.error("--reference_text_column needs --reference_audio_column")
+    args.given = _given(parser, argv)
+    for flag, needed in _NEEDED.items():
+        if flag in args.given and getattr(args, needed) in (False, "none"):
+            parser.error(f"--{flag} has no effect without --{needed}")
+    if args.trim == "vad" and "trim_below_db" in args.given:
+        parser.error("--trim_below_db has no effect without --trim energy")
+    if args.single_speaker is not None and args.speaker_column is not None:
+        parser.error("--speaker_column has no effect with --single_speaker")
     if args.references and kind == "ljspeech" and args.single_speaker is None:
         args.single_speaker = "LJ"  # one speaker read it all
     return args
+
+
+def _given(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:
+    """The flags that stand in `argv`, with the value of their default too."""
+    absent = object()
+    names = vars(parser.parse_args(argv))
+    # What argparse finds in a namespace it does not replace by its default.
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent)))
+    return {name for name, value in vars(args).items() if value is not absent}
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits of the flags. Raises UserError for one that is out of bounds or never asked."""
+    limits: Limits = from_flags(Limits, args)
+    decodes = args.validate == "full" or args.audio_output is not None
+    opens = decodes or args.validate or args.references or args.encode_codes
+    for field in dataclasses.fields(Limits):
+        of_samples = field.name in _OF_SAMPLES
+        if field.name in args.given and not (decodes if of_samples else opens):
+            level = " full" if of_samples else ""
+            value, reason = getattr(args, field.name), "has no effect: nothing is measured"
+            raise flag_problem(field.name, value, reason, f"add --validate{level}")
+    return limits
 
 
 def from_flags(knobs: type, args: argparse.Namespace) -> Any:
@@ -85,7 +134,7 @@ def _owners() -> dict[str, tuple[str, ...]]:
     """Flag -> the dataset types that it belongs to, of flags that do not belong to all."""
     owners: dict[str, tuple[str, ...]] = {flag: (kind,) for kind, flag in _LISTS.items()}
     owners |= dict.fromkeys(COLUMN_FLAGS, ("custom", "huggingface"))
-    owners |= dict.fromkeys(("delimiter", "no_quotes"), ("custom",))
+    owners |= dict.fromkeys(("delimiter", "no_header", "no_quotes"), ("custom",))
     owners |= dict.fromkeys(("hf_config", "hf_split"), ("huggingface",))
     owners["mic"] = ("vctk",)
     return owners
@@ -157,6 +206,12 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
     title = "for --dataset_type custom, gpt_sovits, jsonl, huggingface and vctk"
     add = parser.add_argument_group(title).add_argument
     add("--csv_file", type=Path, help="CSV or TSV with a header")
+    add(
+        "--no_header",
+        action="store_const",
+        const=True,
+        help="it begins with a recording; columns are called 1, 2 ... (audio 1, text 2)",
+    )
     add(
         "--delimiter",
         help="any one character, or \\t (default: the best of comma, semicolon, bar and tab)",

@@ -102,6 +102,8 @@ def _fault(path: str, level: Level, limits: Limits) -> tuple[str, object] | None
         return check_samples(samples, info.sample_rate_hz, limits)
     except AudioError as error:
         return error.reason, path
+    except FileNotFoundError:
+        return "not found", path
 
 
 def _references(row: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from plugins.corpora import Rejected, Utterance
-from plugins.files.disk import remove_strays, replace_when_done
-from plugins.prepare.clips import File, Level, Outcome, is_same_recording
+from plugins.files.disk import file_hash, remove_strays, replace_when_done
+from plugins.prepare.clips import File, Level, Outcome
 
 
 @dataclass(frozen=True)
@@ -68,30 +69,29 @@ def drop_duplicates(
     fit: Sequence[tuple[Utterance, Outcome]], *, level: Level
 ) -> tuple[list[tuple[Utterance, Outcome]], list[Rejected]]:
     """Without utterances whose recording an earlier one has; their ids are all different."""
-    # Of one content there may be several recordings: in header mode only the edges are hashed.
-    recordings: dict[str, list[File]] = {}
+    # The copies of a duplicate are duplicates too.
+    num_alike = Counter(outcome.files[0].content for _, outcome in fit)
+    recordings: dict[str, str] = {}  # content -> the id of the first clip that has it
     kept, rejected = [], []
     for utterance, outcome in fit:
-        file = outcome.files[0]  # the copies of a duplicate are duplicates too
-        twin = None
-        if file.content is not None:
-            candidates = recordings.setdefault(file.content, [])
-            twin = _same_recording(candidates, file, level)
-            if twin is None:
-                candidates.append(file)
-        if twin is None:
+        file = outcome.files[0]
+        content = file.content
+        if content is not None and num_alike[content] > 1 and level != "full":
+            # Only edges were hashed, and those of many clips are silent. Each is read once, never
+            # compared with each other.
+            try:
+                content = file_hash(file.audio)
+            except OSError as error:
+                reason = f"may not be read ({error.strerror})"
+                rejected.append(Rejected(utterance.place, file.id, reason, file.audio))
+                continue
+        twin = file.id if content is None else recordings.setdefault(content, file.id)
+        if twin == file.id:
             kept.append((utterance, outcome))
         else:
-            reason = f"duplicate audio (as {twin.id})"
+            reason = f"duplicate audio (as {twin})"
             rejected.append(Rejected(utterance.place, file.id, reason, str(utterance.audio)))
     return kept, rejected
-
-
-def _same_recording(candidates: Iterable[File], file: File, level: Level) -> File | None:
-    for candidate in candidates:
-        if is_same_recording(candidate, file, level):
-            return candidate
-    return None
 
 
 def split(

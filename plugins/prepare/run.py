@@ -36,6 +36,7 @@ from plugins.prepare.outputs import journal_path
 from plugins.prepare.processing import variant_ids
 
 CHUNK = 32  # utterances per task: enough that sending them costs little
+_MAX_LINE = 1 << 24  # bytes of the journal; a hole of gigabytes is not read into memory
 Executor = Callable[[Work, Sequence[Utterance], int], Iterator[list[Outcome]]]
 
 
@@ -152,16 +153,16 @@ def _read(journal: Path) -> dict[str, Outcome]:
     done: dict[str, Outcome] = {}
     whole = 0
     with journal.open("rb") as file:
-        for line in file:
+        while line := file.readline(_MAX_LINE):
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
             checksum, _, content = line[:-1].partition(b" ")
             if checksum != _hash(content):
                 continue
-            key, values = json.loads(content)
-            # Another release may have written other values; its keys are others too.
-            with suppress(LookupError, TypeError):
+            # Another release may have written anything; its keys are others too.
+            with suppress(LookupError, TypeError, ValueError, RecursionError):
+                key, values = json.loads(content)
                 done[key] = Outcome.from_json(values)
     with journal.open("r+b") as file:
         file.truncate(whole)

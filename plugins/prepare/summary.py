@@ -13,8 +13,17 @@ from pathlib import Path
 from plugins.corpora import Rejected
 from plugins.errors import UserError, problem
 from plugins.prepare.outputs import rejected_path, split_path
+from plugins.prepare.pairing import MIN_REFERENCE_S
 from plugins.prepare.rows import Clip
 
+_ENOUGH = 10  # rows; fewer say more of themselves than of a model
+_NAMING = {
+    "folder": "put the clips of each speaker into a folder of its own",
+    "custom": "name their column with --speaker_column",
+    "huggingface": "name their column with --speaker_column",
+    "gpt_sovits": "name them in the second field of the list",
+    "jsonl": 'give each row a "speaker"',
+}
 _NAMES = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -36,9 +45,7 @@ def summary(
         f"hours     {_hours(clips)}",
         f"speakers  {len(speakers) or 'not named'}",
     ]
-    num_references = sum("reference_audio" in clip.row for clip in clips)
-    if num_references:
-        lines.append(f"cloning   {num_references} rows with a reference")
+    lines.append(f"cloning   {num_references(clips)} rows with a reference")
     if num_crossing:
         lines.append(f"          {num_crossing} left out: they lay on another side of the split")
     lines.append(f"rejected  {len(rejected)}")
@@ -46,8 +53,49 @@ def summary(
         lines.append(f"          {count} {kind}")
     for path in files:
         lines.append(f"written   {path}")
+    for side, name in _NAMES.items():
+        if side != "train" and side in sides and len(sides[side]) < _ENOUGH:
+            few = f"few {name} rows ({len(sides[side])})"
+            lines.append(f"warning   {few}: raise --{side}_ratio or add clips")
     lines.append(f"next      {_training(output, sides)}")
     return "\n".join(lines)
+
+
+def num_references(clips: Iterable[Clip]) -> int:
+    """How many rows have a voice to clone."""
+    return sum("reference_audio" in clip.row for clip in clips)
+
+
+def naming_of(dataset_type: str) -> str:
+    """How the clips of such a corpus get the names of their speakers."""
+    return _NAMING.get(dataset_type, "leave the flag out: the corpus names none")
+
+
+def no_references(
+    dataset_type: str, clips: Sequence[Clip], min_similarity: float | None
+) -> UserError:
+    """The error of `--references` where no row of the training `clips` got one."""
+    speakers = Counter(clip.speaker for clip in clips if clip.copy_of is None)
+    del speakers[None]
+    can_serve = set()
+    for clip in clips:
+        if (clip.duration_s or 0.0) >= MIN_REFERENCE_S:
+            can_serve.add(clip.speaker)
+    if not speakers:
+        reason = "were made: no clip names its speaker"
+        remedy = f"{naming_of(dataset_type)}, or give --single_speaker NAME if all are one voice"
+    elif not can_serve & set(speakers):
+        reason = f"were made: no clip of a named speaker has {MIN_REFERENCE_S:g} s or more"
+        remedy = "add longer clips or leave out --references"
+    elif not any(speakers[speaker] > 1 for speaker in can_serve):
+        reason = f"were made: no speaker has a clip of {MIN_REFERENCE_S:g} s and another one"
+        remedy = "add clips or leave out --references"
+    elif min_similarity is not None:
+        reason = f"were made: no two clips of a speaker reach --min_similarity {min_similarity:g}"
+        remedy = "lower it"
+    else:
+        reason, remedy = "were made: too few clips for the share without", "--without_reference 0"
+    return problem(source="--references", field="pairs", value=0, reason=reason, remedy=remedy)
 
 
 def nothing_left(

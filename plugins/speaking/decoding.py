@@ -165,7 +165,7 @@ class _Speaking:
         cache = DynamicCache(config=model.config)
         # A row's first token is at position 0, wherever its padding ends.
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        model.hidden_states(**batch, position_ids=positions, past_key_values=cache, use_cache=True)
+        model.hidden_states(**batch, position_ids=positions, cache=cache)
         num_rows, num_codebooks, device = len(mask), tokens.num_codebooks, mask.device
         self._tokens = tokens
         # The first frame, all BOS, is given: a step less.

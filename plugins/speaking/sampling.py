@@ -5,13 +5,18 @@ choice of. This file knows neither the model nor which rows go on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from plugins.errors import UserError, problem
+
+SEEDS = (-(2**63), 2**64 - 1)  # the least and the greatest that torch takes
+_MAX_WINDOW = 10_000  # frames, more than a prompt can have
 
 
 @dataclass(frozen=True)
@@ -31,16 +36,34 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        if not _is_real(self.temperature):
+            raise self._refused("temperature", "is no number", "give 0 (greedy) or more")
         if self.temperature < 0:
             raise self._refused("temperature", "is negative", "give 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
+        if not _is_real(self.top_p) or not 0 < self.top_p <= 1:
             raise self._refused("top_p", "is outside (0, 1]", "give 1 to switch it off")
-        if self.top_k < 1:
-            raise self._refused("top_k", "is below 1", "give the number of codes to draw from")
+        self._require_whole("top_k", 1, 2**31 - 1, "give the number of codes to draw from")
+        self._require_whole("ras_window", 0, _MAX_WINDOW, "give a number of frames")
+        self._require_whole("ras_max_repeats", 0, _MAX_WINDOW, "give 0 to switch it off")
+        if self.seed is not None:
+            self._require_whole("seed", *SEEDS, "give a smaller one, or none")
+
+    def _require_whole(self, field: str, least: int, most: int, remedy: str) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise self._refused(field, "is no whole number", remedy)
+        if int(value) < least:
+            raise self._refused(field, f"is below {least}", remedy)
+        if int(value) > most:
+            raise self._refused(field, f"is above {most}", remedy)
 
     def _refused(self, field: str, reason: str, remedy: str) -> UserError:
         value = getattr(self, field)
         return problem(source="sampling", field=field, value=value, reason=reason, remedy=remedy)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Sampler:

@@ -10,9 +10,11 @@ LoRA weights speak."""
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech, join
 from plugins.speaking.voices import Script, last_text
 
+_MAX_AUDIO_S = 86_400  # a day: rather a slip than a wish
 # Of a prompt beside its clips: four pieces of text, system message, what delays and turns add.
 _TEXT_POSITIONS = 400
 
@@ -72,6 +75,7 @@ class Speaker:
         self._cuda_graphs = cuda_graphs
         # Codes of references (K, F), by path and time of change.
         self._references: dict[tuple[str, int], Tensor] = {}
+        self._is_stopped = threading.Event()
 
     def speak(
         self, dialogues: Sequence[Dialogue], *, samplings: Sequence[Sampling], max_audio_s: float
@@ -80,6 +84,7 @@ class Speaker:
 
         Raises UserError naming the dialogue's source if one says nothing, and if a prompt leaves no
         room."""
+        require_duration(max_audio_s)
         started_s = time.perf_counter()
         samples = list(map(self.prompt, dialogues))
         max_steps = [self._max_steps(sample, max_audio_s) for sample in samples]
@@ -99,6 +104,8 @@ class Speaker:
     ) -> list[list[Speech]]:
         """The lines of each script, each in the hearing of the ones before it: the first lines of
         all scripts in one batch, then the second ones."""
+        require_duration(max_audio_s)
+        self._is_stopped.clear()
         spoken: list[list[Speech]] = [[] for _ in scripts]
         while True:
             rows: list[int] = []
@@ -119,6 +126,7 @@ class Speaker:
         self, script: Script, sampling: Sampling, max_audio_s: float, decoder: StreamDecoder
     ) -> Iterator[np.ndarray | Speech]:
         """Samples (N,) float32 as soon as they are final, and at the end the whole speech."""
+        self._is_stopped.clear()
         spoken: list[Speech] = []
         while len(spoken) < len(script.lines):
             started_s = time.perf_counter()
@@ -162,6 +170,10 @@ class Speaker:
         # The frames that waited for neighbours which never came.
         yield decoder.finish()
 
+    def stop(self) -> None:
+        """End, from another thread, what is being spoken: it raises UserError within a frame."""
+        self._is_stopped.set()
+
     def next_line(self, script: Script, spoken: Sequence[Speech], max_audio_s: float) -> Dialogue:
         """The next prompt, with as much of what was spoken as leaves room for the longest
         answer."""
@@ -191,14 +203,6 @@ class Speaker:
 
     def _max_steps(self, sample: EncodedSample, max_audio_s: float) -> int:
         """Delayed frames that may follow the prompt."""
-        if max_audio_s <= 0:
-            raise problem(
-                source=sample.source,
-                field="max_audio_s",
-                value=max_audio_s,
-                reason="is not positive",
-                remedy="give seconds",
-            )
         num_prompt = len(sample.input_ids)
         limit = self.model.config.max_position_embeddings
         num_codebooks = self.tokens.num_codebooks
@@ -222,9 +226,13 @@ class Speaker:
         batch = collate(samples, self.tokens, training=False)
         for name, tensor in batch.items():
             batch[name] = tensor.to(self.model.device)
-        return decode(
+        steps = decode(
             self.model, batch, self.tokens, samplings, max_steps, cuda_graphs=self._cuda_graphs
         )
+        for step in steps:
+            if self._is_stopped.is_set():
+                raise UserError("stopped")
+            yield step
 
     def codes_of(self, delayed: Sequence[Tensor], dialogue: Dialogue) -> Tensor:
         """T delayed frames (K,) -> codes (K, F) up to the first stream EOS in any codebook.
@@ -263,6 +271,23 @@ class Speaker:
             stopped=bool((delayed[-1] == self.tokens.stream_eos).all()),
             text=last_text(dialogue),
             took_s=took_s,
+        )
+
+
+def require_duration(max_audio_s: float) -> None:
+    """Raise UserError unless these are seconds of speech."""
+    is_number = isinstance(max_audio_s, Real)
+    # Written so that NaN, which is neither above nor below, is refused.
+    if not is_number or not 0 < max_audio_s <= _MAX_AUDIO_S:
+        reason = "is no number of seconds up to a day"
+        if is_number and max_audio_s <= 0:
+            reason = "is not positive"
+        raise problem(
+            source="request",
+            field="max_audio_s",
+            value=max_audio_s,
+            reason=reason,
+            remedy="give seconds",
         )
 
 

@@ -8,16 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile as sf
 import torch
 from torch import Tensor
 
 from plugins.audio import waveforms as audio
+from plugins.errors import UserError, problem
+from plugins.files import disk
 
+# What can be written: suffix -> container and encoding, as libsndfile calls them.
+FORMATS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+_BLOCK_SAMPLES = 1 << 16  # libsndfile's Vorbis overflows its stack if it gets minutes at once
 _SILENT = 10 ** (-50 / 20)  # 50 dB below full scale: breath is louder, the noise of a codec is not
 _KEPT_S = 0.05  # of the silence at a joint, so that no consonant is cut
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Speech:
     """`result["audio"]` works like `result.audio`."""
 
@@ -44,9 +55,46 @@ class Speech:
         """Seconds of work per second of speech: below 1 is faster than listening."""
         return self.took_s / self.duration_s
 
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
+        end = "truncated" if self.truncated else "stopped by itself"
+        return f"Speech({self.duration_s:.2f} s at {self.sample_rate} Hz, {end}, text={text!r})"
+
     def save(self, path: str | Path) -> None:
-        """Write a 16-bit WAV file."""
-        audio.save_wav(path, self.audio, self.sample_rate)
+        """Write what the suffix of `path` says: .wav (16 bit; also without a suffix), .flac, .ogg
+        or .mp3. The parent folder is made, the file appears whole.
+
+        Raises UserError for another suffix, and if it cannot be written."""
+        suffix = suffix_of(path)
+        try:
+            with disk.replace_when_done(path) as temporary:
+                self.write(temporary, suffix)
+        except (OSError, sf.SoundFileError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise _unwritten(path, f"cannot be written ({reason})", "name another place") from None
+
+    def write(self, file: Any, suffix: str = ".wav") -> None:
+        """Into a path of any name, or an open binary file."""
+        assert np.isfinite(self.audio).all(), "NaN or infinite samples"
+        container, encoding = FORMATS[suffix]
+        samples = audio.to_pcm16(self.audio)
+        options = {"format": container, "subtype": encoding}
+        with sf.SoundFile(file, "w", self.sample_rate, channels=1, **options) as output:
+            for start in range(0, len(samples), _BLOCK_SAMPLES):
+                output.write(samples[start : start + _BLOCK_SAMPLES])
+
+
+def suffix_of(path: str | Path) -> str:
+    """The key of `FORMATS` for a file of this name. Raises UserError if there is none."""
+    suffix = Path(path).suffix.lower() or ".wav"
+    if suffix not in FORMATS:
+        remedy = f"end it in {', '.join(FORMATS)}"
+        raise _unwritten(path, "is no format that speech is written in", remedy)
+    return suffix
+
+
+def _unwritten(path: str | Path, reason: str, remedy: str) -> UserError:
+    return problem(source="speech", field="output", value=str(path), reason=reason, remedy=remedy)
 
 
 def join(parts: Sequence[Speech], *, pause_s: float = 0.0, trim: bool = False) -> Speech:

@@ -29,6 +29,9 @@ Transcript = str | Callable[[str], str]
 Lines = Sequence[Mapping[str, str]]  # of a dialogue, each with "speaker" and "text"
 # A word says little of a voice; nothing longer was trained on.
 MIN_REFERENCE_S, MAX_REFERENCE_S = 1.0, 30.0
+# Of one request to a page or a server, all its texts together: about 20 minutes of speech, in which
+# nobody else is served.
+MAX_REQUEST_CHARS = 20_000
 # Spoken turns that the next one hears; each takes about as many positions as the next one will.
 _CONTEXT_TURNS = 3
 _SILENT = 10 ** (-60 / 20)  # peak 60 dB below full scale
@@ -114,13 +117,13 @@ class Request:
         """All lines in one script. voices: of each speaker; None: the model chooses."""
         settings = self.settings
         speakers = speakers_of(dialogue, voices)
-        names = list(speakers)
+        numbers = {speaker: number for number, speaker in enumerate(speakers)}
         turns: list[str] = []
         lines: list[str] = []
         for line in dialogue:
             text = line["text"]
-            if len(names) > 1:
-                text = f"[SPEAKER{names.index(line['speaker'])}] {text}"
+            if len(numbers) > 1:
+                text = f"[SPEAKER{numbers[line['speaker']]}] {text}"
             turn = text_to_say(text, raw=settings.raw_prompt, clean=settings.clean_text)
             turns.append(turn)
             lines += pieces(turn, self.max_chars)
@@ -154,6 +157,8 @@ def request(
     recorded = [voice for voice in voices if voice.audio is not None]
     assert list(voices[: len(recorded)]) == recorded, "recordings come first"
     messages = [{"role": "user", "content": text}]
+    if scene is not None:
+        _require_text(scene, "scene_description")
     scene = _with_descriptions(scene, voices)
     if scene:
         content = f"{SCENE_START}\n{scene}\n{SCENE_END}"
@@ -171,12 +176,15 @@ def _with_descriptions(scene: str | None, voices: Sequence[Voice]) -> str:
     lines = []
     for number, voice in enumerate(voices):
         if voice.description is not None:
+            _require_text(voice.description, "voice_description")
             lines.append(f"SPEAKER{number}: {voice.description}")
     return "\n\n".join(filter(None, (scene, "\n".join(lines))))
 
 
 def _transcript(voice: Voice, path: str) -> str:
     text = voice.text(path) if callable(voice.text) else voice.text
+    if text is not None:
+        _require_text(text, "reference_text")
     return text or ""
 
 
@@ -258,7 +266,8 @@ def speakers_of(dialogue: Lines, voices: SpeakerVoices) -> dict[str, Voice | Non
     return dict(sorted(speakers.items(), key=is_described))
 
 
-def _check_words(text: str, source: str) -> None:
+def _check_words(text: Any, source: str) -> None:
+    _require_text(text, "text", source)
     if not has_words(text):
         raise problem(
             source=source,
@@ -267,6 +276,35 @@ def _check_words(text: str, source: str) -> None:
             reason="has no letter or digit",
             remedy="give the text to speak",
         )
+
+
+def require_short(texts: Sequence[str]) -> None:
+    """Raise UserError for texts that would hold a server for too long: asked before anything is
+    done with them."""
+    num_chars = sum(map(len, texts))
+    if num_chars > MAX_REQUEST_CHARS:
+        raise problem(
+            source="request",
+            field="text",
+            value=max(texts, key=len),
+            reason=f"is too long ({num_chars} characters, of {MAX_REQUEST_CHARS} at most)",
+            remedy="send it in parts",
+        )
+
+
+def _require_text(text: Any, field: str, source: str = "request") -> None:
+    """Raise UserError for what is no text, or none that a tokenizer takes."""
+    if not isinstance(text, str):
+        raise problem(
+            source=source, field=field, value=text, reason="is no text", remedy="give a text"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # as JSON can spell it
+        reason = "holds half a character (a lone surrogate)"
+        raise problem(
+            source=source, field=field, value=text, reason=reason, remedy="write the text again"
+        ) from None
 
 
 def _check_reference(path: str) -> None:
@@ -287,6 +325,8 @@ def _check_reference(path: str) -> None:
 def _bad_reference(
     path: str, reason: str, remedy: str = "give 3 to 15 seconds of clear speech"
 ) -> UserError:
+    # Its name only: a server answers with this, and its folders are nobody's business.
+    name = Path(path).name
     return problem(
-        source="request", field="reference_audio", value=path, reason=reason, remedy=remedy
+        source="request", field="reference_audio", value=name, reason=reason, remedy=remedy
     )

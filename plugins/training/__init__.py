@@ -2,6 +2,7 @@
 
 before     arguments.py    words of the command line -> MS-SWIFT's; the line that resumes a run
            options.py      what would silently train something else is refused
+           run_lock.py     one training at a time writes an output folder
            tuning.py       what MS-SWIFT's tuner options train, and whether loading finds it
            preflight/      what is about to be trained, proved before the first step
 in a step  packs.py        MS-SWIFT's packs of rows
@@ -10,11 +11,12 @@ in a step  packs.py        MS-SWIFT's packs of rows
            meters.py       losses, padding, speed, memory between two log lines
            sick_steps.py   a loss or gradient that is no number
            exhausted.py    a disk or a GPU's memory that is full
-between    saves.py        which checkpoint folders are whole, which is the newest, which may go
+between    saves.py        checkpoint folders: written, sealed, and which may go
            resume.py       a run that is killed and resumed equals one that is not
            samples.py      prompts that are spoken while the model trains
            stopping.py     a signal: finish the step, save, say how to go on
            card.py         the card of its folder
+after      ending.py       last log line, samples, card: also of a run that was killed before them
 around     launcher.py     MS-SWIFT's launcher without a process between a signal and the training
            signals.py      what a signal does to a process that is not in a step
 """

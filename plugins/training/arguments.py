@@ -29,6 +29,32 @@ RENAMED = {
     "--model_id_or_path": "--model",
     "--lora_target_modules": "--target_modules",
 }
+# Flags of MS-SWIFT 2 and 3 -> 4.6, in whose help they are no longer.
+FORMER = {
+    "--train_type": "--tuner_type",
+    "--template_type": "--template",
+    "--dtype": "--torch_dtype",
+    "--use_flash_attn": "--attn_impl flash_attention_2",
+    "--quantization_bit": "--quant_bits, with --quant_method bnb",
+    "--bnb_4bit_comp_dtype": "--bnb_4bit_compute_dtype",
+    "--batch_size": "--per_device_train_batch_size",
+    "--eval_batch_size": "--per_device_eval_batch_size",
+    "--dataset_test_ratio": "--split_dataset_ratio",
+    "--val_dataset_ratio": "--split_dataset_ratio",
+    "--lora_dropout_p": "--lora_dropout",
+    "--lora_lr_ratio": "--lorap_lr_ratio",
+    "--lora_modules_to_save": "--modules_to_save",
+    "--neftune_alpha": "--neftune_noise_alpha",
+    "--only_save_model": "--save_only_model",
+    "--add_output_dir_suffix": "--add_version",
+    "--streaming_buffer_size": "--shuffle_buffer_size",
+    "--use_loss_scale": "--loss_scale",
+    "--use_liger": "--use_liger_kernel",
+    "--evaluation_strategy": "--eval_strategy",
+    "--gc_kwargs": "--gradient_checkpointing_kwargs",
+    "--metric": "--eval_metric",
+    "--ckpt_dir": "--resume_from_checkpoint",
+}
 # Flags of the seed document whose value is built in: only that value is accepted.
 BUILT_IN = {"--trainer_type": "higgs_audio", "--data_collator": "higgs_audio"}
 # In the place of MS-SWIFT's own defaults: it would put a random other row in the place of one that
@@ -44,7 +70,7 @@ def settled(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         # `--flag=value` as two words, so that every flag is looked at in the same way.
         words += argument.split("=", 1) if argument.startswith("--") else [argument]
-    rest = with_plugin(take_settings(translate(words)))
+    rest = with_checkpoints(with_plugin(take_settings(translate(words))))
     for flag, value in _DEFAULTS.items():
         if flag not in rest:
             rest += [flag, value]
@@ -134,6 +160,14 @@ def check_flags(arguments: Sequence[str]) -> None:
     known = set(SftArguments.__dataclass_fields__)
     for flag, _ in _by_flag(arguments):
         name = flag.removeprefix("--")
+        if flag in FORMER and name not in known:
+            raise problem(
+                source="command line",
+                field="flag",
+                value=flag,
+                reason="is of an earlier MS-SWIFT",
+                remedy=f"give {FORMER[flag]} instead",
+            )
         if flag and not {name, name.removeprefix("no_")} & known:
             names = {*known, *KNOBS, *(old.removeprefix("--") for old in RENAMED)}
             raise problem(
@@ -160,39 +194,70 @@ def check_output_dir(arguments: Sequence[str]) -> None:
     for flag, values in _by_flag(arguments):
         if flag != "--output_dir" or not values:
             continue
-        place = Path(values[0]).resolve()
+        place = Path(values[0]).expanduser().resolve()
         parent = next(folder for folder in (place, *place.parents) if folder.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             reason = f"cannot be written ({parent})"
             raise _refused("output_dir", values[0], reason, "name another folder")
 
 
+def final_output_dir(arguments: Sequence[str]) -> str | None:
+    """The folder that is written to; None if MS-SWIFT has yet to choose it."""
+    given = {flag: values[0] for flag, values in _by_flag(arguments) if values}
+    is_chosen = given.get("--add_version", "true").lower() in {"false", "0", "no"}
+    folder = given.get("--output_dir")
+    return os.path.expanduser(folder) if folder and is_chosen else None
+
+
+def with_checkpoints(arguments: Sequence[str]) -> list[str]:
+    """The newest whole checkpoint in the place of a training's folder that is given as a model or
+    as adapters. Raises UserError if none is whole."""
+    from plugins.files.checkpoints import checkpoint_in
+
+    rest: list[str] = []
+    for flag, values in _by_flag(arguments):
+        if flag in {"--model", "--adapters"}:
+            values = [checkpoint_in(value, option=flag.removeprefix("--")) for value in values]
+        rest += _words(flag, values)
+    return rest
+
+
 def resolve_resume(arguments: list[str]) -> list[str]:
-    """`--resume_from_checkpoint auto` as the newest whole checkpoint, its run's folder being
-    written to again.
+    """`--resume_from_checkpoint auto`, or the folder of a training, as its newest whole checkpoint;
+    the folder of the run is written to again, unless `--output_dir` is another one.
 
     Raises UserError if a checkpoint that is named is not whole, here before MS-SWIFT loads anything
     of it."""
     from swift.utils import get_logger
 
-    from plugins.training.saves import newest, require_whole
+    from plugins.files.checkpoints import is_run, newest
+    from plugins.training.saves import require_whole
 
     given = {flag: values[0] for flag, values in _by_flag(arguments) if values}
     name, output_dir = given.get("--resume_from_checkpoint"), given.get("--output_dir")
     if name is None:
         return arguments
-    if name != "auto":
-        require_whole(Path(name))
-        return arguments
-    if output_dir is None:
+    place = output_dir if name == "auto" else name
+    if place is None:
         reason = "is not given, so `auto` has nowhere to look"
         raise _refused("output_dir", None, reason, "give --output_dir")
+    # MS-SWIFT expands `~` too, which a YAML file may say.
+    run = Path(place).expanduser()
+    if name != "auto" and not is_run(run):
+        require_whole(run)
+        return arguments
     logger = get_logger()
-    checkpoint = newest(Path(output_dir), logger.warning)
+    checkpoint = newest(run, logger.warning)
+    if checkpoint is None and name != "auto":
+        reason = "is the folder of a training, and none of its checkpoints is whole"
+        raise _refused("resume_from_checkpoint", name, reason, "leave it out to start anew")
     if checkpoint is None:
         logger.info(f"no whole checkpoint in {output_dir}: training starts anew")
         return _without(arguments, {"--resume_from_checkpoint"})
-    return [*_without(arguments, _REPLACED), *_going_on(checkpoint)]
+    if output_dir is None or Path(output_dir).expanduser().resolve() == run.resolve():
+        return [*_without(arguments, _REPLACED), *_going_on(checkpoint)]
+    kept = _without(arguments, {"--resume_from_checkpoint"})
+    return [*kept, "--resume_from_checkpoint", str(checkpoint)]
 
 
 def _refused(option: str, value: object, reason: str, remedy: str) -> UserError:

@@ -25,6 +25,7 @@ from plugins.data.clips import num_frames
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
 from plugins.errors import UserError
+from plugins.files.lines import text_lines
 from plugins.model import card
 from plugins.settings import HiggsAudioSettings
 from plugins.training import resume, saves
@@ -117,6 +118,10 @@ def settings_of(trainer: Any) -> dict[str, str]:
     # Data is told by `measure`; a hash says nothing to a reader.
     settings.pop("number of rows", None)
     settings.pop("content of the rows", None)
+    # MS-SWIFT sets fp16 for float32 weights too; on a CPU nothing is computed in it.
+    precisions = [name for name in ("bf16", "fp16") if settings.pop(name, False)]
+    if precisions and (trainer.accelerator.native_amp or trainer.is_deepspeed_enabled):
+        settings["mixed precision"] = precisions[0]
     settings["max_length"] = trainer.template.max_length
     settings["dtype"] = str(trainer.model.dtype)
     shown = {name: _shown(value) for name, value in settings.items()}
@@ -231,7 +236,7 @@ def _samples(folder: Path) -> str:
         return "None."
     lines = ["| step | text | speech |", "|---|---|---|"]
     for step in sorted({min(steps), max(steps)}):
-        for line in (steps[step] / LIST).read_text(encoding="utf-8").splitlines():
+        for _, line in text_lines(steps[step] / LIST):
             sample = json.loads(line)
             end = "" if sample["stopped"] else ", did not stop"
             file = f"{resume.SAMPLES}/{steps[step].name}/{sample['file']}"

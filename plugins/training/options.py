@@ -15,6 +15,16 @@ _ONE_RATE = "ignores audio_learning_rate"
 _DEFAULT = "leave it at its default"
 
 
+def refuse_other_losses(args: Any, model: Any) -> None:
+    """Raise UserError for what MS-SWIFT trains with trainers of its own, which know text only:
+    `swift rlhf`, classifiers, embeddings and rerankers."""
+    if kind := getattr(args, "rlhf_type", None):
+        reason = "compares texts, and rows of speech have none to compare"
+        raise _refused("rlhf_type", kind, reason, "use `higgs-audio sft` or `swift sft`")
+    if args.task_type != "causal_lm":
+        raise _refused("task_type", args.task_type, "trains on text only", "leave it out")
+
+
 def refuse_unsupported(args: Any, template: Any, train_dataset: Any = None) -> None:
     """Raise UserError for options under which the loss or the learning rate would silently be
     another one, and for what packs of MS-SWIFT 4.6 cannot be: streamed, or grouped by length."""

@@ -5,9 +5,10 @@ run.
     trainer, checkpoint --saving--> RUN_FILE, SUMS_FILE --prepare, _Restore--> the same trainer
 
 transformers restores weights, optimizer, schedule, step, random generators and the place in the
-data. This file adds, per checkpoint: the fingerprint of the run, length and hash of its log
-(RUN_FILE), and the loss sums since the last log line of each rank (SUMS_FILE). With them a run that
-is killed and resumed equals one that is not, to the bit."""
+data, in a stream that of its first epoch only. This file adds, per checkpoint: the fingerprint of
+the run, length and hash of its log (RUN_FILE), and the loss sums since the last log line of each
+rank (SUMS_FILE). With them a run that is killed and resumed equals one that is not, to the bit.
+What follows the last step is `plugins.training.ending`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from swift.utils import get_logger
@@ -27,7 +28,7 @@ from transformers.trainer_callback import TrainerState
 
 from plugins.corpora.canonical import LENGTHS, ROW_SOURCE, SPEAKER
 from plugins.errors import UserError, problem
-from plugins.files.disk import read_json
+from plugins.files.disk import read_json, replace_when_done
 from plugins.training.packs import table_of
 from plugins.training.saves import require_whole, reserve, rotate, seal, set_aside
 
@@ -35,6 +36,7 @@ logger = get_logger()
 
 RUN_FILE = "higgs_audio_run.json"
 SUMS_FILE = "higgs_audio_sums_{rank}.json"
+END_FILE = "higgs_audio_end.json"  # in the output folder: a run has done all that it was to do
 LOG = "logging.jsonl"  # of MS-SWIFT
 SAMPLES = "samples"  # folder of `plugins.training.samples`
 
@@ -119,18 +121,23 @@ def begin(trainer: Any) -> None:
             set_aside(path)
 
 
-def prepare(trainer: Any, checkpoint: Path) -> bool:
-    """Make `trainer` go on exactly where `checkpoint` was saved; True if nothing is left to do.
+Left = Literal["steps", "ending", "nothing"]
+
+
+def prepare(trainer: Any, checkpoint: Path) -> Left:
+    """Make `trainer` go on exactly where `checkpoint` was saved. Returns what is left to do.
 
     Raises UserError, on every rank, if the checkpoint is not whole, or is of another run without
     `force_resume`."""
-    refusal, changed = None, []
+    refusal: str | None = None
+    changed: list[str] = []
+    is_over = False
     if trainer.is_world_process_zero():
         try:
-            changed = _examine(trainer, checkpoint)
+            changed, is_over = _examine(trainer, checkpoint)
         except UserError as error:
             refusal = str(error)
-    refusal, changed = _from_first_rank([refusal, changed])
+    refusal, changed, is_over = _from_first_rank([refusal, changed, is_over])
     if refusal:
         raise UserError(refusal)
     if changed:
@@ -138,19 +145,35 @@ def prepare(trainer: Any, checkpoint: Path) -> bool:
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if not changed and state.global_step >= state.max_steps:
         # transformers would take one step more whenever an epoch is not over.
-        logger.info(f"{checkpoint} is the end of its training: nothing is left to do")
         trainer.state = state
         if trainer.args.should_save and _is_own(trainer, checkpoint):
             # The run may have been killed while it removed old ones.
             limit = trainer.args.save_total_limit
             rotate(checkpoint, trainer.owner, limit=limit, best=state.best_model_checkpoint)
-        return True
+        if is_over:
+            logger.info(f"{checkpoint} is the end of its training: nothing is left to do")
+            return "nothing"
+        logger.info(f"{checkpoint} is the end of its training: log, samples and card follow")
+        trainer.add_callback(_Restore(trainer, checkpoint))
+        return "ending"
     logger.info(f"resuming from {checkpoint}")
     trainer.add_callback(_Restore(trainer, checkpoint))
-    return False
+    return "steps"
 
 
-def _examine(trainer: Any, checkpoint: Path) -> list[str]:
+def place_in_stream(trainer: Any) -> tuple[int, int]:
+    """The epoch, and the number of its batches that are trained on, of a state that was loaded.
+
+    transformers divides steps by the length of an epoch. A stream has none, and is taken for one
+    epoch that holds all steps: the fraction in `state.epoch` is of those."""
+    state, args = trainer.state, trainer.args
+    epoch = int(state.epoch or 0)
+    steps = ((state.epoch or 0) - epoch) * state.max_steps
+    return epoch, round(steps * args.gradient_accumulation_steps)
+
+
+def _examine(trainer: Any, checkpoint: Path) -> tuple[list[str], bool]:
+    """What differs, and whether all that follows the last step is done. Cuts the log."""
     require_whole(checkpoint)
     run = read_json(checkpoint / RUN_FILE, "name another checkpoint")
     # What was saved before the setting existed was trained with raw texts.
@@ -170,11 +193,42 @@ def _examine(trainer: Any, checkpoint: Path) -> list[str]:
     is_own = _is_own(trainer, checkpoint) and run.get("log_sha256") in (None, _sha256(start))
     if not is_own:
         begin(trainer)
-    elif log.is_file():
+        return changed, False
+    num_bytes = _end_of(trainer, checkpoint)
+    if log.is_file():
         # Steps after the checkpoint are taken again, and a line that was being written is half a
         # line.
-        os.truncate(log, len(start))
-    return changed
+        os.truncate(log, len(start) if num_bytes is None else num_bytes)
+    return changed, num_bytes is not None
+
+
+def _end_of(trainer: Any, checkpoint: Path) -> int | None:
+    """How long the log was when the run was over with `checkpoint`; None if it was not."""
+    try:
+        end = read_json(Path(trainer.args.output_dir) / END_FILE, "")
+        is_same = end["run"] == trainer.owner.run and end["checkpoint"] == checkpoint.name
+        return int(end["log_bytes"]) if is_same else None
+    except (UserError, LookupError, TypeError, ValueError):
+        return None
+
+
+def note_end(trainer: Any) -> None:
+    """Note, on rank 0, that nothing is left to do in the run of `trainer`."""
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(trainer.args.output_dir)
+    log = folder / LOG
+    end = {
+        "run": trainer.owner.run,
+        "checkpoint": f"checkpoint-{trainer.state.global_step}",
+        "log_bytes": log.stat().st_size if log.is_file() else 0,
+    }
+    try:
+        with replace_when_done(folder / END_FILE, synced=False) as temporary:
+            _write(temporary, end)
+    except OSError as error:
+        # The training is saved: at worst its end is done again.
+        logger.warning(f"{folder / END_FILE} is not written ({error.strerror})")
 
 
 def _log_start(log: Path, num_bytes: int | None = None) -> bytes:

@@ -151,7 +151,7 @@ class Samples(TrainerCallback):
             self._sample(state.global_step)
 
     def _sample(self, step: int) -> None:
-        if step == self._last_step:
+        if step == self._last_step or _is_spoken(self._trainer.state, step):
             return
         self._last_step = step
         trainer = self._trainer
@@ -219,6 +219,14 @@ class Samples(TrainerCallback):
             import swanlab
 
             swanlab.log({name: swanlab.Audio(str(file), caption=speech.text)}, step=step)
+
+
+def _is_spoken(state: Any, step: int) -> bool:
+    """Whether the log has samples of that step: of this process, or of one that was killed."""
+    for record in state.log_history:
+        if "sample_stop_rate" in record and record.get("step") == step:
+            return True
+    return False
 
 
 def _line(file: Path, speech: Speech) -> str:

@@ -1,13 +1,11 @@
-"""Checkpoint folders on disk: which are whole, which is the newest, which may go.
+"""Checkpoint folders as a run writes and removes them; `plugins.files.checkpoints` reads them.
 
     checkpoint-N as MS-SWIFT wrote it --seal--> the same, on the disk, with a marker
-    output folder --newest--> the checkpoint to resume from
-    checkpoint --damage--> None, or what is wrong with it
 
 transformers writes a checkpoint file by file, so a run that is killed leaves one that looks like
-any other. The marker comes last and at once, and holds size and SHA-256 of every other file:
-without it, or with a file that differs, a checkpoint is not resumed from. A note comes first and
-says which run is writing: what has none, or another run's, is never removed, whoever put it there.
+any other. The marker comes last and at once, and vouches for every other file. A note comes first
+and says which run is writing: what has none, or another run's, is never removed, whoever put it
+there.
 This file knows no trainer; what is inside the files is `plugins.training.resume`."""
 
 from __future__ import annotations
@@ -21,21 +19,18 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from plugins.errors import UserError, problem
 from plugins.files import disk
+from plugins.files.checkpoints import MARKER, age, checkpoints, damage, marker_of
 from plugins.files.disk import read_json
 
-MARKER = "higgs_audio_complete.json"
 NOTE = "higgs_audio_owner.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_VERSION = re.compile(r"v(\d+)-.*")  # what MS-SWIFT's --add_version appends to the output folder
 # A checkpoint that only we can see: not begun yet, or being removed.
 _HIDDEN = re.compile(r"\.checkpoint-\d+\.[0-9a-f]{32}\.(new|old)")
 _NUM_THREADS = 4  # hashing leaves the interpreter's lock alone
@@ -100,6 +95,7 @@ def set_aside(path: Path) -> Path:
 def seal(checkpoint: Path, *, resumable: bool) -> None:
     """Return once every file of `checkpoint` is on the disk, and then its marker; resumable: the
     optimizer is in it."""
+    disk.let_umask_decide(checkpoint)
     files = sorted(filter(Path.is_file, checkpoint.rglob("*")))
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         hashes = list(threads.map(_synced_hash, files))
@@ -125,32 +121,6 @@ def discard(checkpoint: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def damage(checkpoint: Path) -> str | None:
-    """Why `checkpoint` cannot be resumed from; None if every file is as it was saved. Reads all of
-    it."""
-    if not checkpoint.is_dir():
-        return "is no folder"
-    marker = _marker(checkpoint)
-    # From what costs least to what reads gigabytes.
-    if marker is None:
-        return (
-            f"is incomplete (no valid {MARKER}: its saving was cut short, or something else saved"
-            " it)"
-        )
-    for name, saved in marker["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"is damaged ({name} is missing)"
-        status = path.stat()
-        if status.st_size != saved["bytes"]:
-            return f"is damaged ({name} has {status.st_size} bytes instead of {saved['bytes']})"
-        if _hash_once(str(path), status.st_size, status.st_mtime_ns) != saved["sha256"]:
-            return f"is damaged ({name} has changed since it was saved)"
-    if not marker["resumable"]:
-        return "holds no optimizer (it was saved with save_only_model)"
-    return None
-
-
 def require_whole(checkpoint: Path) -> None:
     """Raise UserError if `checkpoint` cannot be resumed from."""
     if reason := damage(checkpoint):
@@ -163,26 +133,9 @@ def require_whole(checkpoint: Path) -> None:
         )
 
 
-def newest(output_dir: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint of `output_dir` and of the version folders in it; `warn` is told
-    of newer others."""
-    candidates: list[tuple[int, float, int, Path]] = []
-    for folder in (output_dir, *output_dir.glob("v*-*")):
-        version = _version(folder)
-        if version >= 0 or folder == output_dir:
-            candidates += [(version, *_age(path), path) for path in _checkpoints(folder)]
-    # From the newest to the oldest: a whole one ends the search, and is read once.
-    for *_, path in sorted(candidates, reverse=True):
-        reason = damage(path)
-        if reason is None:
-            return path
-        warn(f"{path} {reason}: not resumed from, left as it is")
-    return None
-
-
 def owned(folder: Path, owner: Owner) -> list[Path]:
     """The owner's checkpoints in `folder`, the newest last."""
-    return [path for path in sorted(_checkpoints(folder), key=_age) if is_own(path, owner)]
+    return [path for path in sorted(checkpoints(folder), key=age) if is_own(path, owner)]
 
 
 def rotate(saved: Path, owner: Owner, *, limit: int | None, best: str | None) -> None:
@@ -201,7 +154,7 @@ def rotate(saved: Path, owner: Owner, *, limit: int | None, best: str | None) ->
     whole: list[Path] = []
     broken: list[Path] = []
     for path in owned(saved.parent, owner):
-        if _marker(path) is None:
+        if marker_of(path) is None:
             broken.append(path)
         else:
             whole.append(path)
@@ -209,12 +162,6 @@ def rotate(saved: Path, owner: Owner, *, limit: int | None, best: str | None) ->
     removable = [path for path in whole if path not in protected]  # the oldest first
     for path in broken + removable[:surplus]:
         discard(path)
-
-
-def _checkpoints(folder: Path) -> Iterator[Path]:
-    for path in folder.glob("checkpoint-*"):
-        if _CHECKPOINT.fullmatch(path.name) and path.is_dir():
-            yield path
 
 
 def _hidden(checkpoint: Path, state: str) -> Path:
@@ -229,47 +176,8 @@ def _note(checkpoint: Path) -> Owner | None:
         return None
 
 
-def _version(folder: Path) -> int:
-    match = _VERSION.fullmatch(folder.name)
-    return int(match[1]) if match else -1
-
-
-def _age(checkpoint: Path) -> tuple[float, int]:
-    """Sorts checkpoints of one folder from old to new. Not by step: a run may have been started
-    anew in the folder."""
-    marker = _marker(checkpoint)
-    step = int(checkpoint.name.partition("-")[2])
-    if marker is None:
-        return float("inf"), step  # perhaps being written
-    return marker["saved_at_s"], step
-
-
-def _marker(checkpoint: Path) -> dict[str, Any] | None:
-    try:
-        marker = read_json(checkpoint / MARKER, "")
-        # Touched once, so that a damaged one is told from a valid one here and nowhere else.
-        for name, saved in marker["files"].items():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                return None
-            int(saved["bytes"]), str(saved["sha256"])
-        return {
-            **marker,
-            "saved_at_s": float(marker["saved_at_s"]),
-            "resumable": bool(marker["resumable"]),
-        }
-    except (UserError, LookupError, TypeError, ValueError, AttributeError):
-        return None
-
-
 def _synced_hash(path: Path) -> str:
     disk.sync(path)
-    return disk.file_hash(path)
-
-
-@lru_cache(maxsize=4096)
-def _hash_once(path: str, num_bytes: int, mtime_ns: int) -> str:
-    """Our entry looks before MS-SWIFT loads anything, the trainer looks again: gigabytes are read
-    once."""
     return disk.file_hash(path)
 
 

@@ -6,13 +6,12 @@ tests/golden/codec/ was written by the original itself (tests/golden/make/codec.
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.codecs import ORIGINAL_CODEC, SPLIT, Weights, original_weights, write_codec
+from helpers.codecs import ORIGINAL_CODEC, SPLIT, Weights, original_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import HiggsAudioV2TokenizerModel
@@ -26,19 +25,6 @@ from plugins.errors import UserError
 POSITIONS = "semantic_model.encoder.pos_conv_embed.conv"
 
 
-@pytest.fixture
-def edited(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a copy of the original codec, edited as `write_codec` says."""
-    return partial(write_codec, tmp_path / "original")
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("native") / "codec"
-    save_native(ORIGINAL_CODEC, folder)
-    return folder
-
-
 # The same codec.
 
 
@@ -50,9 +36,9 @@ def test_it_is_used_without_conversion() -> None:
 
 
 def test_the_convert_command(tmp_path: Path) -> None:
-    native, back = tmp_path / "native", tmp_path / "back"
-    assert main(["convert", str(ORIGINAL_CODEC), str(native)]) == 0
-    assert main(["convert", str(native), str(back), "--to", "original"]) == 0
+    native_codec, back = tmp_path / "native", tmp_path / "back"
+    assert main(["convert", str(ORIGINAL_CODEC), str(native_codec)]) == 0
+    assert main(["convert", str(native_codec), str(back), "--to", "original"]) == 0
     weights = torch.load(back / "model.pth", weights_only=True)
     torch.testing.assert_close(weights, original_weights(), rtol=0, atol=0)
 
@@ -103,9 +89,9 @@ def test_a_key_has_the_originals_tensor(native_key: str, original_key: str) -> N
     assert torch.equal(to_native(ORIGINAL_CODEC)[1][native_key], original_weights()[original_key])
 
 
-def test_codes_and_sound_are_the_originals(native: Path) -> None:
+def test_codes_and_sound_are_the_originals(native_codec: Path) -> None:
     expected = np.load(ORIGINAL_CODEC / "expected.npz")
-    codec = Codec(str(native))
+    codec = Codec(str(native_codec))
     assert np.array_equal(codec.encode(expected["waveform"]).numpy(), expected["codes"])
     decoded = codec.decode(torch.from_numpy(expected["codes"]))
     assert np.abs(expected["decoded"]).max() > 0.1, "not silence"
@@ -122,12 +108,12 @@ def test_as_many_codebooks_as_the_original_has() -> None:
     assert config.hop_length == 960
 
 
-def test_the_native_folder_is_what_transformers_writes(native: Path) -> None:
-    preprocessor = json.loads((native / "preprocessor_config.json").read_text())
+def test_the_native_folder_is_what_transformers_writes(native_codec: Path) -> None:
+    preprocessor = json.loads((native_codec / "preprocessor_config.json").read_text())
     assert preprocessor["feature_extractor_type"] == "DacFeatureExtractor"
     assert (preprocessor["sampling_rate"], preprocessor["hop_length"]) == (24_000, 960)
     _, weights = to_native(ORIGINAL_CODEC)
-    saved = load_file(native / "model.safetensors")
+    saved = load_file(native_codec / "model.safetensors")
     torch.testing.assert_close(saved, weights, rtol=0, atol=0)
 
 
@@ -146,9 +132,9 @@ OLD, NEW = (
 
 @pytest.mark.parametrize(("stem", "before", "after"), [(SPLIT, OLD, NEW), (POSITIONS, NEW, OLD)])
 def test_weight_norm_in_either_spelling(
-    edited: Callable[..., Path], stem: str, before: tuple[str, str], after: tuple[str, str]
+    edited_codec: Callable[..., Path], stem: str, before: tuple[str, str], after: tuple[str, str]
 ) -> None:
-    folder = edited(lambda weights: rename_pair(weights, stem, before, after))
+    folder = edited_codec(lambda weights: rename_pair(weights, stem, before, after))
     expected = to_native(ORIGINAL_CODEC)[1]
     torch.testing.assert_close(to_native(folder)[1], expected, rtol=0, atol=0)
 
@@ -167,8 +153,8 @@ def test_a_merged_weight_is_that_of_torch() -> None:
 # There and back.
 
 
-def test_round_trip_is_equal_to_the_bit(native: Path, tmp_path: Path) -> None:
-    to_original(native, tmp_path / "back")
+def test_round_trip_is_equal_to_the_bit(native_codec: Path, tmp_path: Path) -> None:
+    to_original(native_codec, tmp_path / "back")
     config = (tmp_path / "back" / "config.json").read_bytes()
     assert config == (ORIGINAL_CODEC / "config.json").read_bytes()
     weights = torch.load(tmp_path / "back" / "model.pth", weights_only=True)
@@ -176,18 +162,20 @@ def test_round_trip_is_equal_to_the_bit(native: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(weights, original_weights(), rtol=0, atol=0)
     again = tmp_path / "again"
     save_native(tmp_path / "back", again)
-    assert (again / "model.safetensors").read_bytes() == (native / "model.safetensors").read_bytes()
+    assert (again / "model.safetensors").read_bytes() == (
+        native_codec / "model.safetensors"
+    ).read_bytes()
 
 
 def test_the_way_back_needs_what_the_native_codec_does_not_keep(
-    native: Path, tmp_path: Path
+    native_codec: Path, tmp_path: Path
 ) -> None:
-    with safe_open(native / "original.safetensors", framework="pt") as sidecar:
+    with safe_open(native_codec / "original.safetensors", framework="pt") as sidecar:
         kept = set(sidecar.keys())
     split = {key for key in original_weights() if key.endswith(("_g", "_v"))}
     assert kept == split | DROPPED.keys()
     folder = tmp_path / "native"
-    shutil.copytree(native, folder)
+    shutil.copytree(native_codec, folder)
     (folder / "original.safetensors").unlink()
     with pytest.raises(
         UserError, match=r"original\.safetensors' not found: .* not converted .*; download revision"
@@ -195,10 +183,10 @@ def test_the_way_back_needs_what_the_native_codec_does_not_keep(
         to_original(folder, tmp_path / "back")
 
 
-def test_weights_that_changed_since_do_not_go_back(native: Path, tmp_path: Path) -> None:
+def test_weights_that_changed_since_do_not_go_back(native_codec: Path, tmp_path: Path) -> None:
     """The old (g, v) would undo the change in silence."""
     folder, key = tmp_path / "native", "acoustic_decoder.conv1.weight"
-    shutil.copytree(native, folder)
+    shutil.copytree(native_codec, folder)
     weights = load_file(folder / "model.safetensors")
     weights[key] *= 1.0001
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -209,9 +197,9 @@ def test_weights_that_changed_since_do_not_go_back(native: Path, tmp_path: Path)
     assert not list(tmp_path.glob("back*")), "nothing half written"
 
 
-def test_a_damaged_native_folder_does_not_go_back(native: Path, tmp_path: Path) -> None:
+def test_a_damaged_native_folder_does_not_go_back(native_codec: Path, tmp_path: Path) -> None:
     folder = tmp_path / "native"
-    shutil.copytree(native, folder)
+    shutil.copytree(native_codec, folder)
     weights = load_file(folder / "model.safetensors")
     del weights["fc.weight"]
     save_file(weights, folder / "model.safetensors")
@@ -221,8 +209,8 @@ def test_a_damaged_native_folder_does_not_go_back(native: Path, tmp_path: Path) 
         to_original(folder, tmp_path / "back")
 
 
-def test_an_existing_folder_is_left_alone(native: Path, tmp_path: Path) -> None:
-    for convert, source in ((save_native, ORIGINAL_CODEC), (to_original, native)):
+def test_an_existing_folder_is_left_alone(native_codec: Path, tmp_path: Path) -> None:
+    for convert, source in ((save_native, ORIGINAL_CODEC), (to_original, native_codec)):
         with pytest.raises(UserError, match="exists already; name a new folder"):
             convert(source, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -5,33 +5,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import GOLDEN
-from helpers.codecs import ORIGINAL_CODEC, SPLIT, Weights, original_weights, write_codec
+from helpers.codecs import ORIGINAL_CODEC, SPLIT, Weights, original_weights
 from safetensors.torch import load_file
 from transformers import HubertConfig
 
 from plugins.audio.original_codec import is_original, other_model, save_native, to_native
 from plugins.errors import UserError
-
-
-@pytest.fixture
-def edited(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a copy of the original codec, edited as `write_codec` says."""
-    return partial(write_codec, tmp_path / "original")
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("native") / "codec"
-    save_native(ORIGINAL_CODEC, folder)
-    return folder
-
 
 # Keys.
 
@@ -82,23 +67,23 @@ def rename(weights: Weights, old: str, new: str) -> None:
     ids=["dropped", "width", "half a pair", "renamed", "extra", "shape", "shape of g", "no tensor"],
 )
 def test_a_wrong_key_is_named(
-    edited: Callable[..., Path], edit: Callable[[Weights], Any], said: str
+    edited_codec: Callable[..., Path], edit: Callable[[Weights], Any], said: str
 ) -> None:
     with pytest.raises(UserError, match=said) as raised:
-        to_native(edited(edit))
+        to_native(edited_codec(edit))
     assert "\n" not in str(raised.value)
 
 
-def test_the_mask_vector_may_be_absent(edited: Callable[..., Path]) -> None:
+def test_the_mask_vector_may_be_absent(edited_codec: Callable[..., Path]) -> None:
     """Nobody reads it, and whether a file has it depends on the HuBERT that it was trained with."""
-    to_native(edited(lambda weights: weights.pop("semantic_model.masked_spec_embed")))
+    to_native(edited_codec(lambda weights: weights.pop("semantic_model.masked_spec_embed")))
 
 
 def test_a_truncated_checkpoint_leaves_nothing_behind(
-    edited: Callable[..., Path], tmp_path: Path
+    edited_codec: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="is missing"):
-        save_native(edited(lambda weights: weights.pop("fc_post2.bias")), tmp_path / "native")
+        save_native(edited_codec(lambda weights: weights.pop("fc_post2.bias")), tmp_path / "native")
     assert not list(tmp_path.glob("native*"))
 
 
@@ -115,9 +100,9 @@ class Malicious:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_no_code_of_a_checkpoint_is_run(
-    edited: Callable[..., Path], tmp_path: Path, zipped: bool
+    edited_codec: Callable[..., Path], tmp_path: Path, zipped: bool
 ) -> None:
-    folder, marker = edited(), tmp_path / "marker"
+    folder, marker = edited_codec(), tmp_path / "marker"
     weights = {**original_weights(), "fc_prior.weight": Malicious(marker)}
     torch.save(weights, folder / "model.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(
@@ -130,16 +115,16 @@ def test_no_code_of_a_checkpoint_is_run(
     assert marker.exists(), "the pickle would have done something"
 
 
-def test_torchs_older_file_format_is_read(edited: Callable[..., Path]) -> None:
-    folder = edited()
+def test_torchs_older_file_format_is_read(edited_codec: Callable[..., Path]) -> None:
+    folder = edited_codec()
     torch.save(original_weights(), folder / "model.pth", _use_new_zipfile_serialization=False)
     _, weights = to_native(folder)
     torch.testing.assert_close(weights, to_native(ORIGINAL_CODEC)[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("content", ["half", "nothing", "git-lfs pointer"])
-def test_a_damaged_file_is_named(edited: Callable[..., Path], content: str) -> None:
-    file = edited() / "model.pth"
+def test_a_damaged_file_is_named(edited_codec: Callable[..., Path], content: str) -> None:
+    file = edited_codec() / "model.pth"
     whole = file.read_bytes()
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 805896395\n"
     file.write_bytes(
@@ -152,8 +137,8 @@ def test_a_damaged_file_is_named(edited: Callable[..., Path], content: str) -> N
         to_native(file.parent)
 
 
-def test_a_damaged_config_is_named(edited: Callable[..., Path]) -> None:
-    folder = edited()
+def test_a_damaged_config_is_named(edited_codec: Callable[..., Path]) -> None:
+    folder = edited_codec()
     (folder / "config.json").write_text('{"D": 16,')
     with pytest.raises(UserError, match=r"config\.json: line: .* is no JSON; download"):
         to_native(folder)
@@ -162,8 +147,8 @@ def test_a_damaged_config_is_named(edited: Callable[..., Path]) -> None:
 # Other models' folders.
 
 
-def test_a_config_without_weights_is_named(edited: Callable[..., Path]) -> None:
-    folder = edited()
+def test_a_config_without_weights_is_named(edited_codec: Callable[..., Path]) -> None:
+    folder = edited_codec()
     (folder / "model.pth").unlink()
     assert is_original(folder)
     with pytest.raises(
@@ -174,12 +159,12 @@ def test_a_config_without_weights_is_named(edited: Callable[..., Path]) -> None:
 
 
 def test_a_native_config_beside_original_weights_is_named(
-    edited: Callable[..., Path], native: Path
+    edited_codec: Callable[..., Path], native_codec: Path
 ) -> None:
     """As reported when `main` of the Hub repository became native (diodiogod/TTS-Audio-Suite, issue
     287)."""
-    folder = edited()
-    shutil.copy(native / "config.json", folder)
+    folder = edited_codec()
+    shutil.copy(native_codec / "config.json", folder)
     assert is_original(folder)
     with pytest.raises(
         UserError,
@@ -225,15 +210,15 @@ def plain_dac() -> Weights:
 
 
 def test_another_models_weights_are_named(
-    edited: Callable[..., Path], tiny: Path, native: Path
+    edited_codec: Callable[..., Path], tiny: Path, native_codec: Path
 ) -> None:
-    folder = edited()
+    folder = edited_codec()
     generation = load_file(tiny / "model.safetensors")
     original_generation = load_file(GOLDEN / "tiny_original.safetensors")
     for weights, named in (
         (generation, "the generation model"),
         (original_generation, "the generation model in its original format"),
-        (load_file(native / "model.safetensors"), "the native codec"),
+        (load_file(native_codec / "model.safetensors"), "the native codec"),
         (hubert(), "a plain HuBERT"),
         (plain_dac(), "a plain DAC"),
     ):
@@ -250,12 +235,12 @@ def test_whose_weights_these_are(tiny: Path) -> None:
     assert other_model(HubertConfig.model_type, ()) == "a plain HuBERT"
 
 
-def test_which_folders_are_original(tiny: Path, native: Path, tmp_path: Path) -> None:
+def test_which_folders_are_original(tiny: Path, native_codec: Path, tmp_path: Path) -> None:
     assert is_original(ORIGINAL_CODEC)
-    for folder in (native, tiny, tiny / "audio_tokenizer", tmp_path, tmp_path / "absent"):
+    for folder in (native_codec, tiny, tiny / "audio_tokenizer", tmp_path, tmp_path / "absent"):
         assert not is_original(folder)
     both = tmp_path / "both"
-    shutil.copytree(native, both)
+    shutil.copytree(native_codec, both)
     shutil.copy(ORIGINAL_CODEC / "model.pth", both)
     assert not is_original(both), (
         "a native folder that also has the original's weights is loaded as it is"
@@ -293,14 +278,14 @@ def test_which_folders_are_original(tiny: Path, native: Path, tmp_path: Path) ->
     ids=["teacher", "pooling", "scale", "bandwidths", "fewer codebooks", "width"],
 )
 def test_a_variant_that_native_codecs_lack_is_named(
-    edited: Callable[..., Path], config: dict[str, Any], said: str
+    edited_codec: Callable[..., Path], config: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        to_native(edited(**config))
+        to_native(edited_codec(**config))
 
 
-def test_a_missing_field_is_named(edited: Callable[..., Path]) -> None:
-    folder = edited()
+def test_a_missing_field_is_named(edited_codec: Callable[..., Path]) -> None:
+    folder = edited_codec()
     fields = json.loads((folder / "config.json").read_text())
     del fields["ratios"]
     (folder / "config.json").write_text(json.dumps(fields))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
 
+from demo.tiny import SEMANTIC
 from plugins.audio.codec import Codec
 from plugins.audio.stream_decoder import StreamDecoder, receptive_field_frames
 from plugins.errors import UserError
@@ -31,20 +32,11 @@ class CountingCodec(Codec):
 def build_codec(folder: Path, **acoustic: Any) -> CountingCodec:
     """A codec with random codebooks and a decoder in which distant frames weigh, at a peak of 0.5;
     the encoder and HuBERT, which decoding does not run, are narrow."""
-    semantic = {
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "conv_dim": [4] * 7,
-        "num_conv_pos_embeddings": 2,
-        "num_conv_pos_embedding_groups": 1,
-    }
     acoustic = {"encoder_hidden_size": 4, "downsampling_ratios": [8, 5, 4, 2, 3], **acoustic}
     config = HiggsAudioV2TokenizerConfig(
         target_bandwidths=[0.5, 1, 1.5, 2],
         acoustic_model_config=acoustic,
-        semantic_model_config=semantic,
+        semantic_model_config=SEMANTIC,
     )
     torch.manual_seed(0)
     model: Any = HiggsAudioV2TokenizerModel(config).eval().requires_grad_(False)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
+import random
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soundfile as sf
@@ -22,6 +26,7 @@ from helpers.trees import in_memory_mb, silence
 
 from plugins.commands.app import run
 from plugins.commands.app.fields import line_of, lines_of, sampling_of, voice_of, voices_of
+from plugins.commands.app.hosts import is_own
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
@@ -263,7 +268,111 @@ def test_an_upload_that_would_fill_the_memory_is_refused(
     assert "has too high a sample rate (655350 Hz, more than 192000)" in answer["output"]["error"]
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:7860", "localhost.evil.example", "127.0.0.1.evil.example",
+     "10.0.0.1", "[::2]:80", "localhost:1@evil.example", "evil.example:80:80", "", "xn--lo"],
+)  # fmt: skip
+def test_a_name_that_is_not_the_servers_is_refused(app_server: Server, host: str) -> None:
+    """A page of a stranger whose name was made to mean this machine (DNS rebinding)."""
+    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/upload"):
+        answer = httpx.get(f"{app_server.url}{path}", headers={"Host": host})
+        assert answer.status_code == 403, path
+    assert httpx.get(f"{app_server.url}/config", headers={"Host": "localhost"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "expected"),
+    [
+        ("127.0.0.1:7860", "127.0.0.1", True),
+        ("LocalHost:1", "127.0.0.1", True),
+        ("localhost.", "127.0.0.1", True),
+        ("[::1]:7860", "::1", True),
+        ("127.0.0.1", "localhost", True),
+        ("[::1]", "localhost", True),
+        ("box.lan", "127.0.0.1", False),
+        ("192.168.0.5", "127.0.0.1", False),
+        ("192.168.0.5:7860", "0.0.0.0", True),
+        ("localhost", "0.0.0.0", True),
+        (socket.gethostname(), "0.0.0.0", True),
+        ("evil.example", "0.0.0.0", False),
+        ("[fe80::1]:7860", "::", True),
+        ("192.168.0.5", "192.168.0.5", True),
+        ("192.168.0.6", "192.168.0.5", False),
+        ("Box.lan:80", "box.lan", True),
+        ("192.168.0.5", "box.lan", True),
+        ("evil.example", "box.lan", False),
+    ],
+)
+def test_names_of_a_server(name: str, host: str, expected: bool) -> None:
+    assert is_own(name, host) == expected
+
+
+def test_a_text_that_would_hold_all_others_is_refused(client: Client) -> None:
+    for button, fields in (
+        ("generate", {"text": "Hello. " * 3000}),
+        ("generate", {"text": "Hello.", "scene": "A hall. " * 3000}),
+        ("generate_dialogue", {"lines": "Alice: Hello.\n" * 2000}),
+    ):
+        answer = client.call(button, **fields)
+        assert not answer["success"]
+        assert "characters, of 20000 at most); send it in parts" in answer["output"]["error"]
+
+
+def test_stop_ends_what_is_spoken_and_only_ones_own(client: Client) -> None:
+    session = client.join("generate", text="Hello. " * 1000, **{"Longest speech, s": 2})
+    errors: list[str] = []
+    for message in client.events_of(session, num_events=2):
+        if message["msg"] == "process_starts" and not errors:
+            assert client.call("stop_generate")["success"], "another visitor's"
+            time.sleep(0.5)
+            client.join("stop_generate", session=session)
+            errors.append("")
+        if message["msg"] == "process_completed" and not message["success"]:
+            errors.append(message["output"]["error"])
+    assert errors == ["", "stopped"]
+    assert client.call("generate", **SHORT)["success"]
+
+
+def test_any_request_is_answered(client: Client, app_server: Server) -> None:
+    """And none with a place on this machine."""
+    generator = random.Random(0)
+    values = [None, "", "x", "\ud800", 0, -1, 1e308, True, [], {}, [[1]], {"path": "x"}, "\x00"]
+    names = ["text", "scene", "voice", "transcript", "recording", "Seed", "Top k", "Temperature"]
+    for _ in range(25):
+        fields = {name: generator.choice(values) for name in generator.sample(names, 2)}
+        answer = client.call("generate", **{**SHORT, **fields})
+        assert "/tmp" not in str(answer["output"].get("error")), fields
+        assert str(app_server.temporary) not in str(answer["output"].get("error")), fields
+    assert client.call("generate", **SHORT)["success"]
+
+
+@pytest.mark.parametrize("stem", ["a", "x" * 120, "it's", "a b", "Grüße"])
+def test_errors_name_no_folder(client: Client, app_server: Server, stem: str) -> None:
+    """A long name was shortened in the middle of its folders."""
+    answer = client.call("generate", **SHORT, recording=client.recording(f"{stem}.wav", b"RIFF"))
+    assert not answer["success"]
+    assert str(app_server.temporary) not in answer["output"]["error"]
+    assert "is not readable audio" in answer["output"]["error"]
+
+
 # --- the end ---
+
+
+@needs_gradio
+def test_what_a_killed_server_left_goes_at_the_next_start(tiny: Path, tmp_path: Path) -> None:
+    """And what lives, or is somebody else's, stays."""
+    server = Server(tmp_path, "--model", str(tiny))
+    Client(server).recording("voice.flac", VOICE.read_bytes())
+    server.process.kill()
+    server.process.wait()
+    assert list(server.temporary.rglob("voice.flac"))
+    mine = server.temporary / "higgs-audio-3b"
+    mine.mkdir()
+    code = "from plugins.files import temporary as t; t.sweep()"
+    env = {**os.environ, "TMPDIR": str(server.temporary)}
+    subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, check=True)
+    assert list(server.temporary.iterdir()) == [mine]
 
 
 @needs_gradio

@@ -195,6 +195,20 @@ def test_a_dialogue_is_spoken(page: Page) -> None:
     assert "'Carol' has no voice (known: Alice, Bob); add one" in page.error()
 
 
+def test_an_example_fills_the_fields_and_stop_ends_what_is_spoken(page: Page) -> None:
+    page.click("#examples .gallery-item, #examples tbody tr")
+    text = "return document.querySelector('#text textarea').value"
+    wait_for(lambda: "birch canoe" in page.browser.execute_script(text), "the example")
+    page.type("text", "Hello, this goes on. " * 100)
+    page.click("#generate")
+    page.find("#speech .progress-text, #speech .eta-bar, #speech_line .progress-text")
+    page.click("#stop_generate")
+    # The next one is spoken at once, and to its end.
+    page.type("text", "Hello.")
+    page.click("#generate")
+    assert page.line("speech")
+
+
 def test_a_recording_from_the_microphone(page: Page, app_server: Server) -> None:
     """Chromium's fake device beeps; the fault would be a recording in a format that is not read."""
     before = set(app_server.temporary.rglob("*.wav"))

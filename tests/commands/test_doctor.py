@@ -76,6 +76,48 @@ def test_random_weights_are_recognised_and_only_reported(
     assert "info    offset probe: random weights (every norm is 1): nothing can be told" in out
 
 
+def test_clips_below_16_khz_are_warned_of(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = corpus_rows(2)
+    audio.save_wav(
+        tmp_path / "low.wav", audio.load(rows[1]["audios"][0], sample_rate_hz=8000), 8000
+    )
+    rows[1]["audios"] = ["low.wav"]
+    code, out = doctor(capsys, tiny, write_jsonl(tmp_path / "train.jsonl", rows))
+    assert code == 0, out
+    warning = "warning sample rates: 1 clips have a sample rate below 16 kHz, the least for this"
+    assert f"{warning} model ({tmp_path}/train.jsonl:2: {tmp_path}/low.wav, 8000 Hz)" in out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00\x01",
+        b"\x89PNG\r\n\x1a\n\x00",
+        "model: x".encode("utf-16"),
+        b"model: \x00",
+        b"a: 2026-99-99",
+        b"{" * 20_000,
+        b"- 1",
+        b"",
+        b"a: !!python/object:os.system {}",
+        b"a: *b",
+        b"\tmodel: x",
+    ],
+)
+def test_a_config_that_is_no_yaml_is_one_line(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(content)
+    assert main(["doctor", "--config", str(path)]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert f"config: '{path}' " in error[0]
+    assert len(error[0]) < 500
+
+
 # Takes (learnt, tmp_path, monkeypatch), returns (model folder, rows, further flags).
 Sabotage = Callable[[Path, Path, pytest.MonkeyPatch], tuple[Path, list[dict[str, Any]], list[str]]]
 

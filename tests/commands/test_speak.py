@@ -53,7 +53,7 @@ def listed(tiny: Path, tmp_path: Path, capsys: Any) -> Listed:
 def test_a_list_is_spoken_into_a_folder(listed: Listed, tmp_path: Path) -> None:
     listed.lines.insert(2, {"id": "none", "text": "..."})
     code, out, err = listed.speak()
-    assert (code, out) == (1, "3 spoken (3 truncated), 0 there already, 1 failed\n")
+    assert (code, out) == (1, "3 spoken (3 truncated), 0 there already (0 truncated), 1 failed\n")
     assert f"failed: {listed.path}:3: request: text: '...' has no letter or digit" in err
     results = (listed.folder / "results.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in results]
@@ -77,12 +77,12 @@ def test_the_same_command_goes_on(listed: Listed) -> None:
         file.write(bytes(20) + b'\n[1]\n{"id": [], "key"\n{"id": "killed wh')
     code, out, err = listed.speak()
     assert (code, "failed:" in err) == (3, False)
-    assert out == "3 spoken (3 truncated), 1 there already, 0 failed\n"
-    assert listed.speak()[1] == "0 spoken (0 truncated), 4 there already, 0 failed\n"
+    assert out == "3 spoken (3 truncated), 1 there already (1 truncated), 0 failed\n"
+    assert listed.speak()[1] == "0 spoken (0 truncated), 4 there already (4 truncated), 0 failed\n"
     # A file that is no longer what was written is spoken again.
     cloned = (listed.folder / "cloned.wav").read_bytes()
     (listed.folder / "cloned.wav").write_bytes(cloned[:1000])
-    assert listed.speak()[1] == "1 spoken (1 truncated), 3 there already, 0 failed\n"
+    assert listed.speak()[1] == "1 spoken (1 truncated), 3 there already (3 truncated), 0 failed\n"
     assert (listed.folder / "cloned.wav").read_bytes() == cloned
 
 
@@ -114,7 +114,7 @@ def test_bad_lists_are_refused_before_anything_is_spoken(
         ("{", "line: '{' is no JSON"),
         ('{"id": "a"}', "is missing; write"),
         ('{"text": "x", "txet": 1}', "column: 'txet' is unknown; did you mean 'text'"),
-        ('{"text": "x", "id": "../x"}', "id: '../x' is no name for a file, or taken"),
+        ('{"text": "x", "id": "../x"}', "id: '../x' is no name for a file"),
         ('{"text": "x", "reference_audio": "gone.wav"}', "reference_audio: 'gone.wav' not found"),
     ):
         path.write_text('{"text": "Hello."}\n' + line + "\n")
@@ -126,7 +126,8 @@ def test_bad_lists_are_refused_before_anything_is_spoken(
     for flags, message in (
         ([], "give --text or --input"),
         (["--text", "x", "--input", path], "give --text or --input"),
-        (["--input", path], "give --output_dir, not --stream"),
+        (["--input", path], "no folder for its speeches; give --output_dir"),
+        (["--input", path, "--stream", "-"], "give --output_dir, not --stream"),
     ):
         assert speak(tiny, *flags) == 1
         assert message in capsys.readouterr().err

@@ -89,6 +89,7 @@ def test_everything_in_a_row_is_kept(tmp_path):
     del full["row_source"], full["reference_codes"]
     full["audios"] = [f"{tmp_path}/a.wav"]
     full["reference_audio"] = [f"{tmp_path}/b.wav", f"{tmp_path}/c.wav"]
+    full["reference_text"] = ["B", ""]  # one spelling of no text
     assert utterance == Utterance(
         place=f"{tmp_path}/rows.jsonl:1",
         id="u1",

@@ -56,23 +56,30 @@ def test_gpt_sovits_list(tmp_path):
     assert [result.place.rpartition(":")[2] for result in results] == ["1", "3", "4", "5", "6"]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            b"a.wav|anna|en|One\n\na.wav|anna|Two\n",
-            "x.list:3: fields: 3 are not 4; write path|speaker|language|text",
-        ),
-        (b"a.wav|anna|en|caf\xe9\n", "x.list' is not UTF-8; save it as UTF-8"),
-    ],
-)
-def test_faulty_gpt_sovits_list(tmp_path, content, message):
-    """A line without language would take its text for one."""
+def test_faulty_lines_of_a_gpt_sovits_list(tmp_path):
+    """A line without language would take its text for one; it refused the whole list."""
     clip(tmp_path / "a.wav")
-    (tmp_path / "x.list").write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        list(read_gpt_sovits(tmp_path, tmp_path / "x.list"))
-    assert message in str(caught.value)
+    path = tmp_path / "x.list"
+    path.write_bytes(
+        b"a.wav|anna|en|One\n\na.wav|anna|Two\n|\na.wav|anna|en|caf\xe9\na.wav|b|en|Six"
+    )
+    results = list(read_gpt_sovits(tmp_path, path))
+    assert [utterance.text for utterance in utterances(results)] == ["One", "Six"]
+    assert [(reject.place, reject.reason) for reject in rejects(results)] == [
+        (f"{path}:3", "wrong number of fields (3 are not path|speaker|language|text)"),
+        (f"{path}:4", "wrong number of fields (2 are not path|speaker|language|text)"),
+        (f"{path}:5", "is not UTF-8 (save the table as UTF-8)"),
+    ]
+
+
+def test_a_list_in_another_encoding_is_refused(tmp_path):
+    """Most of its lines would be rejected one by one."""
+    clip(tmp_path / "a.wav")
+    path = tmp_path / "x.list"
+    for content in (b"a.wav|anna|en|caf\xe9\n", "a.wav|anna|en|One\n".encode("utf-16")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"x\.list' is .*UTF-8; save it as UTF-8$"):
+            list(read_gpt_sovits(tmp_path, path))
 
 
 def table(folder: Path, text: str, *names: str) -> Path:
@@ -124,8 +131,10 @@ def test_quotes_as_text(tmp_path):
     lines after it."""
     text = 'audio\ttext\na.wav\t"Stop," she said.\nb.wav\t"Why\n'
     path = table(tmp_path, text, "a.wav", "b.wav")
-    with pytest.raises(UserError, match=r"meta\.csv:2: CSV: .*; mend the quotes there"):
-        list(read_custom(tmp_path, path, Columns()))
+    assert [(reject.place, reject.kind) for reject in read_custom(tmp_path, path, Columns())] == [
+        (f"{path}:2", "quotes do not pair up"),
+        (f"{path}:3", "quotes do not pair up"),
+    ]
     results = read_custom(tmp_path, path, Columns(), quotes=False)
     assert heard(results) == [("a.wav", '"Stop," she said.', None), ("b.wav", '"Why', None)]
 

@@ -3,6 +3,7 @@ lacks."""
 
 import json
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -250,6 +251,22 @@ def test_vctk_counts(tmp_path):
     assert clips_per_speaker == {f"p{number}": 11 for number in speakers[:9]}
     assert len(rejects(results)) == 11
     assert {reject.kind for reject in rejects(results)} == {"no transcript"}
+
+
+def test_suffixes_in_capitals_and_accents_taken_apart(tmp_path):
+    """Windows and macOS write them; VCTK's and LibriTTS's clips were not there at all."""
+    vctk, libritts, folder = (tmp_path / name for name in ("vctk", "libritts", "folder"))
+    clip(vctk / "wav48" / "p225" / "p225_001.WAV")
+    clip(vctk / "wav48" / "p225" / "p225_002_mic1.Flac")
+    for number in ("001.TXT", "002.txt"):
+        said(vctk / "txt" / "p225" / f"p225_{number}", "Hello")
+    assert [name for name, *_ in heard(read_vctk(vctk))] == ["p225_001", "p225_002"]
+    clip(libritts / "1" / "2" / "1_2_3.WAV")
+    said(libritts / "1" / "2" / "1_2_3.Normalized.TXT", "Hello")
+    assert heard(read_libritts(libritts)) == [("1_2_3", "Hello", "1")]
+    clip(folder / unicodedata.normalize("NFD", "Zoë.wav"))
+    said(folder / unicodedata.normalize("NFC", "Zoë.txt"), "Hello")
+    assert [text for _, text, _ in heard(read_folder(folder))] == ["Hello"]
 
 
 def test_a_pipe_in_the_place_of_a_vctk_text(tmp_path):

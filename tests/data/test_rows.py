@@ -157,6 +157,40 @@ def test_a_validation_file_that_ms_swift_split_off_is_accepted(tmp_path: Path) -
 
 
 GOOD = row(("user", "Hi"), ("assistant", ""), audios=[A])
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"reference_audio": None, "reference_text": ""}, []),
+        ({"reference_audio": "", "reference_text": ""}, []),
+        ({"reference_audio": "", "reference_text": None}, []),
+        ({"reference_audio": [], "reference_text": ""}, []),
+        ({"reference_audio": [None], "reference_text": [""]}, []),
+        ({"reference_audio": [""], "reference_text": [None]}, []),
+        ({"reference_text": " "}, []),
+        ({"reference_audio": None, "reference_codes": None, "reference_text": []}, []),
+        ({"reference_audio": "", "reference_codes": "", "reference_text": ""}, []),
+        ({"audio_codes": "", "audio": None}, []),
+        ({"reference_audio": B, "reference_text": ""}, [(B, None)]),
+        ({"reference_audio": [B], "reference_text": ["x", ""]}, [(B, "x")]),
+        ({"reference_audio": ["", B], "reference_text": ["", "x"]}, [(B, "x")]),
+        ({"reference_audio": [B, None], "reference_text": ["x"]}, [(B, "x")]),
+        (
+            {"reference_audio": "", "reference_codes": [CODES], "reference_text": ["x"]},
+            [(None, "x")],
+        ),
+    ],
+)
+def test_null_and_empty_references_are_none(
+    columns: dict[str, Any], expected: list[tuple[str | None, str | None]]
+) -> None:
+    """As tables of others have them, with the same columns in every row."""
+    result = dialogue({**GOOD, **columns})
+    assert [(ref.clip.path, ref.text) for ref in result.references] == expected
+    assert clips(result) == [A]
+
+
 BAD_ROWS = {
     "missing audio": (
         {**GOOD, "audios": ["gone.wav"]},
@@ -209,6 +243,10 @@ BAD_ROWS = {
     "transcript without reference": (
         {**GOOD, "reference_text": "x"},
         r"reference_text: .* has no reference \(1 transcripts for 0 clips\)",
+    ),
+    "transcript of an absent reference": (
+        {**GOOD, "reference_audio": ["", B], "reference_text": ["x", "y"]},
+        r"reference_text: .* has no reference \(2 transcripts for 1 clips\)",
     ),
     "unknown role": (row(("robot", "Hi")), r"messages\[0\]: .* has no role"),
     "system in the middle": (

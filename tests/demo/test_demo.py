@@ -26,25 +26,24 @@ SETTINGS = HiggsAudioSettings()
 @pytest.fixture(scope="module")
 def clips() -> list[dict[str, Any]]:
     """As prepare_dataset.py writes them, codes left out."""
-    lines = (run.CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()[1:]
-    fields = (line.split("|") for line in lines)
-    return [
-        {
-            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}],
-            "audios": [str(run.CORPUS / audio)],
-            "audio_codes": ["codes#none"],
-            "speaker": speaker,
-            "id": audio,
-        }
-        for audio, text, speaker in fields
-    ]
+    lines = (run.CORPUS / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    clips: list[dict[str, Any]] = []
+    for line in lines[1:]:  # the first names the columns
+        audio, text, speaker = line.split("|")
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
+        clip = {"messages": messages, "audios": [str(run.CORPUS / audio)], "id": audio}
+        clips.append({**clip, "audio_codes": ["codes#none"], "speaker": speaker})
+    return clips
 
 
-def pairs(found: list[rows.Row]) -> set[tuple[str, str]]:
+def pairs(written: list[rows.Row]) -> set[tuple[str, str]]:
     """Targets and the references they are said after."""
-    return {
-        (row["audios"][0], row["reference_audio"][0]) for row in found if "reference_audio" in row
-    }
+    with_reference = [row for row in written if "reference_audio" in row]
+    return {(row["audios"][0], row["reference_audio"][0]) for row in with_reference}
+
+
+def user_texts(row: rows.Row) -> list[str]:
+    return [message["content"] for message in row["messages"] if message["role"] == "user"]
 
 
 def voice_of(path: str) -> str:
@@ -56,20 +55,23 @@ def test_what_is_asked_for_was_never_trained(clips: list[dict[str, Any]]) -> Non
     asked = rows.cloned(clips)
     assert len(asked) == 16
     assert not pairs(trained) & pairs(asked)
-    spoken = ["[SPEAKER0] {text}", "[SPEAKER1] {text}"]
-    dialogue = [form.format(**line) for form, line in zip(spoken, rows.lines(clips), strict=True)]
-    taught = [[m["content"] for m in row["messages"] if m["role"] == "user"] for row in trained]
+    first, second = (line["text"] for line in rows.lines(clips))
+    dialogue = [f"[SPEAKER0] {first}", f"[SPEAKER1] {second}"]
+    taught = list(map(user_texts, trained))
     assert dialogue not in taught
-    assert all([line] in [each[i : i + 1] for each in taught] for i, line in enumerate(dialogue))
+    # But each of its lines was, in its place.
+    dialogues = [texts for texts in taught if len(texts) == 2]
+    firsts, seconds = map(set, zip(*dialogues, strict=True))
+    assert dialogue[0] in firsts
+    assert dialogue[1] in seconds
 
 
 def test_a_reference_is_another_sentence_of_the_voice_that_answers(
     clips: list[dict[str, Any]],
 ) -> None:
     for row in [*rows.trained(clips), *rows.cloned(clips)]:
-        for reference, text in zip(
-            row.get("reference_audio", []), row.get("reference_text", []), strict=True
-        ):
+        references, texts = row.get("reference_audio", []), row.get("reference_text", [])
+        for reference, text in zip(references, texts, strict=True):
             assert reference != row["audios"][0]
             assert voice_of(reference) == voice_of(row["audios"][0]) == row["speaker"]
             (transcript,) = (rows.text_of(clip) for clip in clips if clip["audios"] == [reference])
@@ -88,8 +90,9 @@ def test_cloned_sentences_are_in_the_other_voice(clips: list[dict[str, Any]]) ->
 def test_a_dialogue_is_asked_for_as_it_was_trained(clips: list[dict[str, Any]]) -> None:
     """Instruction, scene and turns: what `synthesize_multi_speaker` writes is what the rows say."""
     row = next(row for row in rows.trained(clips) if len(row["audios"]) == 2)
-    told = {name: value for name, value in row.items() if name != "audio_codes"}
-    trained = dialogue_from_row(canonical_row(told, "row", SETTINGS), SETTINGS)
+    plain = {**row}
+    del plain["audio_codes"]  # they lie nowhere
+    trained = dialogue_from_row(canonical_row(plain, "row", SETTINGS), SETTINGS)
     texts = [turn.parts[0] for turn in trained.turns if turn.role == "user"]
     whole = request("\n".join(map(str, texts)), None, [], SETTINGS)
     asked = Script(whole, tuple(map(str, texts))).next_line([], max_frames=100)
@@ -108,8 +111,9 @@ def test_without_a_recogniser_the_summary_says_so(
 ) -> None:
     monkeypatch.setattr(run, "OUT", tmp_path)
     scores = {"wer": None, "similarity": None, "similarity_others": None, "stopped": {"mean": 1.0}}
+    system = {"scores": scores}
     summary = {
-        "systems": {name: {"scores": scores} for name in ("model", "codec", "truth", "generated")},
+        "systems": {"model": system, "codec": system, "truth": system, "generated": system},
         "missing": {"transcript": "package faster_whisper is not installed; run: pip install x"},
     }
     for name in ("learnt", "cloned", "dialogue"):
@@ -129,8 +133,11 @@ def demo() -> dict[str, dict[str, Any]]:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "missing" not in done.stdout
     print(done.stdout)
-    return {name: json.loads((ROOT / "demo" / "out" / name / "summary.json").read_text(encoding="utf-8"))
-            for name in ("learnt", "cloned", "dialogue")}  # fmt: skip
+    summaries = {}
+    for name in ("learnt", "cloned", "dialogue"):
+        path = ROOT / "demo" / "out" / name / "summary.json"
+        summaries[name] = json.loads(path.read_text(encoding="utf-8"))
+    return summaries
 
 
 def mean(summary: dict[str, Any], system: str, score: str) -> float:
@@ -145,12 +152,12 @@ def test_the_demo_speaks_what_it_learnt(demo: dict[str, dict[str, Any]]) -> None
 
 @pytest.mark.slow
 def test_the_demo_clones(demo: dict[str, dict[str, Any]]) -> None:
-    assert mean(demo["cloned"], "model", "similarity") > mean(
-        demo["cloned"], "model", "similarity_others"
-    )
+    cloned = demo["cloned"]
+    assert mean(cloned, "model", "similarity") > mean(cloned, "model", "similarity_others")
 
 
 @pytest.mark.slow
 def test_the_demo_converses(demo: dict[str, dict[str, Any]]) -> None:
-    assert (ROOT / "demo" / "out" / "spoken" / "dialogue.wav").stat().st_size > 2 * 3 * 24_000 * 2
+    spoken = ROOT / "demo" / "out" / "spoken" / "dialogue.wav"
+    assert spoken.stat().st_size > 2 * 3 * 24_000 * 2  # two lines of 3 s in 16 bit
     assert mean(demo["dialogue"], "generated", "wer") < 0.5

@@ -30,22 +30,18 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("codec") / "samples.npy"
     frames = 1200
     loudness = 0.1 * np.random.default_rng(0).uniform(0, 1, frames).repeat(corpus.HOP)
-    np.save(
-        path,
-        audio.to_pcm16(
-            (loudness * np.random.default_rng(1).standard_normal(len(loudness))).astype("f4")
-        ),
-    )
+    noise = loudness * np.random.default_rng(1).standard_normal(len(loudness))
+    np.save(path, audio.to_pcm16(noise.astype("f4")))
     return path
 
 
 def test_sentences_are_many_different_and_never_those_of_the_test() -> None:
-    found = sentences.training(1400, seed=0)
-    assert len(set(found)) == 1400
-    assert not set(found) & set(sentences.held_out())
+    drawn = sentences.training(1400, seed=0)
+    assert len(set(drawn)) == 1400
+    assert not set(drawn) & set(sentences.held_out())
     assert len(sentences.held_out()) >= 20
-    assert found[:700] == sentences.training(700, seed=0)
-    assert not any("{" in sentence for sentence in found)
+    assert drawn[:700] == sentences.training(700, seed=0)
+    assert "{" not in "".join(drawn)
 
 
 def test_log_mel_frames_lie_over_their_samples() -> None:
@@ -72,9 +68,10 @@ def test_codebooks_explain_more_and_more() -> None:
     assert latents.std() == pytest.approx(1, abs=1e-3)
     books = targets.fit_codebooks(latents, seed=0, rounds=3)
     assert books.shape == (NUM_CODEBOOKS, NUM_CODES, targets.LATENT)
-    errors = [
-        (latents - targets.quantise(latents, books[:k])[1]).square().mean() for k in range(1, 9)
-    ]
+    errors = []
+    for k in range(1, 9):
+        _, quantised = targets.quantise(latents, books[:k])
+        errors.append((latents - quantised).square().mean())
     assert errors == sorted(errors, reverse=True)
 
 
@@ -84,6 +81,7 @@ def test_the_public_path_is_the_trained_path(tmp_path: Path) -> None:
     codec = network.build(seed=0)
     waveform = torch.randn(6 * corpus.HOP) * 0.1
     with torch.no_grad():
+        # As they are saved.
         for part in (codec.acoustic_encoder, codec.acoustic_decoder):
             part.half().float()
         latents = codec.acoustic_encoder(waveform[None, None])[0].T
@@ -109,16 +107,15 @@ def test_a_killed_run_ends_with_the_same_weights(
     samples: Path, tmp_path: Path, eager: None
 ) -> None:
     def trained(work: Path, stops: tuple[int, ...]) -> dict[str, torch.Tensor]:
-        data = training.Data(
-            np.load(samples), torch.randn(1200, targets.LATENT, generator=torch.manual_seed(0))
-        )
+        latents = torch.randn(1200, targets.LATENT, generator=torch.manual_seed(0))
+        data = training.Data(np.load(samples), latents)
         for stop in stops:
             run, loss_of = training._decoder_run(TINY, data, work)
             run.until(stop, loss_of)
         return run.part.state_dict()
 
     whole, parts = trained(tmp_path / "whole", (4,)), trained(tmp_path / "parts", (2, 4))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -130,14 +127,13 @@ def test_training_from_samples_to_weights(
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling takes longer than these steps
     codec = training.train(TINY, samples, tmp_path)
     again = training.train(TINY, samples, tmp_path)
-    assert all(
-        torch.equal(ours, again.state_dict()[name]) for name, ours in codec.state_dict().items()
-    )
+    torch.testing.assert_close(again.state_dict(), codec.state_dict(), rtol=0, atol=0)
     untrained = network.build(seed=TINY.seed).state_dict()
     for part in (
         "acoustic_encoder.conv1.weight",
         "acoustic_decoder.conv1.weight",
-        "quantizer.quantizers.0.codebook.embed",  # so little trained, it leaves nothing to the others
+        # So little trained, the first codebook leaves nothing to the others.
+        "quantizer.quantizers.0.codebook.embed",
     ):
         assert not torch.equal(codec.state_dict()[part], untrained[part])
 
@@ -145,9 +141,8 @@ def test_training_from_samples_to_weights(
 def test_averaged_gradients_are_those_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     part = torch.nn.Linear(2, 1)
     part.weight.grad, part.bias.grad = torch.tensor([[1.0, 2.0]]), torch.tensor([3.0])
-    monkeypatch.setattr(
-        torch.distributed, "all_reduce", lambda flat: flat.mul_(3)
-    )  # the other one has twice ours
+    # The other rank has twice ours.
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(3))
     training._average_gradients(part, 2)
     assert part.weight.grad.tolist() == [[1.5, 3.0]]
     assert part.bias.grad.tolist() == [4.5]
@@ -161,12 +156,14 @@ def test_perplexity() -> None:
 def test_the_shipped_codec_gives_back_what_was_said() -> None:
     """Not only some speech: nearer to the clip that went in than another one of that voice is."""
     codec, difference = Codec(str(CODEC)), SpectralLoss()
-    clips = [
-        audio.load(SENTENCES / "wavs" / f"{name}.flac")[: 60 * corpus.HOP]
-        for name in ("slt-01", "slt-02")
-    ]
-    given, other = (torch.from_numpy(clip)[None] for clip in clips)
-    decoded = torch.from_numpy(codec.decode(codec.encode(clips[0])))[None]
+    length = 60 * corpus.HOP  # the same of both: they are compared
+
+    def batch(waveform: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(waveform[:length])[None]
+
+    given = batch(audio.load(SENTENCES / "wavs" / "slt-01.flac"))
+    other = batch(audio.load(SENTENCES / "wavs" / "slt-02.flac"))
+    decoded = batch(codec.decode(codec.encode(given[0].numpy())))
     assert difference(decoded, given) < 0.5 * difference(other, given)
     assert sum(file.stat().st_size for file in CODEC.glob("*.safetensors")) <= 4e6
 

@@ -46,18 +46,17 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
             pytest.skip(f"needs Debian's {package}: apt-get install {package}")
     _, missing = load_scorers()
     if missing:
-        pytest.skip(f"needs all scorers: {'; '.join(f'{each.name}: {each}' for each in missing)}")
-    found = []
+        pytest.skip(f"needs all scorers: {'; '.join(map(str, missing))}")
+    candidates = []
     for name, text in _transcripts():
         path = SOUNDS / f"{name}.g722"
-        num_bytes = path.stat().st_size if path.is_file() else 0
-        if (
-            "[" not in text and MIN_S <= num_bytes / (RATE_HZ // 2) <= MAX_S
-        ):  # one byte holds two samples
-            found.append((name, text, path))
+        # One byte holds two samples. What stands in brackets is a sound, not a word.
+        num_samples = 2 * path.stat().st_size if path.is_file() else 0
+        if "[" not in text and MIN_S <= num_samples / RATE_HZ <= MAX_S:
+            candidates.append((name, text, path))
     folder = tmp_path_factory.mktemp("prompts")
     chosen = []
-    for name, text, path in found[:: len(found) // NUM_CLIPS][:NUM_CLIPS]:
+    for name, text, path in candidates[:: len(candidates) // NUM_CLIPS][:NUM_CLIPS]:
         wav = folder / f"{name}.wav"
         audio.save_wav(wav, _decoded(path), RATE_HZ)
         assert audio.probe(wav).duration_s >= MIN_S
@@ -67,9 +66,12 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 
 
 def _transcripts() -> list[tuple[str, str]]:
-    lines = gzip.decompress(TEXTS.read_bytes()).decode("utf-8", "replace").splitlines()
-    matches = (re.fullmatch(r"([\w-]+): (.+)", line.strip()) for line in lines)
-    return sorted((match[1], match[2]) for match in matches if match)
+    """Name and text of each prompt; other lines are comments."""
+    transcripts = []
+    for line in gzip.decompress(TEXTS.read_bytes()).decode("utf-8", "replace").splitlines():
+        if match := re.fullmatch(r"([\w-]+): (.+)", line.strip()):
+            transcripts.append((match[1], match[2]))
+    return sorted(transcripts)
 
 
 def _decoded(path: Path) -> np.ndarray:
@@ -83,22 +85,15 @@ def _decoded(path: Path) -> np.ndarray:
 
 def rows(path: Path, prompts: Sequence[dict[str, str]], texts: Sequence[str] | None = None) -> Path:
     """Test rows that clone each prompt from the next one."""
-    return write_jsonl(
-        path,
-        [
-            {
-                "id": prompt["id"],
-                "speaker": "prompts",
-                "messages": [
-                    {"role": "user", "content": prompt["text"] if texts is None else texts[number]},
-                    {"role": "assistant", "content": ""},
-                ],
-                "audios": [prompt["audio"]],
-                "reference_audio": prompts[(number + 1) % len(prompts)]["audio"],
-            }
-            for number, prompt in enumerate(prompts)
-        ],
-    )
+    spoken = []
+    for number, prompt in enumerate(prompts):
+        text = prompt["text"] if texts is None else texts[number]
+        user = {"role": "user", "content": text}
+        row = {"id": prompt["id"], "speaker": "prompts", "audios": [prompt["audio"]]}
+        row["messages"] = [user, {"role": "assistant", "content": ""}]
+        row["reference_audio"] = prompts[(number + 1) % len(prompts)]["audio"]
+        spoken.append(row)
+    return write_jsonl(path, spoken)
 
 
 @pytest.fixture(scope="module")
@@ -108,22 +103,13 @@ def evaluated(prompts: list[dict[str, str]], tmp_path_factory: pytest.TempPathFa
     out = tmp_path_factory.mktemp("evaluated")
 
     def evaluate(test_rows: Path, generated: Path) -> dict[str, float]:
-        arguments = [
-            "--dataset",
-            str(test_rows),
-            "--generated",
-            str(generated),
-            "--output",
-            str(out),
-            "--device",
-            "cpu",
-        ]
-        assert main(["evaluate", *arguments]) == 0
+        arguments = ["--dataset", test_rows, "--generated", generated, "--output", out]
+        assert main(["evaluate", *map(str, arguments), "--device", "cpu"]) == 0
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
         assert not summary["missing"]
         scores = summary["systems"]["generated"]["scores"]
-        print(json.dumps(scores))
-        return {name: found["mean"] for name, found in scores.items() if found is not None}
+        print(json.dumps(scores))  # what a failure is judged by
+        return {name: score["mean"] for name, score in scores.items() if score is not None}
 
     return evaluate
 
@@ -169,15 +155,8 @@ def test_another_speaker_is_told_apart(
         pytest.skip("needs Debian's flite: apt-get install flite")
     same, chosen = recordings(8)["similarity"], prompts[:8]
     for prompt in chosen:
-        command = [
-            "flite",
-            "-voice",
-            "slt",
-            "-t",
-            prompt["text"],
-            "-o",
-            str(tmp_path / f"{prompt['id']}.wav"),
-        ]
+        wav = tmp_path / f"{prompt['id']}.wav"
+        command = ["flite", "-voice", "slt", "-t", prompt["text"], "-o", str(wav)]
         subprocess.run(command, check=True, timeout=60)
     scores = evaluated(rows(tmp_path / "test.jsonl", chosen), tmp_path)
     assert scores["similarity"] <= same - 0.15
@@ -206,23 +185,14 @@ def test_a_killed_evaluation_of_real_speech_ends_with_the_same_bytes(
     test_rows = rows(tmp_path / "test.jsonl", chosen)
 
     def command(out: str) -> list[str]:
-        generated = str(Path(chosen[0]["audio"]).parent)
-        arguments = [
-            "--dataset",
-            str(test_rows),
-            "--generated",
-            generated,
-            "--output",
-            str(tmp_path / out),
-        ]
-        return [sys.executable, "-m", "plugins", "evaluate", *arguments, "--device", "cpu"]
+        arguments = ["--dataset", test_rows, "--generated", Path(chosen[0]["audio"]).parent]
+        arguments += ["--output", tmp_path / out, "--device", "cpu"]
+        return [sys.executable, "-m", "plugins", "evaluate", *map(str, arguments)]
 
-    options: dict[str, Any] = {
-        "cwd": ROOT,
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-    }
+    quiet = subprocess.DEVNULL
+    options: dict[str, Any] = {"cwd": ROOT, "stdout": quiet, "stderr": quiet}
     subprocess.run(command("whole"), check=True, timeout=300, **options)
+    # While the first clip is heard by its five scorers, and while the second is.
     for num_lines in (4, 8):
         process = subprocess.Popen(command("broken"), **options)
         journal, until = tmp_path / "broken" / "progress.jsonl", time.monotonic() + 300
@@ -233,7 +203,6 @@ def test_a_killed_evaluation_of_real_speech_ends_with_the_same_bytes(
         assert process.wait() == -signal.SIGKILL
         assert not (tmp_path / "broken" / "summary.json").exists()
     subprocess.run(command("broken"), check=True, timeout=300, **options)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
     for name in ("summary.json", "items.jsonl", "report.md"):
-        assert (tmp_path / "broken" / name).read_bytes() == (
-            tmp_path / "whole" / name
-        ).read_bytes(), name
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), name

@@ -4,6 +4,8 @@ why it cannot."""
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,11 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, corpus_rows, write_jsonl
-from faults.runs import Runs, adapter_of, options, steps_of, timeless
+from faults.runs import Runs, adapter_of, options, timeless
 from helpers.sft import BIN, coded, flags, run
 
-from plugins.training.saves import MARKER, newest
+from plugins.files.checkpoints import MARKER, newest
+from plugins.training.resume import END_FILE, RUN_FILE
 
 LAST = "checkpoint-6"
 Sft = Callable[..., int]
@@ -65,6 +68,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "at the end of an epoch": {"save_steps": 3},
     "two workers": {"dataloader_num_workers": 2, "logging_steps": 5},
     "evaluation": {"split_dataset_ratio": 0.2, "eval_steps": 1, "eval_strategy": "steps"},
+    # 5 rows are 2 steps and a batch that is left over: the second is over, the third has begun.
+    "a stream, between two epochs": {"streaming": "true"},
+    "a stream, inside its second epoch": {"streaming": "true", "save_steps": 3},
 }
 
 
@@ -103,6 +109,7 @@ def test_a_finished_training_has_nothing_left_to_do(
     """transformers takes one step more, beyond max_steps, whenever the last epoch is not over."""
     assert runs.sft(command(tmp_path, max_steps=5)) == 0, runs.end()
     adapter = adapter_of(tmp_path / "checkpoint-5")
+    log = timeless(tmp_path / "logging.jsonl")
     for _ in range(2):
         assert runs.sft(command(tmp_path, max_steps=5, resume_from_checkpoint="auto")) == 0, (
             runs.end()
@@ -111,6 +118,71 @@ def test_a_finished_training_has_nothing_left_to_do(
     names = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert names == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
     assert adapter_of(tmp_path / "checkpoint-5") == adapter
+    assert timeless(tmp_path / "logging.jsonl") == log
+
+
+ENDINGS: dict[str, dict[str, Any]] = {
+    "samples": {"samples": "true", "sample_texts": "Hello.", "logging_steps": 4},
+    "after an evaluation": {
+        "samples": "true", "sample_texts": "Hello.", "logging_steps": 4, "max_steps": 3,
+        "save_steps": 3, "split_dataset_ratio": 0.2, "eval_strategy": "steps", "eval_steps": 3,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ENDINGS)
+def test_what_follows_the_last_save_is_done_by_the_rerun(
+    case: str, runs: Runs, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Killed after the last checkpoint: last log line, samples and card came never."""
+    options_ = ENDINGS[case]
+    never, folder = tmp_path / "never", tmp_path / "killed"
+    assert runs.sft(command(never, **options_)) == 0, runs.end()
+    last = max(never.glob("checkpoint-*"))
+    shutil.copytree(never, folder)
+    # As a kill right after the last save leaves it.
+    held = json.loads((last / RUN_FILE).read_text())
+    os.truncate(folder / "logging.jsonl", held["log_bytes"])
+    for name in ("README.md", END_FILE):
+        (folder / name).unlink()
+    if case == "samples":
+        shutil.rmtree(folder / "samples" / "step-6")
+    for _ in range(2):
+        words = command(folder, **options_, resume_from_checkpoint="auto")
+        assert runs.sft(words) == 0, runs.end()
+        assert timeless(folder / "logging.jsonl") == timeless(never / "logging.jsonl")
+        for file in never.rglob("samples/**/*"):
+            if file.is_file():
+                assert (folder / file.relative_to(never)).read_bytes() == file.read_bytes()
+        card = (folder / "README.md").read_text().replace("killed", "never")
+        assert card == (never / "README.md").read_text()
+    assert "nothing is left to do" in runs.said()
+
+
+FEW: dict[str, tuple[int, dict[str, Any], str]] = {
+    "no epoch": (5, {"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs: 0.0 leaves no"),
+    "no full batch": (
+        1,
+        {"per_device_train_batch_size": 2, "dataloader_drop_last": "true"},
+        "number of rows: 1 leaves no step to take (1 processes, 2 rows each); give 2 rows or more,",
+    ),
+    "stream": (1, {"streaming": "true"}, "steps: 0 were taken when the rows were at their end"),
+}
+
+
+@pytest.mark.parametrize("case", FEW)
+def test_a_run_without_a_step_is_no_success(
+    case: str,
+    runs: Runs,
+    command: Callable[..., Any],
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    num_rows, changed, expected = FEW[case]
+    dataset = write_jsonl(tmp_path / "train.jsonl", rows[:num_rows])
+    assert runs.sft(command(tmp_path / "out", dataset=dataset, **changed)) == 1, runs.end()
+    assert expected in last_line(runs)
+    assert not (tmp_path / "out" / "README.md").exists()
 
 
 def test_auto_in_yaml_goes_on_in_the_version_folder(
@@ -190,7 +262,8 @@ def killed_at(runs: Runs, command: Callable[..., Any], whole: Path, folder: Path
         assert runs.sft(words) == 0, (at, runs.end())
     assert [path.name for path in folder.iterdir() if "checkpoint-" in path.name] == [LAST], at
     assert adapter_of(folder / LAST) == adapter_of(whole / LAST), at
-    assert steps_of(folder / "logging.jsonl") == steps_of(whole / "logging.jsonl"), at
+    assert timeless(folder / "logging.jsonl") == timeless(whole / "logging.jsonl"), at
+    assert (folder / "README.md").is_file(), at
     shutil.rmtree(folder)
     return status != 0
 
@@ -331,8 +404,10 @@ def test_the_same_rows_elsewhere_are_the_same(
 
 @pytest.mark.slow
 def test_two_processes_are_resumed_exactly_and_not_by_one(
-    command: Callable[..., Any], tmp_path: Path
+    command: Callable[..., Any], rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
+    """And one row for both is refused: that was a success of 0 steps."""
+
     def launch(folder: Path, processes: int, **changed: Any) -> Any:
         words = command(folder, ddp_backend="gloo", max_steps=4, logging_steps=3, **changed)
         env = {"NPROC_PER_NODE": str(processes), "OMP_NUM_THREADS": "1"}
@@ -348,6 +423,11 @@ def test_two_processes_are_resumed_exactly_and_not_by_one(
     assert "checkpoint-4 is incomplete" in done.stdout + done.stderr
     assert adapter_of(last) == adapter
     assert timeless(log) == logged
+    dataset = write_jsonl(tmp_path / "one.jsonl", rows[:1])
+    one_row = launch(tmp_path / "one", 2, dataset=dataset)
+    assert one_row.returncode == 1
+    assert "number of rows: 1 leaves no step to take (2 processes, 1 rows" in one_row.stderr
+    assert not (tmp_path / "one" / "README.md").exists()
     alone = launch(tmp_path / "alone", 1, resume_from_checkpoint=last.with_name("checkpoint-2"))
     assert alone.returncode == 1
     assert (

@@ -119,7 +119,7 @@ def resumed(output: str) -> str:
 
 
 def stopped_at(out: Path) -> int:
-    from plugins.training.saves import damage
+    from plugins.files.checkpoints import damage
 
     (checkpoint,) = out.glob("checkpoint-*")
     assert damage(checkpoint) is None

@@ -10,8 +10,15 @@ SHARDING = {
 }
 
 # On GPUs accelerate starts DeepSpeed's process group before the model loads; told to use the CPU,
-# it does not.
-DEEPSPEED_ON_CPU = "import deepspeed; deepspeed.init_distributed(dist_backend='gloo')"
+# it does not. Without its kernel for CPUs that share memory, which it would first compile for
+# minutes: gloo does the same.
+DEEPSPEED_ON_CPU = """
+import sys
+import deepspeed
+# By its full name: the attribute `torch` of deepspeed.comm is torch itself.
+sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+deepspeed.init_distributed(dist_backend="gloo")
+"""
 # On CPUs accelerate silently takes DDP in place of FSDP2 (AcceleratorState lists the devices that
 # may shard).
 FSDP_ON_CPU = """

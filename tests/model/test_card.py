@@ -13,10 +13,10 @@ from conftest import ROOT
 from helpers.sampled import SampledRun
 
 from plugins.commands.export import model_card as exported_card
+from plugins.files.checkpoints import damage
 from plugins.model.card import BASE_3B, METRICS, NO_METRICS, TRAINING, card, complete
 from plugins.settings import HiggsAudioSettings
 from plugins.training import card as training_card
-from plugins.training.saves import damage
 
 
 @pytest.fixture
@@ -46,6 +46,11 @@ def test_it_says_what_was_trained_on_what_and_how(sampled: SampledRun, written: 
         "auxiliary_loss_weight 0.001",
     ):
         assert setting in written
+    # MS-SWIFT sets fp16 for float32 weights; on this CPU nothing was computed in it.
+    assert sampled.trainer.args.fp16
+    assert "dtype torch.float32" in written
+    assert "fp16" not in written
+    assert "bf16" not in written
     assert re.search(
         r"\| made with \| higgs-audio-swift \S+, Python \S+, ms-swift 4\.6\.\d, transformers 5",
         written,
@@ -112,6 +117,15 @@ def test_evaluation_completes_the_card_of_a_checkpoints_training_in_place(
         )
     assert damage(checkpoint) is None
     assert complete(sampled.folder, {METRICS: NO_METRICS}) is not None
+
+
+def test_line_ends_of_a_card_stay_and_one_in_another_encoding_is_left_alone(tmp_path: Path) -> None:
+    card = "# Mine\r\n\r\n<!-- higgs-audio metrics -->\nx\n<!-- end of metrics -->\r\n"
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert complete(tmp_path, {METRICS: "y"}) is not None
+    assert (tmp_path / "README.md").read_bytes() == card.replace("\nx\n", "\ny\n").encode()
+    (tmp_path / "README.md").write_bytes("# Café".encode("latin-1") + card.encode())
+    assert complete(tmp_path, {METRICS: "y"}) is None
 
 
 def test_no_card_above_a_training_is_touched(sampled: SampledRun, tmp_path: Path) -> None:

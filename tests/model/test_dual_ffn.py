@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,8 +20,9 @@ from transformers import DynamicCache
 from transformers import HiggsAudioV2ForConditionalGeneration as Native
 from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2 as native_module
 
+from plugins.model import dual_ffn
 from plugins.model.config import HiggsAudioV2Config
-from plugins.model.dual_ffn import Routes, use_index_once_layers
+from plugins.model.dual_ffn import CACHE, Routes, use_index_once_layers
 from plugins.model.load import native_model
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
@@ -219,7 +220,7 @@ def test_cache_after_a_padded_prompt(models: tuple[Any, Any]) -> None:
     text = {"input_ids": torch.full((3, 1), 9)}
     hidden_of_steps = []
     for model in models:
-        options = {"past_key_values": DynamicCache(config=model.config), "use_cache": True}
+        options = {CACHE: DynamicCache(config=model.config), "use_cache": True}
         mask = prompt["attention_mask"]
         with torch.no_grad():
             hidden = model.model(**prompt, **options).last_hidden_state
@@ -347,14 +348,37 @@ def test_our_model_has_them_unless_its_loader_says_otherwise(
     assert is_ours(native_model(str(tiny)))
 
 
+@pytest.mark.parametrize("version", ["5.19.0", "5.20.2", "5.24.0", "5.24.1.dev0"])
+def test_every_tested_transformers_gets_them(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual_ffn, "TRANSFORMERS", version)
+    model: Any = Native(make_config())
+    use_index_once_layers(model)
+    assert is_ours(model)
+
+
+def test_the_old_name_of_the_cache_is_never_used() -> None:
+    """transformers 5.24 warns of it at each layer, and of both names at once."""
+    model = HiggsAudioV2ForConditionalGeneration(make_config()).eval()
+    inputs = make_inputs(["..tttaadt", "ttttaaadt"])
+    cache = DynamicCache(config=model.config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model(**inputs)
+        model.hidden_states(**inputs, cache=cache)
+        model.generate(**inputs, max_new_tokens=3, eos_token_id=3, pad_token_id=PAD)
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
 def test_twice_is_once_and_another_transformers_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model: Any = Native(make_config())
-    monkeypatch.setattr(transformers, "__version__", "5.20.1")
+    # In our file, not in transformers: its processing_utils, which peft imports, puts a second
+    # module of that name into sys.modules, and who has the first does not see what is set there.
+    monkeypatch.setattr(dual_ffn, "TRANSFORMERS", "5.25.0")
     with caplog.at_level(logging.WARNING, "plugins.model.dual_ffn"):
         use_index_once_layers(model)
-    assert "untested with 5.20.1" in caplog.text
+    assert "untested with 5.25.0" in caplog.text
     assert not is_ours(model)
     monkeypatch.undo()
     use_index_once_layers(model)

@@ -234,7 +234,7 @@ def test_swift_loads_an_original_checkpoint_and_none_of_its_code(
 ) -> None:
     """MS-SWIFT reads config.json by itself, before any loader of ours, with trust_remote_code=True,
     and knows no `higgs_audio`: an `auto_map` in it would run a stranger's file. (The native one:
-    tests/test_security.py.)"""
+    tests/security/test_stranger_configs.py.)"""
     from swift.model import get_model_processor
 
     from plugins.register import register_higgs_audio_all

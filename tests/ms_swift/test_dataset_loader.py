@@ -4,7 +4,9 @@ what is refused."""
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import corpus_rows, write_jsonl
 
 from plugins.errors import UserError
@@ -169,3 +171,82 @@ def test_other_file_types_are_refused(tmp_path: Path) -> None:
     path.write_text("text\nx\n")
     with pytest.raises(UserError, match=r"train\.csv' is no \.jsonl file"):
         load(path)
+
+
+# Of MS-SWIFT's registry.
+
+
+@pytest.fixture
+def registered(tmp_path: Path) -> str:
+    """A text dataset as somebody registers it."""
+    from swift.dataset import DatasetMeta, register_dataset
+
+    path = write_jsonl(
+        tmp_path / "text.jsonl",
+        [{"query": f"Question {i}?", "response": f"Answer {i}."} for i in range(3)],
+    )
+    register_dataset(DatasetMeta(dataset_path=str(path), dataset_name="text"), exist_ok=True)
+    return str(path)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_registered_text_dataset_is_mixed_with_rows_of_speech(
+    first: bool, registered: str, tmp_path: Path, template: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template, "mode", "train")
+    speech = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
+    rows = load(*([registered, speech] if first else [speech, registered]))
+    texts = [row for row in rows if not row["audios"]]
+    assert [row["messages"][0]["content"] for row in texts] == [f"Question {i}?" for i in range(3)]
+    assert [row["row_source"] for row in texts] == [f"{registered}: row {i}" for i in (1, 2, 3)]
+    assert len(rows) == 5
+    for row in rows:
+        assert len(template.encode(row, return_length=True)["input_ids"]) == row["lengths"][0]
+
+
+def test_a_stream_of_a_registered_dataset_is_mixed_too(registered: str, tmp_path: Path) -> None:
+    from swift.dataset import load_dataset
+
+    speech = write_jsonl(tmp_path / "train.jsonl", corpus_rows(2))
+    rows = list(load_dataset([str(speech), registered], streaming=True)[0])
+    assert [len(row["audios"]) for row in rows] == [1, 1, 0, 0, 0]
+    assert rows[4]["row_source"] == f"{registered}: row 3"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"query": "What is there?", "response": "A cat.", "images": ["cat.png"]},
+            "column: 'images' is neither text nor speech, .*; leave .* out of --dataset",
+        ),
+        ({"query": "  ", "response": "x"}, r"messages\[0\]\.content: '.*' is empty"),
+    ],
+)
+def test_rows_of_a_registered_dataset_that_this_model_cannot_learn_are_named(
+    row: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    from swift.dataset import DatasetMeta, register_dataset
+
+    path = write_jsonl(tmp_path / "other.jsonl", [row])
+    register_dataset(DatasetMeta(dataset_path=str(path), dataset_name="other"), exist_ok=True)
+    speech = write_jsonl(tmp_path / "train.jsonl", corpus_rows(1))
+    with pytest.raises(UserError, match=rf"^{path}: row 1: {said}"):
+        load(speech, path)
+
+
+def test_clips_below_16_khz_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As README.md promises the rates from there up."""
+    said: list[str] = []
+    monkeypatch.setattr("plugins.ms_swift.dataset_loader.logger.warning", said.append)
+    rows = []
+    for rate_hz in (16_000, 15_999, 8000, 44_100):
+        soundfile.write(tmp_path / f"{rate_hz}.wav", np.zeros(rate_hz), rate_hz)
+        rows.append({**corpus_rows(1)[0], "audios": [f"{rate_hz}.wav"]})
+    load(write_jsonl(tmp_path / "train.jsonl", rows))
+    assert len(said) == 1
+    assert said[0].startswith("2 clips have a sample rate below 16 kHz, the least for this model (")
+    assert f"train.jsonl:2: {tmp_path}/15999.wav, 15999 Hz)" in said[0]
+    said.clear()
+    load(write_jsonl(tmp_path / "train.jsonl", rows[:1]))
+    assert said == []

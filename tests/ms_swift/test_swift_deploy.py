@@ -44,6 +44,8 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     """The address of a running `swift deploy`. It would be allowed to fetch from this machine, were
     it not ours."""
     log = tmp_path_factory.mktemp("deploy") / "server.log"
+    temporary = log.parent / "tmp"
+    temporary.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -62,6 +64,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     for name, value in options.items():
         command += (f"--{name}", str(value))
     env = {**os.environ, "SWIFT_ALLOW_INTERNAL_URL": "1", "OMP_NUM_THREADS": "1"}
+    env["TMPDIR"] = str(temporary)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -81,6 +84,13 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
             process.terminate()
             process.wait(timeout=30)
             assert not any(child.is_running() for child in left)
+            assert voices_in(temporary) == []
+
+
+def voices_in(temporary: Path) -> list[Path]:
+    """What a request brought, or was answered with, that lies on the disk still."""
+    left = [*temporary.rglob("audio-*"), *temporary.rglob("*.wav")]
+    return left + list(temporary.glob("higgs-audio-*"))
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
@@ -232,7 +242,7 @@ def test_sampling_of_the_request_is_honoured(
             {"chat_template_kwargs": {"reference_txt": "x"}},
             "'reference_txt' is unknown; did you mean 'reference",
         ),
-        ({"chat_template_kwargs": {"reference_text": "x"}}, "are 1 transcripts for 0 clips"),
+        ({"chat_template_kwargs": {"reference_text": "x"}}, "1 transcripts for 0 clips"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -241,6 +251,37 @@ def test_what_cannot_be_done_is_one_line(server: str, fields: dict[str, Any], me
     assert status == 400
     assert message in answer["message"]
     assert "\n" not in answer["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chat_template_kwargs": {"reference_txt": "x"}},
+        {"chat_template_kwargs": {"reference_text": ["x", "y"]}},
+        {"chat_template_kwargs": {"reference_text": 7}},
+        {"max_tokens": 9},
+        {"n": 2, "temperature": 1},
+        {"logprobs": True},
+        {"temperature": 1e308, "seed": 2**70},
+        {"messages": with_voice({"type": "audio", "audio": VOICE_URL}, " ")},
+        {"messages": with_voice({"type": "audio", "audio": VOICE_URL}, "Hello. " * 3000)},
+        {"messages": with_voice({"type": "audio", "audio": "data:audio/wav;base64,AAAA"})},
+        {"messages": [{"role": "user", "content": [{"type": "audio", "audio": ".lock"}]}]},
+        {"messages": [{"role": "user", "content": {"type": "audio"}}]},
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_refused_or_not_a_voice_is_not_kept(
+    server: str, tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any]
+) -> None:
+    """Voices of refused requests stayed until the server ended, and for good if it was killed."""
+    voice = with_voice({"type": "audio", "audio": VOICE_URL})
+    status, answer = post(server, **{"messages": voice, **fields})
+    assert status in (400, 422), answer
+    temporary = Path(psutil.Process(process_of(server)).environ()["TMPDIR"])
+    assert voices_in(temporary) == []
+    assert str(temporary) not in json.dumps(answer)
+    assert str(Path.home()) + "/" not in json.dumps(answer)
 
 
 def test_no_url_is_fetched(server: str) -> None:

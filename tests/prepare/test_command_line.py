@@ -2,6 +2,7 @@
 a machine without torch."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -81,6 +82,49 @@ def test_a_flag_of_another_corpus_is_wrong_usage(tmp_path, capsys, flag):
     with pytest.raises(SystemExit, match="2"):
         prepare(*arguments, "--output_file", tmp_path / "train.jsonl")
     assert f"error: {flag[0]} belongs to --dataset_type " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "needed"),
+    [
+        (["--split_by_speaker"], "--split"),
+        (["--test_ratio", "0.1"], "--split"),
+        (["--val_ratio", "0.05"], "--split"),
+        (["--min_similarity", "0.7"], "--references"),
+        (["--without_reference", "0.1"], "--references"),
+        (["--codec", "x"], "--encode_codes"),
+        (["--codes_dir", "x"], "--encode_codes"),
+        (["--device", "cpu"], "--encode_codes"),
+        (["--trim_below_db", "30"], "--trim"),
+        (["--trim", "vad", "--trim_below_db", "30"], "--trim energy"),
+        (["--audio_output", "x", "--trim_padding_s", "0.1"], "--trim"),
+        (["--speaker_column", "x"], "--single_speaker"),
+    ],
+)
+def test_a_flag_without_effect_is_wrong_usage(tmp_path, capsys, flag, needed):
+    """Also with the value of its default: who writes it wants something. They were ignored."""
+    arguments = ["--dataset_type", "custom", "--input_dir", tmp_path, "--csv_file", "x", *flag]
+    if needed == "--single_speaker":
+        arguments += [needed, "anna"]
+    with pytest.raises(SystemExit, match="2"):
+        prepare(*arguments, "--output_file", tmp_path / "train.jsonl")
+    error = capsys.readouterr().err
+    assert re.search(rf"error: --\w+ has no effect with(out)? {needed}\n$", error)
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        (["--min_duration_s", "0.5"], "add --validate"),
+        (["--max_clipped_share", "0.5"], "add --validate full"),
+        (["--validate", "header", "--max_silence_share", "0.9"], "add --validate full"),
+    ],
+)
+def test_a_limit_that_nothing_is_measured_by_is_told(tmp_path, capsys, flags, remedy):
+    arguments = [*corpus(tmp_path / "corpus", 1), "--output_file", tmp_path / "train.jsonl"]
+    assert prepare(*arguments, *flags) == 1
+    assert one_line_error(capsys).endswith(f"has no effect: nothing is measured; {remedy}")
+    assert prepare(*arguments, *flags, "--validate") == 0
 
 
 @pytest.mark.parametrize(
@@ -186,6 +230,7 @@ def test_summary_with_validate(tmp_path, capsys):
         rows      30 train, 0 validation
         hours     0.01
         speakers  2
+        cloning   0 rows with a reference
         rejected  0
         written   {tmp_path}/my train.rejected.jsonl
         written   {tmp_path}/my train.report.json

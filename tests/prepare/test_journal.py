@@ -2,6 +2,7 @@
 way, or on a full disk."""
 
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import soundfile as sf
 from helpers.commands import (
+    TEXT,
     command_line,
     contents,
     corpus,
@@ -25,10 +27,11 @@ from helpers.commands import (
 )
 from helpers.trees import at_most
 
+from plugins.corpora import Utterance
 from plugins.prepare import cli
 from plugins.prepare import run as run_module
 from plugins.prepare.clips import Work
-from plugins.prepare.run import journal_of
+from plugins.prepare.run import journal_of, run_all
 
 # --- what the journal of an interrupted run claims ---
 
@@ -112,6 +115,44 @@ def test_a_damaged_line_of_the_journal_is_redone(damage, interrupted, tmp_path):
     lines[1] = DAMAGES[damage](lines[1])
     journal.write_bytes(b"".join(line + b"\n" for line in lines))
     assert interrupted() == ["clip001.wav"]
+
+
+def test_a_journal_of_anything_is_no_traceback(tmp_path):
+    """Bytes changed, cut, doubled and mixed at random: what is believed is what was written."""
+    clips = [speech(tmp_path / f"{number}.wav", seed=number) for number in range(3)]
+    utterances = [Utterance(clip.name, clip.name, TEXT, clip, "anna") for clip in clips]
+    journal, work = tmp_path / "journal", Work("header")
+    journal.touch()
+    expected = run_all(utterances, work, journal=journal, num_workers=1)
+    whole = journal.read_bytes()
+    generator = random.Random(18)
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(generator.randrange(1, 6)):
+            start = generator.randrange(len(content) + 1)
+            end = start + generator.randrange(40)
+            pieces = (b"", b"\n", b"\0" * 9, b"[" * 50, content[:start], generator.randbytes(8))
+            content[start:end] = generator.choice(pieces)
+        journal.write_bytes(content)
+        assert run_all(utterances, work, journal=journal, num_workers=1) == expected
+        # And what it has added is read again.
+        assert run_all(utterances, work, journal=journal, num_workers=1) == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"7", b"[]", b"[1, 2, 3]", b"null", b'"x"', b'[[], {}]', b'["k", []]', b'["k", {"files": 7}]',
+     b'["k", {"files": [{}], "fault": null}]', b'["k", {"files": [], "fault": 7}]', b"[" * 100_000,
+     b'["k", {"files": [], "fault": ["a"]}]', b"{", b"\xff"],
+)  # fmt: skip
+def test_a_line_of_another_program_is_redone(tmp_path, content):
+    """Its checksum may be right: another release wrote it."""
+    clip = speech(tmp_path / "a.wav")
+    journal = tmp_path / "journal"
+    journal.write_bytes(b"%s %s\n" % (run_module._hash(content), content))
+    utterance = Utterance("a", "a.wav", TEXT, clip, None)
+    (outcome,) = run_all([utterance], Work("header"), journal=journal, num_workers=1)
+    assert outcome.fault is None
 
 
 def test_the_journal_names_no_file_that_is_not_on_the_disk(tmp_path, monkeypatch):

@@ -44,11 +44,11 @@ def test_ljspeech_rows(tmp_path):
     assert read(output) == [
         row('"In nineteen eleven', root / "wavs" / "LJ1.wav", "LJ1"),
         row("Only raw text", root / "wavs" / "LJ2.flac", "LJ2"),
-        row("Raw text", root / "wavs" / "LJ3.wav", "LJ3"),
         row("Zoë has 你好", root / "wavs" / "LJ4.wav", "LJ4"),
     ]
     assert "你好" in output.read_text(encoding="utf-8")
-    assert read(tmp_path / "out" / "train.rejected.jsonl") == []
+    (empty,) = read(tmp_path / "out" / "train.rejected.jsonl")
+    assert (empty["id"], empty["reason"]) == ("LJ3", "text is empty"), "and no other column's"
 
 
 def test_paths_are_absolute_even_if_the_corpus_was_named_relatively(tmp_path, monkeypatch):
@@ -60,12 +60,20 @@ def test_paths_are_absolute_even_if_the_corpus_was_named_relatively(tmp_path, mo
     assert read(tmp_path / "train.jsonl") == [row("a", tmp_path / "lj" / "wavs" / "LJ1.wav", "LJ1")]
 
 
-def test_ljspeech_line_with_a_wrong_number_of_fields(tmp_path, capsys):
-    """A bar inside a text would otherwise train half a sentence; the line number counts blank lines
-    too."""
-    arguments = ljspeech(tmp_path / "lj", ["LJ1|a|a", "", "LJ2"], ["LJ1.wav"])
-    assert prepare(*arguments, "--output_file", tmp_path / "train.jsonl") == 1
-    assert f"{tmp_path}/lj/metadata.csv:3: fields: 1 are not 2 or 3; " in one_line_error(capsys)
+def test_ljspeech_lines_with_a_wrong_number_of_fields(tmp_path):
+    """A bar inside a text would otherwise train half a sentence; it refused the whole corpus. The
+    line number counts blank lines too."""
+    root, output = tmp_path / "lj", tmp_path / "train.jsonl"
+    lines = ["LJ1|a|a", "", "LJ2", "LJ3|One|two|three", "LJ4|d|d"]
+    arguments = ljspeech(root, lines, ["LJ1.wav", "LJ3.wav", "LJ4.wav"])
+    assert prepare(*arguments, "--output_file", output) == 0
+    assert [row["id"] for row in read(output)] == ["LJ1", "LJ4"]
+    rejected = [tuple(line.values()) for line in read(tmp_path / "train.rejected.jsonl")]
+    reason = "wrong number of fields ({} are not id|text|normalized text)"
+    assert rejected == [
+        (f"{root}/metadata.csv:3", "LJ2", reason.format(1), "LJ2"),
+        (f"{root}/metadata.csv:4", "LJ3", reason.format(4), "LJ3|One|two|three"),
+    ]
 
 
 def test_an_unfit_file_is_told_before_absent_alternatives(tmp_path):
@@ -179,9 +187,6 @@ def test_custom_absolute_paths_and_missing_extensions(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("audio,text\na,One\n\nb,Two, three\n", "meta.csv:4: fields: 3 where the header has 2; "),
-        ('audio,text\na,"One\nmore"\nb\n', "meta.csv:4: fields: 1 where the header has 2; "),
-        ('audio,text\na,One\nb,"Two" three\nc,Four\n', "meta.csv:3: CSV: "),
         ("audio,txt\na,One\n", "meta.csv:1: column: 'text' not found; did you mean 'txt'?"),
         ("path,sentence\na,One\n", ":1: column: 'text' not found; use one of path, sentence"),
         ("audio,text,text\na,One,Two\n", "meta.csv:1: column: 'text' occurs twice; "),
@@ -190,9 +195,8 @@ def test_custom_absolute_paths_and_missing_extensions(tmp_path):
         ("audio,text\n", "holds no utterance; "),
     ],
 )
-def test_faulty_csv_is_told_with_its_line(tmp_path, capsys, content, message):
-    """Guessing where a ragged line's text ends trains wrong sentences, and so do replaced letters;
-    nothing may be written."""
+def test_a_csv_that_is_no_table_is_told_in_one_line(tmp_path, capsys, content, message):
+    """Replaced letters train wrong sentences; nothing may be written."""
     arguments, output = listed(tmp_path / "clips"), tmp_path / "train.jsonl"
     (tmp_path / "clips" / "meta.csv").write_text(content, encoding="latin-1")
     speech(tmp_path / "clips" / "a.wav")

@@ -11,6 +11,8 @@ import pytest
 import soundfile as sf
 from helpers.commands import TEXT, Row, corpus, ids, listed, prepare, read, reasons, sides, speech
 
+from plugins.prepare import similarity
+
 
 def rows(folder: Path, references: dict[str, str | None]) -> list[Any]:
     """A JSONL of the clips `references` names (clip -> its reference), and the arguments that name
@@ -203,3 +205,64 @@ def test_a_copy_of_the_target_is_no_reference(tmp_path: Path) -> None:
     id_of = {row["audios"][0]: row["id"] for row in read(output)}
     for row in read(output):
         assert id_of[row["reference_audio"]].split("-")[0] != row["id"].split("-")[0]
+
+
+NO_PAIRS = {
+    "no speaker": (
+        [],
+        ["a", "b"],
+        3.5,
+        "no clip names its speaker; name their column with --speaker_column, or give"
+        " --single_speaker NAME if all are one voice",
+    ),
+    "too short": (
+        ["--speaker_column", "speaker"],
+        ["a", "a"],
+        1.5,
+        "no clip of a named speaker has 3 s or more; add longer clips or leave out --references",
+    ),
+    "one clip each": (
+        ["--speaker_column", "speaker"],
+        ["a", "b"],
+        3.5,
+        "no speaker has a clip of 3 s and another one; add clips or leave out --references",
+    ),
+    "only blanks": (
+        ["--speaker_column", "speaker"],
+        [" ", ""],
+        3.5,
+        "no clip names its speaker; name their column with --speaker_column, or give"
+        " --single_speaker NAME if all are one voice",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_PAIRS)
+def test_references_that_make_no_pair_are_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    """It was exit 0 without a word, and a model that was never shown how to clone."""
+    flags, speakers, duration_s, message = NO_PAIRS[case]
+    lines = []
+    for number, speaker in enumerate(speakers):
+        speech(tmp_path / f"{number}.wav", duration_s, seed=number)
+        lines.append(f"{number}.wav,{TEXT} {number},{speaker}")
+    output = tmp_path / "out" / "train.jsonl"
+    arguments = [*listed(tmp_path, "audio,text,speaker", *lines), "--output_file", output]
+    assert prepare(*arguments, *flags, "--references", "--without_reference", "0") == 1
+    error = capsys.readouterr().err
+    assert error == f"error: --references: pairs: 0 were made: {message}\n"
+    assert not output.exists()
+    assert prepare(*arguments, *flags) == 0
+    assert "cloning   0 rows with a reference\n" in capsys.readouterr().out
+
+
+def test_no_voice_is_like_another(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(similarity, "Similarity", lambda lowest: lambda a, b: False)
+    arguments = corpus(tmp_path, 4, speakers=1, duration_s=3.5)
+    arguments += ["--output_file", tmp_path / "out" / "train.jsonl", "--references"]
+    assert prepare(*arguments, "--min_similarity", "0.9") == 1
+    told = capsys.readouterr().err
+    assert "no two clips of a speaker reach --min_similarity 0.9; lower it" in told

@@ -166,6 +166,35 @@ def test_split_by_speaker(tmp_path):
     assert voices(60) == first
 
 
+def test_split_by_speaker_needs_speakers(tmp_path, capsys):
+    """Where nobody is named it was a split by clip; of one voice there is nothing to divide."""
+    run = ["--output_file", tmp_path / "train.jsonl", "--split", "--split_by_speaker"]
+    arguments = corpus(tmp_path / "corpus", 4, speakers=1)
+    unnamed = arguments[: arguments.index("--speaker_column")]
+    assert prepare(*unnamed, *run) == 1
+    assert one_line_error(capsys) == (
+        "error: --split_by_speaker: speakers: 0 are named; name their column with --speaker_column"
+    )
+    assert prepare(*arguments, *run) == 1
+    error = one_line_error(capsys)
+    assert error.endswith("1 leave nothing for val; add speakers or leave out --split_by_speaker")
+
+
+def test_few_validation_rows_are_told(tmp_path, capsys):
+    """58 clips gave one, without a word."""
+    arguments = [*corpus(tmp_path / "corpus", 58), "--output_file", tmp_path / "train.jsonl"]
+    assert prepare(*arguments, "--split") == 0
+    count = len(sides(tmp_path / "train.jsonl")["val"])
+    line = f"warning   few validation rows ({count}): raise --val_ratio or add clips\n"
+    assert line in capsys.readouterr().out
+    assert prepare(*arguments, "--split", "--val_ratio", "0.4", "--test_ratio", "0.01") == 0
+    told = capsys.readouterr().out
+    assert "few validation rows" not in told
+    assert "few test rows (" in told
+    assert prepare(*arguments) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("by_speaker", [False, True])
 def test_augmented_copies_are_only_trained_on(tmp_path, by_speaker):
     """A faster copy of a validation clip among the training rows, and the validation loss means

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
+from plugins.model.dual_ffn import CACHE
 from plugins.model.load import native_model
 from plugins.speaking import decoding
 from plugins.speaking.sampling import Sampling
@@ -192,14 +193,14 @@ def test_half_precision_is_as_near_as_native(
 
     def after_the_prompt(model: Any) -> DynamicCache:
         cache = DynamicCache(config=model.config)
-        model.hidden_states(**batch, past_key_values=cache, use_cache=True)
+        model.hidden_states(**batch, cache=cache)
         return cache
 
     def native_logits(model: Any) -> Tensor:
         cache = after_the_prompt(model)
         logits = []
         for frame in frames:
-            step = model(audio_input_ids=frame[:, None], past_key_values=cache, use_cache=True)
+            step = model(audio_input_ids=frame[:, None], use_cache=True, **{CACHE: cache})
             logits.append(step.logits[0])
         return torch.cat(logits).float()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from helpers.sft import BIN
 from plugins.errors import UserError
 from plugins.train import main
 from plugins.training.arguments import (
+    FORMER,
     REGISTER_FILE,
     check_output_dir,
     real_command,
@@ -98,6 +100,44 @@ def test_an_unknown_flag_is_named_with_the_nearest_one(tmp_path: object) -> None
         UserError, match="'--audio_learing_rate' is unknown; did you mean 'audio_learning_rate'"
     ):
         main(flags)
+
+
+@pytest.mark.parametrize("flag", FORMER)
+def test_flags_of_earlier_ms_swift_are_answered_with_their_new_names(flag: str) -> None:
+    """`--train_type lora` was answered with "did you mean 'task_type'?"."""
+    from swift.arguments import SftArguments
+
+    known = SftArguments.__dataclass_fields__
+    assert flag.removeprefix("--") not in known
+    assert FORMER[flag].split()[0].strip("-,") in known
+    with pytest.raises(UserError) as error:
+        main([f"{flag}=lora", "--dataset", "x.jsonl"])
+    expected = f"flag: '{flag}' is of an earlier MS-SWIFT; give {FORMER[flag]} instead"
+    assert str(error.value) == f"command line: {expected}"
+
+
+def test_the_line_that_resumes_has_the_words_that_python_gave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that a script had started was resumed by a line without any of its arguments."""
+    from swift.pipelines import SwiftSft
+
+    heard: list[str] = []
+
+    def run(self: object, rest: list[str]) -> None:
+        heard.append(resume_command(sys.argv, Path("out/checkpoint-7")))
+        heard.append(real_command(sys.argv))
+        raise UserError("heard")
+
+    monkeypatch.setattr(SwiftSft, "__init__", run)
+    before, given = sys.argv, ["--audio_learning_rate", "1e-4", "--dataset", "a b.jsonl"]
+    with pytest.raises(UserError, match="heard"):
+        main(given)
+    words = "--audio_learning_rate 1e-4 --dataset 'a b.jsonl'"
+    resumed, real = (line.split(" sft ", 1)[1] for line in heard)
+    assert real == words
+    assert resumed.startswith(f"{words} --resume_from_checkpoint out/checkpoint-7 ")
+    assert sys.argv is before
 
 
 # --- checkpoints ---

@@ -13,8 +13,8 @@ import torch
 from helpers.sft import IN_ORDER, LORA, heard, log_of, sft, warnings_with
 
 from plugins.errors import UserError
+from plugins.files.checkpoints import damage
 from plugins.training import exhausted
-from plugins.training.saves import damage
 
 # --- memory ---
 

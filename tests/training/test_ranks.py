@@ -20,8 +20,10 @@ from helpers.processes import (
     until_logged,
     written,
 )
-from helpers.sft import IN_ORDER
+from helpers.sft import IN_ORDER, weights_of
 from helpers.sharding import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
+
+from plugins.files.checkpoints import damage
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +88,7 @@ def test_a_sick_step_of_one_rank_is_skipped_by_all(
     plugin = written(tmp_path / "infected.py", INFECTED.format(folder=str(tmp_path)) + on_cpu)
     options: dict[str, Any] = {"max_steps": 3, "tuner_type": "full", "fp16": "false"}
     options |= {"warmup_ratio": 0, "gradient_accumulation_steps": 1, **IN_ORDER}
+    options |= {"save_strategy": "steps", "save_steps": 3}
     if zero:
         options["deepspeed"] = json.dumps({"zero_optimization": zero, **SHARDING})
     if sharding == "fsdp2":
@@ -104,3 +107,11 @@ def test_a_sick_step_of_one_rank_is_skipped_by_all(
     assert warning.rstrip().endswith("train.jsonl:4"), "rank 0 has row 3"
     records = steps_of(tmp_path / "out" / "logging.jsonl")
     assert [record.get("skipped_steps") for record in records] == [0, 1, 1]
+    # From transformers 5.23 on every rank is told to save: one of them writes.
+    (checkpoint,) = (tmp_path / "out").glob("*checkpoint-*")
+    assert damage(checkpoint) is None
+    if sharding in {"ddp", "zero2"}:  # the others leave shards of what is in training
+        saved, trained = weights_of(checkpoint), weights_of(tiny)
+        assert {name: weight.shape for name, weight in saved.items()} == {
+            name: weight.shape for name, weight in trained.items()
+        }

@@ -208,6 +208,7 @@ def stub(folder: Path, **changed: Any) -> Any:
         is_fsdp_enabled=False,
         stopping=SimpleNamespace(ends_early=False),
         logged=[],
+        state=SimpleNamespace(log_history=[]),
         **changed,
     )
 

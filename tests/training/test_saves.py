@@ -7,19 +7,20 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers.checkpoints import RUN, checkpoint
 
 from plugins.errors import UserError
+from plugins.files.checkpoints import MARKER, damage, newest
+from plugins.trainer import HiggsAudioTrainer
 from plugins.training import saves
 from plugins.training.saves import (
-    MARKER,
     NOTE,
     Owner,
-    damage,
     discard,
-    newest,
     owner,
     require_whole,
     reserve,
@@ -246,6 +247,14 @@ def test_files_are_on_disk_before_the_marker_that_vouches_for_them(
     assert sorted(events[4:7]) == sorted(["audio_tokenizer", "checkpoint-2", tmp_path.name])
     assert events[7].startswith(f".{MARKER}.")
     assert events[8:] == ["replace", "checkpoint-2"]
+
+
+def test_only_the_rank_that_writes_saves(tmp_path: Path) -> None:
+    """From transformers 5.23 on every rank is told to. MS-SWIFT's `_save`, which takes itself for
+    the first, wrote one checkpoint twice at once."""
+    other_rank: Any = SimpleNamespace(args=SimpleNamespace(should_save=False))
+    HiggsAudioTrainer._save(other_rank, str(tmp_path / "checkpoint-2"))
+    assert not (tmp_path / "checkpoint-2").exists()
 
 
 def test_a_whole_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

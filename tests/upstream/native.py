@@ -28,10 +28,10 @@ def given(condition: Any) -> None:
 def audio_turn(config: Any, num_frames: int) -> list[int]:
     """<|audio_out_bos|> AUDIO <|audio_eos|><|eot_id|>"""
     num_delays = config.num_codebooks - 1
-    placeholders = [config.audio_token_id] * (num_frames + 2) + [
-        config.audio_delay_token_id
-    ] * num_delays
-    return [config.audio_bos_token_id, *placeholders, AUDIO_END, config.eos_token_id]
+    # BOS, codes and EOS of the first codebook; the others end later, the last by K - 1 steps.
+    audio = [config.audio_token_id] * (num_frames + 2)
+    delays = [config.audio_delay_token_id] * num_delays
+    return [config.audio_bos_token_id, *audio, *delays, AUDIO_END, config.eos_token_id]
 
 
 def codes(config: Any, num_frames: int) -> Tensor:
@@ -53,22 +53,22 @@ def training_batch(config: Any, *num_frames: int) -> dict[str, Tensor]:
     per codebook."""
     ids, labels, audio_labels = [], [], []
     for n in num_frames:
-        row = torch.tensor([config.bos_token_id, *USER_HEADER, *TEXT, config.eos_token_id, *ASSISTANT_HEADER,
-                            *audio_turn(config, n)])  # fmt: skip
+        user = [config.bos_token_id, *USER_HEADER, *TEXT, config.eos_token_id]
+        row = torch.tensor([*user, *ASSISTANT_HEADER, *audio_turn(config, n)])
+        # <|audio_out_bos|>, <|audio_eos|> and <|eot_id|>.
         trained = (row == config.audio_bos_token_id) | (torch.arange(len(row)) >= len(row) - 2)
         ids.append(row)
         labels.append(torch.where(trained, row, IGNORE_INDEX))
         audio_labels.append(delay_labels(codes(config, n), eos_id=config.audio_stream_eos_id))
     frames = [delayed(config, n) for n in num_frames]
+    masks = [torch.ones(len(clip), dtype=torch.bool) for clip in frames]
     return {
         "input_ids": pad_sequence(ids, batch_first=True, padding_value=config.pad_token_id),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
         "audio_input_ids": pad_sequence(
             frames, batch_first=True, padding_value=config.audio_stream_eos_id
         ),
-        "audio_input_ids_mask": pad_sequence(
-            [torch.ones(len(f), dtype=torch.bool) for f in frames], batch_first=True
-        ),
+        "audio_input_ids_mask": pad_sequence(masks, batch_first=True),
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
         "audio_labels": pad_sequence(audio_labels, batch_first=True, padding_value=IGNORE_INDEX),
     }

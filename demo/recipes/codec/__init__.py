@@ -1,5 +1,5 @@
 """The embedded codec and how it came to be: `python -m demo.recipes.codec` trains it, `.evaluate`
-judges it. L4.
+judges it.
 
 sentences.py   word lists -> sentences
 corpus.py      sentences -> one long waveform, spoken by two voices of flite

@@ -17,11 +17,12 @@ WORK = ROOT / "output_codec"
 
 def main() -> int:
     recipe = training.Recipe()
-    texts = sentences.training(recipe.sentences * len(corpus.VOICES), seed=recipe.seed)
+    num_voices = len(corpus.VOICES)
+    texts = sentences.training(recipe.sentences * num_voices, seed=recipe.seed)
     samples = WORK / "samples.npy"
-    corpus.synthesise(
-        samples, {voice: texts[i :: len(corpus.VOICES)] for i, voice in enumerate(corpus.VOICES)}
-    )
+    # Each voice says sentences of its own, so that the codec hears twice as many.
+    of_voice = {voice: texts[i::num_voices] for i, voice in enumerate(corpus.VOICES)}
+    corpus.synthesise(samples, of_voice)
     network.save(training.train(recipe, samples, WORK), CODEC)
     training.write_curves(WORK, CODEC / "loss.csv")
     return 0

@@ -1,4 +1,4 @@
-"""What the codec loses: `python -m demo.recipes.codec.evaluate [FOLDER]`. L4.
+"""What the codec loses: `python -m demo.recipes.codec.evaluate [FOLDER]`.
 
 Speaks the held-out sentences in each voice, sends them through the public `encode` and `decode`,
 and lets a recogniser compare. Prints a table; writes evaluation.json, the spectrograms and the loss
@@ -32,22 +32,25 @@ def evaluate(folder: Path) -> dict[str, Any]:
     texts = sentences.held_out()
     figures: dict[str, Any] = {"sentences": len(texts)}
     heard: dict[str, list[str]] = {}
-    found: list[Tensor] = []
+    codes: list[Tensor] = []  # (K, F) of each clip
     for voice in VOICES:
-        clips = [speak(text, voice) for text in texts]
-        codes = [codec.encode(clip) for clip in clips]
-        decoded = [
-            codec.decode(frames)[: len(clip)] for frames, clip in zip(codes, clips, strict=True)
-        ]
-        found += codes
+        clips, decoded = [], []
+        for text in texts:
+            clip = speak(text, voice)
+            codes.append(codec.encode(clip))
+            clips.append(clip)
+            # Without the zeros that fill the last frame.
+            decoded.append(codec.decode(codes[-1])[: len(clip)])
         pictures.spectrograms(folder / f"spectrogram_{voice}.png", texts[0], clips[0], decoded[0])
         for name, waveforms in (("original", clips), ("round_trip", decoded)):
-            transcripts = [
-                recogniser.hear(soxr.resample(each, SAMPLE_RATE_HZ, RATE_HZ)) for each in waveforms
-            ]
+            transcripts = []
+            for waveform in waveforms:
+                resampled = soxr.resample(waveform, SAMPLE_RATE_HZ, RATE_HZ)
+                transcripts.append(recogniser.hear(resampled))
             figures[f"wer_{voice}_{name}"] = round(_word_error_rate(texts, transcripts), 4)
             heard[f"{voice}_{name}"] = transcripts
-    figures["perplexity"] = [round(perplexity(row)) for row in torch.cat(found, dim=1)]
+    codes_of_codebook = torch.cat(codes, dim=1)
+    figures["perplexity"] = list(map(round, map(perplexity, codes_of_codebook)))
     pictures.curves(folder / "loss.csv", folder / "loss.png")
     written = json.dumps({**figures, "recogniser": recogniser.identity, "heard": heard}, indent=1)
     (folder / "evaluation.json").write_text(written + "\n", encoding="utf-8")
@@ -59,20 +62,24 @@ def _recogniser() -> Scorer:
     for scorer in scorers:
         if scorer.name == "transcript":
             return scorer
-    raise UserError(next(str(each) for each in missing if each.name == "transcript"))
+    # What cannot be loaded says why.
+    raise UserError(next(str(scorer) for scorer in missing if scorer.name == "transcript"))
 
 
 def _word_error_rate(texts: list[str], transcripts: list[str]) -> float:
-    counts = [
-        word_errors(whisper_style(text, "en"), whisper_style(heard, "en"))
-        for text, heard in zip(texts, transcripts, strict=True)
-    ]
-    return sum(errors for errors, _ in counts) / sum(words for _, words in counts)
+    """Of all sentences together: a short one weighs less than a long one."""
+    num_errors = num_words = 0
+    for text, heard in zip(texts, transcripts, strict=True):
+        errors, words = word_errors(whisper_style(text, "en"), whisper_style(heard, "en"))
+        num_errors += errors
+        num_words += words
+    return num_errors / num_words
 
 
 def perplexity(codes: Tensor) -> float:
     """codes (F,) -> exp of the entropy of their use: NUM_CODES if all are as frequent, 1 if one
     code serves for all."""
+    # `entr` is 0 where a code is not used.
     share = codes.bincount(minlength=NUM_CODES) / len(codes)
     return float(torch.special.entr(share).sum().exp())
 

@@ -1,4 +1,4 @@
-"""How different two waveforms sound, at five resolutions: what the decoder minimises. L4."""
+"""How different two waveforms sound, at five resolutions: what the decoder minimises."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ class SpectralLoss:
     128..2048."""
 
     def __init__(self) -> None:
-        self._windows = {size: torch.hann_window(size) for size in _BANDS}
-        self._banks = {
-            size: torchaudio.functional.melscale_fbanks(
-                size // 2 + 1, 0, SAMPLE_RATE_HZ / 2, bands, SAMPLE_RATE_HZ, mel_scale="slaney"
-            )
-            for size, bands in _BANDS.items()
-            if bands
-        }
+        self._windows: dict[int, Tensor] = {}
+        self._banks: dict[int, Tensor] = {}
+        nyquist_hz = SAMPLE_RATE_HZ / 2
+        for size, bands in _BANDS.items():
+            self._windows[size] = torch.hann_window(size)
+            if bands:
+                self._banks[size] = torchaudio.functional.melscale_fbanks(
+                    size // 2 + 1, 0, nyquist_hz, bands, SAMPLE_RATE_HZ, mel_scale="slaney"
+                )
 
-    def __call__(self, found: Tensor, wanted: Tensor) -> Tensor:
+    def __call__(self, decoded: Tensor, wanted: Tensor) -> Tensor:
         """Two (B, N) -> scalar."""
         losses = []
         for size in _BANDS:
-            ours = self._magnitudes(found, size)
+            ours = self._magnitudes(decoded, size)
             with torch.no_grad():
                 theirs = self._magnitudes(wanted, size)
             linear = (ours - theirs).abs().mean() / theirs.mean().clamp(min=_FLOOR)
@@ -44,11 +45,11 @@ class SpectralLoss:
         """(B, N) -> (B, frames, bins), a sine of amplitude 1 giving 0.5."""
         window = self._windows[size]
         spectrum = torch.stft(waveform, size, size // 4, window=window, return_complex=True)
-        # The gradient of |z| is NaN at 0.
-        return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt().transpose(
-            1, 2
-        ) / window.sum()
+        power = spectrum.real.square() + spectrum.imag.square()
+        # The gradient of a root is infinite at 0.
+        return (power + 1e-12).sqrt().transpose(1, 2) / window.sum()
 
     def _log(self, magnitudes: Tensor, size: int) -> Tensor:
-        bank = self._banks.get(size)
-        return ((magnitudes if bank is None else magnitudes @ bank) + _FLOOR).log()
+        if size in self._banks:
+            magnitudes = magnitudes @ self._banks[size]
+        return (magnitudes + _FLOOR).log()

@@ -1,5 +1,5 @@
 """The codec of transformers' class with narrow layers: 24 kHz, hop 960, 8 codebooks of 1024, 3.6 MB
-in fp16. L4."""
+in fp16."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
 
 from demo.recipes.codec.targets import LATENT
+from demo.tiny import SEMANTIC
 
 
 def build(*, seed: int) -> Any:
@@ -20,36 +21,21 @@ def build(*, seed: int) -> Any:
         "encoder_hidden_size": 6,
         "decoder_hidden_size": 256,
         "downsampling_ratios": [8, 5, 4, 2, 3],
-        "upsampling_ratios": [
-            2,
-            3,
-            4,
-            5,
-            8,
-        ],  # small steps first: a quarter faster than the mirror order
+        # Small steps first: a quarter faster than the mirror order.
+        "upsampling_ratios": [2, 3, 4, 5, 8],
         "hidden_size": LATENT,
-    }
-    # The class cannot do without a semantic branch; ours is as small as it may be, and
-    # `_pass_latents` cuts it off.
-    semantic = {
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "conv_dim": [4] * 7,
-        "num_conv_pos_embeddings": 2,
-        "num_conv_pos_embedding_groups": 1,
     }
     config = HiggsAudioV2TokenizerConfig(
         target_bandwidths=[0.5, 1, 1.5, 2],
         codebook_dim=LATENT,
         acoustic_model_config=acoustic,
-        semantic_model_config=semantic,
+        semantic_model_config=SEMANTIC,  # `_pass_latents` cuts it off
     )
     torch.manual_seed(seed)
     codec = HiggsAudioV2TokenizerModel(config)
     _initialise(codec.acoustic_encoder)
     _initialise(codec.acoustic_decoder)
+    # The waveform starts quiet.
     with torch.no_grad():
         codec.acoustic_decoder.conv2.weight.mul_(0.03)
     _pass_latents(codec)
@@ -62,9 +48,9 @@ def _initialise(part: nn.Module) -> None:
     Snake."""
     for name, module in part.named_modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-            up = isinstance(module, nn.ConvTranspose1d)
-            # Each output of a transposed convolution sees kernel / stride taps only.
-            taps = module.kernel_size[0] / (module.stride[0] if up else 1)
+            taps = module.kernel_size[0]
+            if isinstance(module, nn.ConvTranspose1d):
+                taps /= module.stride[0]  # an output sees no more of them
             nn.init.normal_(module.weight, std=0.8 / (module.in_channels * taps) ** 0.5)
             if ".res_unit" in name and name.endswith("conv2"):
                 module.weight.mul_(0.2)
@@ -76,8 +62,10 @@ def _initialise(part: nn.Module) -> None:
 def _pass_latents(codec: Any) -> None:
     """What lies between encoder, codebooks and decoder becomes the identity, without the semantic
     columns."""
-    for linear in (codec.fc, codec.fc2, *(q.project_in for q in codec.quantizer.quantizers),
-                   *(q.project_out for q in codec.quantizer.quantizers)):  # fmt: skip
+    between = [codec.fc, codec.fc2]
+    for quantizer in codec.quantizer.quantizers:
+        between += [quantizer.project_in, quantizer.project_out]
+    for linear in between:
         linear.weight.zero_()
         linear.weight[:LATENT, :LATENT].copy_(torch.eye(LATENT))
         linear.bias.zero_()
@@ -93,6 +81,7 @@ def set_codebooks(codec: Any, books: Tensor) -> None:
 def save(codec: Any, folder: Path) -> None:
     """Weights as fp16; config.json says float32, so that they are loaded as such: HuBERT's
     convolutions need it."""
+    # Half the bytes: the repository carries them.
     codec.half().save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Spectrograms before and after the codec, and the loss curves. L4."""
+"""Spectrograms before and after the codec, and the loss curves."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def spectrograms(path: Path, title: str, before: np.ndarray, after: np.ndarray) 
     figure = Figure(figsize=(8, 5), layout="constrained")
     figure.suptitle(title)
     panels = {"original": before, "round trip": after}
-    for axes, (name, samples) in zip(
-        figure.subplots(2, 1, sharex=True), panels.items(), strict=True
-    ):
+    rows = figure.subplots(2, 1, sharex=True)
+    for axes, (name, samples) in zip(rows, panels.items(), strict=True):
+        # Digital silence has no logarithm.
         *_, image = axes.specgram(
             samples + 1e-12, NFFT=512, noverlap=384, Fs=SAMPLE_RATE_HZ, vmin=-120, vmax=-40
         )
@@ -37,6 +37,6 @@ def curves(table: Path, path: Path) -> None:
             points[row["network"]].append((int(row["step"]), float(row["loss"])))
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, (name, curve) in zip(figure.subplots(1, len(points)), points.items(), strict=True):
-        axes.plot(*zip(*curve, strict=True))
+        axes.plot(*zip(*curve, strict=True))  # all steps, all losses
         axes.set(title=name, xlabel="step", ylabel="loss", yscale="log")
     figure.savefig(path, dpi=80)

@@ -1,12 +1,10 @@
 """What a codec frame should say: waveform -> log-mel -> 32 latents, and residual codebooks of
-latents. L4.
+latents.
 
 A latent learnt from the sound alone stalls on two cores (no formants after 2500 steps), so it is
 given: the encoder only has to regress it, and the codebooks are fitted in seconds."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 import torchaudio
@@ -30,15 +28,17 @@ def log_mel(samples: Tensor) -> Tensor:
     margin = (_FFT - _MEL_HOP) // 2  # the first spectrum lies over the middle of the first 10 ms
     padded = torch.nn.functional.pad(samples, (margin, margin))
     frames = len(samples) // HOP
-    found = []
+    features = []
     for first in range(0, frames, _CHUNK):
         last = min(first + _CHUNK, frames)
         part = padded[first * HOP : last * HOP + 2 * margin]
         spectrum = torch.stft(
             part, _FFT, _MEL_HOP, window=window, center=False, return_complex=True
         ).abs()
-        found.append((spectrum.T @ bank + _FLOOR).log().reshape(last - first, _PER_FRAME * _MELS))
-    return torch.cat(found)
+        # (4 spectra per frame, bins) -> (frames, 4 * mels)
+        logs = (spectrum.T @ bank + _FLOOR).log()
+        features.append(logs.reshape(last - first, _PER_FRAME * _MELS))
+    return torch.cat(features)
 
 
 def principal(features: Tensor) -> Tensor:
@@ -62,10 +62,10 @@ def fit_codebooks(latents: Tensor, *, seed: int, rounds: int = 20) -> Tensor:
             counts = codes.bincount(minlength=NUM_CODES)
             sums = torch.zeros_like(book).index_add_(0, codes, residual)
             book = sums / counts.clamp(min=1)[:, None]
+            # An entry that no point is nearest to begins anew, at a point.
             empty = counts == 0
-            book[empty] = residual[
-                torch.randint(len(residual), (int(empty.sum()),), generator=generator)
-            ]
+            drawn = torch.randint(len(residual), (int(empty.sum()),), generator=generator)
+            book[empty] = residual[drawn]
         residual = residual - book[_nearest(residual, book)]
         books.append(book)
     return torch.stack(books)
@@ -81,8 +81,9 @@ def quantise(latents: Tensor, books: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(points: Tensor, book: Tensor) -> Tensor:
-    def parts() -> Iterator[Tensor]:
-        for part in points.split(8192):
-            yield (book.square().sum(1) - 2 * part @ book.T).argmin(1)
-
-    return torch.cat(list(parts()))
+    """(F, LATENT) -> (F,): codes."""
+    codes = []
+    for part in points.split(8192):  # 32 MB of distances at a time
+        # |p - b|^2 without |p|^2, which all entries have in common.
+        codes.append((book.square().sum(1) - 2 * part @ book.T).argmin(1))
+    return torch.cat(codes)

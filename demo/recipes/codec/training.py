@@ -1,5 +1,5 @@
 """Encoder and decoder in two processes of one thread each; a step depends on the seed and its
-number only. L4.
+number only.
 
 First apart: one process teaches the encoder the latents, the other the decoder the sound of
 quantised latents. Then both train the decoder on what the trained encoder really gives, gradients
@@ -60,14 +60,13 @@ class Data:
 
     def batch(self, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random segments: waveforms (B, N), latents (B, LATENT, F)."""
-        width = recipe.segment_frames
-        starts = torch.randint(
-            len(self.latents) - width, (recipe.batch,), generator=generator
-        ).tolist()
-        waveforms = [
-            audio.to_float(self.samples[start * HOP : (start + width) * HOP]) for start in starts
-        ]
-        latents = [self.latents[start : start + width].T for start in starts]
+        num_starts = len(self.latents) - recipe.segment_frames
+        starts = torch.randint(num_starts, (recipe.batch,), generator=generator)
+        waveforms, latents = [], []
+        for start in starts.tolist():
+            end = start + recipe.segment_frames
+            waveforms.append(audio.to_float(self.samples[start * HOP : end * HOP]))
+            latents.append(self.latents[start:end].T)
         return torch.from_numpy(np.stack(waveforms)), torch.stack(latents)
 
 
@@ -99,9 +98,9 @@ class Run:
         """Train to step `last`. loss_of: from a generator seeded by step and rank."""
         saved_s = time.monotonic()
         while self.step < last:
-            generator = torch.Generator().manual_seed(
-                (self.recipe.seed << 32) + self.step * WORKERS + rank
-            )
+            # No state of a generator to save: a resumed run draws what a whole one would.
+            seed = (self.recipe.seed << 32) + self.step * WORKERS + rank
+            generator = torch.Generator().manual_seed(seed)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate()
             self.optimizer.zero_grad()
@@ -112,7 +111,7 @@ class Run:
             nn.utils.clip_grad_norm_(self.part.parameters(), 1.0)
             self.optimizer.step()
             self.step += 1
-            if rank:
+            if rank:  # all ranks have the same weights: one of them saves
                 continue
             self._note(loss.item())
             if time.monotonic() - saved_s > _SAVE_S or self.step == last:
@@ -120,6 +119,7 @@ class Run:
                 saved_s = time.monotonic()
 
     def _rate(self) -> float:
+        """Linear warm-up, then half a cosine down to 0."""
         warmup = min(1.0, (self.step + 1) / self.recipe.warmup_steps)
         return self.rate * warmup * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
 
@@ -129,10 +129,8 @@ class Run:
             self.curve.append((self.step, sum(self._losses) / len(self._losses)))
             self._losses = []
             if self.step % 500 == 0:
-                print(
-                    f"{self.path.stem} {self.step} of {self.steps}: loss {self.curve[-1][1]:.4f}",
-                    flush=True,
-                )
+                mean = self.curve[-1][1]
+                print(f"{self.path.stem} {self.step} of {self.steps}: loss {mean:.4f}", flush=True)
 
     def save(self) -> None:
         state = {
@@ -145,10 +143,10 @@ class Run:
 
 def train(recipe: Recipe, samples: Path, work: Path) -> Any:
     """samples: (F * HOP,) int16 in a .npy file. Returns the codec; `work` takes what is between."""
+    # What a killed run has finished lies in `work`; each phase begins where it left off.
     if not (work / "targets.pt").exists():
-        latents = targets.principal(
-            targets.log_mel(torch.from_numpy(audio.to_float(np.load(samples))))
-        )
+        waveform = torch.from_numpy(audio.to_float(np.load(samples)))
+        latents = targets.principal(targets.log_mel(waveform))
         _, quantised = targets.quantise(latents, targets.fit_codebooks(latents, seed=recipe.seed))
         _save({"latents": latents, "quantised": quantised}, work / "targets.pt")
     spawn(_apart, (recipe, samples, work), nprocs=WORKERS)
@@ -165,9 +163,8 @@ def assemble(recipe: Recipe, work: Path) -> Any:
     state = torch.load(work / "codes.pt", weights_only=True)
     codec.acoustic_encoder.load_state_dict(state["encoder"])
     network.set_codebooks(codec, state["books"])
-    codec.acoustic_decoder.load_state_dict(
-        torch.load(work / "decoder.pt", weights_only=True)["part"]
-    )
+    decoder = torch.load(work / "decoder.pt", weights_only=True)["part"]
+    codec.acoustic_decoder.load_state_dict(decoder)
     return codec.eval()
 
 
@@ -177,8 +174,8 @@ def write_curves(work: Path, path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["network", "step", "loss"])
         for name in ("encoder", "decoder"):
-            curve = torch.load(work / f"{name}.pt", weights_only=True)["curve"]
-            writer.writerows([name, step, f"{loss:.4f}"] for step, loss in curve)
+            for step, loss in torch.load(work / f"{name}.pt", weights_only=True)["curve"]:
+                writer.writerow([name, step, f"{loss:.4f}"])
 
 
 def _apart(rank: int, recipe: Recipe, samples: Path, work: Path) -> None:
@@ -194,6 +191,7 @@ def _apart(rank: int, recipe: Recipe, samples: Path, work: Path) -> None:
             rate=recipe.encoder_rate,
             steps=recipe.encoder_steps,
         )
+        # The plain module is saved: names of weights in a compiled one are others.
         compiled = torch.compile(encoder)
         run.until(
             recipe.encoder_steps,
@@ -207,12 +205,11 @@ def _apart(rank: int, recipe: Recipe, samples: Path, work: Path) -> None:
 
 def _together(rank: int, recipe: Recipe, samples: Path, work: Path, meeting: str) -> None:
     _enter()
+    # Both processes are on this machine, whatever its network looks like.
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORKERS)
-    data = Data(
-        np.load(samples, mmap_mode="r"),
-        torch.load(work / "codes.pt", weights_only=True)["quantised"],
-    )
+    quantised = torch.load(work / "codes.pt", weights_only=True)["quantised"]
+    data = Data(np.load(samples, mmap_mode="r"), quantised)
     run, loss_of = _decoder_run(recipe, data, work)
     run.until(run.steps, loss_of, rank=rank, ranks=WORKERS)
     torch.distributed.destroy_process_group()
@@ -252,30 +249,38 @@ def _real_codes(recipe: Recipe, samples: np.ndarray, work: Path) -> dict[str, An
     (F, LATENT)."""
     encoder = network.build(seed=recipe.seed).acoustic_encoder
     encoder.load_state_dict(torch.load(work / "encoder.pt", weights_only=True)["part"])
+    # Rounded as it will be stored: the codebooks are fitted to what it then says.
     encoder = encoder.half().float()
-    wanted, found = torch.load(work / "targets.pt", weights_only=True)["latents"], []
+    wanted, parts = torch.load(work / "targets.pt", weights_only=True)["latents"], []
     for first in range(0, len(wanted), 500):
         before, last = min(first, _MARGIN), min(first + 500, len(wanted))
-        part = audio.to_float(samples[(first - before) * HOP : (last + _MARGIN) * HOP])
-        found.append(
-            encoder(torch.from_numpy(part)[None, None])[0].T[before : before + last - first]
-        )
-    latents = torch.cat(found)
+        heard = audio.to_float(samples[(first - before) * HOP : (last + _MARGIN) * HOP])
+        # (1, 1, N) -> (1, LATENT, F); the margins go again.
+        latents = encoder(torch.from_numpy(heard)[None, None])[0].T
+        parts.append(latents[before : before + last - first])
+    latents = torch.cat(parts)
     books = targets.fit_codebooks(latents, seed=recipe.seed).half().float()
     _, quantised = targets.quantise(latents, books)
-    print(f"of the latents' variance the encoder misses {(latents - wanted).square().mean() / wanted.var():.4f}, "
-          f"the codebooks {(latents - quantised).square().mean() / latents.var():.4f}")  # fmt: skip
+    by_encoder = (latents - wanted).square().mean() / wanted.var()
+    by_codebooks = (latents - quantised).square().mean() / latents.var()
+    print(
+        f"of the latents' variance the encoder misses {by_encoder:.4f},"
+        f" the codebooks {by_codebooks:.4f}"
+    )
     return {"encoder": encoder.state_dict(), "books": books, "quantised": quantised}
 
 
 def _average_gradients(part: nn.Module, ranks: int) -> None:
     gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    # In one message: each has its price, however short it is.
+    flat = torch.cat(list(map(torch.flatten, gradients)))
     torch.distributed.all_reduce(flat)
-    for gradient, mean in zip(
-        gradients, (flat / ranks).split([g.numel() for g in gradients]), strict=True
-    ):
+    flat /= ranks
+    start = 0
+    for gradient in gradients:
+        mean = flat[start : start + gradient.numel()]
         gradient.copy_(mean.view_as(gradient))
+        start += gradient.numel()
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

@@ -1,5 +1,6 @@
 """`higgs-audio app`: a page on this machine to speak with a model.
 
+hosts.py   whether a request names this server
 fields.py  what the fields say -> what the generator is asked; knows no Gradio
 page.py    fields, buttons, players; needs Gradio
 
@@ -10,17 +11,17 @@ own, asks no other host for anything, and what it sent is deleted with the serve
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from argparse import Namespace
 from pathlib import Path
 
+from plugins.commands.app.hosts import is_loopback
 from plugins.errors import problem
+from plugins.files.temporary import sweep, temporary_folder
 
 
 def run(options: Namespace) -> int:
@@ -33,6 +34,9 @@ def run(options: Namespace) -> int:
             reason="is not installed",
             remedy='pip install -e ".[app]"',
         )
+    from plugins.speaking.speaker import require_duration  # torch takes seconds
+
+    require_duration(options.max_audio_s)
     if options.max_audio_s < 1:
         raise problem(
             source="options",
@@ -46,10 +50,11 @@ def run(options: Namespace) -> int:
     # stay behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        uploads = tempfile.TemporaryDirectory(prefix="higgs-audio-app-", ignore_cleanup_errors=True)
-        with uploads as folder:
+        # A server that was killed could not remove what it had been sent.
+        sweep()
+        with temporary_folder("app") as folder:
             # Gradio's upload cache, which otherwise is one folder for all programs of the machine.
-            os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(folder)
+            os.environ["GRADIO_TEMP_DIR"] = str(folder)
             _serve(options, port)
     except KeyboardInterrupt:
         print("stopped", flush=True)
@@ -68,7 +73,7 @@ def _serve(options: Namespace, port: int) -> None:
     )
     name = " + ".join(Path(path).name for path in (options.model, options.adapters) if path)
     page = build(generator, name=name, max_audio_s=options.max_audio_s)
-    if not _is_loopback(options.host):
+    if not is_loopback(options.host):
         warning = "everybody who reaches this machine can use the model, there is no password"
         print(f"warning: --host {options.host}: {warning}", file=sys.stderr)
     try:
@@ -96,10 +101,3 @@ def _free_port(host: str, port: int) -> int:
             reason=f"cannot be served on ({cause})",
             remedy="give another --port, or 0 for a free one",
         ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -7,7 +7,8 @@ Knows no Gradio. Empty fields are those that nobody filled in.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from plugins.errors import problem
@@ -51,7 +52,7 @@ def lines_of(text: str) -> list[dict[str, str]]:
     Raises UserError naming the first line without a speaker.
     """
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         # The first colon ends the name: a text may have more of them.
@@ -104,6 +105,19 @@ def voices_of(rows: Sequence[tuple[str, str | None, str]]) -> dict[str, Voice] |
         if recording:
             voices[name] = Voice(recording, transcript.strip() or None)
     return voices or None
+
+
+def require_uploads(recordings: Iterable[str | None]) -> None:
+    """Raise UserError for a recording that was deleted since it was uploaded."""
+    for recording in recordings:
+        if recording and not Path(recording).is_file():
+            raise problem(
+                source="request",
+                field="recording",
+                value=Path(recording).name,
+                reason="is not there any more",
+                remedy="upload it again",
+            )
 
 
 def line_of(speech: Speech, seed: int | None) -> str:

@@ -8,31 +8,40 @@ from __future__ import annotations
 import html
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from plugins.audio import waveforms as audio
 from plugins.commands.app.fields import (
     MAX_SEED,
     line_of,
     lines_of,
+    require_uploads,
     sampling_of,
     voice_of,
     voices_of,
 )
+from plugins.commands.app.hosts import OnlyOwnNames
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
-from plugins.speaking.voices import MAX_REFERENCE_S, MIN_REFERENCE_S
+from plugins.speaking.voices import MAX_REFERENCE_S, MIN_REFERENCE_S, require_short
 
 _NUM_VOICES = 4
 _CLEANED_EVERY_S, _KEPT_S = 600, 3600  # uploads and speeches
 _MAX_WAITING = 32
+_EXAMPLES = [
+    ["The birch canoe slid on the smooth planks.", "Indoor quiet", "warm, unhurried"],
+    ["No way! You really did it? [laugh]", "A busy street", "young, excited"],
+]
+_DIALOGUE = "Alice: Have you read it?\nBob: Twice. The end is the best part."
 # Gradio's own fonts lie on this server too, but its themes may name others: the system's are here
 # for certain.
 _THEME = gr.themes.Default(
@@ -45,14 +54,15 @@ Values = dict[Any, Any]  # component -> what it holds
 def build(generator: HiggsAudioGenerator, *, name: str, max_audio_s: float) -> gr.Blocks:
     """The page for a loaded model. max_audio_s: the most that its sliders allow for one piece of
     speech."""
+    desk = _Desk(generator)
     with gr.Blocks(
         title="Higgs Audio", analytics_enabled=False, delete_cache=(_CLEANED_EVERY_S, _KEPT_S)
     ) as page:
         gr.Markdown(f"# Higgs Audio\n{html.escape(name)}")
         with gr.Tab("Speak"):
-            _speak_tab(generator, max_audio_s)
+            _speak_tab(generator, desk, max_audio_s)
         with gr.Tab("Dialogue"):
-            _dialogue_tab(generator, max_audio_s)
+            _dialogue_tab(generator, desk, max_audio_s)
     # Closed to direct requests: they would not wait for the one that is being spoken.
     return page.queue(max_size=_MAX_WAITING, api_open=False)
 
@@ -70,6 +80,7 @@ def launch(page: gr.Blocks, *, host: str, port: int, max_upload_mb: int) -> None
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
+        app_kwargs={"middleware": [Middleware(OnlyOwnNames, host=host)]},
         enable_monitoring=False,
         run_history=False,
         footer_links=[],
@@ -77,7 +88,7 @@ def launch(page: gr.Blocks, *, host: str, port: int, max_upload_mb: int) -> None
     )
 
 
-def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
+def _speak_tab(generator: HiggsAudioGenerator, desk: _Desk, max_audio_s: float) -> None:
     tuned = next(iter(generator.adapters), None)
     with gr.Row():
         with gr.Column():
@@ -95,7 +106,8 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
         visible=tuned is not None,
         elem_id="compare",
     )
-    button = gr.Button("Generate", variant="primary", elem_id="generate")
+    _examples(_EXAMPLES, [text, scene, description], "examples")
+    button, stop = _buttons("generate")
     with gr.Row():
         with gr.Column(visible=False) as beside:
             base, base_line = _player("Base", "base")
@@ -103,8 +115,14 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
             player, line = _player("Speech" if tuned is None else "Tuned", "speech")
 
     # Gradio finds the bar by this default.
-    def speak(values: Values, progress: gr.Progress = gr.Progress()) -> Values:  # noqa: B008
-        with _errors_in_page():
+    def speak(
+        values: Values,
+        visitor: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Values:
+        with desk.turn_of(visitor):
+            require_short([values[field] for field in (text, scene, description, transcript)])
+            require_uploads([values[recording]])
             options = controls.options(values)
             options |= voice_of(values[description], values[recording], values[transcript])
             options["scene_description"] = values[scene].strip() or None
@@ -128,10 +146,10 @@ def _speak_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
             return shown
 
     inputs = {text, scene, description, recording, transcript, compare, *controls.fields}
-    _on_click(button, speak, inputs, [beside, base, base_line, player, line])
+    desk.connect(button, stop, speak, inputs, [beside, base, base_line, player, line])
 
 
-def _dialogue_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
+def _dialogue_tab(generator: HiggsAudioGenerator, desk: _Desk, max_audio_s: float) -> None:
     tuned = next(iter(generator.adapters), None)
     text = gr.Textbox(
         label="Lines",
@@ -154,11 +172,15 @@ def _dialogue_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
                 rows.append((name, recording, _transcript(f"transcript_{number}")))
     pause_s = gr.Slider(0, 2, value=0.2, step=0.1, label="Pause between lines, s", elem_id="pause")
     controls = _Controls(generator, max_audio_s)
-    button = gr.Button("Generate", variant="primary", elem_id="generate_dialogue")
+    _examples([[_DIALOGUE]], [text], "dialogue_examples")
+    button, stop = _buttons("generate_dialogue")
     player, line = _player("Dialogue", "dialogue")
 
-    def speak(values: Values) -> Values:
-        with _errors_in_page():
+    def speak(values: Values, visitor: gr.Request) -> Values:
+        with desk.turn_of(visitor):
+            names_and_transcripts = [values[field] for row in rows for field in (row[0], row[2])]
+            require_short([values[text], values[scene], *names_and_transcripts])
+            require_uploads([values[row[1]] for row in rows])
             options = controls.options(values)
             lines = lines_of(values[text])
             given = []
@@ -176,7 +198,7 @@ def _dialogue_tab(generator: HiggsAudioGenerator, max_audio_s: float) -> None:
             return {player: _played(speech), line: line_of(speech, options["sampling"].seed)}
 
     inputs = {text, scene, pause_s, *controls.fields, *(field for row in rows for field in row)}
-    _on_click(button, speak, inputs, [player, line])
+    desk.connect(button, stop, speak, inputs, [player, line])
 
 
 class _Controls:
@@ -263,26 +285,71 @@ def _played(speech: Speech) -> tuple[int, Any]:
     return speech.sample_rate, audio.to_pcm16(speech.audio)
 
 
-def _on_click(button: gr.Button, speak: Any, inputs: set[Any], outputs: list[Any]) -> None:
-    button.click(
-        speak,
-        inputs,
-        outputs,
-        # All buttons of the page share one place in the queue: there is one model.
-        concurrency_limit=1,
-        concurrency_id="model",
-        api_visibility="private",
-        scroll_to_output=True,
+def _buttons(elem_id: str) -> tuple[gr.Button, gr.Button]:
+    """Generate and Stop."""
+    with gr.Row():
+        button = gr.Button("Generate", variant="primary", elem_id=elem_id, scale=4)
+        stop = gr.Button("Stop", variant="stop", elem_id=f"stop_{elem_id}", scale=1)
+    return button, stop
+
+
+def _examples(rows: list[list[str]], fields: list[Any], elem_id: str) -> None:
+    """A click fills the fields."""
+    gr.Examples(
+        rows, fields, elem_id=elem_id, cache_examples=False, preload=False, api_visibility="private"
     )
+
+
+class _Desk:
+    """Where requests wait for the one model, and who is being spoken for."""
+
+    def __init__(self, generator: HiggsAudioGenerator) -> None:
+        self._generator = generator
+        # Gradio lets the next one come as soon as Stop was pressed, the model a frame later.
+        self._lock = threading.Lock()
+        self._visitor: str | None = None
+
+    @contextmanager
+    def turn_of(self, visitor: gr.Request) -> Iterator[None]:
+        with self._lock, _errors_in_page():
+            self._visitor = visitor.session_hash
+            try:
+                yield
+            finally:
+                self._visitor = None
+
+    def stop(self, visitor: gr.Request) -> None:
+        """Only one's own speech."""
+        if self._visitor is not None and self._visitor == visitor.session_hash:
+            self._generator.stop()
+
+    def connect(
+        self, button: gr.Button, stop: gr.Button, speak: Any, inputs: set[Any], outputs: list[Any]
+    ) -> None:
+        """`button` speaks, `stop` ends it, or lets it not begin."""
+        spoken = button.click(
+            speak,
+            inputs,
+            outputs,
+            # All buttons of the page share one place in the queue: there is one model.
+            concurrency_limit=1,
+            concurrency_id="model",
+            api_visibility="private",
+            scroll_to_output=True,
+        )
+        # Two listeners: of one that cancels, Gradio calls no function.
+        stop.click(None, cancels=[spoken], api_visibility="private")
+        # Beside the queue of the model, where it would wait for what it is to end.
+        stop.click(self.stop, concurrency_limit=None, api_visibility="private")
 
 
 @contextmanager
 def _errors_in_page() -> Iterator[None]:
-    """What the user can mend becomes one line in the page, without the folder that uploads happen
-    to lie in."""
+    """What the user can mend becomes one line in the page."""
     try:
         yield
     except UserError as error:
+        # Whatever else names a file names it by where uploads happen to lie.
         folder = re.escape(os.environ["GRADIO_TEMP_DIR"])
-        message = re.sub(rf"{folder}/[0-9a-f.]+/", "", str(error))
+        message = re.sub(rf"{folder}/([0-9a-f]+/)?", "", str(error))
         raise gr.Error(html.escape(message), print_exception=False) from None

@@ -10,7 +10,12 @@ import platform
 
 from packaging.requirements import Requirement
 
-from plugins.files.installation import PROJECT, failed_import, version_of
+from plugins.files.installation import (
+    PROJECT,
+    TESTED_TRANSFORMERS,
+    failed_import,
+    version_of,
+)
 from plugins.training.preflight.report import Report, Status
 
 
@@ -41,6 +46,8 @@ def _check_versions(report: Report) -> None:
         if extra == "dev":
             continue
         name, version = requirement.name, version_of(requirement.name)
+        if name == "transformers":
+            requirement.specifier = TESTED_TRANSFORMERS
         # A nightly build of torch is as good as a release.
         fits = version is not None and requirement.specifier.contains(version, prereleases=True)
         note = ""

@@ -228,7 +228,7 @@ def render(
             grids += _grid(labels[place], tokens)
     trained = f"{num_text} text tokens (between >> and <<) and {num_frames} frames"
     title = f"{sample.source}: {len(sample.input_ids)} positions; trained: {trained}"
-    return "\n".join([title, *_text(sample, tokens, tokenizer).splitlines(), *grids])
+    return "\n".join([title, *_text(sample, tokens, tokenizer).split("\n"), *grids])
 
 
 def _text(sample: EncodedSample, tokens: SpecialTokens, tokenizer: Any) -> str:

@@ -22,7 +22,7 @@ class Finding:
     def render(self) -> str:
         """One line, the evidence indented below."""
         text = f"{self.status:<8}{self.check}: {self.text}"
-        for line in self.evidence.splitlines():
+        for line in self.evidence.split("\n") if self.evidence else ():
             text += "\n" + f"        {line}".rstrip()
         return text
 

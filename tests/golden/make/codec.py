@@ -7,8 +7,9 @@ they are `decoded` to (960 F,). Knows nothing of `plugins`: it runs in the venv 
 tests/golden/make/prompts.py describes, and needs there as well
 
     boson/bin/pip install --no-deps descript-audio-codec==1.0.0 descript-audiotools==0.7.2 argbind
-    boson/bin/pip install flatten-dict julius ffmpy importlib_resources rich tensorboard randomname
-    docstring_parser boson/bin/python tests/golden/make/codec.py
+    boson/bin/pip install flatten-dict julius ffmpy importlib_resources rich tensorboard \
+        randomname docstring_parser
+    boson/bin/python tests/golden/make/codec.py
 
 The original's class fixes some widths (DAC 64 and 1024, HuBERT 768) and downloads its HuBERT. Only
 those are made small here, and HuBERT random; everything that computes is the package's own."""

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from helpers.installation import PAIR, break_torchaudio, install_line
 
-PAIR = ("torch", "torchaudio")
-# What a wheel for another CUDA than torch's does.
-OSERROR = "libcudart.so.13: cannot open shared object file: No such file or directory"
-WAYS_IN = """
+# Each way in ends with one line: a command prints it, the rest raise it.
+START = """
 import sys
 import plugins
 from plugins.cli import main
@@ -26,12 +25,19 @@ def train():
     from plugins.train import main
     main([])
 
-commands = [["speak", "--model", "m", "--text", "x"], ["evaluate", "--dataset", "d", "--output", "o"],
-            ["app", "--model", "m"], ["export", "--model", "m", "--output", "o"], ["convert", "a", "b"],
-            ["doctor", "--model", "m", "--dataset", "d"]]
-ways = {words[0]: lambda words=words: main(words) for words in commands}
-ways |= {"generator": lambda: plugins.HiggsAudioGenerator, "register": plugins.register_higgs_audio_all, "codec": codec}
-ways |= {"train": train, "sft": lambda: main(["sft", "--model", "m"])}
+ways = {
+    "speak": lambda: main(["speak", "--model", "m", "--text", "x"]),
+    "evaluate": lambda: main(["evaluate", "--dataset", "d", "--output", "o"]),
+    "app": lambda: main(["app", "--model", "m"]),
+    "export": lambda: main(["export", "--model", "m", "--output", "o"]),
+    "convert": lambda: main(["convert", "a", "b"]),
+    "doctor": lambda: main(["doctor", "--model", "m", "--dataset", "d"]),
+    "sft": lambda: main(["sft", "--model", "m"]),
+    "train": train,
+    "generator": lambda: plugins.HiggsAudioGenerator,
+    "register": plugins.register_higgs_audio_all,
+    "codec": codec,
+}
 for name in sys.argv[1:]:
     print("way in:", name, flush=True)
     try:
@@ -41,38 +47,33 @@ for name in sys.argv[1:]:
         print(error, flush=True)
 """
 
+WAYS = (
+    "speak",
+    "evaluate",
+    "app",
+    "export",
+    "convert",
+    "doctor",
+    "generator",
+    "register",
+    "codec",
+    "train",
+)
+
 
 def ways_in(*names: str, path: Path, flags: tuple[str, ...] = ()) -> dict[str, str]:
     """What each of `names` says in one process with `path` before all other packages."""
     env = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
-    command = [sys.executable, *flags, "-c", WAYS_IN, *names]
+    command = [sys.executable, *flags, "-c", START, *names]
     done = subprocess.run(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    parts = done.stdout.split("way in: ")[1:]
-    return {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
-
-
-def install_line(*packages: str) -> str:
-    wanted = [
-        line
-        for line in importlib.metadata.requires("higgs-audio-swift") or []
-        if line.startswith(packages)
-    ]
-    assert wanted
-    return "pip install " + " ".join(f"'{line}'" for line in wanted)
-
-
-def break_torchaudio(folder: Path) -> str:
-    """A torchaudio in `folder`, for PYTHONPATH, that does not load; what is to be said of it."""
-    (folder / "torchaudio").mkdir()
-    (folder / "torchaudio" / "__init__.py").write_text(f"raise OSError({OSERROR!r})\n")
-    torch, torchaudio = (importlib.metadata.version(name) for name in PAIR)
-    return (
-        f"'torchaudio {torchaudio}' cannot be imported beside torch {torch} (OSError: {OSERROR})"
-        f"; run: pip uninstall -y torch torchaudio && {install_line(*PAIR)}"
-    )
+    # One process for all: a start takes seconds.
+    said = {}
+    for part in done.stdout.split("way in: ")[1:]:
+        name, _, said[name] = part.partition("\n")
+    return said
 
 
 def link(source: Path, target: Path, gone: str) -> None:
@@ -100,6 +101,7 @@ def assert_said(line: str, said: dict[str, str]) -> None:
         assert "Traceback" not in text
 
 
+# The one of these that the fast suite has: it needs no import that takes long.
 def test_without_torch(tmp_path: Path) -> None:
     said = said_without("torch", "speak", "doctor", "generator", folder=tmp_path)
     assert said["doctor"].startswith("failed  environment: Python")
@@ -109,19 +111,7 @@ def test_without_torch(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_torchaudio_for_another_cuda(tmp_path: Path) -> None:
     line = break_torchaudio(tmp_path)
-    ways = [
-        "speak",
-        "evaluate",
-        "app",
-        "export",
-        "convert",
-        "doctor",
-        "generator",
-        "register",
-        "codec",
-        "train",
-    ]
-    assert_said(line, ways_in(*ways, path=tmp_path))
+    assert_said(line, ways_in(*WAYS, path=tmp_path))
 
 
 @pytest.mark.slow
@@ -140,26 +130,14 @@ def test_without_ms_swift(tmp_path: Path) -> None:
 def test_a_transformers_without_our_classes(tmp_path: Path) -> None:
     version = importlib.metadata.version("transformers")
     line = (
-        f"'transformers {version}' cannot be imported (AttributeError: module transformers has no attribute "
-        f"HiggsAudioV2ForConditionalGeneration); run: {install_line('transformers')}"
+        f"'transformers {version}' cannot be imported (AttributeError: module transformers has no "
+        "attribute HiggsAudioV2ForConditionalGeneration); "
+        f"run: {install_line('transformers')}"
     )
-    ways = [
-        "speak",
-        "evaluate",
-        "app",
-        "export",
-        "convert",
-        "doctor",
-        "generator",
-        "register",
-        "codec",
-        "train",
-    ]
-    assert_said(line, said_without("transformers/models/higgs_audio", *ways, folder=tmp_path))
+    assert_said(line, said_without("transformers/models/higgs_audio", *WAYS, folder=tmp_path))
 
 
 def test_no_message_sends_to_an_index_that_does_not_have_us() -> None:
     files = [*(ROOT / "plugins").rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    assert [
-        file for file in files if 'install "higgs-audio-swift' in file.read_text(encoding="utf-8")
-    ] == []
+    for file in files:
+        assert 'install "higgs-audio-swift' not in file.read_text(encoding="utf-8"), file

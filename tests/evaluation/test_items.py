@@ -1,0 +1,82 @@
+"""Rows and lists of other kits -> items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from conftest import CORPUS, corpus_rows, write_jsonl
+
+from plugins.data.dialogue import Turn
+from plugins.errors import UserError
+from plugins.evaluation import formats
+from plugins.evaluation.items import read_items
+from plugins.settings import HiggsAudioSettings
+
+SETTINGS = HiggsAudioSettings()
+
+
+def test_a_list_of_seed_tts_eval(tmp_path: Path) -> None:
+    for name in ("prompt.wav", "target.wav"):
+        sf.write(tmp_path / name, 0.1 * np.sin(np.arange(48_000) / 20), 24_000)
+    # With and without the recording, the suffix, the prompt's words and the prompt.
+    lines = [
+        "one|What the prompt says.|prompt.wav|Hello there.|target.wav",
+        "two.wav|What the prompt says.|prompt.wav|Good bye.",
+        "three|No transcript of it.|prompt.wav",
+        "four|In any voice.",
+    ]
+    (tmp_path / "meta.lst").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    one, two, three, four = read_items(str(tmp_path / "meta.lst"), SETTINGS)
+    assert (one.id, two.id, three.id, four.id) == ("one", "two", "three", "four")
+    assert one.truth == str(tmp_path / "target.wav")
+    assert (two.truth, two.text, two.reference) == (None, "Good bye.", str(tmp_path / "prompt.wav"))
+    assert two.dialogue.references[0].text == "What the prompt says."
+    assert three.dialogue.references[0].text is None
+    assert four.reference is None
+
+    # What would begin another field or line is taken out.
+    prompt = {"prompt": two.reference, "prompt_text": "What the prompt says."}
+    rows = [
+        {"id": "two", "text": "Good | bye.", **prompt},
+        {"id": "four", "text": "In any\nvoice.", "prompt": None},
+    ]
+    formats.write_meta(tmp_path / "again.lst", rows)
+    again = read_items(str(tmp_path / "again.lst"), SETTINGS)
+    assert (again[0].text, again[1].text) == ("Good bye.", "In any voice.")
+    assert again[0].dialogue.references == two.dialogue.references
+
+
+def test_lists_of_versa(tmp_path: Path) -> None:
+    sf.write(tmp_path / "a.wav", 0.1 * np.sin(np.arange(24_000) / 20), 24_000)
+    formats.write_kaldi(tmp_path / "wav.scp", {"a": "a.wav"})
+    formats.write_kaldi(tmp_path / "text", {"a": "Hello \n there."})
+    (item,) = read_items(str(tmp_path), SETTINGS)
+    assert (item.id, item.text, item.truth) == ("a", "Hello there.", str(tmp_path / "a.wav"))
+    (tmp_path / "wav.scp").write_text("a sox a.wav -t wav - |\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"wav\.scp:1: path: .* is a command; run it"):
+        read_items(str(tmp_path), SETTINGS)
+
+
+def test_rows_become_items(tmp_path: Path) -> None:
+    rows = corpus_rows(3)
+    rows[0]["id"] = "the first/one"
+    rows[1]["messages"][1]["content"] = "[SPEAKER0] Glue <SE>[Laughter]</SE> it."
+    rows[2]["messages"].pop()  # text only
+    del rows[2]["audios"]
+    rows[2]["speaker"] = "me"
+    first, second, third = read_items(str(write_jsonl(tmp_path / "test.jsonl", rows)), SETTINGS)
+    assert first.id == "the_first_one"
+    # As training reads it, without `Please speak:`.
+    assert first.text == "The birch canoe slid on the planks."
+    assert first.truth == str(CORPUS / "wavs" / "DEMO-0001.flac")
+    assert first.dialogue.turns[-1] == Turn("user", (first.text,))
+    assert first.dialogue.scene == "Indoor quiet"
+    assert (second.id, second.text) == ("DEMO-0002", "Glue it.")
+    assert (third.id, third.truth, third.speaker) == ("3", None, "me")
+
+    rows[1]["id"] = "the first/one"
+    with pytest.raises(UserError, match=r"test\.jsonl:2: id: 'the first/one' is another row's too"):
+        read_items(str(write_jsonl(tmp_path / "test.jsonl", rows)), SETTINGS)
