@@ -5,19 +5,26 @@ A line that cannot be read takes nothing from the others."""
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, keep_inside, locate
+from plugins.corpora.utterance import (
+    Rejected,
+    Utterance,
+    collapse,
+    is_utf8,
+    keep_inside,
+    locate,
+    require_list,
+)
 from plugins.errors import problem
+from plugins.files.lines import byte_lines
 
 SCP, TEXT = "wav.scp", "text"
-# Longer lines are no transcripts: a file without line ends would be held whole.
+# Longer lines are no transcripts.
 _MAX_LINE_BYTES = 1_000_000
 # `x.ark:1234`, `x.wav[0:100]`: a place in a file.
 _PART = re.compile(r"\.ark:\d+$|\[[\d:,]+\]$")
@@ -34,28 +41,31 @@ class Line:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of `path` that are not blank; lines end at a line feed. Raises UserError if it
-    cannot be read."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while content := file.readline(_MAX_LINE_BYTES):
-                number += 1
-                if number == 1:
-                    content = content.removeprefix(codecs.BOM_UTF8)
-                fault = ""
-                if len(content) == _MAX_LINE_BYTES and not content.endswith(b"\n"):
-                    fault = f"line is longer than {_MAX_LINE_BYTES:,} bytes"
-                    _skip_line(file)
-                # Foreign bytes become lone surrogates, by which they are known.
-                text = content.decode(errors="surrogateescape").strip()
-                if text:
-                    yield _line(f"{path}:{number}", text, fault)
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror})"
-        raise problem(
-            source="list", field="file", value=str(path), reason=reason, remedy="check the path"
-        ) from None
+    """The lines of `path` that are not blank. Raises UserError if it cannot be read."""
+    for place, content in byte_lines(path):
+        # Foreign bytes become lone surrogates, by which they are known.
+        text = content.decode(errors="surrogateescape").strip()
+        if not text:  # but for spaces of Unicode's
+            continue
+        fault = ""
+        if len(content) > _MAX_LINE_BYTES:
+            fault = f"line is longer than {_MAX_LINE_BYTES:,} bytes"
+        elif not is_utf8(text):
+            fault = "line is not UTF-8"
+        key, *value = text.split(maxsplit=1)
+        yield Line(place, key, "".join(value), fault)
+
+
+def path_fault(recording: str) -> tuple[str, str] | None:
+    """Why what stands in ``wav.scp`` is no path, and what to do; None if it is one."""
+    if not recording:
+        return "has no path", "write KEY PATH"
+    # Kaldi runs such a line and takes its output for the recording.
+    if recording.endswith("|"):
+        return "is a command", "run it, and list the file that it makes"
+    if _PART.search(recording):
+        return "is a part of a file", "copy it out with wav-copy, then list that file"
+    return None
 
 
 def read_kaldi(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
@@ -66,14 +76,8 @@ def read_kaldi(input_dir: Path, *, root: Path | None = None) -> Iterator[Utteran
     Nothing is executed: a command in the place of a path is rejected. Raises UserError for a folder
     with ``segments``, whose recordings must be cut first."""
     for name in (SCP, TEXT):
-        if not (input_dir / name).is_file():
-            raise problem(
-                source="kaldi",
-                field="input_dir",
-                value=str(input_dir),
-                reason=f"holds no {name}",
-                remedy=f"name the folder that holds {SCP} and {TEXT}",
-            )
+        remedy = f"name the folder that holds {SCP} and {TEXT}"
+        require_list(input_dir / name, "kaldi", "input_dir", remedy, input_dir, root)
     if (input_dir / "segments").exists():
         raise problem(
             source="kaldi",
@@ -93,8 +97,9 @@ def read_kaldi(input_dir: Path, *, root: Path | None = None) -> Iterator[Utteran
                 yield Rejected(line.place, key, "no recording", f"{key} in {SCP}")
             continue
         recording = recordings[key].value
-        if fault := _fault(recording):
-            yield Rejected(line.place, key, fault, recording)
+        if fault := path_fault(recording):
+            reason, remedy = fault
+            yield Rejected(line.place, key, f"{reason} ({remedy})", recording)
             continue
         # As written first. With a root nothing outside of it is meant.
         names = [recording] if root else [recording, os.path.abspath(recording)]
@@ -133,27 +138,3 @@ def _values(
         else:
             lines[line.key] = line
     return lines, faulty
-
-
-def _fault(recording: str) -> str:
-    """Why what stands in ``wav.scp`` is no path; "" if it is one."""
-    if not recording:
-        return "has no path"
-    if recording.endswith("|"):
-        return "is a command (run it, and list the file that it makes)"
-    if _PART.search(recording):
-        return "is a part of a file (copy it out: wav-copy, then list that file)"
-    return ""
-
-
-def _line(place: str, text: str, fault: str) -> Line:
-    if not fault and not is_utf8(text):
-        fault = "line is not UTF-8"
-    key, *value = text.split(maxsplit=1)
-    return Line(place, key, "".join(value), fault)
-
-
-def _skip_line(file: BinaryIO) -> None:
-    """Read on to the end of the line."""
-    while (rest := file.readline(_MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-        pass
