@@ -222,7 +222,7 @@ def _columns(
         place = f"{csv_file}:{first.line}"
         return problem(source=place, field="column", value=name, reason=reason, remedy=remedy)
 
-    for name in columns.wanted():
+    for name in columns.with_references(names).wanted():
         if name not in names and len(names) <= 1:
             raise wrong(name, "not found", "name the delimiter of the file")
         if name not in names:

@@ -5,12 +5,12 @@ What cannot be read is an `AudioError`: it takes its clip along, but no others."
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from plugins.audio.waveforms import AudioError
 from plugins.corpora.shapes import SPEAKER_NAMES, TEXT_NAMES
 from plugins.corpora.utterance import collapse, keep_inside
+from plugins.files.lines import NoJson, parse_json
 
 NOTE_SUFFIX = ".json"
 # Hours of speech. A sparse file of gigabytes would take twice as much memory.
@@ -26,9 +26,9 @@ def read_note(path: Path, input_dir: Path, root: Path | None) -> dict[str, str |
     """`text`, `speaker` and `language` of a clip, of the JSON beside it. Raises `AudioError`."""
     content = _read(path, input_dir, root)
     try:
-        note = json.loads(content)
-    except (ValueError, RecursionError):
-        raise AudioError(path, "is no JSON", "write an object with a text") from None
+        note = parse_json(content)
+    except NoJson as error:
+        raise AudioError(path, error.reason, error.remedy) from None
     names = note if isinstance(note, dict) else {}
     text = next((names[name] for name in TEXT_NAMES if isinstance(names.get(name), str)), None)
     if text is None:

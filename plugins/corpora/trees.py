@@ -182,7 +182,8 @@ def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Uttera
         entries = list(read_metadata(folder, table, input_dir, root)) if table else []
         for entry in entries:
             named = entry.audio if isinstance(entry, Utterance) else input_dir / entry.id
-            listed.add(os.path.realpath(named))
+            if "\0" not in str(named):  # of which no file has a name
+                listed.add(os.path.realpath(named))
         free = []
         for name in names:
             if name != table and os.path.realpath(folder / name) not in listed:

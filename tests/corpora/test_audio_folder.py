@@ -141,6 +141,21 @@ def test_an_audio_folder_or_shards_given_as_dataset_are_sent_to_folder(tmp_path)
         list(read_huggingface(str(tmp_path), Columns(), audio_dir=tmp_path / "out"))
 
 
+def test_a_faulty_line_takes_nothing_from_the_others(tmp_path):
+    """Of the table, and of the clips that it does not name."""
+    table = 'file_name,text\nx\0.wav,Nul\na.wav,One\nb.flac\nc.wav,"Open\nlost.wav,Lost\n'
+    said(audio_folder(tmp_path, table) / "b.txt", "Beside")
+    ids, faults = sorted_out(read_folder(tmp_path))
+    assert ids == ["a.wav"]
+    assert [reason.partition(" (")[0] for _, reason, _ in faults] == [
+        "names no file",
+        "wrong number of fields",
+        "quotes do not pair up",
+        "not found",
+        "no recording",
+    ]
+
+
 def test_audio_root_jails_the_table(tmp_path):
     folder = audio_folder(tmp_path / "data", "file_name,text\na.wav,One\n../x.wav,X\n")
     clip(tmp_path / "x.wav")
@@ -166,6 +181,7 @@ def test_audio_root_jails_the_table(tmp_path):
         ('{"caption": "One"}', "transcript names no text"),
         ("[]", "transcript names no text"),
         ("{", "transcript is no JSON"),
+        (r'{"text": "\ud83d"}', "transcript escapes half a character"),
         ("[" * 200_000, "transcript is no JSON"),
         ('{"text": "' + "x" * 1_000_000 + '"}', "transcript is larger than 1,000,000 bytes"),
     ],

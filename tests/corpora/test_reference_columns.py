@@ -2,6 +2,7 @@
 dropped unsaid."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.hub import alone, saved, sound, table  # noqa: F401 (a fixture)
 from helpers.trees import clip, rejects, sorted_out, utterances
 
 from plugins.corpora import Columns, read_custom, read_huggingface
+from plugins.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("alone")
 VOICE = {"reference_audio": "b.wav"}
@@ -37,6 +39,10 @@ NAMED = Columns(reference_audio="voice", reference_text="said")
         ("audio,text,prompt_text", "a,Hi,Ho", Columns(), {}),  # of no voice
         ("audio,text,voice", "a,Hi,b", Columns(), {}),
         ("ref_audio,text", "a,Hi", Columns(audio="ref_audio"), {}),
+        # Names as another machine wrote them: those of voices are found as those of clips are.
+        ("audio,text,ref_audio", "C:\\x\\a.wav,Hi,C:\\x\\b.wav", Columns(), VOICE),
+        ("audio,text,ref_audio", "/old/a.wav,Hi,/old/b", Columns(), VOICE),
+        ("audio,text,ref_audio", "a.wav,Hi,b.WAV", Columns(), VOICE),
     ],
 )
 def test_columns_of_a_table(tmp_path, header, fields, columns, expected):
@@ -73,6 +79,24 @@ def test_a_faulty_reference_is_told(tmp_path, fields, reason):
     (tmp_path / "list.csv").write_text(f"audio,text,ref_audio,ref_text\n{fields}\n")
     (rejected,) = rejects(read_custom(tmp_path, tmp_path / "list.csv", Columns()))
     assert rejected.reason.startswith(reason)
+
+
+def test_many_rows_may_clone_one_voice_of_another_machine(tmp_path):
+    """Which is the recording of a row, too: that takes it from none of them."""
+    for name in ("a", "b", "c"):
+        clip(tmp_path / f"{name}.wav")
+    pairs = [("a", "b"), ("b", "a"), ("c", "b")]
+    rows = [f"/old/{name}.wav,Hi,/old/{voice}.wav" for name, voice in pairs]
+    (tmp_path / "list.csv").write_text("\n".join(["audio,text,ref_audio", *rows]))
+    results = utterances(read_custom(tmp_path, tmp_path / "list.csv", Columns()))
+    voices = [Path(utterance.to_row()["reference_audio"]).name for utterance in results]
+    assert voices == ["b.wav", "a.wav", "b.wav"]
+
+
+def test_a_column_of_references_that_occurs_twice(tmp_path):
+    (tmp_path / "list.csv").write_text("audio,text,ref_audio,ref_audio\na,Hi,b,c\n")
+    with pytest.raises(UserError, match="column: 'ref_audio' occurs twice; rename one"):
+        list(read_custom(tmp_path, tmp_path / "list.csv", Columns()))
 
 
 def hub_set(tmp_path, voices: list[Any], audio: bool, **columns: list[Any]) -> str:
