@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -32,6 +33,7 @@ from typing import Any
 REGISTER_FILE = Path(__file__).resolve().parent / "plugins" / "register.py"
 _OURS = REGISTER_FILE.parts[-2:]
 MODEL_TYPES = "higgs-audio-"  # what they begin with
+_PUBLISHED = ("bosonai/higgs-audio-v2-generation-3B-base", "bosonai/higgs-tts-2-3b-base")
 _TRAINING = {"sft", "pt"}  # of MS-SWIFT's commands
 
 # Of transformers itself: any other name is a repository of a hub, whose kernel would be run.
@@ -55,6 +57,7 @@ def find_spec(name: str, path: Any, target: Any) -> ModuleSpec | None:
         return None
     if name == "swift":
         _explain_failed_import()
+        _require_type(Path(*sys.argv[:1]), sys.argv[1:])
         _end_cleanly(Path(*sys.argv[:1]), sys.argv[1:])
         return None
     spec = PathFinder.find_spec(name, path, target)
@@ -116,6 +119,16 @@ def _end_cleanly(program: Path, words: list[str]) -> None:
 def _is_ours(words: list[str]) -> bool:
     """Whether the words after `swift COMMAND` name one of our model types, our plugin, or a
     checkpoint of ours."""
+    parts = _parts(words)
+    for name, value in itertools.pairwise(parts):
+        if name.lstrip("-") == "model_type":
+            return value.startswith(MODEL_TYPES)
+    plugin = os.sep.join(_OURS)
+    return any(part.endswith(plugin) or _is_saved_by_ours(part) for part in parts)
+
+
+def _parts(words: list[str]) -> list[str]:
+    """Names and values of options, those of a file in their place."""
     parts: list[str] = []
     for word in words:
         parts += word.split("=", 1)
@@ -123,11 +136,32 @@ def _is_ours(words: list[str]) -> bool:
         # MS-SWIFT takes a file in the place of options. No parser of YAML is imported for it.
         text = Path(parts[0]).read_text(encoding="utf-8", errors="replace")
         parts[:1] = [word.strip("{\"',}") for word in text.replace(":", " ").split()]
+    return parts
+
+
+def _require_type(program: Path, words: list[str]) -> None:
+    """End the process in one line if `swift COMMAND` names a model of ours and no model type.
+
+    MS-SWIFT knows our models only by their type, and would say pages."""
+    if program.name != "swift" or _is_ours(words[1:]):
+        return
+    parts = _parts(words[1:])
+    if "--model_type" in parts or "model_type" in parts:
+        return
     for name, value in itertools.pairwise(parts):
-        if name.lstrip("-") == "model_type":
-            return value.startswith(MODEL_TYPES)
-    plugin = os.sep.join(_OURS)
-    return any(part.endswith(plugin) or _is_saved_by_ours(part) for part in parts)
+        if name.lstrip("-") == "model" and (value in _PUBLISHED or _holds_ours(value)):
+            remedy = f"add --model_type {MODEL_TYPES}v2-3b (or -7b)"
+            if words[0] in _TRAINING:
+                remedy += ", or use `higgs-audio sft`, which needs none"
+            sys.exit(f"error: command line: --model: {value!r} has no --model_type; {remedy}")
+
+
+def _holds_ours(folder: str) -> bool:
+    file = os.path.join(folder, "config.json")
+    if not os.path.isfile(file):
+        return False
+    text = Path(file).read_text(encoding="utf-8", errors="replace")
+    return bool(re.search(r'"model_type":\s*"higgs_audio(_v2)?"', text))
 
 
 def _is_saved_by_ours(folder: str) -> bool:

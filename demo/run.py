@@ -37,6 +37,7 @@ CORPUS = ROOT / "demo" / "corpus"
 CODEC = ROOT / "demo" / "codec"
 OUT = ROOT / "demo" / "out"
 DATA = OUT / "data"
+_FINISHED = OUT / "finished.json"
 _WRITTEN = ("model", "data", "logs", "run", "learnt", "cloned", "spoken", "dialogue")
 # Five million parameters.
 _SIZE = {
@@ -65,7 +66,13 @@ curves    tensorboard --logdir demo/out/run/runs"""
 
 def main() -> int:
     started_s = time.monotonic()
-    for name in _WRITTEN:  # of an earlier run; what else lies there stays
+    if _FINISHED.is_file():
+        stopped = json.loads(_FINISHED.read_text(encoding="utf-8"))["stopped"]
+        _curves(OUT / "run" / "logging.jsonl")
+        _summary(stopped)
+        print(f"nothing was trained again: {OUT} holds a finished demo; `rm -r {OUT}` starts anew")
+        return 0
+    for name in _WRITTEN:  # of a run that did not finish; what else lies there stays
         shutil.rmtree(OUT / name, ignore_errors=True)
     build_model(OUT / "model")
     _run("prepare", sys.executable, "prepare_dataset.py", *_PREPARE.split())
@@ -85,6 +92,7 @@ def main() -> int:
     _evaluate("dialogue", "--generated", "demo/out/spoken")
     _curves(OUT / "run" / "logging.jsonl")
     _summary(stopped)
+    _FINISHED.write_text(json.dumps({"stopped": stopped}) + "\n", encoding="utf-8")
     print(f"total {time.monotonic() - started_s:.0f} s")
     return 0
 

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from plugins import __version__
 from plugins.errors import UserError
-from plugins.files.installation import explained
-from plugins.training import launcher, signals
+from plugins.files.installation import explained, require_device
+from plugins.training import launcher, sft_help, signals, start, terminal
+from plugins.training.arguments import single_words, translate
+from plugins.training.config_file import config_first
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,10 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["sft"] and not {"-h", "--help"} & set(arguments):
+    if arguments[:1] == ["sft"]:
         # Its flags are MS-SWIFT's: argparse here knows none of them.
-        return _sft(arguments)
+        if {"-h", "--help"} & set(arguments):
+            print(sft_help.text())
+            return 0
+        _sft(arguments[1:])
+    if arguments[:1] == ["prepare"]:
+        from plugins.prepare.cli import main as prepare
+
+        return prepare(arguments[1:], program="higgs-audio prepare")
     options = _parser().parse_args(arguments)
+    if device := getattr(options, "device", None):
+        require_device(device)
     return int(options.run(options))
 
 
@@ -44,14 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("higgs-audio", description=exit_codes)
     parser.add_argument("--version", action="version", version=f"higgs-audio-swift {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    # Both take the words after their name before this parser sees them.
     commands.add_parser(
-        "sft",
-        help="fine-tune: every flag of `swift sft`, our settings, or a YAML file",
-        usage="higgs-audio sft [CONFIG.yaml] [--FLAG VALUE ...]",
-        description="Every flag of `swift sft` (`swift sft --help` lists them), the flags of the"
-        " design document (--sft_type, --lora_target_modules, ...), and our settings as flags"
-        " (README, Settings), for example --audio_learning_rate 1e-4. NPROC_PER_NODE=N in the"
-        " environment starts N processes.",
+        "prepare", help="turn a corpus into rows: what prepare_dataset.py does, by the same flags"
+    )
+    commands.add_parser(
+        "sft", help="fine-tune: every flag of `swift sft`, our settings, or a YAML file"
     )
     for add in (_add_speak, _add_evaluate, _add_app, _add_export, _add_doctor, _add_convert):
         add(commands)
@@ -274,9 +283,10 @@ def _positive(text: str) -> int:
     return value
 
 
-def _sft(arguments: list[str]) -> int:
+def _sft(arguments: list[str]) -> NoReturn:
     """As `swift sft`, with YAML files and NPROC_PER_NODE, but with our training file and our
     launcher."""
+    words = config_first(arguments)
     signals.end_cleanly()  # first: MS-SWIFT's import takes seconds in which Ctrl-C may come
     from swift.cli.main import get_torchrun_args, parse_yaml_args
 
@@ -286,12 +296,13 @@ def _sft(arguments: list[str]) -> int:
     if "PYTHONPATH" in os.environ:
         folders.append(os.environ["PYTHONPATH"])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
-    words = arguments[1:]
     parse_yaml_args(words)  # first: its `ENV:` may say how many processes there are
+    # Here, where it is said once and at once; the training itself starts seconds later.
+    start.check(translate(single_words(words)))
     torchrun = get_torchrun_args()
-    start = [] if torchrun is None else [*launcher.TORCHRUN, *torchrun]
+    ranks = [] if torchrun is None else [*launcher.TORCHRUN, *torchrun]
     # Does not return: the training takes the place of this process, or ends it with its exit code.
-    launcher.launch([sys.executable, *start, str(root / "plugins" / "train.py"), *words])
+    launcher.launch([sys.executable, *ranks, str(root / "plugins" / "train.py"), *words])
 
 
 def _of(command: str) -> Callable[[argparse.Namespace], int]:
@@ -308,11 +319,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from plugins.training.preflight.report import Report
 
     report = Report(print)
-    if not check_environment(report):  # the next line would fail
-        return 1
-    from plugins.commands.doctor import run
+    with terminal.quiet():  # MS-SWIFT is imported, and speaks while it loads
+        if not check_environment(report):  # the next line would fail
+            return 1
+        from plugins.commands.doctor import run
 
-    return run(options, report)
+        return run(options, report)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -20,7 +20,8 @@ from plugins.errors import UserError
 from plugins.files.installation import explained
 from plugins.settings import KNOBS
 from plugins.training import arguments as words
-from plugins.training import signals
+from plugins.training import signals, start, terminal
+from plugins.training.config_file import config_first
 
 
 @explained()
@@ -28,28 +29,39 @@ def main(argv: Sequence[str] | None = None) -> Any:
     """Train with MS-SWIFT flags, our settings as flags, or a YAML file first. Returns MS-SWIFT's
     result dictionary.
 
-    Raises UserError on unknown flags, settings of the wrong kind, faulty rows and checkpoints,
-    and if MS-SWIFT or what it and we stand on cannot be imported.
+    Raises UserError on unknown flags, settings of the wrong kind, missing or faulty rows and
+    checkpoints, and if MS-SWIFT or what it and we stand on cannot be imported.
     """
-    from swift.cli.main import parse_yaml_args
-    from swift.pipelines import SwiftSft
+    arguments = config_first(sys.argv[1:] if argv is None else argv)
+    with _own_environment(argv), terminal.quiet() as log:
+        from swift.cli.main import parse_yaml_args
+        from swift.pipelines import SwiftSft
 
-    from plugins.register import register_higgs_audio_all
-    from plugins.training import run_lock
+        from plugins.register import register_higgs_audio_all
+        from plugins.training import run_lock
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    with _own_environment(argv):
+        terminal.settle(log)
         parse_yaml_args(arguments)  # puts the flags of a file in its place
         rest = words.settled(arguments)
         register_higgs_audio_all()
-        words.check_output_dir(rest)
+        start.check(rest)
         rest = words.resolve_resume(rest)
         with run_lock.released():
             folder = words.final_output_dir(rest)
             # One that is not there is nobody's, and stays so if the model is none.
             if folder is not None and Path(folder).is_dir():
                 run_lock.hold(folder)  # before a model is loaded for nothing
-            return SwiftSft(rest).main()
+            with start.explained_start(rest):
+                training = SwiftSft(rest)
+            if os.environ.get("RANK", "0") == "0":
+                _say_where(log.into(Path(training.args.output_dir)))
+            return training.main()
+
+
+def _say_where(log: Path) -> None:
+    from swift.utils import get_logger
+
+    get_logger().info(f"run     {log.parent}; what MS-SWIFT says beside this: {log.name} there")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from plugins.training import ending, exhausted, resume, run_lock, samples, saves
 from plugins.training.meters import BatchMeter, LossMeter, metrics
 from plugins.training.optimizer import OPTIMIZER, HiggsAudioOptimizerCallback
 from plugins.training.options import refuse_unsupported
-from plugins.training.preflight import before_training, dry_run
+from plugins.training.preflight import before_training, dry_run, plan_lines
 from plugins.training.preflight.leaks import memorised_codebooks
 from plugins.training.sick_steps import SickSteps, on_any_rank
 from plugins.training.stopping import Stopping
@@ -95,6 +95,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
         settings: HiggsAudioSettings = self.template.settings
         ending.check_steps(self)
+        if not settings.dry_run:  # which says more
+            plan_lines.show(self, _say)
         if settings.preflight or settings.dry_run:
             report = self._prove()
         samples.attach(self)
@@ -129,6 +131,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             else:
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
             ending.close(self)
+        plan_lines.show_end(self, _say)
         return result
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
@@ -147,7 +150,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                 field="training",
                 value="refused",
                 reason=f"because {summary}",
-                remedy="mend it, or set preflight: false",
+                remedy="mend it, or train it as it is with --preflight false",
             )
         self._adapter_keys = tuning.adapter_keys(self.model)
         self._check_gradients = True

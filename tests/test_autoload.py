@@ -18,6 +18,8 @@ from conftest import ROOT, corpus_rows, write_jsonl
 from helpers.installation import OSERROR, break_torchaudio
 from helpers.sft import BIN, flags, log_of, run
 
+import higgs_audio_swift_autoload as hook
+
 TYPE = "higgs-audio-v2-3b"
 SWIFT = str(BIN / "swift")
 OURS = str(ROOT / "plugins" / "register.py")
@@ -232,3 +234,36 @@ def test_an_unknown_swift_and_missing_plugins_are_left_alone(
     assert "exec_module" in vars(spec.loader)
     monkeypatch.setattr(autoload, "REGISTER_FILE", tmp_path / "plugins" / "register.py")
     assert autoload.find_spec(name, package.__path__, None) is None, "for those who search after us"
+
+
+@pytest.mark.parametrize("command", ["sft", "infer", "export"])
+def test_a_model_without_its_type_is_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`swift sft --model DIR`: 386 lines. What has a type, a plugin or another model goes on."""
+    model, other, saved = (tmp_path / name for name in ("model", "other", "saved"))
+    for folder, kind in ((model, "higgs_audio_v2"), (other, "qwen3"), (saved, "higgs_audio_v2")):
+        folder.mkdir()
+        (folder / "config.json").write_text(f'{{"model_type": "{kind}"}}', encoding="utf-8")
+    (saved / "args.json").write_text(f'{{"model_type": "{TYPE}"}}', encoding="utf-8")
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {model}\n", encoding="utf-8")
+    hub_id = "bosonai/higgs-audio-v2-generation-3B-base"
+    for words in (
+        ["--model", str(model)],
+        [f"--model={model}"],
+        [str(config)],
+        ["--model", hub_id],
+    ):
+        with pytest.raises(SystemExit, match=f"has no --model_type; add --model_type {TYPE}"):
+            hook._require_type(Path("/bin/swift"), [command, *words])
+    for words in (
+        ["--model", str(model), "--model_type", TYPE],
+        ["--model", str(model), "--external_plugins", OURS],
+        ["--model", str(other)],
+        ["--model", str(saved)],
+        ["--adapters", str(saved)],
+        [],
+    ):
+        hook._require_type(Path("/bin/swift"), [command, *words])
+    hook._require_type(Path("/bin/other"), [command, "--model", str(model)])

@@ -11,7 +11,8 @@ import pytest
 from conftest import corpus_rows, write_jsonl
 from helpers.sft import BIN, flags, run, swift
 
-from plugins.errors import UserError
+from plugins.corpora.canonical import RowError, parse_row
+from plugins.errors import UserError, did_you_mean, problem
 from plugins.train import main
 
 
@@ -106,3 +107,20 @@ def test_plain_swift_ends_with_the_line(tiny: Path, tmp_path: Path) -> None:
     # MS-SWIFT shows its traceback above.
     last_line = done.stderr.strip().splitlines()[-1]
     assert f"{dataset}:1: audios[0]: 'gone.wav' not found" in last_line
+
+
+def test_a_message_holds_no_none_no_empty_list_and_no_endless_one() -> None:
+    """ "`--codec: None has no value; use one of `", and five hundred flags for a mistyped one."""
+    missing = problem(source="options", field="text", value=None, reason="is missing", remedy="x")
+    assert str(missing) == "options: text is missing; x"
+    assert did_you_mean("alice", []) == "leave it out"
+    assert did_you_mean("x", map(str, range(1000, 1500))) == "check its spelling"
+    assert did_you_mean("tain", ["train", "test"]) == "did you mean 'train'?"
+
+
+def test_remedies_name_no_column_that_nobody_writes() -> None:
+    with pytest.raises(RowError) as error:
+        parse_row('{"zzzzzz": 1}')
+    assert "audio_codes" in error.value.remedy
+    assert "keys" not in error.value.remedy
+    assert "row_source" not in error.value.remedy

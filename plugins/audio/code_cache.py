@@ -50,7 +50,7 @@ _TABLES = """
 """
 _BATCH_S = 1.0  # clips of this time make one transaction, which waits for the disk
 _WAIT_S = 60  # for another writer: what takes it longest is to write codes.sqlite
-_AGAIN = "run the same prepare_dataset.py command again, with --encode_codes"
+_AGAIN = "run the same prepare command again, with --encode_codes"
 _ANEW = f"delete the folder and {_AGAIN}"
 
 
@@ -102,7 +102,10 @@ class CodeCache:
         self._process = -1  # which has opened the connection
         if not os.path.exists(folder / _FINISHED):  # unlike pathlib's, never an error
             reason, remedy = f"holds no {_FINISHED}", _AGAIN
-            if os.path.exists(folder / "index.bin"):
+            if not os.path.exists(folder):
+                # Rows name it beside their file: whoever moves that must move both.
+                reason, remedy = "not found", f"move it there too, beside the rows, or {_AGAIN}"
+            elif os.path.exists(folder / "index.bin"):
                 reason, remedy = "is of an older format", _ANEW
             raise problem(
                 source=str(folder.parent),

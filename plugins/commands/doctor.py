@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from plugins.audio.codec import Codec, find_codec
 from plugins.collator import collate
@@ -34,6 +33,7 @@ from plugins.errors import problem
 from plugins.model.load import bare, base_and_adapters, load_config, native_model, with_adapters
 from plugins.model.original_format import load_tokenizer
 from plugins.settings import KNOBS, HiggsAudioSettings, check_knob_names, joined
+from plugins.training.config_file import read_config
 from plugins.training.preflight.before_training import (
     check_labels,
     check_memory,
@@ -81,7 +81,7 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
     comes from it."""
     config: dict[str, Any] = {}
     if options.config is not None:
-        config = _read_config(options.config)
+        config = read_config(options.config)
         _set_environment(config, options.config)
     options.model = options.model or config.get("model") or config.get("model_id_or_path")
     options.adapters = options.adapters or next(iter(as_list(config.get("adapters"))), None)
@@ -96,29 +96,6 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
                 reason="is missing",
                 remedy="give it, or a --config that names it",
             )
-    return config
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # ValueError: bytes that are no UTF-8, a date that is none. RecursionError: endless brackets.
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise problem(
-            source="command line",
-            field="config",
-            value=str(path),
-            reason=f"cannot be read ({' '.join(str(error).split())[:200]})",
-            remedy="give a YAML file as in configs/",
-        ) from None
-    if not isinstance(config, dict):
-        raise problem(
-            source="command line",
-            field="config",
-            value=str(path),
-            reason="holds no settings",
-            remedy="see configs/lora_3b.yaml",
-        )
     return config
 
 

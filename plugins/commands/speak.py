@@ -83,15 +83,9 @@ def _run(options: Namespace) -> int:
 
 def _check(options: Namespace) -> None:
     if options.text is None and options.input is None:
-        raise UserError("options: there is nothing to speak; give --text or --input")
+        raise _refused("text", None, "is missing", "give --text, or a list with --input")
     if options.text is not None and options.input is not None:
-        raise problem(
-            source="options",
-            field="text",
-            value=options.text,
-            reason="is given beside --input",
-            remedy="give --text or --input, not both",
-        )
+        raise _refused("input", str(options.input), "is given beside --text", "give one of the two")
     if options.input is not None:
         _check_list(options)
     elif options.stream is not None:
@@ -105,22 +99,17 @@ def _check(options: Namespace) -> None:
 
 
 def _check_list(options: Namespace) -> None:
+    file = str(options.input)
     if options.stream is not None:
-        raise problem(
-            source="options",
-            field="stream",
-            value=options.stream,
-            reason="takes one text, and --input is a list",
-            remedy="give --output_dir, not --stream",
-        )
+        raise _refused("input", file, "is a list, which cannot be streamed", "give --output_dir")
     if options.output_dir is None:
-        raise problem(
-            source="options",
-            field="input",
-            value=str(options.input),
-            reason="is a list, and there is no folder for its speeches",
-            remedy="give --output_dir",
+        raise _refused(
+            "input", file, "is a list, and its speeches need a folder", "give --output_dir"
         )
+
+
+def _refused(option: str, value: str | None, reason: str, remedy: str) -> UserError:
+    return problem(source="options", field=option, value=value, reason=reason, remedy=remedy)
 
 
 def _pipe(chunks: Iterable[np.ndarray], target: str) -> None:

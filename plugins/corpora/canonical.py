@@ -91,7 +91,8 @@ def parse_row(line: str, columns: Mapping[str, str] | None = None) -> dict[str, 
     for column in row:
         # A mistyped `reference_audio` would train without one.
         if column not in KNOWN_COLUMNS:
-            remedy = did_you_mean(column, KNOWN_COLUMNS)
+            # Those that people write, without the ones in which we keep what we made of them.
+            remedy = did_you_mean(column, {*COLUMNS, *_METADATA_COLUMNS, "audio"})
             raise RowError(field="column", value=column, reason="is unknown", remedy=remedy)
     return row
 

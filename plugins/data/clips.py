@@ -130,7 +130,7 @@ def check_clips(dialogue: Dialogue, settings: HiggsAudioSettings) -> None:
                 field="audio",
                 value=clip.path,
                 reason=f"has {frames} codec frames, more than max_audio_length {limit}",
-                remedy="cut the clip or raise MAX_AUDIO_LENGTH",
+                remedy="cut the clip or raise --max_audio_length",
             )
         if clip.codes is None or clip.path is None:
             continue

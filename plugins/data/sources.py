@@ -7,8 +7,9 @@ is dropped. It knows how rows are read, not what is asked of them: that is the c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def read_rows(
 
     # The bar shows itself where the reading takes more than two seconds.
     bar = tqdm(places, desc=source, unit=" rows", delay=2, disable=None)
-    rows = all_of((partial(checked, *place) for place in bar), max_problems=max_problems)
+    reads = ((place, partial(checked, place, read)) for place, read in bar)
+    rows = all_of(reads, max_problems=max_problems)
     if not rows:
         raise problem(
             source=source,
@@ -76,22 +78,33 @@ def read_rows(
     return rows
 
 
-def all_of(reads: Iterable[Callable[[], Row]], *, max_problems: int = 20) -> list[Row]:
-    """The row of each read. Raises UserError with a line for each that raises one, all at once: who
-    mends a file wants to know the last fault after the first reading."""
+def all_of(reads: Iterable[tuple[str, Callable[[], Row]]], *, max_problems: int = 20) -> list[Row]:
+    """The row of each read, which is given with its place. Raises UserError with a line for each
+    fault, all at once: who mends a file wants to know the last one after the first reading."""
     rows: list[Row] = []
-    problems: list[str] = []
-    for read in reads:
+    faults: dict[str, list[str]] = {}  # what is wrong -> where
+    for place, read in reads:
         try:
             rows.append(read())
         except UserError as error:
-            problems.append(str(error))
-    if problems:
-        shown = problems[:max_problems]
-        if len(problems) > max_problems:
-            shown.append(f"... and {len(problems) - max_problems} more")
-        raise UserError("\n".join(shown))
+            fault = str(error).removeprefix(f"{place}: ")
+            faults.setdefault(fault, []).append(place)
+    if faults:
+        raise UserError("\n".join(_told_once(faults, max_problems)))
     return rows
+
+
+def _told_once(faults: Mapping[str, Sequence[str]], max_problems: int) -> Iterator[str]:
+    """A line for each of the first faults; one that all rows share, such as a folder that was left
+    behind, is said once."""
+    for fault, places in islice(faults.items(), max_problems):
+        is_placed = not fault.startswith(places[0])
+        line = f"{places[0]}: {fault}" if is_placed else fault
+        if len(places) > 1:
+            line += f" (and so in {len(places) - 1} more rows, the last one {places[-1]})"
+        yield line
+    if len(faults) > max_problems:
+        yield f"... and {len(faults) - max_problems} more"
 
 
 def _rows(

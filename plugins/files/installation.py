@@ -62,6 +62,26 @@ def failed_import() -> UserError | None:
     return None
 
 
+def require_device(name: str) -> None:
+    """Raise UserError if there is no such device of torch here."""
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        cause = textwrap.shorten(str(error).partition("\n")[0], 100, placeholder=" ...")
+        raise problem(
+            source="command line",
+            field="--device",
+            value=name,
+            reason=f"is no device of this machine that torch can use ({cause})",
+            remedy="use cpu, or leave it out",
+        ) from None
+
+
 def version_of(package: str) -> str | None:
     """The installed version, None if there is none."""
     try:

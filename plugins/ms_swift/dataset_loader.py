@@ -141,15 +141,24 @@ def aligned(dataset: Any, template: RowTemplate) -> Any:
         length = template.check_dialogue(measured(dialogue))
         return {**ours, LENGTHS: [length]} if template.is_training else ours
 
-    rows = all_of(partial(checked, *numbered) for numbered in enumerate(dataset))
+    reads = ((_place(row, i), partial(checked, i, row)) for i, row in enumerate(dataset))
+    rows = all_of(reads)
     features = _WITH_LENGTHS if template.is_training else FEATURES
     return Dataset.from_list(rows, features=Features({**features, _NAME: Value("string")}))
 
 
+def _place(row: Mapping[str, Any], number: int) -> str:
+    return f"{_name(row)}: row {number + 1}"
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """Of the data set that the row is from."""
+    return row.get(_NAME) or "dataset"
+
+
 def _row_of_another(row: Mapping[str, Any], number: int, template: RowTemplate) -> dict[str, Any]:
     """The canonical row of one that MS-SWIFT's preprocessors made."""
-    name = row.get(_NAME) or "dataset"
-    source = f"{name}: row {number + 1}"
+    name, source = _name(row), _place(row, number)
     filled = {column: value for column, value in row.items() if value not in (None, [], "")}
     for column in filled:
         if column not in KNOWN_COLUMNS:

@@ -30,7 +30,7 @@ from plugins.corpora import (
     read_vctk,
 )
 from plugins.errors import UserError, problem
-from plugins.files.installation import explained
+from plugins.files.installation import explained, require_device
 from plugins.prepare.checking import check_corpus
 from plugins.prepare.clips import Level, Work
 from plugins.prepare.flags import COLUMN_FLAGS, from_flags, limits_of, parse
@@ -55,9 +55,11 @@ _EXIT_REJECTED = 3  # 2 is argparse's own, for wrong usage
 Sides = dict[str, list[Clip]]  # train, val and test -> their clips
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with `argv` (default: the process's own) and return its exit code."""
-    args = parse(argv)
+def main(argv: Sequence[str] | None = None, *, program: str = "prepare_dataset.py") -> int:
+    """Run the command with `argv` (default: the process's own) and return its exit code.
+
+    program: what was typed before them."""
+    args = parse(argv, program=program)
     try:
         with explained():
             return _prepare(args)
@@ -72,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(args: argparse.Namespace) -> int:
     output: Path = args.output_file
     _check_paths(args)
+    if args.encode_codes:
+        require_device(args.device)
     work = _work(args)
     with journal_of(output) as journal, _audio_folder(work.audio_dir):
         # With the journal there: of two runs that start at once, one sees the other.
@@ -138,12 +142,15 @@ def _check_paths(args: argparse.Namespace) -> None:
 def _work(args: argparse.Namespace) -> Work:
     processing = from_flags(Processing, args)
     if args.audio_output is None and processing != Processing():
+        # Name a flag that was given, not the one that was not.
+        plain = vars(Processing())
+        given = [name for name, value in vars(processing).items() if value != plain[name]]
         raise problem(
             source="command line",
-            field="--audio_output",
-            value=None,
-            reason="changes audio, but there is no folder to write it to",
-            remedy="name a folder; originals are never changed",
+            field=f"--{given[0]}",
+            value=getattr(processing, given[0]),
+            reason="changes audio, and originals are never changed",
+            remedy="name a folder for the changed clips with --audio_output",
         )
     check_installed(processing)
     # Codes, references and their lengths need at least the header of every clip.

@@ -74,12 +74,13 @@ COLUMN_FLAGS = (
 )
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None, *, program: str = "prepare_dataset.py") -> argparse.Namespace:
     """The flags, and under `given` the names of those that stand in `argv`.
 
-    argv: None for the process's own. Ends the process on wrong usage, as argparse does.
+    argv: None for the process's own. program: what was typed before it. Ends the process on wrong
+    usage, as argparse does.
     """
-    parser = _parser()
+    parser = _parser(program)
     args = parser.parse_args(argv)
     kind = args.dataset_type
     if kind in _LISTS and getattr(args, _LISTS[kind]) is None:
@@ -140,9 +141,9 @@ def _owners() -> dict[str, tuple[str, ...]]:
     return owners
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="prepare_dataset.py",
+        prog=program,
         description="Turn a speech corpus into the rows that Higgs-Audio V2 is fine-tuned on, as"
         " JSONL.",
         epilog=_EPILOG,

@@ -1,6 +1,9 @@
 """What surrounds the steps of a training; the steps themselves are `plugins.trainer`.
 
 before     arguments.py    words of the command line -> MS-SWIFT's; the line that resumes a run
+           config_file.py  the YAML file of a run
+           start.py        what a run lacks, in one line
+           sft_help.py     `higgs-audio sft --help`
            options.py      what would silently train something else is refused
            run_lock.py     one training at a time writes an output folder
            tuning.py       what MS-SWIFT's tuner options train, and whether loading finds it
@@ -18,5 +21,6 @@ between    saves.py        checkpoint folders: written, sealed, and which may go
            card.py         the card of its folder
 after      ending.py       last log line, samples, card: also of a run that was killed before them
 around     launcher.py     MS-SWIFT's launcher without a process between a signal and the training
+           terminal.py     what is shown, and what goes into the log of the run's folder
            signals.py      what a signal does to a process that is not in a step
 """

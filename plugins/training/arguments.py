@@ -59,24 +59,30 @@ FORMER = {
 BUILT_IN = {"--trainer_type": "higgs_audio", "--data_collator": "higgs_audio"}
 # In the place of MS-SWIFT's own defaults: it would put a random other row in the place of one that
 # fails, and the other nodes would wait 208 days for a rank that is dead.
-_DEFAULTS = {"--strict": "true", "--ddp_timeout": "1800"}
+# And it would ask ModelScope whether the folder of a model is the newest, seven seconds long where
+# there is no network.
+_DEFAULTS = {"--strict": "true", "--ddp_timeout": "1800", "--check_model": "false"}
 
 
 def settled(arguments: Sequence[str]) -> list[str]:
     """MS-SWIFT's own flags; our settings are in the environment then.
 
     Raises UserError for a flag that nobody knows, a setting of the wrong kind, a wrong model."""
-    words: list[str] = []
-    for argument in arguments:
-        # `--flag=value` as two words, so that every flag is looked at in the same way.
-        words += argument.split("=", 1) if argument.startswith("--") else [argument]
-    rest = with_checkpoints(with_plugin(take_settings(translate(words))))
+    rest = with_checkpoints(with_plugin(take_settings(translate(single_words(arguments)))))
     for flag, value in _DEFAULTS.items():
         if flag not in rest:
             rest += [flag, value]
     check_flags(rest)
     check_model(rest)
     return rest
+
+
+def single_words(arguments: Sequence[str]) -> list[str]:
+    """`--flag=value` as two words, so that every flag is looked at in the same way."""
+    words: list[str] = []
+    for argument in arguments:
+        words += argument.split("=", 1) if argument.startswith("--") else [argument]
+    return words
 
 
 def with_plugin(arguments: list[str]) -> list[str]:
@@ -134,6 +140,11 @@ def take_settings(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
+def values_of(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Each flag with its values, the last of a flag that stands there twice, as argparse does."""
+    return dict(_by_flag(arguments))
+
+
 def _by_flag(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Each flag with the words up to the next one; words before the first flag stand under ""."""
     flag, values = "", list[str]()
@@ -175,7 +186,7 @@ def check_flags(arguments: Sequence[str]) -> None:
                 field="flag",
                 value=flag,
                 reason="is unknown",
-                remedy=did_you_mean(name, names),
+                remedy=f"{did_you_mean(name, names)}; `higgs-audio sft --help` lists flags",
             )
 
 
@@ -290,6 +301,12 @@ def real_command(argv: list[str]) -> str:
             kwargs.pop("dry_run", None)
             words[i] = json.dumps(kwargs)
     return _command([argv[0], *words], {"--dry_run"}, [])
+
+
+def speak_command(checkpoint: Path) -> str:
+    """The shell's line that speaks with `checkpoint`."""
+    name = os.path.relpath(checkpoint) if checkpoint.is_relative_to(Path.cwd()) else str(checkpoint)
+    return shlex.join([_typed("higgs-audio"), "speak", "--model", name, "--text", "Hello."])
 
 
 def _without(words: Sequence[str], flags: set[str]) -> list[str]:

@@ -37,7 +37,7 @@ from plugins.errors import UserError
 from plugins.settings import HiggsAudioSettings
 
 Clips = dict[str, np.ndarray]
-AGAIN = "run the same prepare_dataset.py command again, with --encode_codes"
+AGAIN = "run the same prepare command again, with --encode_codes"
 
 
 @pytest.fixture(autouse=True)
@@ -342,7 +342,8 @@ def test_no_code_of_the_stream_is_trained(code: int, tmp_path: Path) -> None:
 
 def test_an_older_format_is_told_and_encoded_anew(tmp_path: Path) -> None:
     folder = tmp_path / "codes"
-    line = f"^{tmp_path}: code cache: 'codes' holds no codes.sqlite; {AGAIN}$"
+    remedy = f"move it there too, beside the rows, or {AGAIN}"
+    line = f"^{tmp_path}: code cache: 'codes' not found; {remedy}$"
     with pytest.raises(UserError, match=line):
         CodeCache(folder)
     folder.mkdir()

@@ -65,7 +65,7 @@ def test_voices_have_a_name_and_a_recording_each() -> None:
     ):
         voices_of([nobody, ("", "b.wav", "")])
     with pytest.raises(
-        UserError, match="voice 1: recording: None is missing; add the recording of this transcript"
+        UserError, match="voice 1: recording is missing; add the recording of this transcript"
     ):
         voices_of([("Alice", None, "Hi.")])
     with pytest.raises(UserError, match="voice 2: name: 'Alice' is there twice"):

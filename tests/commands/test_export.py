@@ -276,7 +276,7 @@ def test_what_else_hinders_vllm_omni_is_named(exported: Path, tmp_path: Path) ->
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     del values["audio_tokenizer_id"]
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(UserError, match=r"config\.json: audio_tokenizer_id: None is not ''"):
+    with pytest.raises(UserError, match=r"config\.json: audio_tokenizer_id is not ''"):
         check(folder)
 
 
@@ -287,7 +287,7 @@ def test_nothing_is_overwritten_or_left_half_written(
     with pytest.raises(UserError, match="exists already; name a new folder"):
         export(str(tiny), tmp_path / "there")
     with pytest.raises(
-        UserError, match="options: model: None is missing; give --model, --adapters or both"
+        UserError, match="options: model is missing; give --model, --adapters or both"
     ):
         export(None, tmp_path / "new")
 

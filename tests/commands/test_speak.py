@@ -124,10 +124,10 @@ def test_bad_lists_are_refused_before_anything_is_spoken(
         assert message in error
         assert not list(tmp_path.glob("out/*.wav"))
     for flags, message in (
-        ([], "give --text or --input"),
-        (["--text", "x", "--input", path], "give --text or --input"),
-        (["--input", path], "no folder for its speeches; give --output_dir"),
-        (["--input", path, "--stream", "-"], "give --output_dir, not --stream"),
+        ([], "give --text, or a list with --input"),
+        (["--text", "x", "--input", path], "give one of the two"),
+        (["--input", path], "is a list, and its speeches need a folder; give --output_dir"),
+        (["--input", path, "--stream", "-"], "cannot be streamed; give --output_dir"),
     ):
         assert speak(tiny, *flags) == 1
         assert message in capsys.readouterr().err

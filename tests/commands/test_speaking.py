@@ -326,7 +326,7 @@ def test_bad_dialogues_are_one_line(generator: HiggsAudioGenerator) -> None:
             {"Bob": OTHER},
             r"dialogue\[0\]: speaker: 'Eve' has no voice \(known: Bob\)",
         ),
-        ([{"text": "x"}], None, r"dialogue\[0\]: speaker: None has no voice"),
+        ([{"text": "x"}], None, r"dialogue\[0\]: speaker has no voice"),
         (
             [{"speaker": "Bob", "text": "..."}],
             {"Bob": OTHER},
@@ -340,9 +340,7 @@ def test_bad_dialogues_are_one_line(generator: HiggsAudioGenerator) -> None:
     ):
         with pytest.raises(UserError, match=message):
             generator.synthesize_multi_speaker(lines, voices, **SHORT)
-    with pytest.raises(
-        UserError, match="voice: audio: None needs either a recording or a description"
-    ):
+    with pytest.raises(UserError, match="voice: audio needs either a recording or a description"):
         Voice()
 
 

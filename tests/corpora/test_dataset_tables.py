@@ -44,7 +44,7 @@ def test_splits(tmp_path):
     assert texts(both) == texts(both, "train") == texts(single) == texts(unsplit) == ["A"]
     assert texts(both, "test") == ["B"]
     for source, split, message in (
-        (others, None, "huggingface: split: None is not named; use one of dev, test"),
+        (others, None, "huggingface: split is not named; use one of dev, test"),
         (both, "tran", "huggingface: split: 'tran' not found; did you mean 'train'?"),
         (
             unsplit,
@@ -104,7 +104,7 @@ def test_configurations_and_splits_are_found_by_name(tmp_path):
         texts("clear", None)
     shutil.rmtree(clone / "other")
     shutil.copytree(clone / "clean", clone / "dirty")
-    with pytest.raises(UserError, match="config: None is not named; use one of clean, dirty"):
+    with pytest.raises(UserError, match="config is not named; use one of clean, dirty"):
         texts(None, "train.100")
 
 

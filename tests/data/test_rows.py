@@ -214,7 +214,7 @@ BAD_ROWS = {
     ),
     "no audio for a turn": (
         row(("user", "Hi"), ("assistant", "")),
-        r"audios: None has no clip for messages\[1\]",
+        r"audios has no clip for messages\[1\]",
     ),
     "wrong codebook count": (
         {**GOOD, "audio_codes": [[[1, 2, 3]]]},
@@ -305,10 +305,10 @@ BAD_ROWS = {
         {**GOOD, "audio_codes": [[[1.7] * 8]]},
         r"audio_codes\[0\]: 1\.7.* is no integer",
     ),
-    "no messages": ({"audios": [A]}, r"messages: None is no list of messages"),
+    "no messages": ({"audios": [A]}, r"messages is no list of messages"),
     "too long": (
         {**GOOD, "audio_codes": [[[0] * 8] * 1025]},
-        r"1025 codec frames, more than max_audio_length 1024; cut the clip or raise MAX_AUDIO",
+        r"1025 codec frames, more than max_audio_length 1024; cut the clip or raise --max_audio",
     ),
 }
 
@@ -336,6 +336,20 @@ def test_all_bad_rows_are_named_at_once(tmp_path: Path) -> None:
     lines = str(error.value).splitlines()
     assert len(lines) == 21
     assert lines[-1] == "... and 5 more"
+
+
+def test_a_fault_that_all_rows_share_is_said_once(tmp_path: Path) -> None:
+    """The same line twenty times, "and 500 more", when `codes/` was left behind."""
+    key = "0123456789abcdef" * 2
+    rows = [{**GOOD, "audio_codes": [f"codes#{key}"]} for _ in range(30)]
+    path = write_jsonl(tmp_path / "train.jsonl", [*rows, {**GOOD, "audios": ["gone.wav"]}])
+    with pytest.raises(UserError) as error:
+        read_rows(str(path), SETTINGS)
+    first, second = str(error.value).splitlines()
+    assert first.startswith(f"{path}:1: audio_codes[0]: {tmp_path}: code cache: 'codes' not found")
+    assert "move it there too, beside the rows, or run the same prepare command again" in first
+    assert first.endswith(f"(and so in 29 more rows, the last one {path}:30)")
+    assert second.startswith(f"{path}:31: audios[0]: 'gone.wav' not found")
 
 
 def test_broken_json_and_blank_lines(tmp_path: Path) -> None:

@@ -126,9 +126,28 @@ def test_without_a_recogniser_the_summary_says_so(
     assert "0.0 %" in next(line for line in out.splitlines() if line.startswith("dialogue"))
 
 
+def test_a_finished_demo_is_shown_again_and_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make demo` once more used to delete all of it and to train for three minutes."""
+    (tmp_path / "learnt").mkdir()
+    (tmp_path / "finished.json").write_text('{"stopped": true}', encoding="utf-8")
+    monkeypatch.setattr(run, "OUT", tmp_path)
+    monkeypatch.setattr(run, "_FINISHED", tmp_path / "finished.json")
+    shown: list[Any] = []
+    monkeypatch.setattr(run, "_curves", shown.append)
+    monkeypatch.setattr(run, "_summary", shown.append)
+    monkeypatch.setattr(run, "build_model", lambda folder: pytest.fail("it is made again"))
+    assert run.main() == 0
+    assert shown == [tmp_path / "run" / "logging.jsonl", True]
+    assert (tmp_path / "learnt").is_dir()
+    assert f"`rm -r {tmp_path}` starts anew" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def demo() -> dict[str, dict[str, Any]]:
     """What `make demo` leaves behind: the summaries of its three evaluations."""
+    run._FINISHED.unlink(missing_ok=True)  # or it would show what it has shown before
     done = run_command(sys.executable, "-m", "demo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "missing" not in done.stdout

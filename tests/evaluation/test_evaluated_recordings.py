@@ -51,7 +51,7 @@ def test_bad_input_is_one_clear_line(tiny: Path, tmp_path: Path, capsys: Any) ->
     wide.write_text("a|b|c|d|e|f\n")
     nothing.mkdir()
     cases: list[tuple[list[Any], str]] = [
-        (rows, "model: None is missing; give --model, or --generated"),
+        (rows, "model is missing; give --model, or --generated"),
         ([*rows, "--generated", CORPUS, "--base", tiny], "base: .* has no --model to belong to"),
         ([*model, "--dataset", "gone.jsonl"], "gone.jsonl: file: .* cannot be read"),
         ([*model, "--dataset", bare], "bare.jsonl:1: messages: '...' leaves nothing to say"),

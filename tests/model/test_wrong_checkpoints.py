@@ -108,7 +108,7 @@ def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_an_index_without_weight_map_is_named(checkpoint: Path, content: str) -> None:
     write(checkpoint / "model.safetensors.index.json", content)
     with pytest.raises(
-        UserError, match=r"index\.json: weight_map: .* does not map weights to files; download it"
+        UserError, match=r"index\.json: weight_map(: .*)? does not map weights to files; downl"
     ):
         native_model(str(checkpoint))
 
@@ -119,7 +119,7 @@ def test_an_index_without_weight_map_is_named(checkpoint: Path, content: str) ->
 def test_a_lora_folder_that_names_no_base_is_named(tmp_path: Path, content: str) -> None:
     write(tmp_path / "adapter_config.json", content)
     with pytest.raises(
-        UserError, match=r"adapter_config\.json: base_model_name_or_path: .* names no model; write"
+        UserError, match=r"adapter_config\.json: base_model_name_or_path(: .*)? names no model; w"
     ):
         base_and_adapters(str(tmp_path))
 
@@ -178,7 +178,7 @@ def test_a_missing_field_of_an_original_config_is_named(checkpoint: Path, name: 
 
     edit(checkpoint / "config.json", drop)
     with pytest.raises(
-        UserError, match=rf"config\.json: {name}: None is missing; download the file again"
+        UserError, match=rf"config\.json: {name} is missing; download the file again"
     ):
         native_model(str(checkpoint))
 
@@ -189,7 +189,7 @@ def test_the_older_name_of_the_rope_type_is_not_taken_for_it(checkpoint: Path) -
         rope["type"] = rope.pop("rope_type")
 
     edit(checkpoint / "config.json", rename)
-    with pytest.raises(UserError, match=r"text_config\.rope_scaling\.rope_type: None is missing"):
+    with pytest.raises(UserError, match=r"text_config\.rope_scaling\.rope_type is missing"):
         native_model(str(checkpoint))
 
 
@@ -247,7 +247,7 @@ def test_a_wrong_field_of_a_native_config_is_named(tiny: Path, tmp_path: Path) -
 def test_a_codec_field_of_the_wrong_type_is_named(tmp_path: Path, name: str, value: Any) -> None:
     folder = Path(shutil.copytree(ORIGINAL_CODEC, tmp_path / "codec"))
     edit(folder / "config.json", lambda values: values.update({name: value}))
-    with pytest.raises(UserError, match=rf"config\.json: {name}: .* is no (whole number|list)"):
+    with pytest.raises(UserError, match=rf"config\.json: {name}(: .*)? is no (whole number|list)"):
         to_native(folder)
 
 
@@ -321,7 +321,7 @@ def drop_tokenizer(folder: Path) -> None:
         (config(model_type="llama"), r"model_type: 'llama' is no Higgs-Audio V2; give the folder"),
         (
             lambda folder: (folder / "config.json").unlink(),
-            r"model_type: None is no Higgs-Audio V2",
+            r"model_type is no Higgs-Audio V2",
         ),
         (
             lambda folder: write(folder / "adapter_config.json", "{}"),

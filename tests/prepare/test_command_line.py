@@ -20,6 +20,7 @@ from helpers.commands import (
     table,
 )
 
+from plugins.cli import main as command
 from plugins.prepare import clips
 from plugins.prepare.rows import write_files
 
@@ -130,7 +131,10 @@ def test_a_limit_that_nothing_is_measured_by_is_told(tmp_path, capsys, flags, re
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--trim", "energy"], "command line: --audio_output: None changes audio"),
+        (
+            ["--trim", "energy"],
+            "command line: --trim: 'energy' changes audio, and originals are never changed",
+        ),
         (
             ["--min_duration_s", "40"],
             "command line: --min_duration_s: 40.0 is above --max_duration_s (30); swap",
@@ -278,3 +282,31 @@ def test_script_runs_where_torch_swift_and_transformers_cannot_be_imported(tmp_p
     assert (done.returncode, done.stderr) == (0, "")
     assert len(read(tmp_path / "train.jsonl")) == len(read(tmp_path / "val.jsonl")) == 1
     assert (tmp_path / "train.report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_higgs_audio_prepare_is_the_same(tmp_path, capsys):
+    """One command holds everything; prepare_dataset.py is a face of it."""
+    assert command(["prepare", "--dataset_type", "folder", "--input_dir", str(tmp_path / "gone"),
+                    "--output_file", str(tmp_path / "x.jsonl")]) == 1  # fmt: skip
+    assert "--input_dir: folder: " in one_line_error(capsys)
+    with pytest.raises(SystemExit, match="0"):
+        command(["prepare", "--help"])
+    assert capsys.readouterr().out.startswith("usage: higgs-audio prepare [-h] --dataset_type")
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path, capsys):
+    clips = corpus(tmp_path / "corpus", 2)
+    for device in ("cuda", "cuda:99", "xyz", "meta:x"):
+        flags = ["--encode_codes", "--device", device]
+        assert prepare(*clips, "--output_file", tmp_path / "train.jsonl", *flags) == 1
+        assert f"--device: '{device}' is no device of this machine" in one_line_error(capsys)
+
+
+def test_the_wrong_python_is_told_which_one_to_use(tmp_path):
+    """`ModuleNotFoundError: soundfile`, where nobody had activated the environment."""
+    bare = [sys.executable, "-I", "-S", str(ROOT / "prepare_dataset.py")]  # without any package
+    done = subprocess.run(bare, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: python: {sys.executable} has no package ")
+    assert "; run: " in line

@@ -90,7 +90,7 @@ def test_a_setting_of_the_wrong_kind_is_refused_at_once() -> None:
 
 
 def test_a_setting_without_value_is_refused() -> None:
-    with pytest.raises(UserError, match="--codec: None has no value"):
+    with pytest.raises(UserError, match="--codec has no value"):
         take_settings(["--lora_rank", "8", "--codec"])
 
 
@@ -175,7 +175,7 @@ def test_auto_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
 
 def test_auto_needs_to_know_where() -> None:
     with pytest.raises(
-        UserError, match="options: output_dir: None is not given, so `auto` has nowhere to look"
+        UserError, match="options: output_dir is not given, so `auto` has nowhere to look"
     ):
         resolve_resume(["--resume_from_checkpoint", "auto"])
 

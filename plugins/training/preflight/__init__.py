@@ -10,6 +10,7 @@ leaks.py            the same audio where it must not be
 plan.py             what of a command decides about GPU memory
 memory.py           GPU memory of a plan
 before_training.py  the checks that each training run makes before its first step
+plan_lines.py       what is about to be done, and at the end how to speak with it
 dry_run.py          what would be trained, how, and in how much memory
 
 `higgs-audio doctor` (`plugins.commands.doctor`) makes them without a training.

@@ -3,10 +3,7 @@ checks. Trainer in, findings and the command without the dry run out."""
 
 from __future__ import annotations
 
-import json
-import math
 import sys
-from pathlib import Path
 from typing import Any
 
 from plugins.data.clips import stand_ins
@@ -16,6 +13,7 @@ from plugins.model.load import bare
 from plugins.training import card
 from plugins.training.arguments import real_command
 from plugins.training.preflight.before_training import check_memory
+from plugins.training.preflight.plan_lines import num_steps, options
 from plugins.training.preflight.report import Report
 
 
@@ -30,7 +28,7 @@ def show(trainer: Any, report: Report) -> None:
     _show_set(report, trainer, "validation set", trainer.eval_dataset)
     # What a device holds depends on how many there are: as many as run this.
     env = {"NPROC_PER_NODE": str(trainer.args.world_size)}
-    check_memory(report, bare(trainer.model).config, _options(trainer), env)
+    check_memory(report, bare(trainer.model).config, options(trainer), env)
     settings = [f"{name:<30}{text}" for name, text in card.settings_of(trainer).items()]
     text = "resolved, all others in args.json of the output folder"
     report.add("settings", "info", text, "\n".join(settings))
@@ -58,18 +56,6 @@ def _show_set(report: Report, trainer: Any, name: str, dataset: Any) -> int | No
 
 
 def _show_steps(report: Report, args: Any, num_rows: int) -> None:
-    # As transformers counts: an incomplete batch and an incomplete accumulation are steps too.
-    batches = math.ceil(num_rows / (args.per_device_train_batch_size * args.world_size))
-    steps = math.ceil(batches / args.gradient_accumulation_steps)
-    total = args.max_steps
-    if total <= 0:
-        total = math.ceil(steps * args.num_train_epochs)
-    text = f"{steps} in an epoch, {total} in all ({total / steps:.2f} epochs)"
+    per_epoch, total = num_steps(args, num_rows)
+    text = f"{per_epoch} in an epoch, {total} in all ({total / per_epoch:.2f} epochs)"
     report.add("steps", "info", text)
-
-
-def _options(trainer: Any) -> dict[str, Any]:
-    """Flags as MS-SWIFT resolved them, which it writes before a trainer exists."""
-    path = Path(trainer.args.output_dir) / "args.json"
-    options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {**options, "max_length": trainer.template.max_length}

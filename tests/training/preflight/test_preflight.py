@@ -48,7 +48,7 @@ def test_training_refuses_planted_defects(
 ) -> None:
     plant(monkeypatch, labels=no_eos)
     with pytest.raises(
-        UserError, match=r"preflight: .* labels: .*stream-EOS labels .* set preflight: false"
+        UserError, match=r"preflight: .* labels: .*stream-EOS labels .* with --preflight false"
     ):
         sft(learnt, rows, tmp_path / "run", max_steps=1)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
