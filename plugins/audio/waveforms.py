@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,20 @@ from plugins.errors import UserError
 from plugins.files import disk
 
 SAMPLE_RATE_HZ = 24_000  # of the Higgs-Audio V2 codec
+# What libsndfile reads, of what recordings come in; of several files of one name the first is
+# taken. The one list of formats, for corpora, references and uploads alike.
+AUDIO_SUFFIXES = (
+    ".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".caf",
+    ".w64", ".rf64", ".sph",
+)  # fmt: skip
+# What it does not: sound in the formats of phones, browsers and films.
+CONVERTIBLE_SUFFIXES = (
+    ".m4a", ".m4b", ".aac", ".mp4", ".wma", ".webm", ".weba", ".amr", ".3gp", ".mka", ".mkv",
+    ".mov", ".ac3", ".ape", ".wv", ".spx",
+)  # fmt: skip
+# How files in these formats begin, whatever they are called: MP4 and M4A, WebM and Matroska, WMA,
+# AAC, AMR, WavPack.
+_CONVERTIBLE = re.compile(rb"....ftyp|\x1aE\xdf\xa3|0&\xb2u|\xff[\xf1\xf9]|#!AMR|wvpk", re.DOTALL)
 # The most that is decoded, by the header: silence compresses well. 105 kB of OGG can hold 12 s of
 # 255 channels at 192 kHz, which took 5.8 GB of memory.
 MAX_CHANNELS = 8  # 7.1 surround
@@ -78,7 +93,8 @@ def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> 
     root: the folder outside of which nothing may be named, for paths that somebody else wrote. An
     absolute path, ``..`` and a leading ``~`` are refused as written, wherever they lead; a link is
     refused if it leads out. Raises `AudioError` for a URL, for a path found nowhere (listing where
-    it looked), for a folder, pipe or device, and for a file without read permission."""
+    it looked), for a folder, pipe or device, for a file without read permission, and for one whose
+    suffix promises a format that is not read, unless it is one that is."""
     if _URL.match(path):
         raise AudioError(path, "is a URL", "download it first and name the local file")
     if not _can_be_a_name(path):
@@ -99,6 +115,8 @@ def resolve(path: str, *, folders: Sequence[Path], root: Path | None = None) -> 
     if root is not None:
         require_inside(file, root, name=path)
     _require_regular(file)
+    if file.suffix.lower() in CONVERTIBLE_SUFFIXES:
+        _open(file).close()
     return file
 
 
@@ -285,12 +303,25 @@ def _open(path: str | Path) -> sf.SoundFile:
         file = sf.SoundFile(path)
     # TypeError: soundfile takes a name ending in .raw for headerless samples.
     except (sf.SoundFileError, TypeError):
-        raise AudioError(path, "is not readable audio", "use WAV, FLAC, MP3 or OGG") from None
+        raise _unreadable(Path(path)) from None
     if file.frames >= _UNKNOWN_SAMPLES:
         file.close()
         remedy = "encode it again to a file, not to a pipe"
         raise AudioError(path, "states no length in its header", remedy)
     return file
+
+
+def _unreadable(path: Path) -> AudioError:
+    """What to say of a file that libsndfile does not open."""
+    with path.open("rb") as file:
+        is_convertible = _CONVERTIBLE.match(file.read(16)) is not None
+    if not is_convertible and path.suffix.lower() not in CONVERTIBLE_SUFFIXES:
+        return AudioError(path, "is not readable audio", "use WAV, FLAC, MP3, OGG or AIFF")
+    target = path.with_suffix(".wav" if path.suffix.lower() == ".flac" else ".flac").name
+    # In the reason, since the lists of the rejected hold no remedy.
+    command = shlex.join(["ffmpeg", "-i", path.name, target])
+    reason = f"is in a format that is not read ({command} converts it)"
+    return AudioError(path, reason, "convert it and name the new file")
 
 
 def _excess(info: AudioInfo) -> tuple[str, str] | None:

@@ -2,7 +2,7 @@
 
 In: the text of a JSONL line, or the mapping it holds. Out, in three steps:
 
-    parse_row       columns that are known
+    parse_row       columns that are known, whoever wrote the row (`plugins.corpora.shapes`)
     flat_row        contents as texts with <audio> tags, and the clips they name (`FlatRow`)
     canonical_row   every column, paths and folders absolute, ready for one table:
 
@@ -28,7 +28,8 @@ from typing import Any
 
 from plugins.audio.code_references import parse_reference
 from plugins.audio.waveforms import AudioError, resolve
-from plugins.errors import UserError, did_you_mean, problem
+from plugins.corpora.shapes import RowError, in_our_shape
+from plugins.errors import did_you_mean, problem
 from plugins.files.lines import NoJson, parse_json
 from plugins.settings import HiggsAudioSettings
 
@@ -62,29 +63,6 @@ _CONTENT_REMEDY = (
 )
 
 
-@dataclass(eq=False, kw_only=True)
-class RowError(Exception):
-    """A fault of a row. Whoever knows where the row stands says so with `at`.
-
-    `reason` is constant per kind of fault, but for a detail in parentheses at its end.
-    """
-
-    field: str
-    value: object
-    reason: str
-    remedy: str
-
-    def at(self, source: str) -> UserError:
-        """The fault in one line, of the row at `source`."""
-        return problem(
-            source=source,
-            field=self.field,
-            value=self.value,
-            reason=self.reason,
-            remedy=self.remedy,
-        )
-
-
 @dataclass(frozen=True)
 class FlatRow:
     """What a row says, in plain types; paths as they were written."""
@@ -109,6 +87,7 @@ def parse_row(line: str, columns: Mapping[str, str] | None = None) -> dict[str, 
         raise RowError(field="line", value=row, reason="is no JSON object", remedy=remedy)
     if columns:
         row = {columns.get(name, name): value for name, value in row.items()}
+    row = in_our_shape(row)
     for column in row:
         # A mistyped `reference_audio` would train without one.
         if column not in KNOWN_COLUMNS:

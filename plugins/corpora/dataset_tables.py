@@ -86,7 +86,11 @@ def splits_of(tables: Iterable[str], config: str | None, source: str) -> dict[st
         parts[table] = _config_and_split(PurePosixPath(table))
     configs = sorted({name for name, _ in parts.values()})
     if not configs:
-        remedy = "name a folder of save_to_disk or of Parquet files, or a reader of CSV or JSONL"
+        remedy = (
+            "name a folder of save_to_disk or of Parquet files; an AudioFolder (metadata.csv) is"
+            " read by --dataset_type folder, tar files of a WebDataset too once they are unpacked"
+            " (tar -xf), CSV and JSONL by custom and jsonl"
+        )
         raise fault("dataset", source, f"holds no {TABLE} file", remedy)
     if config is None and len(configs) > 1 and _DEFAULT not in configs:
         raise fault("config", config, "is not named", did_you_mean("", configs))

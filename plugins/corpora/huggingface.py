@@ -9,24 +9,58 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plugins.audio.waveforms import AudioError, probe
 from plugins.corpora.dataset_tables import TABLE, fault, load_table, splits_of, unloadable
 from plugins.corpora.tables import Columns
-from plugins.corpora.utterance import Rejected, Utterance, collapse, locate
+from plugins.corpora.utterance import Rejected, Utterance, collapse, locate, with_reference
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.files.disk import replace_when_done
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # How files of each kind begin.
-_MAGIC = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3", b"\xff": ".mp3"}
+_MAGIC = {
+    b"RIFF": ".wav",
+    b"fLaC": ".flac",
+    b"OggS": ".ogg",
+    b"ID3": ".mp3",
+    b"\xff\xf1": ".aac",
+    b"\xff\xf9": ".aac",
+    b"\xff": ".mp3",
+    b"FORM": ".aiff",
+    b"caff": ".caf",
+    b".snd": ".au",
+}
+_OTHER = ".bin"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The dataset as it lies on the disk."""
+
+    folder: Path
+    root: Path | None
+    audio_dir: Path
+
+
+@dataclass(frozen=True)
+class _File:
+    """A recording, as `locate` finds it."""
+
+    name: str  # "" where there is none
+    folder: Path
+    root: Path | None
 
 
 def read_huggingface(
@@ -47,44 +81,47 @@ def read_huggingface(
     # The Hub's cache is all links; they are the work of its client, not of the dataset.
     tables_root = root if Path(source).is_dir() else None
     loaded = load_table(folder, config, split, tables_root).with_format(None)
+    columns = columns.with_references(loaded.column_names)
     dataset = _as_files(loaded, source, columns)
+    _warn_of_unread(loaded, source, columns)
+    where = _Source(folder, root, audio_dir)
     for index, row in enumerate(dataset):
-        place = f"{source}[{index}]"
-        # A column without name says nothing.
-        said = {"": ""}
-        for name in columns.wanted():
-            if name != columns.audio:
-                said[name] = _said(row[name], dataset.features[name])
-        text = collapse(said[columns.text])
-        id_ = said[columns.id or ""]
-        speaker = said[columns.speaker or ""] or None
-        language = said[columns.language or ""] or None
-        content, path = _content_and_path(row[columns.audio])
-        if content is None:
-            yield locate(
-                place,
-                [path],
-                folder=folder,
-                root=root,
-                text=text,
-                id_=id_,
-                speaker=speaker,
-                language=language,
-            )
-        elif content == b"":
-            yield Rejected(place, id_ or path, "is empty (0 bytes)", path)
-        else:
-            # No root: what we wrote ourselves lies where we were told to write it.
-            path = _store(content, audio_dir)
-            yield locate(
-                place,
-                [path],
-                folder=audio_dir,
-                text=text,
-                id_=id_ or Path(path).stem,
-                speaker=speaker,
-                language=language,
-            )
+        yield _entry(row, f"{source}[{index}]", columns, dataset.features, where)
+
+
+def _entry(
+    row: dict[str, Any], place: str, columns: Columns, features: Any, source: _Source
+) -> Utterance | Rejected:
+    # A column without name says nothing.
+    said = {"": ""}
+    for name in columns.wanted():
+        if name not in columns.audios():
+            said[name] = _said(row[name], features[name])
+    id_ = said[columns.id or ""]
+    field = ""
+    try:
+        audio = _file(row[columns.audio], source)
+        field = "reference_audio "
+        voice = _file(row[columns.reference_audio] if columns.reference_audio else None, source)
+    except AudioError as error:
+        return Rejected(place, id_ or str(error.path), f"{field}{error.reason}", str(error.path))
+    if not id_ and audio.folder == source.audio_dir:
+        id_ = Path(audio.name).stem
+    entry = locate(
+        place,
+        [audio.name],
+        folder=audio.folder,
+        root=audio.root,
+        text=collapse(said[columns.text]),
+        id_=id_,
+        speaker=said[columns.speaker or ""] or None,
+        language=said[columns.language or ""] or None,
+    )
+    text = collapse(said[columns.reference_text or ""])
+    found = None
+    if voice.name:
+        found = locate(place, [voice.name], folder=voice.folder, root=voice.root, text=text)
+    return with_reference(entry, found, text)
 
 
 def _folder(source: str, config: str | None) -> Path:
@@ -131,18 +168,49 @@ def _as_files(dataset: Dataset, source: str, columns: Columns) -> Dataset:
     for name in columns.wanted():
         if name not in features:
             raise wrong(name, "not found", did_you_mean(name, features))
-        if name != columns.audio and not isinstance(features[name], Value | ClassLabel):
+        if name not in columns.audios() and not isinstance(features[name], Value | ClassLabel):
             raise wrong(name, "holds no text", "name another column")
-    audio = features[columns.audio]
     # Unread columns may need packages of their own to be decoded.
     dataset = dataset.select_columns(list(dict.fromkeys(columns.wanted())))
-    if isinstance(audio, Audio):
-        return dataset.cast_column(columns.audio, Audio(decode=False))
-    if isinstance(audio, Value) and audio.dtype.removeprefix("large_") in ("string", "binary"):
-        return dataset
-    if isinstance(audio, dict) and set(audio) in ({"bytes"}, {"path"}, {"bytes", "path"}):
-        return dataset
-    raise wrong(columns.audio, "holds no audio files", "cast it to datasets.Audio")
+    for name in columns.audios():
+        if isinstance(features[name], Audio):
+            dataset = dataset.cast_column(name, Audio(decode=False))
+        elif not _holds_files(features[name]):
+            raise wrong(name, "holds no audio files", "cast it to datasets.Audio")
+    return dataset
+
+
+def _warn_of_unread(dataset: Dataset, source: str, columns: Columns) -> None:
+    """Say which recordings are left out: they may be voices to clone."""
+    from datasets import Audio
+
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Audio) and name not in columns.audios():
+            remedy = f"a voice to clone is named with --reference_audio_column {name}"
+            logger.warning("%s: the recordings of column %r are not read; %s", source, name, remedy)
+
+
+def _holds_files(feature: Any) -> bool:
+    """Whether its values are paths, or contents of files, or both."""
+    from datasets import Value
+
+    if isinstance(feature, Value):
+        return feature.dtype.removeprefix("large_") in ("string", "binary")
+    return isinstance(feature, dict) and set(feature) in ({"bytes"}, {"path"}, {"bytes", "path"})
+
+
+def _file(audio: Any, source: _Source) -> _File:
+    """The file that holds `audio`, as a row has it; written first if need be. Raises AudioError."""
+    content, path = _content_and_path(audio)
+    if content is None:
+        return _File(path, source.folder, source.root)
+    if content == b"":
+        raise AudioError(path, "is empty (0 bytes)", "export it again")
+    name = _store(content, source.audio_dir)
+    if name.endswith(_OTHER):
+        probe(source.audio_dir / name)
+    # No root: what we wrote ourselves lies where we were told to write it.
+    return _File(name, source.audio_dir, None)
 
 
 def _content_and_path(audio: Any) -> tuple[bytes | None, str]:
@@ -167,7 +235,7 @@ def _store(content: bytes, audio_dir: Path) -> str:
     kinds = (suffix for start, suffix in _MAGIC.items() if content.startswith(start))
     digest = hashlib.sha256(content).hexdigest()
     # Folders of 256 each: a folder of a million files is slow on many disks.
-    name = f"{digest[:2]}/{digest}{next(kinds, '.bin')}"
+    name = f"{digest[:2]}/{digest}{next(kinds, _OTHER)}"
     path = audio_dir / name
     # Compared whole: a run that was killed may have left half of it.
     if not path.is_file() or path.read_bytes() != content:

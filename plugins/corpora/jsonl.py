@@ -1,10 +1,10 @@
 """Our own rows -> utterances.
 
 In: a JSONL of the seed document's shape. Out: one utterance per plain row (one text, one clip to
-speak it), with the row itself: flat messages, absolute paths, references and all else kept. Every
-other row is rejected by its reason. How a row is read, and what is a fault in it, is said in
-`canonical.py`, for training too, which then asks more: down to prompt and codes
-(`plugins.data.rows`)."""
+speak it) and per dialogue (several such pairs), with the row itself: flat messages, absolute paths,
+references and all else kept. Every other row is rejected by its reason. How a row is read, and what
+is a fault in it, is said in `canonical.py`, for training too, which then asks more: down to prompt
+and codes (`plugins.data.rows`)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from plugins.corpora.canonical import (
     require_path,
     without_old_prefix,
 )
-from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, keep_inside, path_id
-from plugins.errors import problem
+from plugins.corpora.utterance import Rejected, Utterance, collapse, is_utf8, path_id, require_list
 from plugins.files.lines import byte_lines
 
-_PLAIN_ROLES = (["user", "assistant"], ["system", "user", "assistant"])
+# Who speaks; the clip does not say it.
+_SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
 _INDEX = re.compile(r"\[\d+\]")
 
 
@@ -73,15 +73,8 @@ def read_jsonl(
 ) -> Iterator[Utterance | Rejected]:
     """Rows as training reads them; paths are absolute or relative to `input_dir`. Lines are judged
     one by one."""
-    if not jsonl_file.is_file():
-        raise problem(
-            source="jsonl",
-            field="jsonl_file",
-            value=str(jsonl_file),
-            reason="not found",
-            remedy="name the file that holds the rows",
-        )
-    keep_inside(jsonl_file, input_dir, root)
+    remedy = "name the file that holds the rows"
+    require_list(jsonl_file, "jsonl", "jsonl_file", remedy, input_dir, root)
     # In bytes: one line that is not UTF-8 must not end the reading.
     for place, line in byte_lines(jsonl_file):
         yield _read_line(line, place, _Place(input_dir, root))
@@ -112,19 +105,20 @@ def _decoded(line: bytes) -> str:
 
 def _utterance(row: dict[str, Any], place: str, id_: str, looked_for: _Place) -> Utterance:
     flat = flat_row(row)
-    _require_plain(flat)
-    found = looked_for.find(flat.audios[0], "audios")
-    audio = _real(found)
+    texts = _texts_to_speak(flat)
+    found = [looked_for.find(path, "audios") for path in flat.audios]
+    audios = list(map(_real, found))
     references = [_real(looked_for.find(path, "reference_audio")) for path in flat.references]
-    require_other_recordings(references, [audio])
+    require_other_recordings(references, audios)
     speaker, language = _name(row, "speaker"), _name(row, "language")
-    id_ = id_ or path_id(found, looked_for.folder)
+    # Dialogues may begin alike.
+    id_ = id_ or "+".join(path_id(path, looked_for.folder) for path in found)
 
     kept = {name: value for name, value in row.items() if value is not None}
     kept.pop("audio", None)
     # Said anew by whoever reads the rows that are written.
     kept.pop(ROW_SOURCE, None)
-    kept |= {"messages": _as_given(flat, row["messages"]), "audios": [audio], "id": id_}
+    kept |= {"messages": _as_given(flat, row["messages"]), "audios": audios, "id": id_}
     if references:
         is_list = isinstance(row["reference_audio"], list)
         kept["reference_audio"] = references if is_list else references[0]
@@ -139,24 +133,43 @@ def _utterance(row: dict[str, Any], place: str, id_: str, looked_for: _Place) ->
         if value is not None:
             kept[name] = value
 
-    text = flat.messages[-2]["content"]
-    if not flat.raw_prompt:
-        text = without_old_prefix(text)
-    return Utterance(place, id_, collapse(text), Path(audio), speaker, language, kept)
+    turns = []
+    for i, (text, audio) in enumerate(zip(texts, audios, strict=True)):
+        turns.append(Utterance(f"{place}[{i}]", f"{id_}-turn{i}", text, Path(audio), speaker))
+    is_dialogue = len(turns) > 1
+    return Utterance(
+        place,
+        id_,
+        " ".join(texts),
+        Path(audios[0]),
+        speaker,
+        language,
+        kept,
+        tuple(turns) if is_dialogue else (),
+    )
 
 
-def _require_plain(flat: FlatRow) -> None:
-    """One text, and one clip that speaks it."""
+def _texts_to_speak(flat: FlatRow) -> list[str]:
+    """Of each pair of a text and a clip that speaks it, which is all that the row may hold."""
     roles = [message["role"] for message in flat.messages]
-    if roles not in _PLAIN_ROLES:
+    turns = flat.messages[1:] if roles[0] == "system" else flat.messages
+    questions, answers = turns[::2], turns[1::2]
+    if not turns or roles[-len(turns) :] != ["user", "assistant"] * len(answers):
         raise _Unfit("is no plain text-to-speech row (roles)", roles)
-    answer = flat.messages[-1]
-    if answer["content"].strip() not in ("", AUDIO_TAG):
-        raise _Unfit("is no plain text-to-speech row (assistant text)", answer["content"])
-    if not answer["loss"]:
+    for answer in answers:
+        if answer["content"].strip() not in ("", AUDIO_TAG):
+            raise _Unfit("is no plain text-to-speech row (assistant text)", answer["content"])
+    if not any(answer["loss"] for answer in answers):
         raise _Unfit("has no turn to train on", roles)
-    if len(flat.audios) != 1:
+    if len(flat.audios) != len(answers):
         raise _Unfit(f"is no plain text-to-speech row ({len(flat.audios)} clips)", flat.audios)
+    texts = []
+    for question in questions:
+        text = question["content"]
+        if len(answers) > 1:
+            text = _SPEAKER_TAG.sub("", text)
+        texts.append(collapse(text if flat.raw_prompt else without_old_prefix(text)))
+    return texts
 
 
 def _as_given(flat: FlatRow, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

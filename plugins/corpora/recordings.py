@@ -15,14 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from plugins.audio.waveforms import AudioError, resolve
-from plugins.corpora.utterance import (
-    AUDIO_SUFFIXES,
-    Rejected,
-    Utterance,
-    folders_of,
-    utterance_of,
-)
+from plugins.audio.waveforms import AUDIO_SUFFIXES, AudioError, resolve
+from plugins.corpora.utterance import Rejected, Utterance, folders_of, utterance_of
 
 logger = logging.getLogger(__name__)
 # More than any path has parts in common: the whole name is the file's, only written otherwise.

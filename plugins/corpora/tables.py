@@ -10,13 +10,14 @@ from __future__ import annotations
 import csv
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plugins.corpora.recordings import Recordings
 from plugins.corpora.records import Record, read_lines, records
-from plugins.corpora.utterance import Rejected, Utterance, collapse, keep_inside
+from plugins.corpora.shapes import called
+from plugins.corpora.utterance import Rejected, Utterance, collapse, require_list, with_reference
 from plugins.errors import UserError, did_you_mean, problem
 
 logger = logging.getLogger(__name__)
@@ -34,26 +35,34 @@ class Columns:
     speaker: str | None = None
     id: str | None = None
     language: str | None = None
+    reference_audio: str | None = None
+    reference_text: str | None = None
 
     def wanted(self) -> list[str]:
         """Those that must be there."""
-        named = (self.text, self.audio, self.speaker, self.id, self.language)
-        return [name for name in named if name is not None]
+        return [name for name in vars(self).values() if name is not None]
+
+    def audios(self) -> list[str]:
+        """Those of recordings."""
+        return [name for name in (self.audio, self.reference_audio) if name is not None]
+
+    def with_references(self, present: Collection[str]) -> Columns:
+        """Where none was named, references are read from those of the `present` columns that are
+        called so, by us or by others: a table with voices to clone means them."""
+        audio = self.reference_audio or called(present, "reference_audio")
+        if audio is None or audio == self.audio:
+            return self
+        text = self.reference_text or called(present, "reference_text")
+        return replace(self, reference_audio=audio, reference_text=text)
 
 
 def read_ljspeech(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
     """``metadata.csv`` (``id|text`` or ``id|text|normalized text``) with ``wavs/ID.wav`` or another
     format; the last field is what is spoken."""
     metadata = input_dir / "metadata.csv"
-    if not metadata.is_file():
-        raise problem(
-            source="ljspeech",
-            field="input_dir",
-            value=str(input_dir),
-            reason="holds no metadata.csv",
-            remedy="name the folder that holds it",
-        )
-    keep_inside(metadata, input_dir, root)
+    require_list(
+        metadata, "ljspeech", "input_dir", "name the folder that holds it", input_dir, root
+    )
     # A quote in LJSpeech is part of the text, even an unpaired one.
     rows = list(records(read_lines(metadata), delimiter="|", quoting=csv.QUOTE_NONE))
     fit = []
@@ -83,15 +92,9 @@ def read_gpt_sovits(
 
     The text is all that follows the third bar, bars and quotes included: none of the fields before
     it can hold one."""
-    if not list_file.is_file():
-        raise problem(
-            source="gpt_sovits",
-            field="list_file",
-            value=str(list_file),
-            reason="not found",
-            remedy="name the list with the transcripts",
-        )
-    keep_inside(list_file, input_dir, root)
+    require_list(
+        list_file, "gpt_sovits", "list_file", "name the list with the transcripts", input_dir, root
+    )
     rows = list(records(read_lines(list_file), delimiter="|", quoting=csv.QUOTE_NONE))
     fit = []
     for row in rows:
@@ -132,15 +135,9 @@ def read_custom(
     semicolon, bar and tab. quotes: False takes quotes as part of the text, as Common Voice's TSV
     files mean them. header: False for a table that begins with a recording; its columns are called
     1, 2 and so on."""
-    if not csv_file.is_file():
-        raise problem(
-            source="custom",
-            field="csv_file",
-            value=str(csv_file),
-            reason="not found",
-            remedy="name the CSV with the transcripts",
-        )
-    keep_inside(csv_file, input_dir, root)
+    require_list(
+        csv_file, "custom", "csv_file", "name the CSV with the transcripts", input_dir, root
+    )
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     lines = read_lines(csv_file)
     if delimiter is None:
@@ -159,6 +156,7 @@ def read_custom(
     dialect = {"delimiter": delimiter, "quoting": quoting}
     rows = list(records(lines, strict=True, skipinitialspace=True, **dialect))
     names = _columns(rows, csv_file, columns, header=header)
+    columns = columns.with_references(names)
     yield from _of_table(rows[header:], names, csv_file, columns, input_dir, root)
 
 
@@ -179,12 +177,15 @@ def _of_table(
     _warn_of_few_texts(csv_file, [said(row, columns.text) for row in fit])
     paths = [said(row, columns.audio) for row in fit]
     recordings = Recordings(paths, source=csv_file, folder=input_dir, root=root)
+    # Apart: many rows may name one voice, which is the recording of another row.
+    paths = [said(row, columns.reference_audio) for row in fit]
+    voices = Recordings(filter(None, paths), source=csv_file, folder=input_dir, root=root)
     for row in rows:
         place = f"{csv_file}:{row.line}"
         if row.fault or len(row.fields) != len(names):
             yield _unread(place, row, f"where the others have {len(names)}")
             continue
-        yield recordings.utterance(
+        entry = recordings.utterance(
             place,
             said(row, columns.audio),
             text=collapse(said(row, columns.text)),
@@ -192,6 +193,10 @@ def _of_table(
             speaker=said(row, columns.speaker) or None,
             language=said(row, columns.language) or None,
         )
+        text = collapse(said(row, columns.reference_text))
+        path = said(row, columns.reference_audio)
+        voice = voices.utterance(place, path, text=text) if path else None
+        yield with_reference(entry, voice, text)
 
 
 def _columns(
@@ -217,7 +222,7 @@ def _columns(
         place = f"{csv_file}:{first.line}"
         return problem(source=place, field="column", value=name, reason=reason, remedy=remedy)
 
-    for name in columns.wanted():
+    for name in columns.with_references(names).wanted():
         if name not in names and len(names) <= 1:
             raise wrong(name, "not found", "name the delimiter of the file")
         if name not in names:

@@ -1,4 +1,5 @@
-"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS, transcripts beside clips.
+"""Corpora whose folders say it all -> utterances: VCTK, LibriTTS and LibriSpeech, transcripts
+beside clips.
 
 Who speaks and what belongs together is read from the names of folders and files. With a root no
 link that leads out of it is followed, to a recording, a transcript or a folder.
@@ -6,6 +7,7 @@ link that leads out of it is followed, to a recording, a transcript or a folder.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import unicodedata
@@ -13,9 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plugins.audio.waveforms import AudioError
+from plugins.audio.waveforms import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, AudioError
+from plugins.corpora.audio_folder import metadata_of, read_metadata
+from plugins.corpora.kaldi import Line, read_lines
+from plugins.corpora.leftovers import counted, remedy_for
+from plugins.corpora.transcripts import NOTE_SUFFIX, read_note, read_transcript
 from plugins.corpora.utterance import (
-    AUDIO_SUFFIXES,
     Rejected,
     Utterance,
     collapse,
@@ -25,13 +30,13 @@ from plugins.corpora.utterance import (
 )
 from plugins.errors import problem
 
+logger = logging.getLogger(__name__)
 # Of release 0.92, and of 0.80.
 _VCTK_TREES = ("wav48_silence_trimmed", "wav48")
 # The first wins.
 _LIBRITTS_TEXTS = (".normalized.txt", ".original.txt")
+_LIBRISPEECH_TEXTS = ".trans.txt"
 _TRANSCRIPT_SUFFIXES = (".txt", ".lab")
-# Hours of speech. A sparse file of gigabytes would take twice as much memory.
-_MAX_TRANSCRIPT_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def read_vctk(
     texts = {path.stem: path for path in text_files}
     recordings: dict[str, Path] = {}
     # Those of the wanted microphone first, so that they win.
-    paths = _two_levels_below(tree, (".flac", ".wav"), corpus)
+    paths = _two_levels_below(tree, AUDIO_SUFFIXES, corpus)
     for path in sorted(paths, key=lambda path: not path.stem.endswith(f"_mic{mic}")):
         recordings.setdefault(re.sub(r"_mic[12]$", "", path.stem), path)
     for id_ in sorted(texts.keys() | recordings.keys()):
@@ -99,20 +104,24 @@ def read_vctk(
 
 def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
     """``[SUBSET/]SPEAKER/CHAPTER/ID.wav|flac`` with ``ID.normalized.txt``, ``ID.original.txt``;
-    normalized text wins.
+    normalized text wins. Without either, LibriSpeech's ``SPEAKER-CHAPTER.trans.txt`` beside them
+    (``ID TEXT`` per line).
 
     Takes one subset or a folder of several. The speaker is the number with which the id begins.
     """
     corpus = _Corpus(input_dir, root)
     for folder, names in folders_of(input_dir, root, skip=corpus.skip):
-        audio = _by_stem(names, (".wav", ".flac"))
+        audio = _by_stem(names, AUDIO_SUFFIXES)
         texts: dict[str, list[Path]] = {}
         for suffix in _LIBRITTS_TEXTS:
             for name in names:
                 if name.lower().endswith(suffix):
                     texts.setdefault(name[: -len(suffix)], []).append(folder / name)
-        for id_ in sorted(audio.keys() | texts.keys()):
-            if id_ not in texts:
+        listed = _librispeech_texts(folder, names, corpus)
+        for id_ in sorted(audio.keys() | texts.keys() | listed.keys()):
+            if id_ not in texts and id_ in listed:
+                yield _listed(listed[id_], audio.get(id_, []), folder, corpus)
+            elif id_ not in texts:
                 missing = f"{id_}{_LIBRITTS_TEXTS[0]}"
                 yield Rejected(str(folder / audio[id_][0]), id_, "no transcript", missing)
             elif id_ not in audio:
@@ -123,36 +132,147 @@ def read_libritts(input_dir: Path, *, root: Path | None = None) -> Iterator[Utte
     yield from corpus.unread
 
 
+def _librispeech_texts(folder: Path, names: Sequence[str], corpus: _Corpus) -> dict[str, Line]:
+    """Id -> its line in one of the lists among the `names` in `folder`."""
+    listed: dict[str, Line] = {}
+    for name in names:
+        if name.lower().endswith(_LIBRISPEECH_TEXTS):
+            keep_inside(folder / name, corpus.input_dir, corpus.root)
+            for line in read_lines(folder / name):
+                # Of two lines with one id the first is taken, as everywhere.
+                listed.setdefault(line.key, line)
+    return listed
+
+
+def _listed(
+    line: Line, audio: Sequence[str], folder: Path, corpus: _Corpus
+) -> Utterance | Rejected:
+    """The utterance of a line of LibriSpeech, recorded in the first of the files `audio`."""
+    if line.fault:
+        return Rejected(line.place, line.key, line.fault, line.value[:200])
+    if not audio:
+        return Rejected(line.place, line.key, "no recording", f"{line.key}.flac")
+    name = (folder / audio[0]).relative_to(corpus.input_dir).as_posix()
+    return locate(
+        line.place,
+        [name],
+        folder=corpus.input_dir,
+        root=corpus.root,
+        text=collapse(line.value),
+        id_=line.key,
+        speaker=line.key.partition("-")[0],
+    )
+
+
 def read_folder(input_dir: Path, *, root: Path | None = None) -> Iterator[Utterance | Rejected]:
-    """Audio files at any depth, each with its transcript beside it: ``x.txt``, else ``x.lab`` for
-    ``x.wav``.
+    """Audio files at any depth, each with its transcript beside it: ``x.txt``, else ``x.lab``, else
+    the `text` in ``x.json``, for ``x.wav``; and what the ``metadata.csv`` of an AudioFolder says of
+    the files beside and below it (`plugins.corpora.audio_folder`).
 
     The speaker is the first folder below `input_dir`; clips that lie in `input_dir` itself have
     none. The id is the path below `input_dir`. A transcript without recording is told too, so a
-    ``README.txt`` counts as one."""
+    ``README.txt`` counts as one; files that are neither are counted in a warning. Raises UserError
+    for a folder of nothing but such files, which another reader may know."""
     corpus = _Corpus(input_dir, root)
-
-    def rejected(path: Path, reason: str, value: str) -> Rejected:
-        return Rejected(str(path), path.relative_to(input_dir).as_posix(), reason, value)
-
+    listed: set[str] = set()  # recordings of which a table has spoken
+    others: list[str] = []
+    num_entries = num_utterances = 0
     for folder, names in folders_of(input_dir, root, skip=corpus.skip):
-        speaker = next(iter(folder.relative_to(input_dir).parts), None)
-        texts = _by_stem(names, _TRANSCRIPT_SUFFIXES)
-        audio = _by_stem(names, AUDIO_SUFFIXES)
-        for stem in sorted(texts.keys() | audio.keys()):
-            if stem not in audio:
-                yield rejected(folder / texts[stem][0], "no recording", f"{stem}.wav")
-                continue
-            first, *others = audio[stem]
-            # Which of them it is a transcript of is not said: WAV goes before FLAC.
-            for name in others:
-                reason = "shares its transcript with another recording"
-                yield rejected(folder / name, reason, first)
-            if stem not in texts:
-                yield rejected(folder / first, "no transcript", f"{stem}.txt")
-            else:
-                yield _paired(folder / first, [folder / texts[stem][0]], corpus, speaker=speaker)
+        table = metadata_of(folder, names, input_dir, root)
+        entries = list(read_metadata(folder, table, input_dir, root)) if table else []
+        for entry in entries:
+            named = entry.audio if isinstance(entry, Utterance) else input_dir / entry.id
+            if "\0" not in str(named):  # of which no file has a name
+                listed.add(os.path.realpath(named))
+        free = []
+        for name in names:
+            if name != table and os.path.realpath(folder / name) not in listed:
+                free.append(name)
+        paired, unpaired = _pairs(folder, free, corpus)
+        others += unpaired
+        entries += paired
+        num_entries += len(entries)
+        num_utterances += sum(isinstance(entry, Utterance) for entry in entries)
+        yield from entries
     yield from corpus.unread
+    remedy = "" if num_utterances else remedy_for(others)
+    if remedy and not num_entries and not corpus.unread:
+        raise problem(
+            source="folder",
+            field="input_dir",
+            value=str(input_dir),
+            reason=f"holds no recording with a text, but {counted(others)}",
+            remedy=remedy,
+        )
+    if others:
+        hint = f"; {remedy}" if remedy else ""
+        what = "left alone, as neither recordings nor their texts"
+        logger.warning("%s: %s: %s%s", input_dir, what, counted(others), hint)
+
+
+def _pairs(
+    folder: Path, names: Sequence[str], corpus: _Corpus
+) -> tuple[list[Utterance | Rejected], list[str]]:
+    """The recordings and transcripts among the files `names` in `folder`, and the other files."""
+    top = corpus.input_dir
+    speaker = next(iter(folder.relative_to(top).parts), None)
+    transcripts = [name for name in names if not name.lower().endswith(_LIBRISPEECH_TEXTS)]
+    texts = _by_stem(transcripts, _TRANSCRIPT_SUFFIXES)
+    notes = _by_stem(names, (NOTE_SUFFIX,))
+    audio = _by_stem(names, (*AUDIO_SUFFIXES, *CONVERTIBLE_SUFFIXES))
+    entries: list[Utterance | Rejected] = []
+    told: set[str] = set()
+
+    def reject(name: str, reason: str, value: str) -> None:
+        told.add(name)
+        path = folder / name
+        entries.append(Rejected(str(path), path.relative_to(top).as_posix(), reason, value))
+
+    for stem in sorted(texts.keys() | audio.keys()):
+        if stem not in audio:
+            reject(texts[stem][0], "no recording", f"{stem}.wav")
+            continue
+        first, *rest = audio[stem]
+        # Which of them it is a transcript of is not said: WAV goes before FLAC. One that was
+        # converted is no other recording.
+        for name in rest:
+            if not _is_convertible(name) or _is_convertible(first):
+                reject(name, "shares its transcript with another recording", first)
+        if stem not in texts and stem in notes:
+            told |= {first, notes[stem][0]}
+            entries.append(_noted(folder / first, folder / notes[stem][0], corpus, speaker))
+            continue
+        if stem not in texts:
+            reject(first, "no transcript", f"{stem}.txt")
+            continue
+        told |= {first, texts[stem][0]}
+        entries.append(_paired(folder / first, [folder / texts[stem][0]], corpus, speaker=speaker))
+    below = folder.relative_to(top)
+    return entries, [(below / name).as_posix() for name in names if name not in told]
+
+
+def _noted(
+    recording: Path, note: Path, corpus: _Corpus, speaker: str | None
+) -> Utterance | Rejected:
+    """The utterance of a clip with its text in a `note`, which may name another `speaker`."""
+    name = recording.relative_to(corpus.input_dir).as_posix()
+    try:
+        said = read_note(note, corpus.input_dir, corpus.root)
+    except AudioError as error:
+        return Rejected(str(note), name, f"transcript {error.reason}", str(note))
+    return locate(
+        str(recording),
+        [name],
+        folder=corpus.input_dir,
+        root=corpus.root,
+        text=said["text"] or "",
+        speaker=said["speaker"] or speaker,
+        language=said["language"],
+    )
+
+
+def _is_convertible(name: str) -> bool:
+    return name.lower().endswith(CONVERTIBLE_SUFFIXES)
 
 
 def _paired(
@@ -171,7 +291,7 @@ def _paired(
     text = ""
     for path in text_files:
         try:
-            text = _transcript(path, corpus)
+            text = read_transcript(path, corpus.input_dir, corpus.root)
         except AudioError as error:
             return Rejected(str(path), id_ or name, f"transcript {error.reason}", str(path))
         if text:
@@ -185,26 +305,6 @@ def _paired(
         id_=id_,
         speaker=speaker,
     )
-
-
-def _transcript(path: Path, corpus: _Corpus) -> str:
-    """What `path` says. Raises `AudioError`."""
-    keep_inside(path, corpus.input_dir, corpus.root)
-    # Reading a pipe would wait for its writer forever.
-    if not path.is_file():
-        raise AudioError(path, "is not a regular file", "write a text file")
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_TRANSCRIPT_BYTES + 1)
-        if len(content) > _MAX_TRANSCRIPT_BYTES:
-            reason = f"is larger than {_MAX_TRANSCRIPT_BYTES:,} bytes"
-            raise AudioError(path, reason, "write what the clip says, no more")
-        return collapse(content.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise AudioError(path, "is not UTF-8", "save it as UTF-8") from None
-    except OSError as error:
-        reason = f"may not be read ({error.strerror})"
-        raise AudioError(path, reason, "grant read permission") from None
 
 
 def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, list[str]]:

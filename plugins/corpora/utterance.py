@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from plugins.audio.waveforms import AudioError, require_inside, resolve
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+from plugins.errors import problem
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording with its transcript."""
+    """One recording with its transcript; or a dialogue of several."""
 
     place: str  # where it is named: a file, or file:line
     # The same on every machine: resumed runs and the lists of the rejected go by it.
@@ -29,6 +28,8 @@ class Utterance:
     language: str | None = None
     # The row that it came in, if any: flat messages, absolute paths.
     row: Mapping[str, Any] | None = None
+    # Of a dialogue: each clip with its own text. `audio` is the first one's, `text` that of all.
+    turns: tuple[Utterance, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", _printable(self.place))
@@ -121,6 +122,43 @@ def utterance_of(
     if not is_utf8(f"{utterance.id}{utterance.audio}{speaker}"):
         return Rejected(place, utterance.id, "name is not UTF-8", str(found))
     return utterance
+
+
+def with_reference(
+    entry: Utterance | Rejected, voice: Utterance | Rejected | None, text: str
+) -> Utterance | Rejected:
+    """`entry` with the `voice` to clone, as it was found, and its transcript `text`, which may be
+    empty. Without a voice it is as before."""
+    if isinstance(entry, Rejected):
+        return entry
+    if voice is None:
+        if text:
+            return Rejected(entry.place, entry.id, "reference_text has no reference", text)
+        return entry
+    if isinstance(voice, Rejected):
+        return Rejected(entry.place, entry.id, f"reference_audio {voice.reason}", voice.value)
+    # It would teach copying: the loss looks perfect and cloning fails.
+    if voice.audio == entry.audio:
+        reason = "reference_audio is the target itself"
+        return Rejected(entry.place, entry.id, reason, str(voice.audio))
+    row = entry.to_row() | {"reference_audio": str(voice.audio)}
+    if text:
+        row["reference_text"] = text
+    return replace(entry, row=row)
+
+
+def require_list(
+    list_file: Path, source: str, field: str, remedy: str, input_dir: Path, root: Path | None
+) -> None:
+    """Raise UserError unless the list of the corpus in `input_dir` is a file that may be read
+    (`keep_inside`). source, field, remedy: of the line that says so; the field "input_dir" means
+    that only the folder was named."""
+    if not list_file.is_file():
+        value, reason = list_file, "not found"
+        if field == "input_dir":
+            value, reason = input_dir, f"holds no {list_file.name}"
+        raise problem(source=source, field=field, value=str(value), reason=reason, remedy=remedy)
+    keep_inside(list_file, input_dir, root)
 
 
 def keep_inside(path: Path, input_dir: Path, root: Path | None) -> None:

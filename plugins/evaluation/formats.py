@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from plugins.audio import waveforms as audio
-from plugins.corpora.utterance import AUDIO_SUFFIXES, collapse
+from plugins.corpora.kaldi import SCP, TEXT, Line, path_fault, read_lines
+from plugins.corpora.utterance import collapse
 from plugins.errors import UserError, problem
 from plugins.files import disk
 from plugins.files.lines import NoJson, parse_json, text_lines
 
-META, SCP, TEXT = "meta.lst", "wav.scp", "text"
+META = "meta.lst"
 _META_REMEDY = "write ID|PROMPT TEXT|PROMPT WAV|TEXT"
 
 
@@ -48,42 +49,43 @@ def read_meta(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def read_kaldi(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and row of each line of `text`, with the recordings of `wav.scp`."""
     recordings = read_scp(folder / SCP)
-    for place, line in text_lines(folder / TEXT):
-        key, _, text = line.strip().partition(" ")
-        if not text.strip():
-            raise _bad_line(place, line, "has no text", "write KEY TEXT")
-        if key not in recordings:
+    for line in _kaldi_lines(folder / TEXT):
+        if not line.value:
+            raise _bad_line(line.place, line.key, "has no text", "write KEY TEXT")
+        if line.key not in recordings:
             reason = f"is not in {folder / SCP}"
             remedy = "list its recording there"
-            raise problem(source=place, field="key", value=key, reason=reason, remedy=remedy)
-        yield place, _row(key, text, recordings[key])
+            raise problem(
+                source=line.place, field="key", value=line.key, reason=reason, remedy=remedy
+            )
+        yield line.place, _row(line.key, line.value, recordings[line.key])
 
 
 def read_scp(path: Path) -> dict[str, str]:
     """Key -> path as written. Raises UserError for a command in the place of a path: nothing is
     executed here."""
     names: dict[str, str] = {}
-    for place, line in text_lines(path):
-        key, _, name = line.strip().partition(" ")
-        name = name.strip()
-        if not name:
-            raise _bad_line(place, line, "has no path", "write KEY PATH")
-        # Kaldi runs such a line and takes its output for the recording.
-        if name.endswith("|"):
+    for line in _kaldi_lines(path):
+        if fault := path_fault(line.value):
+            reason, remedy = fault
             raise problem(
-                source=place,
-                field="path",
-                value=name,
-                reason="is a command",
-                remedy="run it and write down the file that it makes",
+                source=line.place, field="path", value=line.value, reason=reason, remedy=remedy
             )
-        if key in names:
-            remedy = "name each recording once"
+        if line.key in names:
+            reason, remedy = "is there twice", "name each recording once"
             raise problem(
-                source=place, field="key", value=key, reason="is there twice", remedy=remedy
+                source=line.place, field="key", value=line.key, reason=reason, remedy=remedy
             )
-        names[key] = name
+        names[line.key] = line.value
     return names
+
+
+def _kaldi_lines(path: Path) -> Iterator[Line]:
+    for line in read_lines(path):
+        if line.fault:
+            reason = line.fault.removeprefix("line ")
+            raise _bad_line(line.place, line.key, reason, "save the file as UTF-8, a line each")
+        yield line
 
 
 def read_generated(source: Path, ids: Sequence[str]) -> dict[str, Path]:
@@ -150,7 +152,7 @@ def _in_folder(folder: Path, ids: Sequence[str]) -> dict[str, str]:
     """Of an id's recordings in several formats, the one whose suffix is named first."""
     names = {}
     for id_ in ids:
-        for suffix in AUDIO_SUFFIXES:
+        for suffix in audio.AUDIO_SUFFIXES:
             if (folder / f"{id_}{suffix}").is_file():
                 names[id_] = f"{id_}{suffix}"
                 break

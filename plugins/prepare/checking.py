@@ -41,7 +41,9 @@ def check_corpus(
         if outcome.fault is None:
             fit.append((utterance, outcome))
         else:
-            unfit.add(str(utterance.audio))
+            # Which clip of a dialogue it is, its fault tells.
+            if not utterance.turns:
+                unfit.add(str(utterance.audio))
             rejected.append(Rejected(utterance.place, utterance.id, *outcome.fault))
     # A row whose reference is unfit must not take its recording away from a duplicate that is fit.
     fit, without_voice = check_references(fit, unfit, level=work.level, limits=work.limits)
@@ -73,12 +75,16 @@ def _with_unique_ids(
 
 
 def _claim(folder: Path, work: Work, utterances: Sequence[Utterance], output: Path) -> None:
-    copies = []
+    copies: list[Path] = []
     for utterance in utterances:
-        for id_ in (utterance.id, *variant_ids(utterance.id, work.processing)):
-            copies.append(work.path_of(id_))
+        ids = [utterance.id, *variant_ids(utterance.id, work.processing)]
+        if utterance.turns:
+            ids = [turn.id for turn in utterance.turns]
+        copies += map(work.path_of, ids)
     # A copy must not be written over the recording that it is made from.
-    originals = [utterance.audio for utterance in utterances]
+    originals = []
+    for utterance in utterances:
+        originals += [turn.audio for turn in utterance.turns or (utterance,)]
     claim_audio_folder(folder, copies, originals=originals, output=output)
 
 

@@ -24,6 +24,7 @@ from plugins.corpora import (
     read_gpt_sovits,
     read_huggingface,
     read_jsonl,
+    read_kaldi,
     read_libritts,
     read_ljspeech,
     read_vctk,
@@ -119,6 +120,14 @@ def _check_paths(args: argparse.Namespace) -> None:
             reason="does not end in .jsonl",
             remedy="MS-SWIFT goes by the name",
         )
+    if Path(args.input_dir).is_file():
+        raise problem(
+            source="--input_dir",
+            field="folder",
+            value=args.input_dir,
+            reason="is a file",
+            remedy="name the folder of the corpus; an archive must be unpacked first (tar -xf)",
+        )
     # A dataset of the Hub has an id where the others have a folder.
     if args.dataset_type != "huggingface" and not Path(args.input_dir).is_dir():
         raise problem(
@@ -200,6 +209,8 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
         return read_libritts(folder, root=root)
     if kind == "folder":
         return read_folder(folder, root=root)
+    if kind == "kaldi":
+        return read_kaldi(folder, root=root)
     if kind == "gpt_sovits":
         return read_gpt_sovits(folder, args.list_file, root=root)
     if kind == "jsonl":

@@ -120,7 +120,8 @@ class Work:
         with suppress(OSError):
             status = os.stat(utterance.audio)
             recording += (status.st_size, status.st_mtime_ns)
-        parts = [*row, *recording, self._repr, __version__]
+        turns = map(self.key, utterance.turns)
+        parts = [*row, *recording, *turns, self._repr, __version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def path_of(self, id_: str) -> Path:
@@ -133,10 +134,30 @@ class Work:
         return repr(self)
 
     def __call__(self, utterance: Utterance) -> Outcome:
+        if utterance.turns:
+            return self._dialogue(utterance)
         try:
             return self._do(utterance)
         except AudioError as error:
             return Outcome((error.reason, str(utterance.audio)))
+
+    def _dialogue(self, utterance: Utterance) -> Outcome:
+        """A file per turn, each done as a clip alone; or the first fault of one."""
+        files = []
+        # Copies at another speed are for clips that may stand alone.
+        processing = dataclasses.replace(self.processing, speed_factors=(), noise_snr_db=())
+        work = dataclasses.replace(self, processing=processing)
+        for turn in utterance.turns:
+            outcome = work(turn)
+            if outcome.fault is not None:
+                reason, value = outcome.fault
+                # A number does not tell whose it is.
+                if not isinstance(value, str):
+                    value = f"{value:g} ({turn.audio.name})"
+                return Outcome((reason, value))
+            # The same clip may be part of many dialogues, and of none but it a duplicate.
+            files.append(dataclasses.replace(outcome.files[0], content=None))
+        return Outcome(files=tuple(files))
 
     def _do(self, utterance: Utterance) -> Outcome:
         if fault := check_text(utterance.text, None, self.limits):

@@ -37,7 +37,17 @@ exit codes: 0 rows written, 1 unusable input (said in one line, output untouched
 3 rows written but clips were rejected (--strict)
 """
 _LISTS = {"custom": "csv_file", "gpt_sovits": "list_file", "jsonl": "jsonl_file"}
-_TYPES = ("ljspeech", "vctk", "libritts", "folder", "custom", "gpt_sovits", "jsonl", "huggingface")
+_TYPES = (
+    "ljspeech",
+    "vctk",
+    "libritts",
+    "folder",
+    "custom",
+    "gpt_sovits",
+    "kaldi",
+    "jsonl",
+    "huggingface",
+)
 # Flags that only another one gives an effect.
 _NEEDED = {
     "val_ratio": "split",
@@ -53,7 +63,15 @@ _NEEDED = {
 }
 # Limits of what only decoding every sample tells.
 _OF_SAMPLES = ("max_clipped_share", "max_silence_share", "silence_below_db", "max_dc_offset")
-COLUMN_FLAGS = ("text_column", "audio_column", "speaker_column", "id_column", "language_column")
+COLUMN_FLAGS = (
+    "text_column",
+    "audio_column",
+    "speaker_column",
+    "id_column",
+    "language_column",
+    "reference_audio_column",
+    "reference_text_column",
+)
 
 
 def parse(argv: Sequence[str] | None, *, program: str = "prepare_dataset.py") -> argparse.Namespace:
@@ -70,6 +88,8 @@ def parse(argv: Sequence[str] | None, *, program: str = "prepare_dataset.py") ->
     for flag, types in _owners().items():
         if kind not in types and getattr(args, flag) is not None:
             parser.error(f"--{flag} belongs to --dataset_type {' or '.join(types)}")
+    if args.reference_text_column is not None and args.reference_audio_column is None:
+        parser.error("--reference_text_column needs --reference_audio_column")
     args.given = _given(parser, argv)
     for flag, needed in _NEEDED.items():
         if flag in args.given and getattr(args, needed) in (False, "none"):
@@ -204,12 +224,18 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
         help="quotes are text, as in Common Voice's TSV files",
     )
     add("--list_file", type=Path, help="GPT-SoVITS list: path|speaker|language|text")
-    add("--jsonl_file", type=Path, help="rows of our own, to be checked again")
+    add("--jsonl_file", type=Path, help="rows: our own, flat ones, Boson's ChatML")
     add("--text_column", help=f"the transcript (default: {Columns.text})")
     add("--audio_column", help=f"the audio file; may lack its extension (default: {Columns.audio})")
     add("--speaker_column", help="the speaker (default: speakers are not named)")
     add("--id_column", help="the clip's id (default: its path)")
     add("--language_column", help="the language (default: not named)")
+    add(
+        "--reference_audio_column",
+        help="a voice to clone, another clip of the speaker (default: reference_audio or ref_audio,"
+        " if there)",
+    )
+    add("--reference_text_column", help="what that clip says (default: reference_text or ref_text)")
     add("--hf_config", help="configuration of a Hugging Face dataset")
     add("--hf_split", help="split of a Hugging Face dataset")
     add("--mic", type=int, choices=(1, 2), help="microphone of VCTK (default: 1)")

@@ -30,12 +30,14 @@ def add_references(
     """`clips` in their order. A share `without_share` of them, chosen by hash, and speakers with
     one clip stay without.
 
-    Rows that have a reference keep it. Clips without speaker get none: nobody says that they are of
-    one voice. is_similar: whether a candidate sounds like the clip (an embedding model's verdict).
+    Rows that have a reference keep it, and dialogues stay as they are. Clips without speaker get
+    none: nobody says that they are of one voice. is_similar: whether a candidate sounds like the
+    clip (an embedding model's verdict).
     """
     rings: dict[str, list[tuple[int, Clip]]] = defaultdict(list)
     for clip in clips:
-        if clip.speaker is not None and (clip.duration_s or 0.0) >= MIN_REFERENCE_S:
+        is_long = (clip.duration_s or 0.0) >= MIN_REFERENCE_S
+        if clip.speaker is not None and is_long and not clip.others:
             rings[clip.speaker].append((_hash(seed, "ring", clip.id), clip))
     for ring in rings.values():
         ring.sort(key=lambda place: place[0])
@@ -43,7 +45,7 @@ def add_references(
     for clip in clips:
         # Rows without reference keep the model able to speak without one.
         stays_without = _hash(seed, "without", clip.id) < without_share * 2**64
-        if "reference_audio" not in clip.row and not stays_without:
+        if "reference_audio" not in clip.row and not clip.others and not stays_without:
             ring = rings.get(clip.speaker or "", [])
             clip = _with_reference(clip, _candidates(ring, clip, seed), is_similar)
         result.append(clip)

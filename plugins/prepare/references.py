@@ -31,7 +31,11 @@ def check_references(
 
     The others name their reference as it is after processing, if it is a clip of `fit` too.
     """
-    processed = {str(utterance.audio): outcome.files[0].audio for utterance, outcome in fit}
+    processed: dict[str, str] = {}
+    for utterance, outcome in fit:
+        # A dialogue has a file per turn; a clip has one, and its copies.
+        for turn, file in zip(utterance.turns or (utterance,), outcome.files, strict=False):
+            processed[str(turn.audio)] = file.audio
 
     @cache
     def fault_of(path: str) -> tuple[str, object] | None:

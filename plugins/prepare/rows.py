@@ -30,23 +30,39 @@ class Clip:
     duration_s: float | None = None  # None: not measured
     content: str | None = None  # equal for equal recordings; None: not looked at
     copy_of: str | None = None  # the id of the clip of which this is an augmented copy
+    others: tuple[Path, ...] = ()  # of a dialogue: the recordings of its other turns
 
 
 def clips_of(utterance: Utterance, outcome: Outcome) -> list[Clip]:
-    """The rows that an utterance gives: one, and one per augmented copy."""
+    """The rows that an utterance gives: one, and one per augmented copy, of which a dialogue has
+    none."""
+    if utterance.turns:
+        return [_dialogue(utterance, outcome.files)]
     clips: list[Clip] = []
     for file in outcome.files:
         clip = Clip(
             file.id,
             Path(file.audio),
             file.speaker,
-            _row(utterance, file),
+            _row(utterance, [file], file.id),
             duration_s=file.duration_s,
             content=file.content,
             copy_of=clips[0].id if clips else None,
         )
         clips.append(clip)
     return clips
+
+
+def _dialogue(utterance: Utterance, files: Sequence[File]) -> Clip:
+    durations_s = [file.duration_s for file in files if file.duration_s is not None]
+    return Clip(
+        utterance.id,
+        Path(files[0].audio),
+        utterance.speaker,
+        _row(utterance, files, utterance.id),
+        duration_s=sum(durations_s) if durations_s else None,
+        others=tuple(Path(file.audio) for file in files[1:]),
+    )
 
 
 def drop_duplicates(
@@ -118,8 +134,19 @@ def _groups(clips: Sequence[Clip], *, by_speaker: bool) -> dict[Path, str]:
         group, speaker = origin, speakers[origin]
         if by_speaker and speaker is not None:
             group = speaker
-        groups[clip.audio] = min(group, groups.get(clip.audio, group))
+        for audio in (clip.audio, *clip.others):
+            groups[audio] = min(group, groups.get(audio, group))
+    _tie(groups, [(clip.audio, *clip.others) for clip in clips if clip.others])
     return groups
+
+
+def _tie(groups: dict[Path, str], dialogues: list[tuple[Path, ...]]) -> None:
+    """Give all clips of a dialogue one of their groups, and so all dialogues that share a clip."""
+    while any(len({groups[audio] for audio in dialogue}) > 1 for dialogue in dialogues):
+        # Forth and back: of a long talk cut into dialogues each shares clips with the next one.
+        for dialogue in (*dialogues, *reversed(dialogues)):
+            smallest = min(groups[audio] for audio in dialogue)
+            groups |= dict.fromkeys(dialogue, smallest)
 
 
 def _sides(groups: Iterable[str], ratios: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -176,17 +203,20 @@ def write_files(files: Mapping[Path, bytes | Iterable[dict[str, Any]]]) -> None:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _row(utterance: Utterance, file: File) -> dict[str, Any]:
-    row = utterance.to_row() | {"audios": [file.audio]}
-    if file.audio != str(utterance.audio):
+def _row(utterance: Utterance, files: Sequence[File], id_: str) -> dict[str, Any]:
+    audios = [file.audio for file in files]
+    originals = [str(turn.audio) for turn in utterance.turns or (utterance,)]
+    row = utterance.to_row() | {"audios": audios}
+    if audios != originals:
         # What the row says of the original is not true of the processed one.
         row.pop("audio_codes", None)
         row.pop("duration_s", None)
-    if file.speaker is not None:
-        row["speaker"] = file.speaker
+    speaker = utterance.speaker if utterance.turns else files[0].speaker
+    if speaker is not None:
+        row["speaker"] = speaker
     if utterance.language is not None:
         row["language"] = utterance.language
-    return row | {"id": file.id}
+    return row | {"id": id_}
 
 
 def _unit_hash(id_: str, seed: int) -> float:

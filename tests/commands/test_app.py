@@ -240,7 +240,9 @@ def test_limits_hold_for_any_client(client: Client) -> None:
 
 
 @pytest.mark.parametrize(("name", "content", "error"), [
-    ("bad.wav", b"RIFF" + bytes(400), "is not readable audio; use WAV, FLAC, MP3 or OGG"),
+    ("bad.wav", b"RIFF" + bytes(400), "is not readable audio; use WAV, FLAC, MP3, OGG or AIFF"),
+    ("a b.m4a", b"\0\0\0\x1cftypM4A " + bytes(400),
+     "is in a format that is not read (ffmpeg -i 'a b.m4a' 'a b.flac' converts it); convert it"),
     ("short.wav", wav(np.ones(12_000) / 3),
      "lasts 0.5 s, less than 1; give 3 to 15 seconds of clear speech"),
     ("long.wav", wav(np.ones(31 * 8000) / 3, 8000), "lasts 31.0 s, more than 30; give 3 to 15"),

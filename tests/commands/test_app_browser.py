@@ -244,7 +244,7 @@ def test_errors_are_one_line_in_the_page(page: Page, tmp_path: Path, app_server:
     page.click("#generate")
     page.find(".toast-message-text")
     page.picture("corrupt")
-    assert "'bad.wav' is not readable audio; use WAV, FLAC, MP3 or OGG" in page.error()
+    assert "'bad.wav' is not readable audio; use WAV, FLAC, MP3, OGG or AIFF" in page.error()
     assert app_server.log.read_text(encoding="utf-8") == log, "no traceback in the terminal either"
 
 

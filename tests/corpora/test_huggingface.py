@@ -120,16 +120,16 @@ def test_root_jails_paths_but_not_what_we_wrote_ourselves(tmp_path):
 
 
 def test_odd_bytes_are_told(tmp_path):
-    """Empty ones at once; what is no audio gets a name that claims none, and fails when it is
-    probed."""
+    """Empty ones, and what is no audio, which gets a name that claims none."""
     source = saved(
         tmp_path,
         table([{"bytes": b"", "path": "a.wav"}, {"bytes": b"hello", "path": "../../b.wav"}]),
     )
     empty, text = read_huggingface(source, Columns(), audio_dir=tmp_path / "out")
     assert empty == Rejected(f"{source}[0]", "a.wav", "is empty (0 bytes)", "a.wav")
-    assert isinstance(text, Utterance)
-    assert text.audio == tmp_path / "out" / text.id[:2] / f"{text.id}.bin"
+    digest = hashlib.sha256(b"hello").hexdigest()
+    path = str(tmp_path / "out" / digest[:2] / f"{digest}.bin")
+    assert text == Rejected(f"{source}[1]", path, "is not readable audio", path)
 
 
 def test_columns(tmp_path):

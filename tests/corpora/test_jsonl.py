@@ -178,10 +178,10 @@ FAULTS: dict[str, tuple[object, str, str]] = {
         "messages has no role system, user or assistant",
         "Hello",
     ),
-    "dialogue": (
-        row(messages=TURNS * 2, audios=["a.wav", "b.wav"]),
+    "unanswered dialogue": (
+        row(messages=[*TURNS, TURNS[0]], audios=["a.wav", "b.wav"]),
         "is no plain text-to-speech row (roles)",
-        '["user", "assistant", "user", "assistant"]',
+        '["user", "assistant", "user"]',
     ),
     "no answer": (row(messages=TURNS[:1]), "is no plain text-to-speech row (roles)", '["user"]'),
     "late system": (

@@ -55,8 +55,26 @@ def test_lists_of_versa(tmp_path: Path) -> None:
     formats.write_kaldi(tmp_path / "text", {"a": "Hello \n there."})
     (item,) = read_items(str(tmp_path), SETTINGS)
     assert (item.id, item.text, item.truth) == ("a", "Hello there.", str(tmp_path / "a.wav"))
-    (tmp_path / "wav.scp").write_text("a sox a.wav -t wav - |\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"wav\.scp:1: path: .* is a command; run it"):
+    # As tools other than ours write them.
+    (tmp_path / "wav.scp").write_bytes(b"\xef\xbb\xbfa\ta.wav\r\n\r\n")
+    (tmp_path / "text").write_bytes(b"a \t Hello there.\r\n")
+    assert read_items(str(tmp_path), SETTINGS)[0].text == "Hello there."
+
+
+@pytest.mark.parametrize(
+    ("scp", "error"),
+    [
+        (b"a sox a.wav -t wav - |\n", r"path: .* is a command; run it"),
+        (b"a x.ark:12\n", r"path: 'x.ark:12' is a part of a file; copy it out"),
+        (b"a\n", r"path: '' has no path; write KEY PATH"),
+        (b"a a.wav\r\na b.wav\n", r"key: 'a' is there twice"),
+        (b"a caf\xe9.wav\n", r"line: 'a' is not UTF-8; save"),
+    ],
+)
+def test_faulty_lists_of_versa(tmp_path: Path, scp: bytes, error: str) -> None:
+    (tmp_path / "text").write_text("a Hello.\n", encoding="utf-8")
+    (tmp_path / "wav.scp").write_bytes(scp)
+    with pytest.raises(UserError, match=rf"wav\.scp:[12]: {error}"):
         read_items(str(tmp_path), SETTINGS)
 
 

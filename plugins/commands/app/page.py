@@ -349,7 +349,8 @@ def _errors_in_page() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        # Whatever else names a file names it by where uploads happen to lie.
+        # Whatever else names a file names it by where uploads happen to lie; "..." stands for the
+        # middle of a long path.
         folder = re.escape(os.environ["GRADIO_TEMP_DIR"])
-        message = re.sub(rf"{folder}/([0-9a-f]+/)?", "", str(error))
+        message = re.sub(rf"{folder}/([0-9a-f.]+/)?", "", str(error))
         raise gr.Error(html.escape(message), print_exception=False) from None
