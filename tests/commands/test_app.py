@@ -325,7 +325,7 @@ def test_stop_ends_what_is_spoken_and_only_ones_own(client: Client) -> None:
     for message in client.events_of(session, num_events=2):
         if message["msg"] == "process_starts" and not errors:
             assert client.call("stop_generate")["success"], "another visitor's"
-            time.sleep(0.5)
+            time.sleep(0.1)  # from the queue to the model
             client.join("stop_generate", session=session)
             errors.append("")
         if message["msg"] == "process_completed" and not message["success"]:

@@ -9,6 +9,7 @@ import html
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -307,21 +308,26 @@ class _Desk:
         self._generator = generator
         # Gradio lets the next one come as soon as Stop was pressed, the model a frame later.
         self._lock = threading.Lock()
-        self._visitor: str | None = None
+        self._visitor: gr.Request | None = None
 
     @contextmanager
     def turn_of(self, visitor: gr.Request) -> Iterator[None]:
         with self._lock, _errors_in_page():
-            self._visitor = visitor.session_hash
+            self._visitor = visitor
             try:
                 yield
             finally:
                 self._visitor = None
 
     def stop(self, visitor: gr.Request) -> None:
-        """Only one's own speech."""
-        if self._visitor is not None and self._visitor == visitor.session_hash:
+        """Only one's own speech; returns when it has ended."""
+        speaking = self._visitor
+        if speaking is None or speaking.session_hash != visitor.session_hash:
+            return
+        # More than once: a long text is cut into lines before the first of them can be ended.
+        while self._visitor is speaking:
             self._generator.stop()
+            time.sleep(0.05)
 
     def connect(
         self, button: gr.Button, stop: gr.Button, speak: Any, inputs: set[Any], outputs: list[Any]
