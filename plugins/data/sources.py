@@ -101,10 +101,18 @@ def _told_once(faults: Mapping[str, Sequence[str]], max_problems: int) -> Iterat
         is_placed = not fault.startswith(places[0])
         line = f"{places[0]}: {fault}" if is_placed else fault
         if len(places) > 1:
-            line += f" (and so in {len(places) - 1} more rows, the last one {places[-1]})"
+            line += f" (and so in {len(places) - 1} more: {_numbers(places[1:])})"
         yield line
     if len(faults) > max_problems:
         yield f"... and {len(faults) - max_problems} more"
+
+
+def _numbers(places: Sequence[str]) -> str:
+    """The rows of `places`, FILE:NUMBER: the first ten, and the last one."""
+    numbers = [place.rpartition(":")[2].strip() for place in places]
+    if len(numbers) > 11:
+        numbers[10:-1] = ["..."]
+    return ", ".join(numbers)
 
 
 def _rows(

@@ -190,7 +190,7 @@ def test_auto_in_yaml_goes_on_in_the_version_folder(
 ) -> None:
     (tmp_path / "run.yaml").write_text("resume_from_checkpoint: auto\nadd_version: true\n")
     words = [str(tmp_path / "run.yaml"), *command(tmp_path / "out", add_version=None)]
-    fault = {"folder": str(tmp_path / "out"), "at": 100}
+    fault = {"folder": str(tmp_path / "out"), "at": 150}
     assert runs.sft(words, **fault) == -9
     assert "training starts anew" in runs.said()
     assert runs.sft(words) == 0, runs.end()

@@ -165,7 +165,10 @@ def test_urls_are_never_fetched(
         monkeypatch.setenv("AUDIO_ROOT", str(root))
     with pytest.raises(UserError) as caught:
         sft(tiny, dataset, tmp_path / "out", external_plugins=REGISTER)
-    assert str(caught.value).count(f"{url!r} is a URL; download it first") == len(hostile)
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 2  # of targets, of references
+    assert all(f"{url!r} is a URL; download it first" in line for line in lines)
+    assert lines[0].endswith("(and so in 2 more: 3, 4)")
     # What `datasets` would obey: a table of a folder that lies elsewhere.
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -56,7 +56,7 @@ def test_options_that_there_are_not(
 
 @pytest.mark.parametrize("text", [None, 7, b"x", "\ud800a"])
 def test_what_is_no_text(generator: HiggsAudioGenerator, text: Any) -> None:
-    with pytest.raises(UserError, match=r"request: text: .* (is no text|holds half a character)"):
+    with pytest.raises(UserError, match=r"request: text.* (is no text|holds half a character)"):
         generator.script(text)
 
 

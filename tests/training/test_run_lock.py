@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import write_jsonl
 from faults.runs import options
 from helpers.processes import TIMEOUT_S, ended, running, torchrun, training
 from helpers.sft import BIN, flags
@@ -36,7 +37,7 @@ def test_the_second_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr(lock, "take", lambda file: who)
     out = tmp_path / "out"
     out.mkdir()
-    words = flags(tmp_path / "no-model", tmp_path / "none.jsonl", out, **options())
+    words = flags(Path("no/model"), write_jsonl(tmp_path / "rows.jsonl", []), out, **options())
     with pytest.raises(UserError, match=r"is being trained in by (process 7|another)") as error:
         main(words)
     remedy = f"remove {out / lock.NAME}"
