@@ -234,7 +234,7 @@ def _check_placeholders(
     # Only a batch with a fault pays for finding out whose it is.
     for sample in samples:
         placeholders = _runs(torch.tensor(sample.input_ids), tokens)
-        frames = [_num_frames(codes) for codes in sample.clips]
+        frames = list(map(_num_frames, sample.clips))
         assert placeholders == frames, (
             f"{sample.source}: clips take {frames} frames but the prompt has {placeholders}"
         )

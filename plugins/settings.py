@@ -49,7 +49,7 @@ def _reduction(text: str) -> str:
 
 
 def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.strip("[]()").replace(",", " ").split())
+    return tuple(map(float, text.strip("[]()").replace(",", " ").split()))
 
 
 def _texts(text: str) -> tuple[str, ...]:

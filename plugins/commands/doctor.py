@@ -295,7 +295,7 @@ def _check_pairs(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Di
     dialogues = [dialogue for dialogue in dialogues if any(dialogue.targets())]
     if len(dialogues) < 2 or is_random_init(checkpoint.model):
         return
-    texts = [_requests(dialogue) for dialogue in dialogues]
+    texts = list(map(_requests, dialogues))
     if len(set(texts)) < len(texts):
         return  # the same sentence by several speakers: another row's text is its own
     swapped = []

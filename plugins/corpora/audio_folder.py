@@ -75,4 +75,4 @@ def _columns(table: Path) -> list[str]:
         fields = next(csv.reader([line], delimiter=_DELIMITERS[table.name]), [])
     except (ValueError, RecursionError, csv.Error):
         return []
-    return [field.strip() for field in fields]
+    return list(map(str.strip, fields))

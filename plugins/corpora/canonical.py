@@ -23,6 +23,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def require_other_recordings(references: Iterable[str], targets: Iterable[str]) 
     """A target that is its own reference teaches copying: the loss looks perfect and cloning fails.
 
     By where links lead. Raises RowError."""
-    recordings = {os.path.realpath(path) for path in targets}
+    recordings = set(map(os.path.realpath, targets))
     for path in references:
         if os.path.realpath(path) in recordings:
             reason, remedy = "is the target itself", "give another utterance of the same speaker"
@@ -237,13 +238,19 @@ def _references(row: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
     names = ("reference_codes", KEY_COLUMNS["reference_codes"])
     num_codes = max(len(_present(row.get(name))) for name in names)
     if num_codes == 0:
-        present = [not _is_absent(clip) for clip in clips]
-        present += [False] * (len(texts) - len(clips))
-        kept = [i for i, is_there in enumerate(present) if is_there or "".join(texts[i : i + 1])]
-        if not all(present[i] for i in kept):
-            raise _text_without_clip(texts, sum(present))
-        clips = [clips[i] for i in kept]
-        return clips, [texts[i] for i in kept if i < len(texts)]
+        present: list[Any] = []
+        texts_of_them: list[str] = []
+        is_text_alone = False
+        for clip, text in zip_longest(clips, texts):
+            if not _is_absent(clip):
+                present.append(clip)
+                if text is not None:  # the list of texts may be shorter
+                    texts_of_them.append(text)
+            elif text:
+                is_text_alone = True
+        if is_text_alone:
+            raise _text_without_clip(texts, len(present))
+        return present, texts_of_them
     clips = _present(clips)
     num_clips = max(len(clips), num_codes)
     if any(texts[num_clips:]):
@@ -332,7 +339,7 @@ def _codes_columns(
         folder = folder.resolve()
         # Beside the file of the row too: its owner chose that folder, no row can.
         allowed = [] if root is None else [root.resolve(), beside.resolve()]
-        if allowed and not any(folder.is_relative_to(parent) for parent in allowed):
+        if allowed and not any(map(folder.is_relative_to, allowed)):
             reason = "lies neither in the audio root nor beside this file"
             remedy = f"move the code cache into {root}"
             raise problem(source=source, field=name, value=entry, reason=reason, remedy=remedy)

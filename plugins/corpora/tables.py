@@ -108,7 +108,7 @@ def read_gpt_sovits(
         if row.fault or len(row.fields) < 4:
             yield _unread(place, row, "are not path|speaker|language|text")
             continue
-        audio, speaker, language = (field.strip() for field in row.fields[:3])
+        audio, speaker, language = map(str.strip, row.fields[:3])
         language = language.lower()
         yield recordings.utterance(
             place,
@@ -212,11 +212,11 @@ def _columns(
             remedy="write a header line and one line per recording",
         )
     first = rows[0]
-    names = [name.strip() for name in first.fields]
+    names = list(map(str.strip, first.fields))
     if not header:
         counts = Counter(len(row.fields) for row in rows if not row.fault)
         num_columns = max(counts, key=lambda count: counts[count], default=0)
-        names = [str(number) for number in range(1, num_columns + 1)]
+        names = list(map(str, range(1, num_columns + 1)))
 
     def wrong(name: str, reason: str, remedy: str) -> UserError:
         place = f"{csv_file}:{first.line}"
@@ -267,7 +267,7 @@ def _warn_of_few_texts(
     if others is None:
         repeats = repeats and not any(" " in text for text in texts)
     elif not repeats:
-        repeats = num_distinct < 0.9 * len({text.strip() for text in others})
+        repeats = num_distinct < 0.9 * len(set(map(str.strip, others)))
     if repeats and texts:
         logger.warning(
             "%s: the column of the texts has %d different values in %d lines (such as %r); is it"
@@ -289,7 +289,7 @@ def _delimiter_of_header(lines: Sequence[str], wanted: Sequence[str], quoting: i
     def fit(delimiter: str) -> tuple[int, int]:
         dialect = {"delimiter": delimiter, "quoting": quoting, "skipinitialspace": True}
         header = next(records(lines, **dialect), Record(1, []))
-        names = {name.strip() for name in header.fields}
+        names = set(map(str.strip, header.fields))
         return len(names & set(wanted)), len(header.fields)
 
     return max(",;|\t", key=fit)

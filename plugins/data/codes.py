@@ -32,7 +32,7 @@ def clips_of(
     keys = row.get(KEY_COLUMNS[codes_field]) or []
     entries = keys or as_list(row[codes_field])
     if not entries:
-        return [AudioClip(path) for path in paths]
+        return list(map(AudioClip, paths))
     if paths and len(paths) != len(entries):
         raise problem(
             source=source,

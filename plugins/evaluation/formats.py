@@ -31,7 +31,7 @@ def read_meta(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and row of each line of Seed-TTS-eval's list, with an `id`; the prompt is the voice to
     clone."""
     for place, line in text_lines(path):
-        fields = [field.strip() for field in line.split("|")]
+        fields = list(map(str.strip, line.split("|")))
         id_, prompt_text, prompt, text, wav = "", "", "", "", ""
         if len(fields) in (4, 5):
             id_, prompt_text, prompt, text, wav = [*fields, ""][:5]

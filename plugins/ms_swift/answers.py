@@ -75,7 +75,7 @@ def _without_answer(row: Mapping[str, Any]) -> dict[str, Any]:
 def prompt_batch(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Any]:
     """What MS-SWIFT counts of a batch: prompts (B, S), padded on the left, and the requests."""
     prompts = [torch.tensor(row["input_ids"]) for row in rows]
-    is_prompt = [torch.ones_like(ids) for ids in prompts]
+    is_prompt = list(map(torch.ones_like, prompts))
     return {
         "input_ids": _left_padded(prompts, pad_id),
         "attention_mask": _left_padded(is_prompt, 0),

@@ -193,7 +193,7 @@ class HiggsAudioTemplate(Template):
     ) -> dict[str, Any]:
         if not self.is_training:
             return answers.prompt_batch(batch, self.tokens.pad)
-        samples = [dicts.sample_of(encoded) for encoded in batch]
+        samples = list(map(dicts.sample_of, batch))
         # `padding_free` is also set by `--packing true`, whose batch is the rows of one pack.
         return collate(samples, self.tokens, training=True, packed=self.padding_free)
 

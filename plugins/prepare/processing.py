@@ -30,7 +30,7 @@ _LOUDNESS = ("pyloudnorm", "pyloudnorm", "leave out --loudness_lufs")
 
 
 def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.replace(",", " ").split())
+    return tuple(map(float, text.replace(",", " ").split()))
 
 
 @dataclass(frozen=True)

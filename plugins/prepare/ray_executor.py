@@ -57,4 +57,4 @@ def execute(
         return {"outcomes": [outcome.to_json() for outcome in outcomes]}
 
     for row in data.map(run, concurrency=num_workers).iter_rows():
-        yield [Outcome.from_json(values) for values in row["outcomes"]]
+        yield list(map(Outcome.from_json, row["outcomes"]))

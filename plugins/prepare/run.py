@@ -98,7 +98,7 @@ def run_all(
     An utterance with the id of another's augmented copy is refused: rows and files would be
     mistaken for each other. execute: another way to map `work` over utterances, in order, as lists
     of outcomes (`plugins.prepare.ray_executor`). Raises UserError if a worker process dies."""
-    keys = [work.key(utterance) for utterance in utterances]
+    keys = list(map(work.key, utterances))
     done = _read(journal)
     originals: dict[str, str] = {}  # id of an augmented copy -> of its clip
     for utterance in utterances:
@@ -214,7 +214,7 @@ def _end_with(run: int) -> None:
 def run_chunk(work: Work, utterances: Sequence[Utterance]) -> list[Outcome]:
     """In a worker process. The disk is waited for while the next clip is computed."""
     if work.audio_dir is None:
-        return [work(utterance) for utterance in utterances]
+        return list(map(work, utterances))
     outcomes = []
     with ThreadPoolExecutor(1) as thread:
         syncing = []

@@ -142,7 +142,7 @@ def on_any_rank(flags: list[Tensor]) -> list[bool]:
     answer = torch.stack(flags).to(torch.int32)
     if dist.is_initialized():
         dist.all_reduce(answer, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in answer.tolist()]
+    return list(map(bool, answer.tolist()))
 
 
 def shown_rows(rows: list[str]) -> str:

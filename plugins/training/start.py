@@ -48,7 +48,7 @@ def explained_start(words: Sequence[str]) -> Iterator[None]:
 def _check_model(given: dict[str, list[str]]) -> None:
     models = given.get("--model", [])
     if not models:
-        if not any(given.get(flag) for flag in _IN_PLACE_OF_MODEL):
+        if not any(map(given.get, _IN_PLACE_OF_MODEL)):
             raise _missing("--model", "give a folder or a Hub id, or a YAML file that names it")
         return
     model = models[0]
@@ -67,7 +67,7 @@ def _check_model(given: dict[str, list[str]]) -> None:
 
 
 def _check_dataset(given: dict[str, list[str]]) -> None:
-    if not given.get("--dataset") and not any(given.get(flag) for flag in _IN_PLACE_OF_DATA):
+    if not given.get("--dataset") and not any(map(given.get, _IN_PLACE_OF_DATA)):
         raise _missing("--dataset", "give the JSONL file that `higgs-audio prepare` wrote")
     for flag in ("--dataset", "--val_dataset"):
         for value in given.get(flag, ()):

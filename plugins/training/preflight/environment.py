@@ -34,7 +34,7 @@ def check_environment(report: Report) -> bool:
 
 def _check_versions(report: Report) -> None:
     try:
-        requirements = [Requirement(line) for line in importlib.metadata.requires(PROJECT) or []]
+        requirements = list(map(Requirement, importlib.metadata.requires(PROJECT) or []))
     except importlib.metadata.PackageNotFoundError:
         text = f"{PROJECT} is not installed; pip install -e . in its folder"
         report.add("environment", "warning", text)

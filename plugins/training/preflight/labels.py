@@ -114,7 +114,7 @@ def _audio_complaints(
     sample: EncodedSample, batch: dict[str, Tensor], tokens: SpecialTokens
 ) -> Iterator[str]:
     frames, labels = batch["audio_input_ids"][0], batch["audio_labels"][0]
-    if len(frames) != sum(num_steps(codes) for codes in sample.clips):
+    if len(frames) != sum(map(num_steps, sample.clips)):
         yield f"{len(frames)} frames for clips of {[codes.shape[1] for codes in sample.clips]}"
         return
     for number, place in enumerate(_places(sample)):
