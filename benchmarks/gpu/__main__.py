@@ -95,9 +95,15 @@ def _start(part: str, args: argparse.Namespace, end: float) -> subprocess.Popen[
 
 
 def _run_part(args: argparse.Namespace) -> int:
+    import torch
+
     from benchmarks.gpu.bench import Bench
 
     (part,) = args.parts
+    if not args.cpu and not torch.cuda.is_available():
+        reason = "torch sees no GPU: mend that, or give --cpu --tiny"
+        Results(args.output / "results.jsonl").fail(part, reason)
+        return 0
     device = "cpu" if args.cpu else "cuda"
     bench = Bench(part, args.output, device, tiny=args.tiny, deadline=args.deadline)
     import_module(f"benchmarks.gpu.{part}").run(bench)

@@ -36,7 +36,8 @@ class Bench:
         self._results = Results(folder / "results.jsonl", header, judges_speed=not tiny)
 
     def add(self, name: str, value: Any, unit: str, **options: Any) -> None:
-        self._results.add(f"{self.part}: {name}", value, unit, **options)
+        if value is not None:  # as what only a GPU counts, on a CPU
+            self._results.add(f"{self.part}: {name}", value, unit, **options)
 
     def check(self, name: str, is_right: bool, **options: Any) -> None:
         self._results.check(f"{self.part}: {name}", is_right, **options)
