@@ -119,6 +119,7 @@ def run(folder: Path, *, num_rounds: int, models: Sequence[str] = tuple(MODELS))
     for name in models:
         overrides, ends = MODELS[name]
         speaker = Speaker(overrides, ends)
+        speaker.check()
         frames[name] = speaker.lengths
         rates |= alternate(speaker.arms(name), num_rounds)
     claims = chain.from_iterable(map(comparisons, models))
@@ -153,7 +154,6 @@ class Speaker:
         ends_itself = max(self.lengths) < self.max_steps
         assert ends_itself, f"some request does not end by itself: {self.lengths}"
         assert len(set(self.lengths)) == len(TEXTS), f"all end at different steps: {self.lengths}"
-        self._check(self.said)
 
     @torch.no_grad()
     def _end(self, ends: Sequence[int]) -> None:
@@ -188,9 +188,10 @@ class Speaker:
         for k, code in best.items():
             head[k, eos] = 1.0001 * head[k, code]  # above that code wherever it is positive
 
-    def _check(self, said: Sequence[Tensor]) -> None:
+    def check(self) -> None:
+        """Raises AssertionError if codes depend on the batch, or differ from native's."""
         natively_together = self._native(self.together)
-        for i, (frames, ours) in enumerate(zip(said, self.ours(self.together), strict=True)):
+        for i, (frames, ours) in enumerate(zip(self.said, self.ours(self.together), strict=True)):
             natively = self._native(self.alone[i])[0]
             # What native writes behind the end of a row is filling.
             in_native_batch = natively_together[i, : len(frames)]

@@ -19,11 +19,11 @@ from benchmarks.measure import ROOT
 # Seconds that a part may take, start included. What stands together runs together: nothing of it is
 # timed.
 GROUPS = (
-    {"env": 60},
-    {"numerics": 140, "swift": 150, "suite": 110},
-    {"train": 210},
-    {"codec": 75},
-    {"decode": 230},
+    {"env": 45},
+    {"numerics": 120, "swift": 120, "suite": 100},
+    {"train": 155},
+    {"codec": 50},
+    {"decode": 170},
 )
 LIMITS_S = {part: limit_s for group in GROUPS for part, limit_s in group.items()}
 _CPU_FACTOR = 4  # slower, and of no interest how much

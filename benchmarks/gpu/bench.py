@@ -29,6 +29,7 @@ class Bench:
     def __init__(self, part: str, folder: Path, device: str, *, tiny: bool, deadline: float):
         self.part, self.folder, self.device = part, folder, device
         self.tiny, self.deadline = tiny, deadline
+        self.dtype = ""  # of results that name none
         self.on_gpu = device == "cuda"
         header = {"device": "cpu", "torch": torch.__version__, "driver": "none"}
         if self.on_gpu:
@@ -37,10 +38,11 @@ class Bench:
 
     def add(self, name: str, value: Any, unit: str, **options: Any) -> None:
         if value is not None:  # as what only a GPU counts, on a CPU
+            options = {"dtype": self.dtype, **options}
             self._results.add(f"{self.part}: {name}", value, unit, **options)
 
     def check(self, name: str, is_right: bool, **options: Any) -> None:
-        self._results.check(f"{self.part}: {name}", is_right, **options)
+        self._results.check(f"{self.part}: {name}", is_right, **{"dtype": self.dtype, **options})
 
     def skip(self, name: str, reason: str) -> None:
         self._results.skip(f"{self.part}: {name}", reason)
@@ -86,9 +88,7 @@ class Bench:
             taken.append(time.perf_counter() - started_s)
         return median(taken)
 
-    def compete(
-        self, arms: Mapping[str, Arm], claims: Sequence[Comparison], unit: str, **options: Any
-    ) -> None:
+    def compete(self, arms: Mapping[str, Arm], claims: Sequence[Comparison], unit: str) -> None:
         """By turns, each once before it counts; items per second and ratios become results."""
 
         def finished(arm: Arm) -> Arm:
@@ -104,7 +104,7 @@ class Bench:
             arm(0)
         rates = alternate(complete, 1 if self.tiny else 4)
         for name, per_s in rates.items():
-            self.add(name, median(per_s), unit, **options)
+            self.add(name, median(per_s), unit)
         for record in compare(claims, rates):
             name = f"{record['ours']}, against {record['peer']}"
             interval = [record["low"], record["high"]]

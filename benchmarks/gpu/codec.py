@@ -19,6 +19,7 @@ DEMO_CODEC = ROOT / "demo" / "codec"
 
 
 def run(bench: Bench) -> None:
+    bench.dtype = "float32"
     bench.attempt("agreement", lambda: _agreement(bench))
     bench.attempt("speed", lambda: _speed(bench), needs_s=15)
 
@@ -41,8 +42,8 @@ def _speed(bench: Bench) -> None:
         codes = codec.encode(waveform)
         encode_s = bench.timed(lambda waveform=waveform: codec.encode(waveform))
         decode_s = bench.timed(lambda codes=codes: codec.decode(codes))
-        bench.add(f"encode {seconds} s", seconds / encode_s, "x real time", dtype="float32")
-        bench.add(f"decode {seconds} s", seconds / decode_s, "x real time", dtype="float32")
+        bench.add(f"encode {seconds} s", seconds / encode_s, "x real time")
+        bench.add(f"decode {seconds} s", seconds / decode_s, "x real time")
 
 
 def _agreement(bench: Bench) -> None:
@@ -61,14 +62,14 @@ def _agreement(bench: Bench) -> None:
         return equal / total
 
     as_used = share()
-    bench.check("codes are those of a CPU", as_used == 1, dtype="float32", share=as_used)
+    bench.check("codes are those of a CPU", as_used == 1, share=as_used)
     errors = []
     for codes, waveform in zip(expected, sound, strict=True):
         decoded = torch.from_numpy(codec.decode(codes))
         errors.append(relative_error(decoded, torch.from_numpy(waveform)))
-    bench.check("sound is that of a CPU", max(errors) < 1e-3, dtype="float32", errors=errors)
+    bench.check("sound is that of a CPU", max(errors) < 1e-3, errors=errors)
     before = torch.backends.cudnn.allow_tf32
     for name, is_allowed in (("off", False), ("on", True)):
         torch.backends.cudnn.allow_tf32 = is_allowed
-        bench.add(f"codes of a CPU, TF32 {name} around it", share(), "of all", dtype="float32")
+        bench.add(f"codes of a CPU, TF32 {name} around it", share(), "of all")
     torch.backends.cudnn.allow_tf32 = before

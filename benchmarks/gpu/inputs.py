@@ -72,19 +72,10 @@ def build(config: HiggsAudioV2Config, dtype: torch.dtype, device: str) -> Any:
     return model.train()
 
 
-def rows_of(
-    config: HiggsAudioV2Config, sizes: Sequence[tuple[int, int]]
-) -> tuple[list[EncodedSample], SpecialTokens]:
-    """sizes: text tokens and frames of each row."""
-    generator, tokens = torch.Generator().manual_seed(0), tokens_of(config)
-    samples = []
-    for num_text, num_frames in sizes:
-        samples.append(make_sample(tokens, num_text, num_frames, generator))
-    return samples, tokens
-
-
 def training_batch(model: Any, sizes: Sequence[tuple[int, int]], *, packed: bool = False) -> Batch:
-    samples, tokens = rows_of(model.config, sizes)
+    """sizes: text tokens and frames of each row."""
+    generator, tokens = torch.Generator().manual_seed(0), tokens_of(model.config)
+    samples = [make_sample(tokens, *size, generator) for size in sizes]
     return on_device(model, collate(samples, tokens, training=True, packed=packed))
 
 

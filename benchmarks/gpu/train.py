@@ -28,6 +28,7 @@ Step = Callable[[], Any]
 
 
 def run(bench: Bench) -> None:
+    bench.dtype = "bfloat16"
     bench.attempt("LoRA", lambda: _lora(bench), needs_s=30)
     bench.attempt("full", lambda: _full(bench), needs_s=30)
 
@@ -130,7 +131,7 @@ def _measure(
     step()  # the optimizer's states exist from here on
     peak_gib = bench.peak_gib(step)
     step_s = bench.timed(step, repeat=1 if bench.tiny else 3, warm=0)
-    add = partial(bench.add, dtype="bfloat16")
+    add = bench.add
     add(f"{what}: speed", inputs.num_tokens(batch) / step_s, "tokens/s")
     work = flops(base.config, batch, full=is_full)
     rate = bench.measured("env: matrix product", BF16_FLOP_S / 1e12)
@@ -152,7 +153,7 @@ def _measure(
 def _against_native(bench: Bench, name: str, ours: Step, native: Step, batch: inputs.Batch) -> None:
     claim = Comparison("step", f"LoRA {name}, ours", f"LoRA {name}, transformers", 1.3)
     arms = {claim.ours: _arm(ours, batch), claim.peer: _arm(native, batch)}
-    bench.compete(arms, [claim], "tokens/s", dtype="bfloat16")
+    bench.compete(arms, [claim], "tokens/s")
 
 
 def _dropout(bench: Bench, model: Any, step: Step, batch: inputs.Batch) -> None:
@@ -172,7 +173,7 @@ def _dropout(bench: Bench, model: Any, step: Step, batch: inputs.Batch) -> None:
         claim.ours: _arm(with_dropout(nn.Identity()), batch),
         claim.peer: _arm(with_dropout(nn.Dropout(DROPOUT)), batch),
     }
-    bench.compete(arms, [claim], "tokens/s", dtype="bfloat16")
+    bench.compete(arms, [claim], "tokens/s")
 
 
 def _packs(bench: Bench, model: Any, base: Any, optimizer: Any, scale: float) -> None:
@@ -195,7 +196,7 @@ def _packs(bench: Bench, model: Any, base: Any, optimizer: Any, scale: float) ->
         bench.skip(name, "not installed")
     peer, *others = arms
     claims = [Comparison("packs", ours, peer, 1) for ours in others]
-    bench.compete(arms, claims, "tokens/s", dtype="bfloat16")
+    bench.compete(arms, claims, "tokens/s")
 
 
 def _in_24_gb(bench: Bench, step: Step) -> None:
@@ -208,7 +209,7 @@ def _in_24_gb(bench: Bench, step: Step) -> None:
     finally:
         if bench.on_gpu:
             torch.cuda.set_per_process_memory_fraction(1.0)
-    bench.check("LoRA 4 x 2048, checkpointing on, within 24 GB", True, dtype="bfloat16")
+    bench.check("LoRA 4 x 2048, checkpointing on, within 24 GB", True)
 
 
 def _full(bench: Bench) -> None:
