@@ -26,7 +26,7 @@ from plugins.speaking.voices import request
 from plugins.training.preflight.probe import on_device
 
 Batch = dict[str, Any]
-Shape = Mapping[str, int]
+Shape = Mapping[str, Any]
 
 LARGE: Shape = {}  # the defaults of its config: the published 3B model
 SMALL: Shape = {
@@ -54,7 +54,7 @@ def has_packed_attention() -> bool:
 
 def config_of(shape: Shape, **options: Any) -> HiggsAudioV2Config:
     """A smaller shape has a small vocabulary, whose last tokens are the special ones."""
-    ids: dict[str, int] = {}
+    ids: dict[str, Any] = {}
     if shape:
         last = _SMALL_VOCABULARY - 1
         ids = {"vocab_size": last + 1, "audio_token_id": last, "audio_delay_token_id": last - 1}
