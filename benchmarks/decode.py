@@ -53,7 +53,9 @@ from plugins.speaking.decoding import decode
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.step import linear
 from plugins.speaking.voices import request
+from plugins.training.preflight.probe import on_device
 
+GREEDY = Sampling(temperature=0)
 TEXTS = (
     "The harbour lights went out one by one.",
     "Hello.",
@@ -117,6 +119,7 @@ def run(folder: Path, *, num_rounds: int, models: Sequence[str] = tuple(MODELS))
     for name in models:
         overrides, ends = MODELS[name]
         speaker = Speaker(overrides, ends)
+        speaker.check()
         frames[name] = speaker.lengths
         rates |= alternate(speaker.arms(name), num_rounds)
     claims = chain.from_iterable(map(comparisons, models))
@@ -124,29 +127,33 @@ def run(folder: Path, *, num_rounds: int, models: Sequence[str] = tuple(MODELS))
 
 
 class Speaker:
-    """A random model that speaks four requests and ends each of them."""
+    """A random model that speaks four requests and ends each of them. device: in fp32."""
 
-    def __init__(self, overrides: dict[str, int], ends: Sequence[int]) -> None:
+    def __init__(
+        self, overrides: dict[str, int], ends: Sequence[int], *, device: str = "cpu"
+    ) -> None:
         tokenizer = build_tokenizer([*TEXTS, INSTRUCTION])
         torch.manual_seed(0)
         config = build_config(tokenizer, **overrides)
-        self.model: Any = HiggsAudioV2ForConditionalGeneration(config).eval()
+        self.model: Any = HiggsAudioV2ForConditionalGeneration(config).eval().to(device)
         self.tokens = SpecialTokens.from_config(self.model.config, tokenizer)
         settings = HiggsAudioSettings()
         samples = []
         for text in TEXTS:
             dialogue = request(text, None, [], settings)
             samples.append(encode(dialogue, tokenizer, self.tokens, open_turn=True))
-        self.together = collate(samples, self.tokens, training=False)
-        self.alone = [collate([sample], self.tokens, training=False) for sample in samples]
+        self.together = on_device(self.model, collate(samples, self.tokens, training=False))
+        self.alone = []
+        for sample in samples:
+            batch = collate([sample], self.tokens, training=False)
+            self.alone.append(on_device(self.model, batch))
         self.max_steps = max(ends) + 2 * (self.tokens.num_codebooks + 1)
         self._end(ends)
-        said = [self._ours(batch)[0] for batch in self.alone]
-        self.lengths = list(map(len, said))
+        self.said = [self.ours(batch)[0] for batch in self.alone]
+        self.lengths = list(map(len, self.said))
         ends_itself = max(self.lengths) < self.max_steps
         assert ends_itself, f"some request does not end by itself: {self.lengths}"
         assert len(set(self.lengths)) == len(TEXTS), f"all end at different steps: {self.lengths}"
-        self._check(said)
 
     @torch.no_grad()
     def _end(self, ends: Sequence[int]) -> None:
@@ -156,7 +163,7 @@ class Speaker:
         num_codebooks, eos = self.tokens.num_codebooks, self.tokens.stream_eos
         head = self.model.audio_lm_head.weight.view(num_codebooks, self.tokens.codebook_size, -1)
         head[:, eos] = 0  # an untrained model stops by chance otherwise
-        said = [frames.tolist() for frames in self._ours(self.together)]
+        said = [frames.tolist() for frames in self.ours(self.together)]
 
         def step_of(chosen: dict[int, int], frames: list[list[int]]) -> int:
             for step, frame in enumerate(frames):
@@ -181,9 +188,10 @@ class Speaker:
         for k, code in best.items():
             head[k, eos] = 1.0001 * head[k, code]  # above that code wherever it is positive
 
-    def _check(self, said: Sequence[Tensor]) -> None:
+    def check(self) -> None:
+        """Raises AssertionError if codes depend on the batch, or differ from native's."""
         natively_together = self._native(self.together)
-        for i, (frames, ours) in enumerate(zip(said, self._ours(self.together), strict=True)):
+        for i, (frames, ours) in enumerate(zip(self.said, self.ours(self.together), strict=True)):
             natively = self._native(self.alone[i])[0]
             # What native writes behind the end of a row is filling.
             in_native_batch = natively_together[i, : len(frames)]
@@ -191,11 +199,13 @@ class Speaker:
             assert torch.equal(natively, frames), f"request {i} differs from native"
             assert torch.equal(in_native_batch, frames), f"request {i} differs from native's batch"
 
-    def _ours(self, batch: dict[str, Tensor]) -> list[Tensor]:
+    def ours(
+        self, batch: dict[str, Tensor], sampling: Sampling = GREEDY, **options: Any
+    ) -> list[Tensor]:
         num_rows = len(batch["input_ids"])
         frames: list[list[Tensor]] = [[] for _ in range(num_rows)]
-        greedy, limits = [Sampling(temperature=0)] * num_rows, [self.max_steps] * num_rows
-        for rows, step in decode(self.model, batch, self.tokens, greedy, limits):
+        samplings, limits = [sampling] * num_rows, [self.max_steps] * num_rows
+        for rows, step in decode(self.model, batch, self.tokens, samplings, limits, **options):
             for row, frame in zip(rows, step, strict=True):
                 frames[row].append(frame)
         return list(map(torch.stack, frames))
@@ -210,7 +220,7 @@ class Speaker:
         self.model.generation_config = config
         # There are no clips in these prompts.
         prompt = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        return self.model.generate(**prompt, generation_config=config)
+        return self.model.generate(**prompt, generation_config=config).cpu()
 
     def arms(self, name: str) -> dict[str, Arm]:
         num_frames = sum(self.lengths)
@@ -224,9 +234,9 @@ class Speaker:
 
         return {
             f"{name}: native, one by one": lambda i: done(map(self._native, self.alone)),
-            f"{name}: ours, one by one": lambda i: done(map(self._ours, self.alone)),
+            f"{name}: ours, one by one": lambda i: done(map(self.ours, self.alone)),
             f"{name}: native, batch of 4": lambda i: done(map(self._native, [self.together])),
-            f"{name}: ours, batch of 4": lambda i: done(map(self._ours, [self.together])),
+            f"{name}: ours, batch of 4": lambda i: done(map(self.ours, [self.together])),
             f"{name}: matrices, 1 row": lambda i: done(map(self._read_matrices, [single])),
             f"{name}: matrices, 4 rows": lambda i: done(map(self._read_matrices, [num_rows])),
         }

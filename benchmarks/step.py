@@ -44,9 +44,8 @@ from benchmarks.measure import (
     table,
     write_json,
 )
+from benchmarks.samples import make_sample, tokens_of
 from plugins.collator import collate
-from plugins.data.dialogue import EncodedSample
-from plugins.data.tokens import SpecialTokens
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.dual_ffn import Routes, use_index_once_layers
 from plugins.model.loss import LossWeights, combine
@@ -194,37 +193,8 @@ def build(config: HiggsAudioV2Config, *, is_ours: bool) -> Any:
 
 def make_batch(config: HiggsAudioV2Config, num_rows: int) -> dict[str, Tensor]:
     """Rows of text and a trained clip, by our collator."""
-    generator = torch.Generator().manual_seed(0)
-    num_codes = config.codebook_size - 2
-    tokens = SpecialTokens(
-        begin_of_text=2,
-        header_start=-1,
-        header_end=-1,
-        end_of_turn=3,
-        end_of_message=-1,
-        scene_start=-1,
-        scene_end=-1,
-        audio_bos=-1,
-        reference_bos=4,
-        audio_eos=5,
-        audio=config.audio_token_id,
-        audio_delay=config.audio_delay_token_id,
-        pad=1,
-        stream_bos=config.audio_stream_bos_id,
-        stream_eos=config.audio_stream_eos_id,
-        num_codebooks=config.num_codebooks,
-        codebook_size=config.codebook_size,
-    )
-    audio = [tokens.audio] * (NUM_FRAMES + 2)
-    delays = [tokens.audio_delay] * (config.num_codebooks - 1)
-    trained = {tokens.reference_bos, tokens.audio_eos, tokens.end_of_turn}
-    samples = []
-    for _ in range(num_rows):
-        text = torch.randint(6, 1000, (NUM_TEXT - 3,), generator=generator).tolist()
-        codes = torch.randint(0, num_codes, (config.num_codebooks, NUM_FRAMES), generator=generator)
-        ids = [*text, tokens.reference_bos, *audio, *delays, tokens.audio_eos, tokens.end_of_turn]
-        labels = [token if token in trained else -100 for token in ids]
-        samples.append(EncodedSample(ids, labels, [codes], [True]))
+    generator, tokens = torch.Generator().manual_seed(0), tokens_of(config)
+    samples = [make_sample(tokens, NUM_TEXT, NUM_FRAMES, generator) for _ in range(num_rows)]
     return collate(samples, tokens, training=True)
 
 
@@ -233,12 +203,17 @@ def step(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     model.zero_grad()
     outputs = model(**batch)
     loss = outputs.loss
-    if loss is None:  # ours, which leaves it to the trainer to combine its terms
-        weights = LossWeights(1.0, 1.0, 0.0, (1.0,) * len(outputs.audio_count), sum_codebooks=True)
-        counts = {"num_text": outputs.text_count, "num_frames": outputs.audio_count[0]}
-        loss = combine(outputs.text, outputs.audio, weights=weights, **counts)
+    if loss is None:
+        loss = loss_of(outputs)
     loss.backward()
     return {"loss": loss.detach(), **_gradients(model)}
+
+
+def loss_of(outputs: Any) -> Tensor:
+    """Of our class, which leaves it to the trainer to combine its terms."""
+    weights = LossWeights(1.0, 1.0, 0.0, (1.0,) * len(outputs.audio_count), sum_codebooks=True)
+    counts = {"num_text": outputs.text_count, "num_frames": outputs.audio_count[0]}
+    return combine(outputs.text, outputs.audio, weights=weights, **counts)
 
 
 def _gradients(module: nn.Module) -> dict[str, Any]:

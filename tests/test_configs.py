@@ -97,6 +97,17 @@ def test_the_memory_in_the_header_is_what_the_doctor_estimates(path: Path) -> No
         card = named or re.search(r"with (\d+) GB", head)
         assert card is not None
         assert fits(needed, float(card[1])), f"{size}B does not fit {card[0]}"
+    assert "stimated" in head, "until a GPU has measured it"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/recipe.md", "docs/train.md"])
+def test_tables_of_memory_say_that_it_is_estimated(name: str) -> None:
+    paragraphs = (ROOT / name).read_text(encoding="utf-8").split("\n\n")
+    tables = [text for text in paragraphs if text.startswith("|") and "GiB" in text]
+    tables = [text for text in tables if "configs/" in text]
+    assert tables
+    for text in tables:
+        assert "estimated" in text.splitlines()[0]
 
 
 def test_fsdp2_differs_from_the_preset_in_what_it_saves_only() -> None:

@@ -22,13 +22,14 @@ from plugins.audio.codec import Codec, find_codec
 from plugins.collator import collate
 from plugins.corpora.canonical import as_list
 from plugins.data.clips import LowRates, check_clips, stand_ins, with_clips
-from plugins.data.dialogue import Dialogue, Turn
+from plugins.data.dialogue import Dialogue, EncodedSample, Turn
 from plugins.data.prompt import encode
 from plugins.data.rows import dialogue_from_row
 from plugins.data.scene import SCENE_TAGS
 from plugins.data.sources import read_rows
 from plugins.data.text import MAX_CHARS, pieces
 from plugins.data.tokens import SpecialTokens
+from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import problem
 from plugins.model.load import bare, base_and_adapters, load_config, native_model, with_adapters
 from plugins.model.original_format import load_tokenizer
@@ -45,6 +46,7 @@ from plugins.training.preflight.before_training import (
 )
 from plugins.training.preflight.codec import check_codec, check_given_codes
 from plugins.training.preflight.labels import render
+from plugins.training.preflight.memory import RowSize
 from plugins.training.preflight.probe import Row, is_random_init, mean_loss
 from plugins.training.preflight.report import Report, Status
 
@@ -63,16 +65,18 @@ def run(options: argparse.Namespace, report: Report) -> int:
     """report: it goes on here, after the environment."""
     config = _run_config(options)
     # A check that fails ends those that stand on it, and no others.
-    checkpoint = None
+    checkpoint: _Checkpoint | None = None
+    sizes: list[RowSize] = []
     with report.catching("checkpoint"):
         checkpoint = _check_checkpoint(report, options)
     if checkpoint is not None:
         with report.catching("dataset"):
-            _check_dataset(report, checkpoint, options, config.get("max_length"))
+            sizes = _check_dataset(report, checkpoint, options, config.get("max_length"))
     if config and checkpoint is not None:
         # The design document's name of the flag, then MS-SWIFT's, then its default.
         tuner = config.get("sft_type", config.get("tuner_type", "lora"))
-        check_memory(report, checkpoint.model.config, {**config, "tuner_type": tuner})
+        config = {**config, "tuner_type": tuner}
+        check_memory(report, checkpoint.model.config, config, rows=sizes)
     return 1 if report.failed else 0
 
 
@@ -142,7 +146,8 @@ def _check_checkpoint(report: Report, options: argparse.Namespace) -> _Checkpoin
 
 def _check_dataset(
     report: Report, checkpoint: _Checkpoint, options: argparse.Namespace, max_length: int | None
-) -> None:
+) -> list[RowSize]:
+    """Returns the sizes of the rows that are trained on."""
     settings = checkpoint.settings
     low = LowRates()
     rows = _read(options.dataset, settings, low)
@@ -151,9 +156,10 @@ def _check_dataset(
     validation = _read(options.val_dataset, settings, low)
     if low.warning is not None:
         report.add("sample rates", "warning", low.warning)
+    sizes = [_size(dialogue, checkpoint) for dialogue in dialogues]
     # A run would stop at such a row only when it comes to it.
     if max_length:
-        _check_lengths(dialogues, checkpoint, int(max_length))
+        _check_lengths(dialogues, sizes, int(max_length))
     check_references(report, dialogues)
     held_out = target_paths(dialogue_from_row(row, settings) for row in validation)
     check_split(report, target_paths(dialogues), held_out)
@@ -164,8 +170,9 @@ def _check_dataset(
     check_texts(report, rows, settings, checkpoint.origin)
     _check_prompts(report, rows, checkpoint)
     if report.failed and report.failed[-1].check == "codec":
-        return  # nothing can be encoded
+        return sizes  # nothing can be encoded
     _check_model(report, checkpoint, _spread(dialogues, options.rows), show=options.dry_run)
+    return sizes
 
 
 def _check_model(
@@ -199,14 +206,20 @@ def _read(
     return rows
 
 
-def _check_lengths(dialogues: Sequence[Dialogue], checkpoint: _Checkpoint, max_length: int) -> None:
-    for dialogue in dialogues:
-        num_positions = len(_ids(dialogue, checkpoint))
-        if num_positions > max_length:
+def _size(dialogue: Dialogue, checkpoint: _Checkpoint) -> RowSize:
+    labels = _laid_out(dialogue, checkpoint).labels
+    return RowSize(len(labels) - labels.count(IGNORE_INDEX), len(labels))
+
+
+def _check_lengths(
+    dialogues: Sequence[Dialogue], sizes: Sequence[RowSize], max_length: int
+) -> None:
+    for dialogue, size in zip(dialogues, sizes, strict=True):
+        if size.positions > max_length:
             raise problem(
                 source=dialogue.source,
                 field="row",
-                value=num_positions,
+                value=size.positions,
                 reason=f"tokens and frames are more than max_length {max_length}",
                 remedy="raise max_length or cut text, clip or reference",
             )
@@ -235,10 +248,10 @@ def _check_prompts(report: Report, rows: Sequence[dict[str, Any]], checkpoint: _
             continue
         num_asked += 1
         in_pieces += len(pieces("".join(map(str, request.turns[-1].parts)), MAX_CHARS)) > 1
-        trained = _ids(dialogue_from_row(row, checkpoint.settings), checkpoint)
+        trained = _laid_out(dialogue_from_row(row, checkpoint.settings), checkpoint).input_ids
         # The prompt ends where the last clip begins.
         trained = trained[: len(trained) - trained[::-1].index(checkpoint.tokens.audio_bos)]
-        spoken = _ids(request, checkpoint, open_turn=True)
+        spoken = _laid_out(request, checkpoint, open_turn=True).input_ids
         if trained != spoken:
             drifted += 1
             decode = checkpoint.tokenizer.decode
@@ -283,10 +296,12 @@ def _request(row: dict[str, Any], settings: HiggsAudioSettings) -> Dialogue | No
     return dialogue_from_row(request, settings, training=False)
 
 
-def _ids(dialogue: Dialogue, checkpoint: _Checkpoint, *, open_turn: bool = False) -> list[int]:
-    """Positions of a row or a prompt; clips of silence are as long as those of speech."""
+def _laid_out(
+    dialogue: Dialogue, checkpoint: _Checkpoint, *, open_turn: bool = False
+) -> EncodedSample:
+    """A row or a prompt; clips of silence are as long as those of speech."""
     tokenizer, tokens = checkpoint.tokenizer, checkpoint.tokens
-    return encode(stand_ins(dialogue, tokens), tokenizer, tokens, open_turn=open_turn).input_ids
+    return encode(stand_ins(dialogue, tokens), tokenizer, tokens, open_turn=open_turn)
 
 
 def _check_pairs(report: Report, checkpoint: _Checkpoint, dialogues: Sequence[Dialogue]) -> None:

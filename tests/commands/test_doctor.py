@@ -267,6 +267,26 @@ def test_the_doctor_reads_the_yaml_file_of_a_run(
     assert "CUDA context" in out
 
 
+@pytest.mark.parametrize(
+    ("more", "expected"), [("", 31), ("packing: true\nmax_length: 512\n", 179)]
+)
+def test_written_answers_are_in_the_estimate(
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: str,
+    expected: int,
+) -> None:
+    """Of a row the text that it trains; of a pack what its densest rows, 31 of 89 positions, would
+    fill it with."""
+    answer = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "0123456789" * 3}]
+    rows = write_jsonl(tmp_path / "rows.jsonl", [*corpus_rows(1), {"messages": answer}])
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {tiny}\ndataset: {rows}\n{more}", encoding="utf-8")
+    main(["doctor", "--config", str(config)])
+    assert f"; {expected} trained text tokens a row" in capsys.readouterr().out
+
+
 def test_the_doctor_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--dataset", "a.jsonl"]) == 1
     assert "--model is missing; give it, or a --config that names it" in capsys.readouterr().err

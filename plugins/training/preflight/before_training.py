@@ -24,7 +24,7 @@ from plugins.training import tuning
 from plugins.training.packs import single_rows, table_of
 from plugins.training.preflight.labels import audit, render
 from plugins.training.preflight.leaks import MEMORISED, own_references, shared_audio
-from plugins.training.preflight.memory import GIB, estimate, fits
+from plugins.training.preflight.memory import GIB, RowSize, estimate, fits, text_tokens_per_row
 from plugins.training.preflight.memory import render as render_memory
 from plugins.training.preflight.packed import layout_complaint, sees
 from plugins.training.preflight.plan import TrainingPlan
@@ -159,11 +159,15 @@ def check_memory(
     model_config: Any,
     options: Mapping[str, Any],
     env: Mapping[str, str] | None = None,
+    *,
+    rows: Sequence[RowSize] = (),
 ) -> None:
-    """options, env: as `TrainingPlan.from_config` takes them."""
+    """options, env: as `TrainingPlan.from_config` takes them. rows: for the text that they
+    train; without, each is one clip."""
     try:
         plan = TrainingPlan.from_config(options, env)
-        needed = estimate(model_config, plan)
+        text_tokens = text_tokens_per_row(rows, plan)
+        needed = estimate(model_config, plan, text_tokens=text_tokens)
     except (UserError, ValueError) as error:
         # A legal plan may be one that cannot be estimated.
         report.add("memory", "info", f"left out: {error}")

@@ -15,24 +15,27 @@ heads repeated:
     offloaded     of ZeRO-3 only the activations and 3 GiB stay on a device;
                   18 P of host memory, 16 P without weights
 
-Every position counts as an audio frame with a label: the audio FFN costs as much as the text FFN,
-the text head next to nothing, since it runs on three rows per clip (`plugins.model.loss`).
+Every position has a label, and is an audio frame or a trained text token: both FFNs cost the same,
+their heads do not. The text head, 16 times as wide, runs on trained text only
+(`plugins.model.loss`): three tokens of a row that is one clip, and what `text_tokens_per_row` finds
+in other rows.
 Attention (sdpa or flash) keeps no S x S scores; a padded batch on sdpa keeps its mask, which is 2 %
 of a layer at S = 2048. Not counted: `modules_to_save`, optimizers other than AdamW, evaluation."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from plugins.errors import problem
 from plugins.training.preflight.plan import TrainingPlan
 
 GIB = 2**30
-TRAINED_TEXT_TOKENS = 3  # per clip: audio_out_bos, audio_eos, eot
+TRAINED_TEXT_TOKENS = 3  # of a row that is one clip: audio_out_bos, audio_eos, eot
 
 # bitsandbytes nf4 with double quantisation (MS-SWIFT's default): half a byte, one 8-bit scale per
 # 64 weights, one fp32 scale per 256 of those (arXiv 2305.14314, section 3).
@@ -47,6 +50,13 @@ _LIVE_PARAMETERS = 1e9
 _SUB_GROUP = 1e9
 # A card's nominal size is not all free, and the allocator leaves gaps.
 _USABLE = 0.95
+
+
+class RowSize(NamedTuple):
+    """Of a row of the dataset."""
+
+    text_tokens: int  # trained
+    positions: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class MemoryEstimate:
     buffers: int  # communication, CUDA context
     host: int  # of one machine's memory: what is offloaded to it
     sizes: ModelSizes
+    text_tokens: int  # of a row, trained
 
     @property
     def total(self) -> int:
@@ -168,12 +179,27 @@ def _compute_bytes(plan: TrainingPlan) -> int:
     return 4 if plan.dtype == "float32" and plan.zero_stage is None and not plan.fsdp2 else 2
 
 
-def estimate(config: Any, plan: TrainingPlan) -> MemoryEstimate:
-    """The peak of one training step; `config` is a `HiggsAudioV2Config`. Raises UserError as
-    `model_sizes` does."""
+def text_tokens_per_row(rows: Iterable[RowSize], plan: TrainingPlan) -> int:
+    """Trained text tokens of a row of the batch, at most: those of the row that has most of them;
+    packed, of a pack of the rows that have most of them per position."""
+    most = TRAINED_TEXT_TOKENS
+    for row in rows:
+        num_text = row.text_tokens
+        if plan.packing:
+            # As often as it fits, and a shorter one of its kind in the rest.
+            num_text = math.ceil(num_text * plan.max_length / row.positions)
+        most = max(most, num_text)
+    return min(most, plan.max_length)
+
+
+def estimate(
+    config: Any, plan: TrainingPlan, *, text_tokens: int = TRAINED_TEXT_TOKENS
+) -> MemoryEstimate:
+    """The peak of one training step; `config` is a `HiggsAudioV2Config`. text_tokens: trained, per
+    row (`text_tokens_per_row`). Raises UserError as `model_sizes` does."""
     sizes = model_sizes(config, plan)
     weights, gradients, optimizer = _states(sizes, plan)
-    activations, backward, logits = _activations(config, sizes, plan)
+    activations, backward, logits = _activations(config, sizes, plan, text_tokens)
     if plan.tuner == "full":
         # A gradient exists before it is added to the accumulated one or leaves for its bucket.
         backward = max(backward, _compute_bytes(plan) * sizes.largest)
@@ -188,6 +214,7 @@ def estimate(config: Any, plan: TrainingPlan) -> MemoryEstimate:
         buffers=round(_buffers(config, sizes, plan)),
         host=_host(sizes, plan),
         sizes=sizes,
+        text_tokens=text_tokens,
     )
 
 
@@ -246,7 +273,9 @@ def _step(sizes: ModelSizes, plan: TrainingPlan) -> float:
     return 4 * num_gradients
 
 
-def _activations(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]:
+def _activations(
+    config: Any, sizes: ModelSizes, plan: TrainingPlan, text_tokens: int
+) -> tuple[float, float, float]:
     """What all layers keep, what is at work on one of them, logits."""
     from plugins.model.loss import PIECE
 
@@ -254,8 +283,9 @@ def _activations(config: Any, sizes: ModelSizes, plan: TrainingPlan) -> tuple[fl
     kept = config.num_hidden_layers * _kept_per_token(config, plan) + sizes.adapter_bytes_per_token
     working = _working_per_token(config, plan)
     autocast = 2 * _cast_weights(sizes, plan)
-    num_logits = tokens * config.num_codebooks * config.codebook_size
-    num_logits += plan.batch_size * TRAINED_TEXT_TOKENS * config.vocab_size
+    num_text = plan.batch_size * text_tokens
+    num_logits = (tokens - num_text) * config.num_codebooks * config.codebook_size
+    num_logits += num_text * config.vocab_size
     # They, their gradient, and a piece in fp32.
     logits = 2 * element * num_logits + 4 * min(num_logits, PIECE)
     # Beside them the input and output of the last norm, and labelled rows.
@@ -346,13 +376,14 @@ def fits(needed: MemoryEstimate, gib: float) -> bool:
 def render(needed: MemoryEstimate) -> str:
     """A table, in GiB per device."""
     sizes = needed.sizes
+    text = f"; {needed.text_tokens} trained text tokens a row"
     rows = [
         ("weights", needed.weights, f"{sizes.base / 1e9:.2f} B parameters"),
         ("gradients", needed.gradients, f"{sizes.trained / 1e6:,.1f} M trained parameters"),
         ("optimizer", needed.optimizer, "AdamW"),
         ("activations", needed.activations, "kept from the forward to the backward pass"),
         ("backward", needed.backward, "at work on one layer, or"),
-        ("logits", needed.logits, "of both heads: the larger of the two counts"),
+        ("logits", needed.logits, f"of both heads: the larger of the two counts{text}"),
         ("step", needed.step, "fp32 gradients, once activations are gone"),
         ("buffers", needed.buffers, "communication, CUDA context (1 GiB)"),
         ("total", needed.total, "per device; estimated, not measured on a GPU"),

@@ -32,6 +32,7 @@ class TrainingPlan:
     offload_optimizer: bool = False
     offload_weights: bool = False
     fsdp2: bool = False
+    packing: bool = False  # rows fill each other's up to max_length
 
     @classmethod
     def from_config(
@@ -66,6 +67,7 @@ class TrainingPlan:
             offload_optimizer=_is_offloaded(zero, "offload_optimizer"),
             offload_weights=_is_offloaded(zero, "offload_param"),
             fsdp2=fsdp is not None,
+            packing=str(config.get("packing", False)).lower() == "true",
         )
 
     @property

@@ -27,7 +27,15 @@ from plugins.errors import UserError
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.register import register_higgs_audio_all
-from plugins.training.preflight.memory import GIB, estimate, fits, model_sizes, render
+from plugins.training.preflight.memory import (
+    GIB,
+    RowSize,
+    estimate,
+    fits,
+    model_sizes,
+    render,
+    text_tokens_per_row,
+)
 from plugins.training.preflight.plan import TrainingPlan
 
 
@@ -95,6 +103,7 @@ def test_plans_of_other_options(tmp_path: Path) -> None:
     assert sharded.gradient_checkpointing, "the preset checkpoints by itself"
     by_itself = {"fsdp": {"fsdp_config": {}}, "gradient_checkpointing": False}
     assert not TrainingPlan.from_config(by_itself, {}).gradient_checkpointing
+    assert TrainingPlan.from_config({"packing": "true"}, {}).packing
     assert TrainingPlan.from_config({"quant_method": "bnb", "quant_bits": 4}, {}).tuner == "qlora"
 
 
@@ -216,6 +225,34 @@ def test_deepspeed_itself_counts_the_same_for_the_host(
     else:
         theirs = estimate_zero2_model_states_mem_needs(size, additional_buffer_factor=1)
     assert result.host == theirs[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "packing", "expected"),
+    [
+        ([], False, 3),
+        ([RowSize(3, 200)], False, 3),
+        ([RowSize(3, 200), RowSize(12, 900), RowSize(5, 40)], False, 12),  # four clips in a row
+        ([RowSize(300, 350)], False, 300),  # an answer in writing
+        ([RowSize(300, 350)], True, 1756),
+        ([RowSize(3, 128)], True, 48),  # sixteen short clips in a pack
+        ([RowSize(3000, 3001)], False, 2048),  # no more than there are positions
+        ([RowSize(3000, 3001)], True, 2048),
+    ],
+)
+def test_trained_text_of_a_row(rows: list[RowSize], packing: bool, expected: int) -> None:
+    plan = dataclasses.replace(LORA_3B, packing=packing)
+    assert text_tokens_per_row(rows, plan) == expected
+
+
+def test_trained_text_is_counted() -> None:
+    """128256 logits each in bf16, with their gradient: 4 GiB for rows that are all text."""
+    few, many = estimate(CONFIG_3B, LORA_3B), estimate(CONFIG_3B, LORA_3B, text_tokens=2048)
+    num_logits = 4 * 2048 * CONFIG_3B.vocab_size
+    assert many.logits == pytest.approx(4 * num_logits, rel=0.07)  # and hidden states
+    # Behind the work on a layer, which is the larger of the two otherwise.
+    assert many.total - few.total == many.logits - few.backward > GIB
+    assert "2048 trained text tokens a row" in render(many)
 
 
 def test_a_table_and_a_verdict() -> None:

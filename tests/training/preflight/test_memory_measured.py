@@ -20,16 +20,18 @@ from plugins.training.preflight.plan import TrainingPlan
 NUM_TEXT = 8
 
 
-def make_batch(plan: TrainingPlan, *, num_labelled: int) -> dict[str, torch.Tensor]:
-    """Eight text tokens, then audio up to max_length; of several rows all but the first end in
-    padding."""
-    batch, length, num_frames = plan.batch_size, plan.max_length, plan.max_length - NUM_TEXT
+def make_batch(
+    plan: TrainingPlan, *, num_labelled: int, num_trained: int = 1, num_text: int = NUM_TEXT
+) -> dict[str, torch.Tensor]:
+    """Text tokens, the last `num_trained` of them with a label, then audio up to max_length; of
+    several rows all but the first end in padding."""
+    batch, length, num_frames = plan.batch_size, plan.max_length, plan.max_length - num_text
     input_ids = torch.full((batch, length), 304)
-    input_ids[:, :NUM_TEXT] = 5
+    input_ids[:, :num_text] = 5
     input_ids[1:, -1] = 1
-    is_frame = input_ids[:, NUM_TEXT:] == 304
+    is_frame = input_ids[:, num_text:] == 304
     labels = torch.full((batch, length), -100)
-    labels[:, NUM_TEXT - 1] = 7
+    labels[:, num_text - num_trained : num_text] = 7
     audio_labels = torch.randint(0, 1026, (batch, num_frames, 8)).masked_fill(
         ~is_frame.unsqueeze(-1), -100
     )
@@ -85,6 +87,7 @@ def measure(
     *,
     use_reentrant: bool = True,
     num_labelled: int = 4,
+    **of_text: int,
 ) -> tuple[int, int]:
     """Bytes kept after the forward pass, and at the peak of both passes. Gradients exist before and
     are not counted."""
@@ -95,7 +98,7 @@ def measure(
             gradient_checkpointing_kwargs={"use_reentrant": use_reentrant}
         )
         model.enable_input_require_grads()
-    batch = make_batch(plan, num_labelled=num_labelled)
+    batch = make_batch(plan, num_labelled=num_labelled, **of_text)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -195,6 +198,22 @@ def test_the_peak_of_the_heads_is_as_estimated(tuner: Any) -> None:
     assert estimated.logits > 3 * estimated.backward
     peak = measure(config, plan, num_labelled=128)[1]
     assert estimated.activations + estimated.logits == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.usefixtures("_dropout_of_cuda")
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_the_peak_of_trained_text_is_as_estimated(tuner: Any) -> None:
+    """Rows that are half an answer in writing, with a vocabulary whose logits are all that matters.
+    Counted with three trained tokens, a third of it would be missing."""
+    plan = TrainingPlan(tuner, RANK, batch_size=2, max_length=128)
+    config = tiny_config(hidden=64, intermediate=128)
+    config.vocab_size = 16_000
+    estimated = estimate(config, plan, text_tokens=64)
+    assert estimated.logits > 3 * estimated.backward
+    peak = measure(config, plan, num_labelled=128, num_trained=64, num_text=65)[1]
+    assert estimated.activations + estimated.logits == pytest.approx(peak, rel=0.15)
+    few = estimate(config, plan)
+    assert few.activations + few.logits < 0.8 * peak
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
