@@ -1,7 +1,8 @@
 """Two learning rates: trainable parameters -> an optimizer whose groups are base and audio, each
 with and without weight decay.
 
-Knows names of parameters, not what they compute."""
+Knows names of parameters, not what they compute. Which steps are lost in bf16, and how none is:
+`plugins.training.adamw`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from transformers import Trainer
 
 from plugins.errors import problem
 from plugins.settings import HiggsAudioSettings
+from plugins.training.adamw import StochasticAdamW
 
 logger = get_logger()
 
@@ -67,7 +69,52 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
             size = sum(map(torch.numel, group["params"]))
             rate, decay = group["lr"], group["weight_decay"]
             logger.info(f"{kind} parameters: {size:,} at {rate:g}, weight decay {decay:g}")
-        return optimizer_cls(groups, **kwargs)
+        return self._optimizer(groups, optimizer_cls, kwargs)
+
+    def _optimizer(
+        self, groups: list[dict[str, Any]], optimizer_cls: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """The one that was asked for, or ours where it would round most of each step away."""
+        kept, is_lossy = precision(self.trainer, groups)
+        logger.info(f"trained weights: {kept}")
+        if not is_lossy:
+            return optimizer_cls(groups, **kwargs)
+        if not issubclass(optimizer_cls, torch.optim.AdamW):
+            raise problem(
+                source="options",
+                field="optim",
+                value=str(self.args.optim),
+                reason="would round most of each step of bf16 weights away",
+                remedy="use adamw_torch, which is rounded stochastically, or --torch_dtype float32",
+            )
+        kwargs.pop("fused", None)
+        return StochasticAdamW(groups, seed=self.args.seed, **kwargs)
+
+
+def precision(trainer: Any, groups: list[dict[str, Any]]) -> tuple[str, bool]:
+    """In what the weights of `groups` are kept from step to step, and whether a step of an ordinary
+    optimizer would be rounded to bf16.
+
+    Raises UserError for fp16 weights that nobody copies: torch refuses to scale their gradients."""
+    dtypes = set()
+    for group in groups:
+        dtypes |= {parameter.dtype for parameter in group["params"]}
+    if trainer.is_deepspeed_enabled:
+        return "fp32, DeepSpeed's copies", False
+    # accelerate makes them so before the first step, if it computes in half precision.
+    if trainer.is_fsdp_enabled and (trainer.args.bf16 or trainer.args.fp16):
+        return "fp32, by FSDP", False
+    if torch.float16 in dtypes:
+        raise problem(
+            source="options",
+            field="torch_dtype",
+            value="float16",
+            reason="cannot hold trained weights",
+            remedy="use bfloat16 or float32",
+        )
+    if torch.bfloat16 in dtypes:
+        return "bf16, each step computed in fp32 and rounded stochastically", True
+    return "fp32", False
 
 
 def parameter_groups(

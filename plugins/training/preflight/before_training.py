@@ -169,8 +169,12 @@ def check_memory(
         report.add("memory", "info", f"left out: {error}")
         return
     text = f"about {needed.total / GIB:.1f} GiB per device, estimated"
-    if not plan.master_weights:
-        text += "; every update is rounded to bf16: use DeepSpeed, FSDP2 or LoRA"
+    if not plan.master_weights and plan.dtype == "float16":
+        remedy = "use torch_dtype bfloat16 or float32"
+        report.add("memory", "failed", f"float16 cannot hold trained weights: {remedy}")
+        return
+    text += "; trained weights are "
+    text += "fp32" if plan.master_weights else "bf16, each step rounded stochastically"
     if torch.cuda.is_available():
         available = torch.cuda.mem_get_info()[1] / GIB
         status: Status = "ok" if fits(needed, available) else "warning"

@@ -72,7 +72,7 @@ class MemoryEstimate:
     activations: int  # from the forward to the backward pass
     backward: int  # at work on one layer, recomputed or not
     logits: int  # of both heads
-    step: int  # fp32 gradients of the optimizer step
+    step: int  # fp32 copies of the optimizer step
     buffers: int  # communication, CUDA context
     host: int  # of one machine's memory: what is offloaded to it
     sizes: ModelSizes
@@ -237,7 +237,11 @@ def _host(sizes: ModelSizes, plan: TrainingPlan) -> int:
 
 def _step(sizes: ModelSizes, plan: TrainingPlan) -> float:
     """DeepSpeed's fp32 copy of the gradients: of a parameter group, with ZeRO-3 of a sub-group.
-    Fused AdamW of torch (Trainer's default) works in place."""
+    Fused AdamW of torch (Trainer's default) works in place, ours for bf16 on a piece at a time."""
+    if not plan.master_weights:
+        from plugins.training.adamw import PIECE, PIECE_BYTES
+
+        return PIECE_BYTES * min(PIECE, sizes.largest)
     if plan.zero_stage is None or plan.offload_optimizer:
         return 0
     num_gradients = sizes.trained / _shards(plan, 1)
@@ -353,7 +357,7 @@ def render(needed: MemoryEstimate) -> str:
         ("activations", needed.activations, "kept from the forward to the backward pass"),
         ("backward", needed.backward, "at work on one layer, or"),
         ("logits", needed.logits, "of both heads: the larger of the two counts"),
-        ("step", needed.step, "fp32 gradients, once activations are gone"),
+        ("step", needed.step, "the optimizer's copies in fp32, once activations are gone"),
         ("buffers", needed.buffers, "communication, CUDA context (1 GiB)"),
         ("total", needed.total, "per device; estimated, not measured on a GPU"),
     ]
