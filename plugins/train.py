@@ -20,7 +20,7 @@ from plugins.errors import UserError
 from plugins.files.installation import explained
 from plugins.settings import KNOBS
 from plugins.training import arguments as words
-from plugins.training import signals
+from plugins.training import launcher, signals
 
 
 @explained()
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _own_environment(argv):
         parse_yaml_args(arguments)  # puts the flags of a file in its place
+        launcher.let_memory_grow()  # a file may have chosen otherwise
         rest = words.settled(arguments)
         register_higgs_audio_all()
         words.check_output_dir(rest)
@@ -57,7 +58,7 @@ def _own_environment(argv: Sequence[str] | None) -> Iterator[None]:
     """A second run in this process must not inherit the variables of this one; nor is what started
     the process what trains, if its Python code gave `argv`."""
     # Settings travel as such, and MS-SWIFT leaves its own folder of events there for good.
-    names = [*map(str.upper, KNOBS), "TENSORBOARD_LOGGING_DIR"]
+    names = [*map(str.upper, KNOBS), "TENSORBOARD_LOGGING_DIR", launcher.ALLOCATOR]
     before = {name: os.environ.get(name) for name in names}
     started_with = sys.argv
     if argv is not None:

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 PIECE = 2**24  # weights that are in fp32 at a time
-# Bytes at work on each of them: weight, gradient, both moments, two intermediate results.
-PIECE_BYTES = 6 * 4
+# Bytes at work on each of them: weight, gradient, both moments and their quotient in fp32, and what
+# rounding one of them takes.
+PIECE_BYTES = 8 * 4
 
 _MASK = -(2**16)  # the half of an fp32 number that bf16 has
 
