@@ -13,6 +13,7 @@ import torch
 from swift.optimizers import OptimizerCallback
 from swift.utils import get_logger
 from transformers import Trainer
+from transformers.training_args import OptimizerNames
 
 from plugins.errors import problem
 from plugins.settings import HiggsAudioSettings
@@ -45,7 +46,7 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
             raise problem(
                 source="options",
                 field="optim",
-                value=str(self.args.optim),
+                value=OptimizerNames(self.args.optim).value,
                 reason="builds its own parameter groups, so audio_learning_rate would be ignored",
                 remedy="use adamw_torch or a similar one",
             )
@@ -83,7 +84,7 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
             raise problem(
                 source="options",
                 field="optim",
-                value=str(self.args.optim),
+                value=OptimizerNames(self.args.optim).value,
                 reason="would round most of each step of bf16 weights away",
                 remedy="use adamw_torch, which is rounded stochastically, or --torch_dtype float32",
             )
@@ -112,9 +113,12 @@ def precision(trainer: Any, groups: list[dict[str, Any]]) -> tuple[str, bool]:
             reason="cannot hold trained weights",
             remedy="use bfloat16 or float32",
         )
-    if torch.bfloat16 in dtypes:
-        return "bf16, each step computed in fp32 and rounded stochastically", True
-    return "fp32", False
+    if torch.bfloat16 not in dtypes:
+        return "fp32", False
+    kept = "bf16, each step computed in fp32 and rounded stochastically"
+    if torch.float32 in dtypes:  # LoRA's own beside whole modules of the base
+        kept = f"fp32, and those of the base {kept}"
+    return kept, True
 
 
 def parameter_groups(

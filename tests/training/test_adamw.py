@@ -195,7 +195,7 @@ def groups(*dtypes: torch.dtype) -> list[dict[str, Any]]:
     ("options", "dtypes", "kept", "is_lossy"),
     [
         ({}, (torch.bfloat16,), "bf16, each step computed in fp32", True),
-        ({}, (torch.float32, torch.bfloat16), "bf16, each step computed in fp32", True),
+        ({}, (torch.float32, torch.bfloat16), "fp32, and those of the base bf16, each", True),
         ({}, (torch.float32,), "fp32", False),
         ({"deepspeed": True}, (torch.bfloat16,), "fp32, DeepSpeed's copies", False),
         ({"deepspeed": True}, (torch.float16,), "fp32, DeepSpeed's copies", False),
