@@ -185,9 +185,11 @@ def check_memory(
 def _kept(plan: TrainingPlan, options: Mapping[str, Any]) -> str:
     """In what weights are kept from step to step; `plugins.training.optimizer.precision` says it of
     a run."""
-    if not plan.master_weights:
-        return "bf16, each step rounded stochastically"
+    is_lora = plan.tuner != "full"
     is_sharded = plan.zero_stage is not None or plan.fsdp2
+    in_bf16 = not plan.master_weights or (is_lora and options.get("lora_dtype") == "bfloat16")
+    if in_bf16 and not is_sharded:
+        return "bf16, each step rounded stochastically"
     if options.get("modules_to_save") and plan.dtype == "bfloat16" and not is_sharded:
         return "fp32, modules_to_save bf16 and each step of theirs rounded stochastically"
     return "fp32"

@@ -12,6 +12,7 @@ heads repeated:
                   of 4 P / N at most 4 GB
     full, FSDP2   16 P / N + 2 L B S H + B S (31 H + 12 I) + 8 P of one layer
                   + 2 P outside the layers + 1 GiB
+    full, neither 8 P + 2 L B S H + B S (31 H + 12 I) + 1 GiB
     offloaded     of ZeRO-3 only the activations and 3 GiB stay on a device;
                   18 P of host memory, 16 P without weights
 
