@@ -114,7 +114,8 @@ def _full_precision() -> Iterator[None]:
     """Inside, a GPU multiplies fp32 as such: with TF32, torch's default for convolutions, it finds
     other codes than the CPU."""
     # Not `allow_tf32`, which torch lets nobody read once these have been set.
-    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    cudnn: Any = torch.backends.cudnn  # `conv` is not in its types
+    kinds = (cudnn.conv, torch.backends.cuda.matmul)
     before = [kind.fp32_precision for kind in kinds]
     try:
         for kind in kinds:

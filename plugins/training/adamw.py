@@ -75,8 +75,8 @@ class StochasticAdamW(Optimizer):
         state["step"] = step
         random = torch.Generator(weight.device).manual_seed(_mixed(self._seed, number, step))
         tensors = (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"])
-        for parts in zip(*map(_pieces, tensors), strict=True):
-            _update_piece(*parts, group, step, random)
+        for piece in zip(*map(_pieces, tensors), strict=True):
+            _update_piece(piece, group, step, random)
 
 
 def _mixed(*numbers: int) -> int:
@@ -95,14 +95,10 @@ def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def _update_piece(
-    weight: Tensor,
-    gradient: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    group: dict[str, Any],
-    step: int,
-    random: torch.Generator,
+    piece: tuple[Tensor, ...], group: dict[str, Any], step: int, random: torch.Generator
 ) -> None:
+    """piece: of the weight, its gradient and both moments."""
+    weight, gradient, mean, square = piece
     beta1, beta2 = group["betas"]
     gradient = gradient.float()
     new_mean = mean.float().lerp_(gradient, 1 - beta1)
