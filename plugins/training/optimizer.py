@@ -22,6 +22,7 @@ from plugins.training.adamw import StochasticAdamW
 logger = get_logger()
 
 OPTIMIZER = "higgs_audio"  # its name in MS-SWIFT's mapping
+BF16_MASTER = "bf16_master_weights_and_grads"  # of DeepSpeed: no fp32 copies
 _AUDIO_PARAMETER = re.compile(
     r"(^|\.)(audio_mlp|audio_input_layernorm|audio_post_attention_layernorm"
     r"|embed_audio_tokens|audio_lm_head)\."
@@ -96,11 +97,21 @@ def precision(trainer: Any, groups: list[dict[str, Any]]) -> tuple[str, bool]:
     """In what the weights of `groups` are kept from step to step, and whether a step of an ordinary
     optimizer would be rounded to bf16.
 
-    Raises UserError for fp16 weights that nobody copies: torch refuses to scale their gradients."""
+    Raises UserError for fp16 weights that nobody copies, whose gradients torch refuses to scale,
+    and for a DeepSpeed that is told to keep bf16 ones."""
     dtypes = set()
     for group in groups:
         dtypes |= {parameter.dtype for parameter in group["params"]}
     if trainer.is_deepspeed_enabled:
+        config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+        if config.get("bf16", {}).get(BF16_MASTER):
+            raise problem(
+                source="options",
+                field="deepspeed",
+                value=BF16_MASTER,
+                reason="would round most of each step away",
+                remedy="leave it out of the configuration",
+            )
         return "fp32, DeepSpeed's copies", False
     # accelerate makes them so before the first step, if it computes in half precision.
     if trainer.is_fsdp_enabled and (trainer.args.bf16 or trainer.args.fp16):

@@ -180,11 +180,16 @@ def test_what_bf16_holds_is_kept(value: float) -> None:
 
 def trainer(**options: Any) -> Any:
     values = {"deepspeed": False, "fsdp": False, "bf16": True, **options}
+    plugin = SimpleNamespace(deepspeed_config=values["deepspeed"])
     return SimpleNamespace(
-        is_deepspeed_enabled=values["deepspeed"],
+        is_deepspeed_enabled=bool(values["deepspeed"]),
+        accelerator=SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)),
         is_fsdp_enabled=values["fsdp"],
         args=SimpleNamespace(bf16=values["bf16"], fp16=False),
     )
+
+
+ZERO: dict[str, Any] = {"zero_optimization": {"stage": 2}}
 
 
 def groups(*dtypes: torch.dtype) -> list[dict[str, Any]]:
@@ -197,8 +202,8 @@ def groups(*dtypes: torch.dtype) -> list[dict[str, Any]]:
         ({}, (torch.bfloat16,), "bf16, each step computed in fp32", True),
         ({}, (torch.float32, torch.bfloat16), "fp32, and those of the base bf16, each", True),
         ({}, (torch.float32,), "fp32", False),
-        ({"deepspeed": True}, (torch.bfloat16,), "fp32, DeepSpeed's copies", False),
-        ({"deepspeed": True}, (torch.float16,), "fp32, DeepSpeed's copies", False),
+        ({"deepspeed": ZERO}, (torch.bfloat16,), "fp32, DeepSpeed's copies", False),
+        ({"deepspeed": ZERO}, (torch.float16,), "fp32, DeepSpeed's copies", False),
         ({"fsdp": True}, (torch.bfloat16,), "fp32, by FSDP", False),
         ({"fsdp": True, "bf16": False}, (torch.bfloat16,), "bf16, each step computed", True),
     ],
@@ -214,3 +219,9 @@ def test_who_keeps_weights_in_what(
 def test_fp16_weights_cannot_be_trained() -> None:
     with pytest.raises(UserError, match="torch_dtype: 'float16' cannot hold trained weights; use"):
         precision(trainer(), groups(torch.float16))
+
+
+def test_a_deepspeed_without_fp32_copies_is_refused() -> None:
+    config = {**ZERO, "bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}
+    with pytest.raises(UserError, match="deepspeed: 'bf16_master_weights_and_grads' would round"):
+        precision(trainer(deepspeed=config), groups(torch.bfloat16))
