@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.sft import BIN, flags, run
 
 import higgs_audio_swift_autoload as hook
 from plugins import train
@@ -76,3 +80,29 @@ def test_a_file_has_the_first_word(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             train.main(arguments)
     assert during == [GROWING, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}]
     assert "PYTORCH_ALLOC_CONF" not in os.environ
+
+
+PLUGIN = """
+import json, os, torch
+names = [name for name in os.environ if name.endswith("ALLOC_CONF")]
+seen = {name: os.environ[name] for name in names}
+print("seen:", json.dumps([seen, torch.cuda.is_initialized()]), flush=True)
+raise SystemExit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["swift", "trainer"])
+def test_it_is_set_before_a_gpu_is_asked_for(start: str, tmp_path: Path) -> None:
+    plugin = tmp_path / "seen.py"
+    plugin.write_text(PLUGIN, encoding="utf-8")
+    words = flags(tmp_path, tmp_path, tmp_path / "out", external_plugins=plugin)
+    trainer = find_spec("swift.cli.sft")
+    assert trainer is not None
+    command = [str(BIN / start), "sft"]
+    if start == "trainer":
+        command = [sys.executable, str(trainer.origin)]
+    done = run(*command, *words)
+    assert "seen:" in done.stdout, done.stderr[-2000:]
+    (seen,) = [line for line in done.stdout.splitlines() if line.startswith("seen:")]
+    assert json.loads(seen.partition(":")[2]) == [GROWING, False]
