@@ -107,13 +107,15 @@ def _is_importing_swift(trace: Any) -> bool:
 
 def _end_cleanly(program: Path, words: list[str]) -> None:
     """Before the imports that take most of a start: signals of a training of ours, in `swift` and
-    in its trainer."""
+    in its trainer, and the GPU memory of the latter."""
     is_trainer = program.parts[-3:-1] == ("swift", "cli") and program.stem in _TRAINING
     is_launcher = program.name == "swift" and not _TRAINING.isdisjoint(words[:1])
     if (is_trainer and _is_ours(words)) or (is_launcher and _is_ours(words[1:])):
-        from plugins.training import signals
+        from plugins.training import launcher, signals
 
         signals.end_cleanly()
+        if is_trainer:  # of somebody's own torchrun; else the launcher has done it
+            launcher.let_memory_grow()
 
 
 def _is_ours(words: list[str]) -> bool:

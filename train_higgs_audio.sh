@@ -33,8 +33,6 @@ NUM_EPOCHS="${NUM_EPOCHS:-3}"
 LORA_RANK="${LORA_RANK:-32}"
 LORA_ALPHA="${LORA_ALPHA:-64}"
 
-# An allocator that reuses freed blocks of other sizes: long and short clips alternate.
-export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
 # Under a launcher this is one of its processes; else `sft` starts NPROC_PER_NODE of them as MS-SWIFT does, or one.

@@ -149,7 +149,13 @@ def _add_speak(commands: Any) -> None:
         help="speak the text as it is written, however the model was trained",
     )
     _speaking_flags(command, batch_size=1)
-    command.add_argument("--seed", type=int, help="the same seed draws the same speech")
+    command.add_argument("--seed", type=int, help="the same command and seed: the same speech")
+    command.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same seed gives the same speech in any list and batch, on a GPU in bf16 too:"
+        " texts are spoken one after the other",
+    )
     command.add_argument(
         "--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled"
     )

@@ -46,9 +46,11 @@ class HiggsAudioGenerator:
 
     model, tokenizer: what `plugins.load_model` or `swift.model.get_model_processor` returns. codec,
     settings: default those that belong to the checkpoint. cuda_graphs: compile the step that is
-    repeated for each frame and replay it as one CUDA graph: the same speech, sooner, once the first
-    sentences have paid for the compiler. Without a GPU it is compiled only. Raises UserError for a
-    quantised model with it."""
+    repeated for each frame and replay it as one CUDA graph: sooner, once the first sentences have
+    paid for the compiler. Without a GPU it is compiled only. deterministic: a seed gives the same
+    speech alone, in a batch and streamed, in bf16 too: texts are spoken one after the other. (What
+    is the same without it: docs/guarantees.md.) Raises UserError for cuda_graphs with it, and with
+    a quantised model."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class HiggsAudioGenerator:
         codec: Codec | None = None,
         settings: HiggsAudioSettings | None = None,
         cuda_graphs: bool = False,
+        deterministic: bool = False,
     ) -> None:
         # Speaking calls the layers one by one: the wrapper of LoRA weights only switches them.
         self.model = bare(model).eval()
@@ -76,7 +79,14 @@ class HiggsAudioGenerator:
         self.codec = codec or Codec(
             find_codec([folder], settings.codec), device=str(self.model.device)
         )
-        self.speaker = Speaker(self.model, tokenizer, self.codec, settings, cuda_graphs=cuda_graphs)
+        self.speaker = Speaker(
+            self.model,
+            tokenizer,
+            self.codec,
+            settings,
+            cuda_graphs=cuda_graphs,
+            deterministic=deterministic,
+        )
         self.tokens = self.speaker.tokens
         self._warnings: set[str] = set()  # given once, not for each of a thousand texts
 
@@ -88,6 +98,7 @@ class HiggsAudioGenerator:
         adapters: str | Mapping[str, str] | None = None,
         codec: str | None = None,
         cuda_graphs: bool = False,
+        deterministic: bool = False,
         **options: Any,
     ) -> HiggsAudioGenerator:
         """A checkpoint of any kind (`plugins.model.load.load_model`, which takes the `options`),
@@ -96,7 +107,9 @@ class HiggsAudioGenerator:
         own = None
         if codec:
             own = Codec(codec, device=str(bare(model).device))
-        return cls(model, tokenizer, codec=own, cuda_graphs=cuda_graphs)
+        return cls(
+            model, tokenizer, codec=own, cuda_graphs=cuda_graphs, deterministic=deterministic
+        )
 
     @property
     def settings(self) -> HiggsAudioSettings:
@@ -231,8 +244,8 @@ class HiggsAudioGenerator:
         **options: Any,
     ) -> SpeechStream:
         """As `generate`, in pieces as they are spoken: the first after 0.7 s of audio, later ones
-        of up to `chunk_frames` frames of 40 ms. Joined they are what `generate` returns, and so is
-        `stream.speech` at the end. options: those of `generate`."""
+        of up to `chunk_frames` frames of 40 ms. Joined they are what `generate` returns for this
+        text alone, and so is `stream.speech` at the end. options: those of `generate`."""
         require_duration(max_audio_s)
         script = self.script(text, **options)
         # Here and not when the first chunk is asked for: bad options are refused at once.

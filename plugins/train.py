@@ -20,7 +20,7 @@ from plugins.errors import UserError
 from plugins.files.installation import explained
 from plugins.settings import KNOBS
 from plugins.training import arguments as words
-from plugins.training import signals, start, terminal
+from plugins.training import launcher, signals, start, terminal
 from plugins.training.config_file import config_first
 
 
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
 
         terminal.settle(log)
         parse_yaml_args(arguments)  # puts the flags of a file in its place
+        launcher.let_memory_grow()  # a file may have chosen otherwise
         rest = words.settled(arguments)
         register_higgs_audio_all()
         start.check(rest)
@@ -69,7 +70,7 @@ def _own_environment(argv: Sequence[str] | None) -> Iterator[None]:
     """A second run in this process must not inherit the variables of this one; nor is what started
     the process what trains, if its Python code gave `argv`."""
     # Settings travel as such, and MS-SWIFT leaves its own folder of events there for good.
-    names = [*map(str.upper, KNOBS), "TENSORBOARD_LOGGING_DIR"]
+    names = [*map(str.upper, KNOBS), "TENSORBOARD_LOGGING_DIR", launcher.ALLOCATOR]
     before = {name: os.environ.get(name) for name in names}
     started_with = sys.argv
     if argv is not None:

@@ -74,7 +74,9 @@ class Codec:
         hop = self.model.config.hop_length
         samples = torch.as_tensor(waveform, dtype=torch.float32, device=self.device)
         samples = torch.nn.functional.pad(samples, (0, -len(samples) % hop))
-        codes = self.model.encode(samples[None, None]).audio_codes[0]
+        model = self.model
+        with _full_precision():
+            codes = model.encode(samples[None, None]).audio_codes[0]
         num_frames = codes.shape[1]
         assert num_frames == len(samples) // hop, f"{num_frames} frames, {len(samples)} samples"
         return codes.to("cpu", torch.int64)
@@ -105,6 +107,23 @@ def find_codec(model_dirs: list[str], chosen: str | None = None) -> str:
             if isinstance(named, dict) and named.get("audio_tokenizer_name_or_path"):
                 return NamedByCheckpoint(named["audio_tokenizer_name_or_path"])
     return DEFAULT_CODEC
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Inside, a GPU multiplies fp32 as such: with TF32, torch's default for convolutions, it finds
+    other codes than the CPU."""
+    # Not `allow_tf32`, which torch lets nobody read once these have been set.
+    cudnn: Any = torch.backends.cudnn  # `conv` is not in its types
+    kinds = (cudnn.conv, torch.backends.cuda.matmul)
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 @contextmanager

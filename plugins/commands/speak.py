@@ -58,6 +58,7 @@ def _run(options: Namespace) -> int:
         device=options.device,
         quantization=options.quantization,
         cuda_graphs=options.cuda_graphs,
+        deterministic=options.deterministic,
     )
     clean_text = False if options.raw_text else None  # None: as the model was trained
     if requests is not None:
@@ -82,6 +83,14 @@ def _run(options: Namespace) -> int:
 
 
 def _check(options: Namespace) -> None:
+    if options.cuda_graphs and options.deterministic:
+        raise problem(
+            source="options",
+            field="cuda_graphs",
+            value=True,
+            reason="is not available with --deterministic",
+            remedy="leave one of the two out",
+        )
     if options.text is None and options.input is None:
         raise _refused("text", None, "is missing", "give --text, or a list with --input")
     if options.text is not None and options.input is not None:

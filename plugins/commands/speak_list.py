@@ -160,7 +160,7 @@ def _spoken(
     max_audio_s: float,
 ) -> Iterator[tuple[Line, Speech | UserError]]:
     """Together; if one of them fails, one by one."""
-    # Seeds of their own: a line sounds the same in any batch.
+    # Seeds of their own: a line sounds the same in any batch, in bf16 if deterministic.
     samplings = [replace(sampling, seed=line.seed) for line, _ in scripts]
     try:
         speeches = generator.perform(
@@ -332,6 +332,8 @@ def _key(request: list[Any], options: Namespace) -> str:
     """Another key, another speech: of what the line asks for, the model and how it draws."""
     model = [options.model, options.adapters]
     drawing = [options.temperature, options.top_k, options.top_p]
+    if options.deterministic:  # without it, as lists were spoken before it was there
+        drawing.append("deterministic")
     everything = json.dumps([*request, *model, *drawing, options.raw_text])
     return hashlib.sha256(everything.encode()).hexdigest()[:32]
 

@@ -25,8 +25,9 @@ class Sampling:
 
     Repetition-aware sampling (VALL-E 2, arXiv 2406.05370): a code that already stands
     `ras_max_repeats` times among the last `ras_window` frames of its codebook is drawn again
-    without temperature. 0 is off; greedy never uses it. seed: the same seed gives the same speech,
-    alone or in a batch; None: from torch's global state."""
+    without temperature. 0 is off; greedy never uses it. seed: the same seed draws with the same
+    random numbers, alone or in a batch (docs/guarantees.md says where that is the same speech);
+    None: from torch's global state."""
 
     temperature: float = 0.3
     top_k: int = 50

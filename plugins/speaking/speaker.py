@@ -46,7 +46,8 @@ class Speaker:
     """Speaks dialogues whose next turn is the assistant's.
 
     model: without its PEFT wrapper, LoRA layers in place. settings: say how long a clip may be.
-    cuda_graphs: see `plugins.speaking.graphs`. Raises UserError for a quantised model with it."""
+    cuda_graphs: see `plugins.speaking.graphs`. deterministic: what a seed says depends on nothing
+    else. Raises UserError for cuda_graphs with it, and with a quantised model."""
 
     def __init__(
         self,
@@ -56,7 +57,19 @@ class Speaker:
         settings: HiggsAudioSettings,
         *,
         cuda_graphs: bool = False,
+        deterministic: bool = False,
     ) -> None:
+        if cuda_graphs and deterministic:
+            raise problem(
+                source="request",
+                field="cuda_graphs",
+                value=True,
+                reason=(
+                    "is not available with deterministic: a compiled step adds in an order that"
+                    " depends on what it has been compiled for before"
+                ),
+                remedy="leave one of the two out",
+            )
         if cuda_graphs and getattr(model, "is_quantized", False):
             raise problem(
                 source="request",
@@ -73,6 +86,7 @@ class Speaker:
         self.codec = codec
         self.settings = settings
         self._cuda_graphs = cuda_graphs
+        self._deterministic = deterministic
         # Codes of references (K, F), by path and time of change.
         self._references: dict[tuple[str, int], Tensor] = {}
         self._is_stopped = threading.Event()
@@ -223,16 +237,27 @@ class Speaker:
         samplings: Sequence[Sampling],
         max_steps: Sequence[int],
     ) -> Iterator[tuple[list[int], Tensor]]:
-        batch = collate(samples, self.tokens, training=False)
-        for name, tensor in batch.items():
-            batch[name] = tensor.to(self.model.device)
-        steps = decode(
-            self.model, batch, self.tokens, samplings, max_steps, cuda_graphs=self._cuda_graphs
-        )
-        for step in steps:
-            if self._is_stopped.is_set():
-                raise UserError("stopped")
-            yield step
+        num_together = len(samples)
+        if self._deterministic:
+            # The order in which kernels add depends on the number of rows and on their padding.
+            num_together = 1
+        for first in range(0, len(samples), num_together):
+            part = slice(first, first + num_together)
+            batch = collate(samples[part], self.tokens, training=False)
+            for name, tensor in batch.items():
+                batch[name] = tensor.to(self.model.device)
+            steps = decode(
+                self.model,
+                batch,
+                self.tokens,
+                samplings[part],
+                max_steps[part],
+                cuda_graphs=self._cuda_graphs,
+            )
+            for rows, frames in steps:
+                if self._is_stopped.is_set():
+                    raise UserError("stopped")
+                yield [first + row for row in rows], frames
 
     def codes_of(self, delayed: Sequence[Tensor], dialogue: Dialogue) -> Tensor:
         """T delayed frames (K,) -> codes (K, F) up to the first stream EOS in any codebook.

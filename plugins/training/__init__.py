@@ -11,6 +11,7 @@ before     arguments.py    words of the command line -> MS-SWIFT's; the line tha
 in a step  packs.py        MS-SWIFT's packs of rows
            workers.py      processes that encode and collate
            optimizer.py    base and audio learning rate
+           adamw.py        AdamW whose steps arrive in bf16 weights
            meters.py       losses, padding, speed, memory between two log lines
            sick_steps.py   a loss or gradient that is no number
            exhausted.py    a disk or a GPU's memory that is full

@@ -16,16 +16,28 @@ from typing import Any, NoReturn
 from plugins.training import signals
 
 TORCHRUN = ["-m", "torch.distributed.run"]
+ALLOCATOR = "PYTORCH_ALLOC_CONF"
+# Of earlier versions of torch, and of AMD's; today's still reads them.
+_ALLOCATOR_NAMES = {ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}
 
 
 def launch(command: list[str]) -> NoReturn:
     """Run `command`, whose first word is a Python; does not return."""
+    let_memory_grow()
     # An exec drops what is still buffered.
     sys.stdout.flush()
     sys.stderr.flush()
     if command[1:3] == TORCHRUN:
         sys.exit(_torchrun(command[3:]))
     os.execv(command[0], command)
+
+
+def let_memory_grow() -> None:
+    """Have torch, in this process and those that it starts, reuse freed GPU memory for blocks of
+    other sizes: long and short clips alternate. It looks when it first needs a GPU. What the user
+    has set, under any name, stays."""
+    if _ALLOCATOR_NAMES.isdisjoint(os.environ):
+        os.environ[ALLOCATOR] = "expandable_segments:True"
 
 
 def _torchrun(arguments: list[str]) -> int:

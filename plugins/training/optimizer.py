@@ -1,7 +1,8 @@
 """Two learning rates: trainable parameters -> an optimizer whose groups are base and audio, each
 with and without weight decay.
 
-Knows names of parameters, not what they compute."""
+Knows names of parameters, not what they compute. Which steps are lost in bf16, and how none is:
+`plugins.training.adamw`."""
 
 from __future__ import annotations
 
@@ -12,13 +13,16 @@ import torch
 from swift.optimizers import OptimizerCallback
 from swift.utils import get_logger
 from transformers import Trainer
+from transformers.training_args import OptimizerNames
 
 from plugins.errors import problem
 from plugins.settings import HiggsAudioSettings
+from plugins.training.adamw import StochasticAdamW
 
 logger = get_logger()
 
 OPTIMIZER = "higgs_audio"  # its name in MS-SWIFT's mapping
+BF16_MASTER = "bf16_master_weights_and_grads"  # of DeepSpeed: no fp32 copies
 _AUDIO_PARAMETER = re.compile(
     r"(^|\.)(audio_mlp|audio_input_layernorm|audio_post_attention_layernorm"
     r"|embed_audio_tokens|audio_lm_head)\."
@@ -43,7 +47,7 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
             raise problem(
                 source="options",
                 field="optim",
-                value=str(self.args.optim),
+                value=OptimizerNames(self.args.optim).value,
                 reason="builds its own parameter groups, so audio_learning_rate would be ignored",
                 remedy="use adamw_torch or a similar one",
             )
@@ -67,7 +71,65 @@ class HiggsAudioOptimizerCallback(OptimizerCallback):
             size = sum(map(torch.numel, group["params"]))
             rate, decay = group["lr"], group["weight_decay"]
             logger.info(f"{kind} parameters: {size:,} at {rate:g}, weight decay {decay:g}")
-        return optimizer_cls(groups, **kwargs)
+        return self._optimizer(groups, optimizer_cls, kwargs)
+
+    def _optimizer(
+        self, groups: list[dict[str, Any]], optimizer_cls: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """The one that was asked for, or ours where it would round most of each step away."""
+        kept, is_lossy = precision(self.trainer, groups)
+        logger.info(f"trained weights: {kept}")
+        if not is_lossy:
+            return optimizer_cls(groups, **kwargs)
+        if not issubclass(optimizer_cls, torch.optim.AdamW):
+            raise problem(
+                source="options",
+                field="optim",
+                value=OptimizerNames(self.args.optim).value,
+                reason="would round most of each step of bf16 weights away",
+                remedy="use adamw_torch, which is rounded stochastically, or --torch_dtype float32",
+            )
+        kwargs.pop("fused", None)
+        return StochasticAdamW(groups, seed=self.args.seed, **kwargs)
+
+
+def precision(trainer: Any, groups: list[dict[str, Any]]) -> tuple[str, bool]:
+    """In what the weights of `groups` are kept from step to step, and whether a step of an ordinary
+    optimizer would be rounded to bf16.
+
+    Raises UserError for fp16 weights that nobody copies, whose gradients torch refuses to scale,
+    and for a DeepSpeed that is told to keep bf16 ones."""
+    dtypes = set()
+    for group in groups:
+        dtypes |= {parameter.dtype for parameter in group["params"]}
+    if trainer.is_deepspeed_enabled:
+        config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+        if config.get("bf16", {}).get(BF16_MASTER):
+            raise problem(
+                source="options",
+                field="deepspeed",
+                value=BF16_MASTER,
+                reason="would round most of each step away",
+                remedy="leave it out of the configuration",
+            )
+        return "fp32, DeepSpeed's copies", False
+    # accelerate makes them so before the first step, if it computes in half precision.
+    if trainer.is_fsdp_enabled and (trainer.args.bf16 or trainer.args.fp16):
+        return "fp32, by FSDP", False
+    if torch.float16 in dtypes:
+        raise problem(
+            source="options",
+            field="torch_dtype",
+            value="float16",
+            reason="cannot hold trained weights",
+            remedy="use bfloat16 or float32",
+        )
+    if torch.bfloat16 not in dtypes:
+        return "fp32", False
+    kept = "bf16, each step computed in fp32 and rounded stochastically"
+    if torch.float32 in dtypes:  # LoRA's own beside whole modules of the base
+        kept = f"fp32, and those of the base {kept}"
+    return kept, True
 
 
 def parameter_groups(

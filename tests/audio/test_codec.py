@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,43 @@ def test_an_incomplete_codec_is_refused(tiny: Path, tmp_path: Path) -> None:
 def test_a_path_that_is_no_codec_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a codec that can be loaded"):
         Codec(str(tmp_path)).encode_file(CLIP)
+
+
+CHOICES = {
+    "torch's own": lambda: None,
+    "tf32 for matrices": lambda: torch.set_float32_matmul_precision("high"),
+    "no tf32": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+}
+
+
+@pytest.fixture
+def _precisions() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.usefixtures("_precisions")
+def test_no_tf32_while_it_encodes(
+    codec: Codec, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU torch's convolutions cut 13 of the 23 bits of fp32, and the nearest entry of a
+    codebook is another one. What a user has chosen is back at the end, also of a failure."""
+
+    def flags() -> list[str]:
+        backends = torch.backends
+        return [backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision]
+
+    CHOICES[choice]()
+    before, seen = flags(), []
+    encode, decode = codec.model.encode, codec.model.decode
+    monkeypatch.setattr(codec.model, "encode", lambda x: (seen.append(flags()), encode(x))[1])
+    monkeypatch.setattr(codec.model, "decode", lambda x: (seen.append(flags()), decode(x))[1])
+    codec.decode(codec.encode(np.zeros(2000, np.float32)))
+    assert seen == [["ieee", "ieee"], before]
+    monkeypatch.setattr(codec.model, "encode", lambda x: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        codec.encode(np.zeros(2000, np.float32))
+    assert flags() == before
+    assert isinstance(torch.backends.cudnn.allow_tf32, bool), "torch's older names can be read"

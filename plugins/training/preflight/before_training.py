@@ -173,14 +173,30 @@ def check_memory(
         report.add("memory", "info", f"left out: {error}")
         return
     text = f"about {needed.total / GIB:.1f} GiB per device, estimated"
-    if not plan.master_weights:
-        text += "; every update is rounded to bf16: use DeepSpeed, FSDP2 or LoRA"
+    if not plan.master_weights and plan.dtype == "float16":
+        remedy = "use torch_dtype bfloat16 or float32"
+        report.add("memory", "failed", f"float16 cannot hold trained weights: {remedy}")
+        return
+    text += f"; trained weights are {_kept(plan, options)}"
     if torch.cuda.is_available():
         available = torch.cuda.mem_get_info()[1] / GIB
         status: Status = "ok" if fits(needed, available) else "warning"
         report.add("memory", status, f"{text} of {available:.1f}", render_memory(needed))
     else:
         report.add("memory", "info", text, render_memory(needed))
+
+
+def _kept(plan: TrainingPlan, options: Mapping[str, Any]) -> str:
+    """In what weights are kept from step to step; `plugins.training.optimizer.precision` says it of
+    a run."""
+    is_lora = plan.tuner != "full"
+    is_sharded = plan.zero_stage is not None or plan.fsdp2
+    in_bf16 = not plan.master_weights or (is_lora and options.get("lora_dtype") == "bfloat16")
+    if in_bf16 and not is_sharded:
+        return "bf16, each step rounded stochastically"
+    if options.get("modules_to_save") and plan.dtype == "bfloat16" and not is_sharded:
+        return "fp32, modules_to_save bf16 and each step of theirs rounded stochastically"
+    return "fp32"
 
 
 def _check_leaks(report: Report, trainer: Any) -> None:

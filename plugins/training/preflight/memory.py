@@ -12,6 +12,7 @@ heads repeated:
                   of 4 P / N at most 4 GB
     full, FSDP2   16 P / N + 2 L B S H + B S (31 H + 12 I) + 8 P of one layer
                   + 2 P outside the layers + 1 GiB
+    full, neither 8 P + 2 L B S H + B S (31 H + 12 I) + 1 GiB
     offloaded     of ZeRO-3 only the activations and 3 GiB stay on a device;
                   18 P of host memory, 16 P without weights
 
@@ -82,7 +83,7 @@ class MemoryEstimate:
     activations: int  # from the forward to the backward pass
     backward: int  # at work on one layer, recomputed or not
     logits: int  # of both heads
-    step: int  # fp32 gradients of the optimizer step
+    step: int  # fp32 copies of the optimizer step
     buffers: int  # communication, CUDA context
     host: int  # of one machine's memory: what is offloaded to it
     sizes: ModelSizes
@@ -264,7 +265,11 @@ def _host(sizes: ModelSizes, plan: TrainingPlan) -> int:
 
 def _step(sizes: ModelSizes, plan: TrainingPlan) -> float:
     """DeepSpeed's fp32 copy of the gradients: of a parameter group, with ZeRO-3 of a sub-group.
-    Fused AdamW of torch (Trainer's default) works in place."""
+    Fused AdamW of torch (Trainer's default) works in place, ours for bf16 on a piece at a time."""
+    if not plan.master_weights:
+        from plugins.training.adamw import PIECE, PIECE_BYTES
+
+        return PIECE_BYTES * min(PIECE, sizes.largest)
     if plan.zero_stage is None or plan.offload_optimizer:
         return 0
     num_gradients = sizes.trained / _shards(plan, 1)
@@ -384,7 +389,7 @@ def render(needed: MemoryEstimate) -> str:
         ("activations", needed.activations, "kept from the forward to the backward pass"),
         ("backward", needed.backward, "at work on one layer, or"),
         ("logits", needed.logits, f"of both heads: the larger of the two counts{text}"),
-        ("step", needed.step, "fp32 gradients, once activations are gone"),
+        ("step", needed.step, "the optimizer's copies in fp32, once activations are gone"),
         ("buffers", needed.buffers, "communication, CUDA context (1 GiB)"),
         ("total", needed.total, "per device; estimated, not measured on a GPU"),
     ]

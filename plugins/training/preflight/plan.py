@@ -72,8 +72,8 @@ class TrainingPlan:
 
     @property
     def master_weights(self) -> bool:
-        """Whether trained weights exist in fp32; without it, full bf16 fine-tuning rounds each
-        update to bf16.
+        """Whether trained weights are fp32; without it they are bf16, and rounded stochastically
+        (`plugins.training.adamw`).
 
         MS-SWIFT loads the model in `torch_dtype`, Trainer(bf16=True) only adds autocast, and
         AdamW's states have the dtype of their parameter (torch/optim/adam.py: zeros_like).

@@ -27,6 +27,7 @@ from plugins.errors import UserError
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.register import register_higgs_audio_all
+from plugins.training.preflight.before_training import check_memory
 from plugins.training.preflight.memory import (
     GIB,
     RowSize,
@@ -37,6 +38,7 @@ from plugins.training.preflight.memory import (
     text_tokens_per_row,
 )
 from plugins.training.preflight.plan import TrainingPlan
+from plugins.training.preflight.report import Report
 
 
 def test_known_numbers_of_parameters() -> None:
@@ -166,6 +168,9 @@ def test_the_formulas_of_the_docstring(config: HiggsAudioV2Config) -> None:
     lora = estimate(config, LORA_3B)
     by_formula = 2 * lora.sizes.base + 16 * lora.sizes.trained + activations(4 * 2048, 45, 19) + GIB
     assert by_formula == pytest.approx(lora.total, rel=0.02)
+    alone = estimate(config, dataclasses.replace(FULL, num_devices=1))
+    by_formula = 8 * alone.sizes.base + activations(2 * 2048, 31, 12) + GIB
+    assert by_formula == pytest.approx(alone.total, rel=0.02)
     for num_devices in (8, 64):
         full = estimate(config, dataclasses.replace(FULL, zero_stage=3, num_devices=num_devices))
         share = full.sizes.base / num_devices
@@ -262,3 +267,37 @@ def test_a_table_and_a_verdict() -> None:
     assert "not measured on a GPU" in table
     assert fits(result, 24)
     assert not fits(result, 16)
+
+
+FULL_BF16 = {"tuner_type": "full", "torch_dtype": "bfloat16"}
+ROUNDED = "bf16, each step rounded stochastically"
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (FULL_BF16, ROUNDED),
+        ({**FULL_BF16, "deepspeed": "zero3"}, "fp32"),
+        ({**FULL_BF16, "deepspeed": "zero2"}, "fp32"),
+        ({**FULL_BF16, "fsdp": "fsdp2"}, "fp32"),
+        ({**FULL_BF16, "torch_dtype": "float32"}, "fp32"),
+        ({}, "fp32"),
+        ({"quant_method": "bnb", "quant_bits": 4}, "fp32"),
+        ({"lora_dtype": "bfloat16"}, ROUNDED),
+        ({"modules_to_save": ["audio_lm_head"]}, "fp32, modules_to_save bf16 and each step"),
+        ({"modules_to_save": ["audio_lm_head"], "deepspeed": "zero2"}, "fp32"),
+    ],
+)
+def test_the_doctor_says_in_what_weights_are_kept(options: dict[str, Any], kept: str) -> None:
+    report = Report(lambda text: None)
+    check_memory(report, tiny_config(), options, {})
+    (finding,) = report.findings
+    assert finding.status == "info"
+    assert f"trained weights are {kept}" in finding.text
+
+
+def test_fp16_weights_fail_before_they_are_loaded() -> None:
+    report = Report(lambda text: None)
+    check_memory(report, tiny_config(), {**FULL_BF16, "torch_dtype": "float16"}, {})
+    (finding,) = report.failed
+    assert "float16 cannot hold trained weights: use torch_dtype bfloat16 or" in finding.text

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.loss import LossWeights, combine
+from plugins.training import adamw
 from plugins.training.preflight.memory import estimate
 from plugins.training.preflight.plan import TrainingPlan
 
@@ -216,6 +217,25 @@ def test_the_peak_of_trained_text_is_as_estimated(tuner: Any) -> None:
     assert few.activations + few.logits < 0.8 * peak
 
 
+def test_the_step_of_bf16_weights_works_on_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adamw, "PIECE", 2**13)
+    plan = TrainingPlan("full")
+    model = tiny_model(tiny_config(), plan)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = adamw.StochasticAdamW(model.parameters(), lr=1e-5)
+    optimizer.step()  # makes the moments
+    states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    moments = list(filter(torch.is_tensor, states))
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    live = LiveBytes([*model.parameters(), *gradients, *moments])
+    with live:
+        optimizer.step()
+    estimated = estimate(tiny_config(), plan).step
+    assert estimated == 8 * 4 * 2**13
+    assert live.peak == pytest.approx(estimated, rel=0.05)
+
+
 @pytest.mark.parametrize("tuner", ["full", "lora"])
 def test_dtypes_of_weights_and_states_without_deepspeed(tuner: Any) -> None:
     """bf16 weights have bf16 AdamW states and no fp32 copy; adapters on them are fp32 with fp32
@@ -225,7 +245,9 @@ def test_dtypes_of_weights_and_states_without_deepspeed(tuner: Any) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer = torch.optim.AdamW(trained, fused=True)
+    optimizer: Any = torch.optim.AdamW(trained, fused=True)
+    if tuner == "full":
+        optimizer = adamw.StochasticAdamW(trained, lr=1e-5)
     optimizer.step()
     num_bytes = 0
     for states in optimizer.state.values():
