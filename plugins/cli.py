@@ -142,7 +142,9 @@ def _add_speak(commands: Any) -> None:
     _speaking_flags(command, batch_size=1)
     command.add_argument("--seed", type=int, help="the same seed draws the same speech")
     command.add_argument(
-        "--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled"
+        "--cuda_graphs",
+        action=argparse.BooleanOptionalAction,
+        help="compile the step: faster once it is compiled (default: on a GPU)",
     )
     command.set_defaults(run=_of("speak"))
 

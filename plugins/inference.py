@@ -46,9 +46,9 @@ class HiggsAudioGenerator:
 
     model, tokenizer: what `plugins.load_model` or `swift.model.get_model_processor` returns. codec,
     settings: default those that belong to the checkpoint. cuda_graphs: compile the step that is
-    repeated for each frame and replay it as one CUDA graph: the same speech, sooner, once the first
-    sentences have paid for the compiler. Without a GPU it is compiled only. Raises UserError for a
-    quantised model with it."""
+    repeated for each frame and replay it as one CUDA graph: sooner, once the first sentences have
+    paid for the compiler. Without a GPU it is compiled only. None: on one GPU, unless the model is
+    quantised. Raises UserError for a quantised model with True."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class HiggsAudioGenerator:
         *,
         codec: Codec | None = None,
         settings: HiggsAudioSettings | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
     ) -> None:
         # Speaking calls the layers one by one: the wrapper of LoRA weights only switches them.
         self.model = bare(model).eval()
@@ -87,7 +87,7 @@ class HiggsAudioGenerator:
         *,
         adapters: str | Mapping[str, str] | None = None,
         codec: str | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
         **options: Any,
     ) -> HiggsAudioGenerator:
         """A checkpoint of any kind (`plugins.model.load.load_model`, which takes the `options`),

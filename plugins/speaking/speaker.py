@@ -32,7 +32,8 @@ from plugins.data.tokens import SpecialTokens
 from plugins.delay_pattern import num_delayed_frames, undo_delay
 from plugins.errors import UserError, problem
 from plugins.settings import HiggsAudioSettings
-from plugins.speaking.decoding import decode
+from plugins.speaking.decoding import Stage, decode, fits
+from plugins.speaking.graphs import can_be_recorded
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech, join
 from plugins.speaking.voices import Script, last_text
@@ -46,7 +47,8 @@ class Speaker:
     """Speaks dialogues whose next turn is the assistant's.
 
     model: without its PEFT wrapper, LoRA layers in place. settings: say how long a clip may be.
-    cuda_graphs: see `plugins.speaking.graphs`. Raises UserError for a quantised model with it."""
+    cuda_graphs: see `plugins.speaking.graphs`; None: wherever they can be had. Raises UserError for
+    a quantised model with True."""
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class Speaker:
         codec: Codec,
         settings: HiggsAudioSettings,
         *,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
     ) -> None:
         if cuda_graphs and getattr(model, "is_quantized", False):
             raise problem(
@@ -72,7 +74,9 @@ class Speaker:
         self.tokens = SpecialTokens.from_config(model.config, tokenizer)
         self.codec = codec
         self.settings = settings
-        self._cuda_graphs = cuda_graphs
+        if cuda_graphs is None:
+            cuda_graphs = can_be_recorded(model)
+        self._stage = Stage() if cuda_graphs else None
         # Codes of references (K, F), by path and time of change.
         self._references: dict[tuple[str, int], Tensor] = {}
         self._is_stopped = threading.Event()
@@ -80,7 +84,8 @@ class Speaker:
     def speak(
         self, dialogues: Sequence[Dialogue], *, samplings: Sequence[Sampling], max_audio_s: float
     ) -> list[Speech]:
-        """The next turn of each dialogue, in one batch. Clips may be paths still.
+        """The next turn of each dialogue, in one batch, or in as few as fit into memory. Clips may
+        be paths still.
 
         Raises UserError naming the dialogue's source if one says nothing, and if a prompt leaves no
         room."""
@@ -89,15 +94,31 @@ class Speaker:
         samples = list(map(self.prompt, dialogues))
         max_steps = [self._max_steps(sample, max_audio_s) for sample in samples]
         delayed: list[list[Tensor]] = [[] for _ in samples]
-        for rows, frames in self._decode(samples, samplings, max_steps):
-            for row, frame in zip(rows, frames, strict=True):
-                delayed[row].append(frame)
+        for batch in self._batches(samples, max_steps):
+            parts = (samples[batch], samplings[batch], max_steps[batch])
+            for rows, frames in self._decode(*parts):
+                for row, frame in zip(rows, frames, strict=True):
+                    delayed[batch.start + row].append(frame)
         # Before any is decoded: a row that says nothing is an error of the whole batch.
         codes = list(map(self.codes_of, delayed, dialogues))
         waveforms = list(map(self.codec.decode, codes))
         took_s = time.perf_counter() - started_s
-        parts = zip(dialogues, waveforms, codes, delayed, strict=True)
-        return [self._speech(*part, took_s) for part in parts]
+        spoken = zip(dialogues, waveforms, codes, delayed, strict=True)
+        return [self._speech(*parts, took_s) for parts in spoken]
+
+    def _batches(
+        self, samples: Sequence[EncodedSample], max_steps: Sequence[int]
+    ) -> Iterator[slice]:
+        """All rows in order, as many at a time as fit into memory with the longest of them."""
+        start = num_prompt = num_steps = 0
+        for row, sample in enumerate(samples):
+            num_prompt = max(num_prompt, len(sample.input_ids))
+            num_steps = max(num_steps, max_steps[row])
+            is_too_much = not fits(self.model, row + 1 - start, num_prompt + num_steps)
+            if is_too_much and row > start:
+                yield slice(start, row)
+                start, num_prompt, num_steps = row, len(sample.input_ids), max_steps[row]
+        yield slice(start, len(samples))
 
     def perform(
         self, scripts: Sequence[Script], *, samplings: Sequence[Sampling], max_audio_s: float
@@ -226,9 +247,7 @@ class Speaker:
         batch = collate(samples, self.tokens, training=False)
         for name, tensor in batch.items():
             batch[name] = tensor.to(self.model.device)
-        steps = decode(
-            self.model, batch, self.tokens, samplings, max_steps, cuda_graphs=self._cuda_graphs
-        )
+        steps = decode(self.model, batch, self.tokens, samplings, max_steps, stage=self._stage)
         for step in steps:
             if self._is_stopped.is_set():
                 raise UserError("stopped")

@@ -123,12 +123,12 @@ def test_the_delay_pattern_holds_whatever_is_drawn(generator: HiggsAudioGenerato
         assert (frames[first + 1 + k :, k] == tokens.stream_eos).all()
 
 
-@pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_the_cache_goes_with_the_last_step(
-    generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool
+@pytest.mark.parametrize("is_staged", [False, True])
+def test_the_cache_goes_with_the_last_step_or_its_stage(
+    generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch, is_staged: bool
 ) -> None:
     """Of a batch it is gigabytes: it must not wait for the garbage collector."""
-    monkeypatch.setattr(decoding, "compiled", lambda function: function)
+    monkeypatch.setattr(decoding, "compiled", lambda function, varying: function)
     steps: list[weakref.ref[Any]] = []
 
     class Watched(decoding.AudioStep):
@@ -140,7 +140,9 @@ def test_the_cache_goes_with_the_last_step(
     gc.collect()
     gc.disable()
     try:
-        decoded(generator, dialogues(generator), MAX_STEPS, cuda_graphs=cuda_graphs)
+        stage = decoding.Stage() if is_staged else None
+        decoded(generator, dialogues(generator), MAX_STEPS, stage=stage)
+        del stage
         assert [step() for step in steps] == [None]
     finally:
         gc.enable()
