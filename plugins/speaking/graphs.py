@@ -21,32 +21,54 @@ logger = logging.getLogger(__name__)
 
 # Kinds of devices whose steps are recorded; on any other each call is a call.
 RECORDING = {"cuda"}
-# Versions of one function, for one row and for more, per set of adapters: beyond torch's 8 it would
-# go on uncompiled and only whisper.
+# Versions of one function, for one row and for more, per set of adapters. Torch ends at 8.
 _MAX_VERSIONS = 64
 
 
 def compiled(
+    function: Callable[..., Any], varying: Mapping[int, tuple[int, ...]]
+) -> Callable[..., Any]:
+    """`as_one_graph`, or, where there is no compiler or it fails, `function` itself and a line in
+    the log."""
+    if not _has_compiler():
+        return function
+    from torch._dynamo.exc import TorchDynamoException  # seconds
+
+    fast = as_one_graph(function, varying)
+    has_failed = False
+
+    def call(*args: Any) -> Any:
+        nonlocal has_failed
+        if not has_failed:
+            try:
+                return fast(*args)
+            # Before anything was computed: what is compiled raises nothing of this kind.
+            except TorchDynamoException as error:
+                has_failed = True
+                reason = str(error).strip().partition("\n")[0]
+                logger.warning(f"steps are not compiled: {type(error).__name__}: {reason}")
+        return function(*args)
+
+    return call
+
+
+def as_one_graph(
     function: Callable[..., Any], varying: Mapping[int, tuple[int, ...]], **options: Any
 ) -> Callable[..., Any]:
-    """`torch.compile` as one graph, else an error. varying: for numbers of arguments, the
-    dimensions whose sizes change from call to call: they are variables from the first call on. A
-    size of 1 has a version of its own.
+    """`torch.compile` (which takes the options) as one graph; what would break it is an error.
 
-    Where there is no compiler, `function` itself, and a line in the log. Not `mode="reduce-
+    varying: for numbers of arguments, the dimensions whose sizes change from call to call: they are
+    variables from the first call on. A size of 1 has a version of its own. Not `mode="reduce-
     overhead"`: its graphs want tensors that live as long as the process."""
-    if not options and not _has_compiler():
-        return function
     fast = torch.compile(function, fullgraph=True, **options)
-    dynamo: Any = torch._dynamo
 
     def call(*args: Any) -> Any:
         for place, dims in varying.items():
             tensor = args[place]
             for dim in dims:
                 if isinstance(tensor, torch.Tensor) and tensor.shape[dim] > 1:
-                    dynamo.mark_dynamic(tensor, dim)
-        with dynamo.config.patch(recompile_limit=_MAX_VERSIONS):
+                    torch._dynamo.mark_dynamic(tensor, dim)
+        with torch._dynamo.config.patch(recompile_limit=_MAX_VERSIONS):
             return fast(*args)
 
     return call
@@ -86,11 +108,23 @@ class Recordings:
             warm_up(step)
             self._is_warm.add(key)
         else:
-            # One pool for all: they run one after the other, and leave nothing there.
-            if self._pool is None and torch.cuda.is_available():
-                self._pool = torch.cuda.graph_pool_handle()
-            self._replays[key] = record(step, self._pool)
-            self._replays[key]()
+            replay = self._recorded(step)
+            if self._records:
+                self._replays[key] = replay
+            replay()
+
+    def _recorded(self, step: Callable[[], None]) -> Callable[[], None]:
+        # One pool for all: they run one after the other, and leave nothing there.
+        if self._pool is None and torch.cuda.is_available():
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            return record(step, self._pool)
+        # Also of memory. Nothing was computed yet.
+        except RuntimeError as error:
+            self._records = False
+            reason = str(error).strip().partition("\n")[0]
+            logger.warning(f"steps are not recorded: {type(error).__name__}: {reason}")
+            return step
 
 
 def record(step: Callable[[], None], pool: Any) -> Callable[[], None]:

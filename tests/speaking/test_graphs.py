@@ -71,6 +71,33 @@ def test_a_key_is_recorded_once_after_a_warm_up(monkeypatch: pytest.MonkeyPatch)
         assert done == ["replay"]
 
 
+def test_what_cannot_be_recorded_or_compiled_is_told_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def record(step: Any, pool: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+    monkeypatch.setattr(graphs, "RECORDING", {"cpu"})
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "warm_up", lambda step: step())
+    calls: list[int] = []
+    recordings = Recordings(torch.device("cpu"))
+    function = compiled(broken, {0: (0,)})
+    with caplog.at_level(logging.WARNING):
+        for i in range(4):
+            recordings.run("key", lambda i=i: calls.append(i))  # type: ignore[misc]
+            assert function(torch.ones(3))[0] == 2
+    assert calls == [0, 1, 2, 3]
+    of_compiler, of_recording = sorted(line for line in caplog.messages if "steps" in line)
+    assert of_compiler.startswith("steps are not compiled: Unsupported: ")
+    reason = "RuntimeError: operation not permitted when stream is capturing"
+    assert of_recording == f"steps are not recorded: {reason}"
+
+
 def test_without_a_compiler_it_is_told_once_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,7 +45,7 @@ def speaking(generator: HiggsAudioGenerator, num_steps: int, sampling: Sampling 
 # --- compiled ---
 
 
-_graph_without_breaks = partial(graphs.compiled, backend="aot_eager")
+_graph_without_breaks = partial(graphs.as_one_graph, backend="aot_eager")
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
