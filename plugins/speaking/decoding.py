@@ -26,7 +26,7 @@ from plugins.data.tokens import SpecialTokens
 from plugins.speaking import sampling, step
 from plugins.speaking.graphs import Recordings, compiled
 from plugins.speaking.sampling import Sampler, Sampling, round_up
-from plugins.speaking.step import AudioStep, bytes_per_position
+from plugins.speaking.step import AudioStep, bytes_per_position, first
 
 # Steps that are computed before the host has read the frames that tell which rows go on: a GPU must
 # not wait for it.
@@ -196,7 +196,7 @@ class _Rows:
 
     @property
     def frames(self) -> Tensor:
-        return self._speaking.frames[: len(self.places)]
+        return first(self._speaking.frames, len(self.places))
 
     def max_steps(self) -> int:
         return max(self._max_steps[number] for number in self.numbers)
@@ -295,9 +295,8 @@ class _Speaking:
     def advance(self, num_rows: int, end: int) -> None:
         """`frames` becomes the next ones. Nothing here may ask for a value: the host would wait for
         the device."""
-        frames, recent, ended = (
-            rows[:num_rows] for rows in (self.frames, self._recent, self._ended)
-        )
+        rows = (self.frames, self._recent, self._ended)
+        frames, recent, ended = (first(tensor, num_rows) for tensor in rows)
         self._number.add_(1)
         codes = frames.where(frames < self._tokens.num_codes, -1)
         recent.copy_(torch.cat([recent[:, 1:], codes[:, None]], dim=1))

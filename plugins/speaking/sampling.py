@@ -124,8 +124,10 @@ class Sampler:
         if self._only_greedy:
             return logits.argmax(dim=-1)
         num_rows = len(logits)
-        values = self._values[:num_rows]
-        uniform = self._uniform[:num_rows].index_select(1, step).squeeze(1)  # (R, K, 2)
+        values, uniform = self._values, self._uniform
+        if len(values) != num_rows:
+            values, uniform = values[:num_rows], uniform[:num_rows]
+        uniform = uniform.index_select(1, step).squeeze(1)  # (R, K, 2)
         return self._drawn(logits, values, uniform, recent, self._max_candidates)
 
 

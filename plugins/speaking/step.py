@@ -57,7 +57,7 @@ class AudioStep:
         self._place = torch.zeros(1, dtype=torch.long, device=device)
         self._positions = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._allowed = torch.zeros(num_rows, 1, 1, length, dtype=torch.bool, device=device)
-        self._turns: tuple[Tensor, Tensor] | None = None  # cosines and sines of positions (S, D)
+        self._turns: tuple[Tensor, Tensor] | None = None  # cosines, sines (S, 1, 1, D)
 
     @property
     def num_bytes(self) -> int:
@@ -83,7 +83,7 @@ class AudioStep:
         if self._turns is None:
             places = torch.arange(self._allowed.shape[-1], device=mask.device)
             cos, sin = self._model.model.rotary_emb(self.keys[0], places[None])
-            self._turns = cos[0], sin[0]
+            self._turns = cos[0, :, None, None], sin[0, :, None, None]
         self._is_masked = self._always_masked or bool((mask == 0).any())
         self._place.fill_(num_prompt)
         self._positions.zero_()
@@ -102,26 +102,31 @@ class AudioStep:
         """Those of the first rows; they attend to positions before `end`, which is behind the
         frame's own."""
         base, num_rows = self._model.model, len(frames)
-        positions, place = self._positions[:num_rows], self._place
+        positions, place = first(self._positions, num_rows), self._place
         assert self._turns is not None, "it has not begun"
-        cos, sin = (turn.index_select(0, positions)[:, None, None] for turn in self._turns)
+        cos, sin = (turn.index_select(0, positions) for turn in self._turns)  # (R, 1, 1, D)
         allowed = None
         if self._is_masked:
             self._allowed.index_fill_(3, place, True)
-            allowed = self._allowed[:num_rows, :, :, :end]
+            allowed = first(self._allowed, num_rows)[..., :end]
         hidden = base.embed_audio_tokens(frames)  # (R, H)
         for layer, keys, values in zip(base.layers, self.keys, self.values, strict=True):
             if keys.device != hidden.device:  # layers spread over several GPUs
                 hidden, cos, sin, place = (x.to(keys.device) for x in (hidden, cos, sin, place))
                 if allowed is not None:
                     allowed = allowed.to(keys.device)
-            keys, values = keys[:num_rows, :, :end], values[:num_rows, :, :end]
+            keys, values = (first(cached, num_rows)[:, :, :end] for cached in (keys, values))
             hidden = self._layer(layer, hidden, cos, sin, place, keys, values, allowed)
         self._place.add_(1)
         self._positions.add_(1)
         config = self._model.config
         logits = linear(self._model.audio_lm_head, base.norm(hidden)).float()
         return logits.unflatten(-1, (config.num_codebooks, config.codebook_size)).to(frames.device)
+
+
+def first(tensor: Tensor, num_rows: int) -> Tensor:
+    """tensor[:num_rows], at no cost if these are all."""
+    return tensor if len(tensor) == num_rows else tensor[:num_rows]
 
 
 # Of the arguments below: dimensions of rows, and of positions.
