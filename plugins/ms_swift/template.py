@@ -31,6 +31,7 @@ from plugins.data.tokens import SpecialTokens
 from plugins.errors import problem
 from plugins.files.temporary import sweep
 from plugins.inference import HiggsAudioGenerator
+from plugins.model.joined import join
 from plugins.model.loss import LossWeights, combine
 from plugins.ms_swift import answers, dicts
 from plugins.ms_swift.answers import REQUEST, SpeechRequest
@@ -241,6 +242,8 @@ class HiggsAudioTemplate(Template):
         parts = (model, self.codec, self.settings)
         generator = self._generator
         if generator is None or (generator.model, generator.codec, generator.settings) != parts:
+            if model.device.type == "cuda":
+                join(model)
             generator = HiggsAudioGenerator(
                 model, self.tokenizer, codec=self.codec, settings=self.settings
             )

@@ -10,13 +10,15 @@ on the same addresses. This file knows neither sampling nor the delay pattern.""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
+
+from plugins.model.joined import groups, joined
 
 # Weights of a matrix that no cache next to a core holds: reading them is all the time it takes.
 _FROM_MEMORY = 2**19
@@ -57,6 +59,7 @@ class AudioStep:
         self._place = torch.zeros(1, dtype=torch.long, device=device)
         self._positions = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._allowed = torch.zeros(num_rows, 1, 1, length, dtype=torch.bool, device=device)
+        self._joined: list[list[Tensor | None]] = []  # of each layer: qkv, gate and up
         self._turns: tuple[Tensor, Tensor] | None = None  # cosines, sines (S, 1, 1, D)
 
     @property
@@ -84,6 +87,10 @@ class AudioStep:
             places = torch.arange(self._allowed.shape[-1], device=mask.device)
             cos, sin = self._model.model.rotary_emb(self.keys[0], places[None])
             self._turns = cos[0, :, None, None], sin[0, :, None, None]
+        # Anew, since a model may move between two speeches.
+        self._joined.clear()
+        for layer in self._model.model.layers:
+            self._joined.append([joined(modules) for modules in groups(layer)])
         self._is_masked = self._always_masked or bool((mask == 0).any())
         self._place.fill_(num_prompt)
         self._positions.zero_()
@@ -110,13 +117,14 @@ class AudioStep:
             self._allowed.index_fill_(3, place, True)
             allowed = first(self._allowed, num_rows)[..., :end]
         hidden = base.embed_audio_tokens(frames)  # (R, H)
-        for layer, keys, values in zip(base.layers, self.keys, self.values, strict=True):
+        layers = zip(base.layers, self.keys, self.values, self._joined, strict=True)
+        for layer, keys, values, matrices in layers:
             if keys.device != hidden.device:  # layers spread over several GPUs
                 hidden, cos, sin, place = (x.to(keys.device) for x in (hidden, cos, sin, place))
                 if allowed is not None:
                     allowed = allowed.to(keys.device)
             keys, values = (first(cached, num_rows)[:, :, :end] for cached in (keys, values))
-            hidden = self._layer(layer, hidden, cos, sin, place, keys, values, allowed)
+            hidden = self._layer(layer, hidden, cos, sin, place, keys, values, allowed, *matrices)
         self._place.add_(1)
         self._positions.add_(1)
         config = self._model.config
@@ -142,16 +150,18 @@ def audio_layer(
     keys: Tensor,
     values: Tensor,
     allowed: Tensor | None,
+    qkv: Tensor | None,
+    gate_up: Tensor | None,
 ) -> Tensor:
     """hidden (R, H) -> (R, H). keys, values (R, KV, S, D): the cache, written at `place` (1,).
-    allowed: the mask (R, 1, 1, S) or None."""
+    allowed: the mask (R, 1, 1, S) or None. qkv, gate_up: joined matrices, or None
+    (`plugins.model.joined`)."""
     attention = layer.self_attn
     normed = layer.audio_input_layernorm(hidden)
     # Queries that share a key head stand beside each other, as if they were positions.
     heads = (len(hidden), keys.shape[1], -1, keys.shape[3])  # (R, KV, heads / KV, D)
-    query = linear(attention.q_proj, normed).view(heads)
-    key = linear(attention.k_proj, normed).view(heads)
-    value = linear(attention.v_proj, normed).view(heads)
+    modules = (attention.q_proj, attention.k_proj, attention.v_proj)
+    query, key, value = (states.view(heads) for states in _linears(modules, qkv, normed))
     keys.index_copy_(2, place, _rotated(key, cos, sin))
     values.index_copy_(2, place, value)
     heard = F.scaled_dot_product_attention(
@@ -160,8 +170,15 @@ def audio_layer(
     hidden = hidden + linear(attention.o_proj, heard.flatten(1))
     mlp = layer.audio_mlp
     normed = layer.audio_post_attention_layernorm(hidden)
-    gated = mlp.act_fn(linear(mlp.gate_proj, normed)) * linear(mlp.up_proj, normed)
-    return hidden + linear(mlp.down_proj, gated)
+    gate, up = _linears((mlp.gate_proj, mlp.up_proj), gate_up, normed)
+    return hidden + linear(mlp.down_proj, mlp.act_fn(gate) * up)
+
+
+def _linears(modules: Sequence[Any], joined: Tensor | None, x: Tensor) -> Sequence[Tensor]:
+    """`module(x)` of each, by one matrix if there is one."""
+    if joined is None:
+        return [linear(module, x) for module in modules]
+    return F.linear(x, joined).split([module.out_features for module in modules], dim=-1)
 
 
 def linear(module: Any, x: Tensor) -> Tensor:
