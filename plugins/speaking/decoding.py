@@ -250,9 +250,9 @@ class _Speaking:
             drawn = compiled(sampling.drawn_codes, sampling.VARYING)
         is_masked = recordings is not None
         device, num_codebooks = model.device, tokens.num_codebooks
-        self._model_step = AudioStep(
-            model, room.num_rows, room.length, is_masked=is_masked, layer=layer
-        )
+        # No piece of the cache is the whole: to the compiler that would be another kind of tensor.
+        length = room.length + 8 if is_masked else room.length
+        self._model_step = AudioStep(model, room.num_rows, length, is_masked=is_masked, layer=layer)
         seeds = [Sampling(seed=0)] * room.num_rows  # drawn from no global state
         self._sampler = Sampler(seeds, room.length, num_codebooks, device, drawn=drawn)
         self.frames = torch.zeros(room.num_rows, num_codebooks, dtype=torch.long, device=device)

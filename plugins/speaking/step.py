@@ -80,7 +80,7 @@ class AudioStep:
                     room.append(filled.new_zeros(*size, filled.shape[-1]))
                 else:
                     # Zeros, not what was there: a masked NaN would still spoil the sum.
-                    room[i].zero_()
+                    room[i][:num_rows, :, num_prompt:] = 0
                 room[i][:num_rows, :, :num_prompt] = filled
                 setattr(layer, name, None)  # freed at once, not after the last layer
         if self._turns is None:
