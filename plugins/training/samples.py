@@ -5,9 +5,10 @@ end.
     Dialogue --HiggsAudioGenerator--> OUTPUT/samples/step-N/0.wav ... and samples.jsonl;
         audio for TensorBoard, wandb and SwanLab; sample_stop_rate, sample_seconds in the log
 
-The training does not notice: random states and modes are put back, and what fails here is told and
-left out. Rank 0 speaks, at most MOST times MAX_AUDIO_S, while the others wait. Of a model whose
-weights are divided among the ranks (ZeRO-3, FSDP2) there are no samples."""
+All are spoken in one batch. The training does not notice: random states and modes are put back,
+and what fails here is told and left out. Rank 0 speaks, at most MOST times MAX_AUDIO_S, while the
+others wait. Of a model whose weights are divided among the ranks (ZeRO-3, FSDP2) there are no
+samples."""
 
 from __future__ import annotations
 

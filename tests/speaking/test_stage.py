@@ -194,6 +194,21 @@ def test_each_adapter_and_every_new_weight_has_recordings_of_its_own(
     assert len(recorded) == 4
 
 
+def test_it_is_the_default_where_steps_are_recorded(
+    generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = (generator.model, generator.tokenizer)
+
+    def is_staged(**options: Any) -> bool:
+        return HiggsAudioGenerator(*parts, **options).speaker._stage is not None
+
+    assert [is_staged(), is_staged(cuda_graphs=True)] == [False, True]
+    monkeypatch.setattr(graphs, "RECORDING", {"cpu"})
+    assert [is_staged(), is_staged(cuda_graphs=False)] == [True, False]
+    monkeypatch.setattr(generator.model, "is_quantized", True, raising=False)
+    assert not is_staged()
+
+
 def test_a_batch_is_split_where_its_cache_would_not_fit(
     generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,6 +264,28 @@ def test_a_sample_that_fails_is_told_and_the_others_are_spoken(
     ]
 
 
+def test_all_prompts_are_one_batch_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The codec of the template encodes for the data loader, on the CPU, before and after."""
+    calls: list[tuple[list[Any], str]] = []
+
+    class Watched(Speaker):
+        def __init__(self, *args: Any, codec: Codec, **kwargs: Any) -> None:
+            self._codec = codec
+
+        def speak(self, prompts: list[Any], **kwargs: Any) -> list[Any]:
+            calls.append((prompts, self._codec.device))
+            return super().speak(prompts, **kwargs)
+
+    monkeypatch.setattr(samples, "HiggsAudioGenerator", Watched)
+    trainer = stub(tmp_path)
+    trainer.model, trainer.log = torch.nn.Linear(1, 1, device="meta"), trainer.logged.append
+    evaluate(trainer, "one", "two", "three")
+    assert calls == [(["one", "two", "three"], "meta")]
+    assert trainer.template.codec.device == "cpu"
+
+
 def test_a_folder_that_cannot_be_written_costs_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
 ) -> None:
