@@ -34,7 +34,7 @@ STEPS_AHEAD = {"cuda": 1}
 # Positions that recorded steps look at more than need be, at most: for each such piece of a speech
 # there is a recording.
 _PIECE = 256
-_CACHE_BYTES = 4 * 2**30  # of one batch: 29 rows of 1200 positions of the 3B model in bfloat16
+_CACHE_BYTES = 5 * 2**30  # of one batch: 32 rows of 1280 positions of the 3B model in bfloat16
 
 Step = tuple[list[int], Tensor]  # rows, as numbers in 0..B-1, and their frames (R, K) on the CPU
 
@@ -95,8 +95,9 @@ class Room:
 
 
 def fits(model: Any, num_rows: int, length: int) -> bool:
-    """Whether so many rows of so many positions are to be spoken in one batch."""
-    return num_rows * length * bytes_per_position(model) <= _CACHE_BYTES
+    """Whether so many rows of so many positions are to be spoken in one batch; on a stage they have
+    the room of a power of two of rows."""
+    return round_up(num_rows) * length * bytes_per_position(model) <= _CACHE_BYTES
 
 
 class Stage:

@@ -67,7 +67,8 @@ def as_one_graph(
             tensor = args[place]
             for dim in dims:
                 if isinstance(tensor, torch.Tensor) and tensor.shape[dim] > 1:
-                    torch._dynamo.mark_dynamic(tensor, dim)
+                    # "maybe": where a kernel wants a number, there are more versions.
+                    torch._dynamo.maybe_mark_dynamic(tensor, dim)
         with torch._dynamo.config.patch(recompile_limit=_MAX_VERSIONS):
             return fast(*args)
 

@@ -123,6 +123,26 @@ def test_the_delay_pattern_holds_whatever_is_drawn(generator: HiggsAudioGenerato
         assert (frames[first + 1 + k :, k] == tokens.stream_eos).all()
 
 
+def test_the_cache_is_a_multiple_of_eight_positions(
+    generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels of attention want masks that are aligned."""
+    lengths: list[int] = []
+
+    class Watched(decoding.AudioStep):
+        def __init__(self, model: Any, num_rows: int, length: int, **options: Any) -> None:
+            super().__init__(model, num_rows, length, **options)
+            lengths.append(length)
+
+    monkeypatch.setattr(decoding, "AudioStep", Watched)
+    num_prompt = prompts(generator, dialogues(generator, 0))["input_ids"].shape[1]
+    for max_steps in range(2, 11):
+        decoded(generator, dialogues(generator, 0), max_steps)
+    for length, max_steps in zip(lengths, range(2, 11), strict=True):
+        assert length % 8 == 0
+        assert 0 <= length - (num_prompt + max_steps - 1) < 8
+
+
 @pytest.mark.parametrize("is_staged", [False, True])
 def test_the_cache_goes_with_the_last_step_or_its_stage(
     generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch, is_staged: bool

@@ -217,6 +217,8 @@ def test_a_batch_is_split_where_its_cache_would_not_fit(
     asked = [request(text, None, [], generator.settings) for text in ("Hi.", "Hello.", "A word.")]
     options: dict[str, Any] = {"samplings": [SAMPLED] * 3, "max_audio_s": 0.4}
     whole = spoken_of.speak(asked, **options)
+    bytes_of_3b = 2 * 28 * 8 * 128 * 2  # keys and values, layers, heads, numbers, bfloat16
+    assert 32 * 1280 * bytes_of_3b <= decoding._CACHE_BYTES < 64 * 1200 * bytes_of_3b
     sizes: list[int] = []
     real = decoding.decode
 
@@ -227,7 +229,7 @@ def test_a_batch_is_split_where_its_cache_would_not_fit(
     monkeypatch.setattr("plugins.speaking.speaker.decode", counted)
     length = max(len(spoken_of.prompt(dialogue).input_ids) for dialogue in asked) + 19
     per_row = decoding.bytes_per_position(generator.model) * length
-    for limit, expected in ((2 * per_row, [2, 1]), (1, [1, 1, 1]), (3 * per_row, [3])):
+    for limit, expected in ((2 * per_row, [2, 1]), (1, [1, 1, 1]), (4 * per_row, [3])):
         sizes.clear()
         monkeypatch.setattr(decoding, "_CACHE_BYTES", limit)
         for speech, alike in zip(spoken_of.speak(asked, **options), whole, strict=True):
