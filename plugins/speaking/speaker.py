@@ -94,31 +94,15 @@ class Speaker:
         samples = list(map(self.prompt, dialogues))
         max_steps = [self._max_steps(sample, max_audio_s) for sample in samples]
         delayed: list[list[Tensor]] = [[] for _ in samples]
-        for batch in self._batches(samples, max_steps):
-            parts = (samples[batch], samplings[batch], max_steps[batch])
-            for rows, frames in self._decode(*parts):
-                for row, frame in zip(rows, frames, strict=True):
-                    delayed[batch.start + row].append(frame)
+        for rows, frames in self._decode(samples, samplings, max_steps):
+            for row, frame in zip(rows, frames, strict=True):
+                delayed[row].append(frame)
         # Before any is decoded: a row that says nothing is an error of the whole batch.
         codes = list(map(self.codes_of, delayed, dialogues))
         waveforms = list(map(self.codec.decode, codes))
         took_s = time.perf_counter() - started_s
-        spoken = zip(dialogues, waveforms, codes, delayed, strict=True)
-        return [self._speech(*parts, took_s) for parts in spoken]
-
-    def _batches(
-        self, samples: Sequence[EncodedSample], max_steps: Sequence[int]
-    ) -> Iterator[slice]:
-        """All rows in order, as many at a time as fit into memory with the longest of them."""
-        start = num_prompt = num_steps = 0
-        for row, sample in enumerate(samples):
-            num_prompt = max(num_prompt, len(sample.input_ids))
-            num_steps = max(num_steps, max_steps[row])
-            is_too_much = not fits(self.model, row + 1 - start, num_prompt + num_steps)
-            if is_too_much and row > start:
-                yield slice(start, row)
-                start, num_prompt, num_steps = row, len(sample.input_ids), max_steps[row]
-        yield slice(start, len(samples))
+        parts = zip(dialogues, waveforms, codes, delayed, strict=True)
+        return [self._speech(*part, took_s) for part in parts]
 
     def perform(
         self, scripts: Sequence[Script], *, samplings: Sequence[Sampling], max_audio_s: float
@@ -244,14 +228,30 @@ class Speaker:
         samplings: Sequence[Sampling],
         max_steps: Sequence[int],
     ) -> Iterator[tuple[list[int], Tensor]]:
-        batch = collate(samples, self.tokens, training=False)
-        for name, tensor in batch.items():
-            batch[name] = tensor.to(self.model.device)
-        steps = decode(self.model, batch, self.tokens, samplings, max_steps, stage=self._stage)
-        for step in steps:
-            if self._is_stopped.is_set():
-                raise UserError("stopped")
-            yield step
+        for part in self._batches(samples, max_steps):
+            batch = collate(samples[part], self.tokens, training=False)
+            for name, tensor in batch.items():
+                batch[name] = tensor.to(self.model.device)
+            settings = (samplings[part], max_steps[part])
+            steps = decode(self.model, batch, self.tokens, *settings, stage=self._stage)
+            for rows, frames in steps:
+                if self._is_stopped.is_set():
+                    raise UserError("stopped")
+                yield [part.start + row for row in rows], frames
+
+    def _batches(
+        self, samples: Sequence[EncodedSample], max_steps: Sequence[int]
+    ) -> Iterator[slice]:
+        """All rows in order, as many at a time as fit into memory with the longest of them."""
+        start = num_prompt = num_steps = 0
+        for row, sample in enumerate(samples):
+            num_prompt = max(num_prompt, len(sample.input_ids))
+            num_steps = max(num_steps, max_steps[row])
+            is_too_much = not fits(self.model, row + 1 - start, num_prompt + num_steps)
+            if is_too_much and row > start:
+                yield slice(start, row)
+                start, num_prompt, num_steps = row, len(sample.input_ids), max_steps[row]
+        yield slice(start, len(samples))
 
     def codes_of(self, delayed: Sequence[Tensor], dialogue: Dialogue) -> Tensor:
         """T delayed frames (K,) -> codes (K, F) up to the first stream EOS in any codebook.
