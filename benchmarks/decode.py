@@ -49,7 +49,7 @@ from plugins.data.tokens import SpecialTokens
 from plugins.data.wording import INSTRUCTION
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.settings import HiggsAudioSettings
-from plugins.speaking.decoding import decode
+from plugins.speaking.decoding import Stage, decode
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.step import linear
 from plugins.speaking.voices import request
@@ -132,6 +132,7 @@ class Speaker:
     def __init__(
         self, overrides: dict[str, int], ends: Sequence[int], *, device: str = "cpu"
     ) -> None:
+        self.stage = Stage()  # of all its requests
         tokenizer = build_tokenizer([*TEXTS, INSTRUCTION])
         torch.manual_seed(0)
         config = build_config(tokenizer, **overrides)
@@ -200,12 +201,14 @@ class Speaker:
             assert torch.equal(in_native_batch, frames), f"request {i} differs from native's batch"
 
     def ours(
-        self, batch: dict[str, Tensor], sampling: Sampling = GREEDY, **options: Any
+        self, batch: dict[str, Tensor], sampling: Sampling = GREEDY, *, cuda_graphs: bool = False
     ) -> list[Tensor]:
+        """Delayed frames (T, K) of each row."""
         num_rows = len(batch["input_ids"])
         frames: list[list[Tensor]] = [[] for _ in range(num_rows)]
         samplings, limits = [sampling] * num_rows, [self.max_steps] * num_rows
-        for rows, step in decode(self.model, batch, self.tokens, samplings, limits, **options):
+        stage = self.stage if cuda_graphs else None
+        for rows, step in decode(self.model, batch, self.tokens, samplings, limits, stage=stage):
             for row, frame in zip(rows, step, strict=True):
                 frames[row].append(frame)
         return list(map(torch.stack, frames))

@@ -157,7 +157,9 @@ def _add_speak(commands: Any) -> None:
         " texts are spoken one after the other",
     )
     command.add_argument(
-        "--cuda_graphs", action="store_true", help="compile the step: faster once it is compiled"
+        "--cuda_graphs",
+        action=argparse.BooleanOptionalAction,
+        help="compile the step: faster once it is compiled (default: on a GPU)",
     )
     command.set_defaults(run=_of("speak"))
 

@@ -13,6 +13,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, overload
 
+import torch
+
 from plugins.audio.codec import Codec, find_codec
 from plugins.audio.stream_decoder import StreamDecoder
 from plugins.data.dialogue import Dialogue
@@ -47,10 +49,10 @@ class HiggsAudioGenerator:
     model, tokenizer: what `plugins.load_model` or `swift.model.get_model_processor` returns. codec,
     settings: default those that belong to the checkpoint. cuda_graphs: compile the step that is
     repeated for each frame and replay it as one CUDA graph: sooner, once the first sentences have
-    paid for the compiler. Without a GPU it is compiled only. deterministic: a seed gives the same
-    speech alone, in a batch and streamed, in bf16 too: texts are spoken one after the other. (What
-    is the same without it: docs/guarantees.md.) Raises UserError for cuda_graphs with it, and with
-    a quantised model."""
+    paid for the compiler. Without a GPU it is compiled only. None: on one GPU, unless the model is
+    quantised or it is to be deterministic. deterministic: a seed gives the same speech alone, in a
+    batch and streamed, in bf16 too: texts are spoken one after the other. (What is the same without
+    it: docs/guarantees.md.) Raises UserError for True with it, and with a quantised model."""
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class HiggsAudioGenerator:
         *,
         codec: Codec | None = None,
         settings: HiggsAudioSettings | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
         deterministic: bool = False,
     ) -> None:
         # Speaking calls the layers one by one: the wrapper of LoRA weights only switches them.
@@ -97,7 +99,7 @@ class HiggsAudioGenerator:
         *,
         adapters: str | Mapping[str, str] | None = None,
         codec: str | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
         deterministic: bool = False,
         **options: Any,
     ) -> HiggsAudioGenerator:
@@ -144,6 +146,19 @@ class HiggsAudioGenerator:
             self._adapted.base_model.enable_adapter_layers()
             self._adapted.set_adapter(name)
             self.speaker.settings = self._settings_of.get(name, self.settings)
+
+    def merge_adapter(self) -> None:
+        """Add the only LoRA weights to the model's own, for good: it speaks sooner, and they are
+        switched off no more. In float32 only: in half precision what changes a weight by less than
+        half of its last bit (1/512 of it in bfloat16) would be lost, so there they stay beside
+        it."""
+        if len(self.adapters) != 1 or self.model.dtype != torch.float32:
+            return
+        if getattr(self.model, "is_quantized", False):
+            return
+        assert self._adapted is not None
+        self._adapted.merge_and_unload()
+        self._adapted = None
 
     def mismatch(self, clean_text: bool | None) -> str | None:
         """What is wrong with speaking cleaned (True) or raw (False) texts; None: it was trained

@@ -19,7 +19,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.codec import random_codec
 from benchmarks.measure import Arm, Comparison
 from plugins.inference import HiggsAudioGenerator
-from plugins.speaking.decoding import Step, decode
+from plugins.speaking.decoding import Stage, Step, decode
 
 FRAME_MS = 40
 POSITIONS = 1200  # of prompt and speech, the longest that is usual
@@ -50,6 +50,7 @@ class Speaker:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
+        self.stage = Stage()
         shape = inputs.TINY if bench.tiny else inputs.LARGE
         made = inputs.speaking_model(shape, torch.bfloat16, bench.device)
         self.model, self.tokenizer, self.tokens = made
@@ -67,7 +68,8 @@ class Speaker:
         num_rows, num_prompt = batch["input_ids"].shape
         limits = limits or [max(POSITIONS - num_prompt, self.num_steps)] * num_rows
         greedy = [GREEDY] * num_rows
-        return decode(self.model, batch, self.tokens, greedy, limits, cuda_graphs=graphs)
+        stage = self.stage if graphs else None
+        return decode(self.model, batch, self.tokens, greedy, limits, stage=stage)
 
     def _taken(self, spoken: Iterator[Step]) -> list[float]:
         """Seconds until each step is there."""

@@ -16,6 +16,7 @@ from benchmarks.decode import MODELS, Speaker
 from benchmarks.gpu import inputs
 from benchmarks.gpu.bench import GIB, Bench, relative_error
 from benchmarks.step import loss_of
+from plugins.speaking.decoding import Stage
 from plugins.speaking.sampling import Sampling
 
 SIZES = [(20, 40), (30, 25), (12, 60)]  # text tokens and frames
@@ -145,6 +146,7 @@ def _beside_a_thread(bench: Bench, speaker: Speaker) -> None:
         bench.skip("beside a thread", "nothing is captured on a CPU")
         return
     is_done, faults = threading.Event(), []
+    speaker.stage = Stage()  # nothing is recorded yet
 
     def work() -> None:
         try:

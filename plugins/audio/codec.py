@@ -59,6 +59,21 @@ class Codec:
             self._model = _load_codec(self.path).to(self.device)
         return self._model
 
+    @contextmanager
+    def on(self, device: str) -> Iterator[None]:
+        """Inside, it works on that device."""
+        before = self.device
+        self._move(device)
+        try:
+            yield
+        finally:
+            self._move(before)
+
+    def _move(self, device: str) -> None:
+        self.device = device
+        if self._model is not None:
+            self._model.to(device)
+
     @property
     def sample_rate_hz(self) -> int:
         return int(self.model.config.sample_rate)

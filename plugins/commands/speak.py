@@ -60,6 +60,7 @@ def _run(options: Namespace) -> int:
         cuda_graphs=options.cuda_graphs,
         deterministic=options.deterministic,
     )
+    generator.merge_adapter()  # nobody will switch it off
     clean_text = False if options.raw_text else None  # None: as the model was trained
     if requests is not None:
         num_failed, num_cut = speak_all(generator, requests, options, sampling, clean_text)

@@ -7,6 +7,7 @@ audio_tower.py      log-mel features -> embeddings of a Whisper encoder
 loss.py             labelled hidden rows -> sums and counts; `combine` -> scalar
 weights.py          which key lies where, in native and original folders, complete and of its shape
 original_format.py  what a folder says it is; boson-multimodal's config.json <-> the native one
+joined.py           matrices that read the same -> one in memory, for speaking
 load.py             a folder or Hub id of any kind -> model, and tokenizer
 convert.py          whole folders from one format to the other
 card.py             README.md of a model

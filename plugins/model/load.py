@@ -26,6 +26,7 @@ from plugins.files.untrusted import (
     check_adapter,
 )
 from plugins.model.config import HiggsAudioV2Config
+from plugins.model.joined import join
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.model.original_format import (
     MODEL_TYPE,
@@ -105,6 +106,8 @@ def load_model(
     model = with_adapters(model, named)
     if quantization is None:
         model = model.to(device)
+    if device.startswith("cuda"):
+        join(bare(model))
     return model, load_tokenizer(Path(folder))
 
 

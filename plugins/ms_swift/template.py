@@ -31,6 +31,7 @@ from plugins.data.tokens import SpecialTokens
 from plugins.errors import problem
 from plugins.files.temporary import sweep
 from plugins.inference import HiggsAudioGenerator
+from plugins.model.joined import join
 from plugins.model.loss import LossWeights, combine
 from plugins.ms_swift import answers, dicts
 from plugins.ms_swift.answers import REQUEST, SpeechRequest
@@ -63,6 +64,7 @@ class HiggsAudioTemplate(Template):
         self.settings = HiggsAudioSettings.from_env()
         self.tokens = SpecialTokens.from_config(self.config, self.tokenizer)
         self._use_codec([self.model_info.model_dir])
+        self._generator: HiggsAudioGenerator | None = None
         # On the instance: the base's list is shared by every template of the process.
         self.placeholder_tokens = [self.tokens.audio, self.tokens.audio_delay]
         self.origin = Path(self.model_info.model_dir)
@@ -230,12 +232,23 @@ class HiggsAudioTemplate(Template):
             )
         if self.codec.device != str(model.device):
             self._use_device(str(model.device))
-        generator = HiggsAudioGenerator(
-            self.get_base_model(model), self.tokenizer, codec=self.codec, settings=self.settings
-        )
+        generator = self._generator_of(self.get_base_model(model))
         config, prompts = kwargs["generation_config"], kwargs["input_ids"]
         steps = answers.speak(kwargs[REQUEST], generator, config, seed=self.seed)
         return {"sequences": torch.cat([prompts, steps.to(prompts)], dim=1)}
+
+    def _generator_of(self, model: Any) -> HiggsAudioGenerator:
+        """The same for all batches: it keeps the steps that it has recorded."""
+        parts = (model, self.codec, self.settings)
+        generator = self._generator
+        if generator is None or (generator.model, generator.codec, generator.settings) != parts:
+            if model.device.type == "cuda":
+                join(model)
+            generator = HiggsAudioGenerator(
+                model, self.tokenizer, codec=self.codec, settings=self.settings
+            )
+        self._generator = generator
+        return generator
 
     def decode_generate_ids(
         self, generate_ids: list[int], *, template_inputs: Any = None, **kwargs: Any

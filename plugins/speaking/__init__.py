@@ -7,6 +7,6 @@ speaker.py    prompts -> speech, whole or as it comes: joins the files below
 decoding.py   prompts -> delayed frames: the loop, and which rows go on
 step.py       delayed frames -> logits of the next ones: the audio half of the model
 sampling.py   logits -> codes
-graphs.py     a step -> the same step, compiled, and replayed as one CUDA graph
+graphs.py     steps -> the same steps, compiled, and each recorded as one CUDA graph
 speech.py     waveforms and their codes, joined and saved
 """

@@ -6,7 +6,7 @@ choice of. This file knows neither the model nor which rows go on."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -73,7 +73,7 @@ class Sampler:
 
     All random numbers are drawn beforehand, two per step and codebook, on the CPU: a row's depend
     on its seed alone, not on the device, the other rows or `num_steps`, and drawing is a function
-    of tensors."""
+    of tensors: `drawn_codes`, or the same compiled."""
 
     def __init__(
         self,
@@ -81,7 +81,10 @@ class Sampler:
         num_steps: int,
         num_codebooks: int,
         device: torch.device | str,
+        *,
+        drawn: Callable[..., Tensor] | None = None,
     ) -> None:
+        self._drawn = drawn or drawn_codes
         values = []
         uniform = []
         for sampling in samplings:
@@ -95,35 +98,68 @@ class Sampler:
         # Numbers of the host: shapes and branches of a compiled step may not hang on tensors.
         temperatures, top_ks, _, windows, _ = zip(*values, strict=True)
         self._only_greedy = not any(temperatures)
-        self._max_candidates = max(top_ks)
-        self.window = max(windows) or 1
+        # Rounded up, so that requests of almost equal settings share one step.
+        self._max_candidates = max(64, round_up(max(top_ks)))
+        self.window = max(8, round_up(max(windows)))
 
-    def keep(self, rows: Tensor) -> None:
-        """Let all rows but these go. rows: (R,) long."""
-        self._uniform = self._uniform[rows]
-        self._values = self._values[rows]
+    @property
+    def kind(self) -> tuple[bool, int]:
+        """What the host decides of a draw: steps of one kind do the same work."""
+        return self._only_greedy, self._max_candidates
+
+    def become(self, other: Sampler) -> None:
+        """Draw as `other` does from now on, out of tensors that stay where they are and may hold
+        more rows and steps."""
+        num_rows, num_steps = other._uniform.shape[:2]
+        self._uniform[:num_rows, :num_steps] = other._uniform
+        self._values[:num_rows] = other._values
+        self._only_greedy, self._max_candidates = other.kind
+
+    def keep(self, kept: Callable[[Tensor], Tensor]) -> None:
+        """Let rows go: `kept` (R, ...) -> what stays of it."""
+        self._uniform, self._values = kept(self._uniform), kept(self._values)
 
     def draw(self, logits: Tensor, recent: Tensor, step: Tensor) -> Tensor:
-        """logits (R, K, C) float32, recent (R, window, K): the rows' last frames, specials as -1;
-        step (1,) -> codes (R, K) int64."""
-        greedy = logits.argmax(dim=-1)
+        """For the first rows: logits (R, K, C) float32, recent (R, window, K): their last frames,
+        specials as -1; step (1,) -> codes (R, K) int64."""
         if self._only_greedy:
-            return greedy
-        values = self._values[:, :, None, None]  # (R, 5, 1, 1)
-        temperature, top_k, top_p, ras_window, max_repeats = values.unbind(dim=1)
-        is_greedy = temperature == 0
-        uniform = self._uniform.index_select(1, step).squeeze(1)  # (R, K, 2)
+            return logits.argmax(dim=-1)
+        num_rows = len(logits)
+        values, uniform = self._values, self._uniform
+        if len(values) != num_rows:
+            values, uniform = values[:num_rows], uniform[:num_rows]
+        uniform = uniform.index_select(1, step).squeeze(1)  # (R, K, 2)
+        return self._drawn(logits, values, uniform, recent, self._max_candidates)
 
-        scores = logits / temperature.masked_fill(is_greedy, 1.0)
-        chances, candidates = _chances(scores, top_k, top_p, self._max_candidates)
-        drawn = candidates.gather(-1, _quantile(chances, uniform[..., 0])).squeeze(-1)
 
-        # A row's own window may be shorter than that of the batch.
-        ages = torch.arange(recent.shape[1], 0, -1, device=logits.device)[None, :, None]
-        repeats = ((recent == drawn[:, None]) & (ages <= ras_window)).sum(dim=1)
-        again = _quantile(logits.softmax(dim=-1), uniform[..., 1]).squeeze(-1)
-        drawn = torch.where(repeats < max_repeats[..., 0], drawn, again)
-        return torch.where(is_greedy[..., 0], greedy, drawn)
+# Of the arguments below: the dimension of rows.
+VARYING = {0: (0,), 1: (0,), 2: (0,), 3: (0,)}
+
+
+def drawn_codes(
+    logits: Tensor, values: Tensor, uniform: Tensor, recent: Tensor, max_candidates: int
+) -> Tensor:
+    """As `Sampler.draw`. values (R, 5): what `Sampling` says; uniform (R, K, 2): random numbers."""
+    greedy = logits.argmax(dim=-1)
+    values = values[:, :, None, None]  # (R, 5, 1, 1)
+    temperature, top_k, top_p, ras_window, max_repeats = values.unbind(dim=1)
+    is_greedy = temperature == 0
+
+    scores = logits / temperature.masked_fill(is_greedy, 1.0)
+    chances, candidates = _chances(scores, top_k, top_p, max_candidates)
+    drawn = candidates.gather(-1, _quantile(chances, uniform[..., 0])).squeeze(-1)
+
+    # A row's own window may be shorter than that of the batch.
+    ages = torch.arange(recent.shape[1], 0, -1, device=logits.device)[None, :, None]
+    repeats = ((recent == drawn[:, None]) & (ages <= ras_window)).sum(dim=1)
+    again = _quantile(logits.softmax(dim=-1), uniform[..., 1]).squeeze(-1)
+    drawn = torch.where(repeats < max_repeats[..., 0], drawn, again)
+    return torch.where(is_greedy[..., 0], greedy, drawn)
+
+
+def round_up(number: int) -> int:
+    """To a power of two."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 def _uniform(seed: int | None, num_steps: int, num_codebooks: int) -> Tensor:

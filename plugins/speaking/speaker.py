@@ -32,7 +32,8 @@ from plugins.data.tokens import SpecialTokens
 from plugins.delay_pattern import num_delayed_frames, undo_delay
 from plugins.errors import UserError, problem
 from plugins.settings import HiggsAudioSettings
-from plugins.speaking.decoding import decode
+from plugins.speaking.decoding import Stage, decode, fits
+from plugins.speaking.graphs import can_be_recorded
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech, join
 from plugins.speaking.voices import Script, last_text
@@ -46,8 +47,9 @@ class Speaker:
     """Speaks dialogues whose next turn is the assistant's.
 
     model: without its PEFT wrapper, LoRA layers in place. settings: say how long a clip may be.
-    cuda_graphs: see `plugins.speaking.graphs`. deterministic: what a seed says depends on nothing
-    else. Raises UserError for cuda_graphs with it, and with a quantised model."""
+    cuda_graphs: see `plugins.speaking.graphs`; None: wherever they can be had. deterministic: what
+    a seed says depends on nothing else. Raises UserError for True with it, and with a quantised
+    model."""
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class Speaker:
         codec: Codec,
         settings: HiggsAudioSettings,
         *,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
         deterministic: bool = False,
     ) -> None:
         if cuda_graphs and deterministic:
@@ -85,8 +87,10 @@ class Speaker:
         self.tokens = SpecialTokens.from_config(model.config, tokenizer)
         self.codec = codec
         self.settings = settings
-        self._cuda_graphs = cuda_graphs
         self._deterministic = deterministic
+        if cuda_graphs is None:
+            cuda_graphs = not deterministic and can_be_recorded(model)
+        self._stage = Stage() if cuda_graphs else None
         # Codes of references (K, F), by path and time of change.
         self._references: dict[tuple[str, int], Tensor] = {}
         self._is_stopped = threading.Event()
@@ -94,7 +98,8 @@ class Speaker:
     def speak(
         self, dialogues: Sequence[Dialogue], *, samplings: Sequence[Sampling], max_audio_s: float
     ) -> list[Speech]:
-        """The next turn of each dialogue, in one batch. Clips may be paths still.
+        """The next turn of each dialogue, in one batch, or in as few as fit into memory. Clips may
+        be paths still.
 
         Raises UserError naming the dialogue's source if one says nothing, and if a prompt leaves no
         room."""
@@ -237,27 +242,35 @@ class Speaker:
         samplings: Sequence[Sampling],
         max_steps: Sequence[int],
     ) -> Iterator[tuple[list[int], Tensor]]:
-        num_together = len(samples)
-        if self._deterministic:
-            # The order in which kernels add depends on the number of rows and on their padding.
-            num_together = 1
-        for first in range(0, len(samples), num_together):
-            part = slice(first, first + num_together)
+        for part in self._batches(samples, max_steps):
             batch = collate(samples[part], self.tokens, training=False)
             for name, tensor in batch.items():
                 batch[name] = tensor.to(self.model.device)
-            steps = decode(
-                self.model,
-                batch,
-                self.tokens,
-                samplings[part],
-                max_steps[part],
-                cuda_graphs=self._cuda_graphs,
-            )
+            settings = (samplings[part], max_steps[part])
+            steps = decode(self.model, batch, self.tokens, *settings, stage=self._stage)
             for rows, frames in steps:
                 if self._is_stopped.is_set():
                     raise UserError("stopped")
-                yield [first + row for row in rows], frames
+                yield [part.start + row for row in rows], frames
+
+    def _batches(
+        self, samples: Sequence[EncodedSample], max_steps: Sequence[int]
+    ) -> Iterator[slice]:
+        """All rows in order, as many at a time as fit into memory with the longest of them."""
+        if self._deterministic:
+            # The order in which kernels add depends on the number of rows and on their padding.
+            for row in range(len(samples)):
+                yield slice(row, row + 1)
+            return
+        start = num_prompt = num_steps = 0
+        for row, sample in enumerate(samples):
+            num_prompt = max(num_prompt, len(sample.input_ids))
+            num_steps = max(num_steps, max_steps[row])
+            is_too_much = not fits(self.model, row + 1 - start, num_prompt + num_steps)
+            if is_too_much and row > start:
+                yield slice(start, row)
+                start, num_prompt, num_steps = row, len(sample.input_ids), max_steps[row]
+        yield slice(start, len(samples))
 
     def codes_of(self, delayed: Sequence[Tensor], dialogue: Dialogue) -> Tensor:
         """T delayed frames (K,) -> codes (K, F) up to the first stream EOS in any codebook.

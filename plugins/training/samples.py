@@ -5,9 +5,10 @@ end.
     Dialogue --HiggsAudioGenerator--> OUTPUT/samples/step-N/0.wav ... and samples.jsonl;
         audio for TensorBoard, wandb and SwanLab; sample_stop_rate, sample_seconds in the log
 
-The training does not notice: random states and modes are put back, and what fails here is told and
-left out. Rank 0 speaks, at most MOST times MAX_AUDIO_S, while the others wait. Of a model whose
-weights are divided among the ranks (ZeRO-3, FSDP2) there are no samples."""
+All are spoken in one batch. The training does not notice: random states and modes are put back,
+and what fails here is told and left out. Rank 0 speaks, at most MOST times MAX_AUDIO_S, while the
+others wait. Of a model whose weights are divided among the ranks (ZeRO-3, FSDP2) there are no
+samples."""
 
 from __future__ import annotations
 
@@ -174,18 +175,12 @@ class Samples(TrainerCallback):
         trainer, template = self._trainer, self._trainer.template
         folder = Path(trainer.args.output_dir) / SAMPLES / f"step-{step}"
         folder.mkdir(parents=True, exist_ok=True)
-        generator = HiggsAudioGenerator(
-            trainer.model, template.tokenizer, codec=template.codec, settings=template.settings
-        )
+        with template.codec.on(str(next(trainer.model.parameters()).device)):
+            speeches = self._speeches(step)
         spoken: list[Speech] = []
         lines = []
-        for i, prompt in enumerate(self._prompts):
+        for i, speech in speeches.items():
             try:
-                # One at a time, so that a prompt that fails costs none of the others.
-                generated = generator.speak(
-                    [prompt], samplings=[_SAMPLING], max_audio_s=MAX_AUDIO_S
-                )
-                (speech,) = generated
                 file = folder / f"{i}.wav"
                 speech.save(file)
                 spoken.append(speech)
@@ -200,6 +195,34 @@ class Samples(TrainerCallback):
             "sample_stop_rate": sum(speech.stopped for speech in spoken) / len(spoken),
             "sample_seconds": sum(speech.duration_s for speech in spoken) / len(spoken),
         }
+
+    def _speeches(self, step: int) -> dict[int, Speech]:
+        """By the number of the prompt: all in one batch; if that fails, one at a time and by the
+        plain way, so that a prompt that fails costs none of the others."""
+        try:
+            return dict(enumerate(self._said(self._prompts)))
+        except Exception as error:
+            if len(self._prompts) > 1:
+                _tell(step, "batch", error)
+        speeches = {}
+        for i, prompt in enumerate(self._prompts):
+            try:
+                (speeches[i],) = self._said([prompt], cuda_graphs=False)
+            except Exception as error:
+                _tell(step, str(i), error)
+        return speeches
+
+    def _said(self, prompts: list[Dialogue], cuda_graphs: bool | None = None) -> list[Speech]:
+        trainer, template = self._trainer, self._trainer.template
+        generator = HiggsAudioGenerator(
+            trainer.model,
+            template.tokenizer,
+            codec=template.codec,
+            settings=template.settings,
+            cuda_graphs=cuda_graphs,
+        )
+        samplings = [_SAMPLING] * len(prompts)
+        return generator.speak(prompts, samplings=samplings, max_audio_s=MAX_AUDIO_S)
 
     def _show(self, number: int, file: Path, speech: Speech, step: int) -> None:
         """Where the run is reported to: audio, one entry per prompt."""

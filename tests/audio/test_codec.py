@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,6 +46,24 @@ def test_codes_of_a_file_are_those_of_its_24_khz_waveform(codec: Codec) -> None:
     assert torch.equal(codec.encode_file(CLIP), codec.encode_file(CLIP)), (
         "eval mode: no dropout in the codes"
     )
+
+
+def test_it_works_on_another_device_for_a_while() -> None:
+    """Loaded or not, and whatever happens there."""
+    moves: list[str] = []
+    codec = Codec("unused")
+
+    def fail() -> None:
+        with codec.on("cuda:1"):
+            assert codec.device == "cuda:1"
+            raise RuntimeError("out of memory")
+
+    for model in (None, SimpleNamespace(to=moves.append)):
+        codec._model = model
+        with pytest.raises(RuntimeError, match="out of memory"):
+            fail()
+        assert codec.device == "cpu"
+    assert moves == ["cuda:1", "cpu"]
 
 
 def test_it_travels_into_workers_without_its_model(codec: Codec) -> None:

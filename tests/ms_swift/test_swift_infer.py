@@ -14,6 +14,7 @@ from helpers.sft import REGISTER, sft, swift
 
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
+from plugins.ms_swift import template
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
 
@@ -178,6 +179,23 @@ def test_sampling_options_and_batches(
     ]
     other = infer(tiny, dataset, tmp_path / "b.jsonl", **options, seed=4)
     assert wav(other[0]) != wav(said[0])
+
+
+def test_one_generator_speaks_all_batches(
+    tiny: Path, result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps the steps that it has compiled and recorded."""
+    made: list[HiggsAudioGenerator] = []
+
+    class Counted(HiggsAudioGenerator):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(template, "HiggsAudioGenerator", Counted)
+    again = infer(tiny, write_jsonl(tmp_path / "rows.jsonl", rows()[:2]), tmp_path / "r.jsonl")
+    assert len(made) == 1
+    assert [wav(row) for row in again] == [wav(row) for row in read(result)[:2]]
 
 
 def test_rows_without_an_answer_are_spoken(tiny: Path, result: Path, tmp_path: Path) -> None:

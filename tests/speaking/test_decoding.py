@@ -123,12 +123,32 @@ def test_the_delay_pattern_holds_whatever_is_drawn(generator: HiggsAudioGenerato
         assert (frames[first + 1 + k :, k] == tokens.stream_eos).all()
 
 
-@pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_the_cache_goes_with_the_last_step(
-    generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool
+def test_the_cache_is_a_multiple_of_eight_positions(
+    generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels of attention want masks that are aligned."""
+    lengths: list[int] = []
+
+    class Watched(decoding.AudioStep):
+        def __init__(self, model: Any, num_rows: int, length: int, **options: Any) -> None:
+            super().__init__(model, num_rows, length, **options)
+            lengths.append(length)
+
+    monkeypatch.setattr(decoding, "AudioStep", Watched)
+    num_prompt = prompts(generator, dialogues(generator, 0))["input_ids"].shape[1]
+    for max_steps in range(2, 11):
+        decoded(generator, dialogues(generator, 0), max_steps)
+    for length, max_steps in zip(lengths, range(2, 11), strict=True):
+        assert length % 8 == 0
+        assert 0 <= length - (num_prompt + max_steps - 1) < 8
+
+
+@pytest.mark.parametrize("is_staged", [False, True])
+def test_the_cache_goes_with_the_last_step_or_its_stage(
+    generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch, is_staged: bool
 ) -> None:
     """Of a batch it is gigabytes: it must not wait for the garbage collector."""
-    monkeypatch.setattr(decoding, "compiled", lambda function: function)
+    monkeypatch.setattr(decoding, "compiled", lambda function, varying: function)
     steps: list[weakref.ref[Any]] = []
 
     class Watched(decoding.AudioStep):
@@ -140,7 +160,9 @@ def test_the_cache_goes_with_the_last_step(
     gc.collect()
     gc.disable()
     try:
-        decoded(generator, dialogues(generator), MAX_STEPS, cuda_graphs=cuda_graphs)
+        stage = decoding.Stage() if is_staged else None
+        decoded(generator, dialogues(generator), MAX_STEPS, stage=stage)
+        del stage
         assert [step() for step in steps] == [None]
     finally:
         gc.enable()

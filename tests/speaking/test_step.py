@@ -19,8 +19,8 @@ from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.model.dual_ffn import CACHE
 from plugins.model.load import native_model
-from plugins.speaking import decoding
-from plugins.speaking.sampling import Sampling
+from plugins.speaking import decoding, graphs
+from plugins.speaking.sampling import Sampler, Sampling
 from plugins.speaking.step import AudioStep, linear
 
 SAMPLED = Sampling(temperature=1.0, seed=7)
@@ -34,16 +34,18 @@ def generator(tiny: Path) -> HiggsAudioGenerator:
 def speaking(generator: HiggsAudioGenerator, num_steps: int, sampling: Sampling = GREEDY) -> Any:
     batch = prompts(generator, dialogues(generator))
     samplings = [sampling] * len(REQUESTS)
-    return decoding._Speaking(
-        generator.model, batch, generator.tokens, samplings, num_steps, whole=False
-    )
+    sampler = Sampler(samplings, num_steps, generator.tokens.num_codebooks, "cpu")
+    length = batch["input_ids"].shape[1] + num_steps - 1
+    room = decoding.Room(len(REQUESTS), length, sampler.window)
+    spoken = decoding._Speaking(generator.model, generator.tokens, room, None)
+    spoken.begin(batch, sampler)
+    return spoken
 
 
 # --- compiled ---
 
 
-def _graph_without_breaks(function: Any) -> Any:
-    return torch.compile(function, backend="aot_eager", fullgraph=True)
+_graph_without_breaks = partial(graphs.as_one_graph, backend="aot_eager")
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
@@ -56,14 +58,14 @@ def test_the_compiled_step_is_one_graph_and_says_the_same(
     # Of different lengths, by limits of their own: random weights never end.
     batch = prompts(generator, dialogues(generator))
     spoken = []
-    for cuda_graphs in (False, True):
+    for stage in (None, decoding.Stage()):
         steps = decoding.decode(
             generator.model,
             batch,
             generator.tokens,
             [sampling] * 4,
             [40, 10, 25, 25],
-            cuda_graphs=cuda_graphs,
+            stage=stage,
         )
         spoken.append([(rows, frames.tolist()) for rows, frames in steps])
     assert spoken[0] == spoken[1]
@@ -151,7 +153,7 @@ def test_a_step_never_waits(generator: HiggsAudioGenerator, sampling: Sampling) 
         rows = speaking(generator, 12, sampling)
         with Waits() as waits:
             for _ in range(11):
-                rows.advance()
+                rows.step(len(REQUESTS))
         assert waits.names == []
         with Waits() as waits:
             ones = torch.ones(2)
@@ -170,7 +172,7 @@ def test_the_cache_has_its_final_size_at_once(generator: HiggsAudioGenerator) ->
         assert step.num_bytes == len(REQUESTS) * bytes_per_row
         places = [cached.data_ptr() for cached in (*step.keys, *step.values)]
         for _ in range(num_steps - 1):
-            rows.advance()
+            rows.step(len(REQUESTS))
         assert [cached.data_ptr() for cached in (*step.keys, *step.values)] == places
         rows.keep(torch.tensor([0, 2]))
         assert step.num_bytes == 2 * bytes_per_row
@@ -206,8 +208,11 @@ def test_half_precision_is_as_near_as_native(
 
     with torch.inference_mode():
         cache = after_the_prompt(model)
-        step = AudioStep(model, cache, batch["attention_mask"], len(frames), whole=False)
-        logits = torch.cat(list(map(step, frames))).flatten(1)
+        num_prompt = batch["input_ids"].shape[1]
+        step = AudioStep(model, 1, num_prompt + len(frames))
+        step.begin(cache, batch["attention_mask"])
+        ends = range(num_prompt + 1, num_prompt + 1 + len(frames))
+        logits = torch.cat(list(map(step, frames, ends))).flatten(1)
         exact = native_logits(generator.model)
         error = (logits - exact).pow(2).mean().sqrt()
         native_error = (native_logits(model) - exact).pow(2).mean().sqrt()

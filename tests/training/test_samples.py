@@ -20,6 +20,7 @@ from faults.runs import timeless
 from helpers.sampled import MAX_AUDIO_S, SampledRun, train
 from helpers.sft import flags, log_of, swift
 
+from plugins.audio.codec import Codec
 from plugins.errors import UserError
 from plugins.settings import HiggsAudioSettings
 from plugins.training import samples
@@ -200,7 +201,9 @@ def stub(folder: Path, **changed: Any) -> Any:
     return SimpleNamespace(
         args=SimpleNamespace(output_dir=str(folder), report_to=["tensorboard"]),
         model=torch.nn.Linear(1, 1),
-        template=SimpleNamespace(tokenizer=None, codec=None, settings=HiggsAudioSettings()),
+        template=SimpleNamespace(
+            tokenizer=None, codec=Codec("unused"), settings=HiggsAudioSettings()
+        ),
         is_world_process_zero=lambda: True,
         callback_handler=SimpleNamespace(callbacks=[]),
         remove_callback=lambda kind: None,
@@ -223,17 +226,17 @@ def said(caplog: pytest.LogCaptureFixture) -> Any:
 
 
 class Speaker:
-    """In the place of the generator: the first prompt raises, the second is spoken."""
+    """In the place of the generator: one prompt raises, the others are spoken."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def speak(self, prompts: list[Any], **kwargs: Any) -> list[Any]:
         from plugins.speaking.speech import Speech
 
-        if prompts == ["broken"]:
+        if "broken" in prompts:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, 24_000).astype("float32")
-        return [Speech(noise, 24_000, torch.zeros(8, 25), True, "Hello.", 0.1)]
+        return [Speech(noise, 24_000, torch.zeros(8, 25), True, "Hello.", 0.1)] * len(prompts)
 
 
 def evaluate(trainer: Any, *prompts: Any) -> samples.Samples:
@@ -254,10 +257,33 @@ def test_a_sample_that_fails_is_told_and_the_others_are_spoken(
     callback.on_train_end(None, SimpleNamespace(global_step=7), None)
     assert trainer.logged == [{"sample_stop_rate": 1.0, "sample_seconds": 1.0}]
     assert "sample 0 at step 7 left out: OutOfMemoryError: CUDA out of memory." in said.text
+    assert "sample batch at step 7 left out: OutOfMemoryError" in said.text
     assert sorted(path.name for path in (tmp_path / "samples" / "step-7").iterdir()) == [
         "1.wav",
         "samples.jsonl",
     ]
+
+
+def test_all_prompts_are_one_batch_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The codec of the template encodes for the data loader, on the CPU, before and after."""
+    calls: list[tuple[list[Any], str]] = []
+
+    class Watched(Speaker):
+        def __init__(self, *args: Any, codec: Codec, **kwargs: Any) -> None:
+            self._codec = codec
+
+        def speak(self, prompts: list[Any], **kwargs: Any) -> list[Any]:
+            calls.append((prompts, self._codec.device))
+            return super().speak(prompts, **kwargs)
+
+    monkeypatch.setattr(samples, "HiggsAudioGenerator", Watched)
+    trainer = stub(tmp_path)
+    trainer.model, trainer.log = torch.nn.Linear(1, 1, device="meta"), trainer.logged.append
+    evaluate(trainer, "one", "two", "three")
+    assert calls == [(["one", "two", "three"], "meta")]
+    assert trainer.template.codec.device == "cpu"
 
 
 def test_a_folder_that_cannot_be_written_costs_no_training(
