@@ -71,7 +71,7 @@ def _check_dataset(given: dict[str, list[str]]) -> None:
         raise _missing("--dataset", "give the JSONL file that `higgs-audio prepare` wrote")
     for flag in ("--dataset", "--val_dataset"):
         for value in given.get(flag, ()):
-            file = value.partition("#")[0]  # FILE#500: the first 500 rows
+            file = value.partition("#")[0]  # FILE#500: 500 of its rows
             if file.endswith(".jsonl") and not os.path.exists(file):
                 raise problem(
                     source="options",
