@@ -51,7 +51,7 @@ def _check_model(given: dict[str, list[str]]) -> None:
         if not any(map(given.get, _IN_PLACE_OF_MODEL)):
             raise _missing("--model", "give a folder or a Hub id, or a YAML file that names it")
         return
-    model = models[0]
+    model = os.path.expanduser(models[0])  # in a YAML file no shell has seen the "~"
     # Two names with a slash between them may be an id of a hub.
     is_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/")
     if os.path.isdir(model) or not (is_path or os.path.lexists(model)):
