@@ -247,6 +247,7 @@ class HiggsAudioGenerator:
     ) -> list[Speech]:
         """The next assistant turn of each dialogue, in one batch. Clips may be paths still. Raises
         UserError naming the dialogue's source if one says nothing or its prompt leaves no room."""
+        self.speaker.begin()
         return self.speaker.speak(dialogues, samplings=samplings, max_audio_s=max_audio_s)
 
     def stream(

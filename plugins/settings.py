@@ -84,7 +84,7 @@ class HiggsAudioSettings:
     )
     max_audio_length: int = _knob(1024, "longest clip in codec frames (25 per second)", int)
     audio_root: str | None = _knob(
-        None, "folder against which relative audio paths are resolved", str
+        None, "the only folder from which rows may read; relative paths are looked for there", str
     )
     codec: str | None = _knob(
         None,

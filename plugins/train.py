@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> Any:
         launcher.let_memory_grow()  # a file may have chosen otherwise
         rest = words.settled(arguments)
         register_higgs_audio_all()
-        start.check(rest)
         rest = words.resolve_resume(rest)
+        start.check(rest)  # `auto` stands for a model only if it has found one
         with run_lock.released():
             folder = words.final_output_dir(rest)
             # One that is not there is nobody's, and stays so if the model is none.
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
                 run_lock.hold(folder)  # before a model is loaded for nothing
             with start.explained_start(rest):
                 training = SwiftSft(rest)
+            run_lock.hold(training.args.output_dir)  # before anything is written there
             if os.environ.get("RANK", "0") == "0":
                 _say_where(log.into(Path(training.args.output_dir)))
             return training.main()

@@ -114,6 +114,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         else:
             left = resume.prepare(self, resumed)
         if left == "nothing":
+            plan_lines.show_end(self, _say)
             return None
         if left == "steps" and self.args.save_strategy != "no":
             exhausted.check_space(self)

@@ -143,7 +143,7 @@ def _full_precision() -> Iterator[None]:
 
 @contextmanager
 def _undivided() -> Iterator[None]:
-    """Inside, `from_pretrained` gives this process every weight.
+    """Inside, models are built and loaded by this process alone, with every weight.
 
     It takes each model for the one that is trained: under ZeRO-3 it divides the weights among the
     ranks, under FSDP2 (`cpu_ram_efficient_loading`) only rank 0 gets any, and all others would
@@ -166,7 +166,9 @@ def _load_codec(path: str) -> Any:
     from plugins.audio.original_codec import is_original
 
     folder = Path(local_folder(path, option="codec"))
-    model = _load_original(folder) if is_original(folder) else _load_native(folder, path)
+    # All of it: even a model that is only built, for its sizes, would wait for the other ranks.
+    with _undivided():
+        model = _load_original(folder) if is_original(folder) else _load_native(folder, path)
     _check_finite(model, path)
     # Train mode would switch HuBERT's dropout on: random codes.
     return model.eval().requires_grad_(False)
@@ -200,10 +202,9 @@ def _load_native(folder: Path, path: str) -> Any:
     check_codec(folder)
     try:
         _check_size(folder)
-        with _undivided():
-            loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+        loaded: Any = HiggsAudioV2TokenizerModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (ImportError, UserError):
         raise
     except Exception as error:  # what transformers raises depends on the field, and where it breaks

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from plugins.audio import waveforms
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.files import disk
+from plugins.files.checkpoints import checkpoint_in
 from plugins.files.lines import NoJson, parse_json, text_lines
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
@@ -68,6 +69,10 @@ def plan(options: Namespace, seed: int | None) -> Plan:
 
     Raises UserError for a line that is no request, after all such lines have been printed, and for
     a folder that is not ours to use: nothing is spoken then."""
+    # A training's folder is another model as soon as it has trained on.
+    options.model = checkpoint_in(options.model, option="model")
+    if options.adapters is not None:
+        options.adapters = checkpoint_in(options.adapters, option="adapters")
     lines = _read(options.input, options, seed)
     folder: Path = options.output_dir
     disk.require_writable(folder / RESULTS, field="output_dir")
@@ -330,7 +335,7 @@ def _recording(name: str, folders: list[Path], place: str) -> str:
 
 def _key(request: list[Any], options: Namespace) -> str:
     """Another key, another speech: of what the line asks for, the model and how it draws."""
-    model = [options.model, options.adapters]
+    model = [options.model, options.adapters, options.codec, options.quantization]
     drawing = [options.temperature, options.top_k, options.top_p]
     if options.deterministic:  # without it, as lists were spoken before it was there
         drawing.append("deterministic")

@@ -91,9 +91,10 @@ def read_kaldi(input_dir: Path, *, root: Path | None = None) -> Iterator[Utteran
     texts, faulty_texts = _values(input_dir / TEXT, input_dir, root)
     speakers, faulty_speakers = _values(input_dir / "utt2spk", input_dir, root)
     languages, faulty_languages = _values(input_dir / "utt2lang", input_dir, root)
+    told = {entry.id for entry in faulty}
     for key, line in texts.items():
         if key not in recordings:
-            if key not in {entry.id for entry in faulty}:
+            if key not in told:
                 yield Rejected(line.place, key, "no recording", f"{key} in {SCP}")
             continue
         recording = recordings[key].value
@@ -113,8 +114,9 @@ def read_kaldi(input_dir: Path, *, root: Path | None = None) -> Iterator[Utteran
             speaker=speakers[key].value or None if key in speakers else None,
             language=languages[key].value or None if key in languages else None,
         )
+    told = {entry.id for entry in faulty_texts}
     for key, line in recordings.items():
-        if key not in texts and key not in {entry.id for entry in faulty_texts}:
+        if key not in texts and key not in told:
             yield Rejected(line.place, key, "no transcript", f"{key} in {TEXT}")
     for entries in (faulty, faulty_texts, faulty_speakers, faulty_languages):
         yield from entries

@@ -73,9 +73,9 @@ def records(lines: Sequence[str], **dialect: Any) -> Iterator[Record]:
                 if len(fields) > 1 or "".join(fields).strip():
                     yield _checked(begin + 1, fields)
                 begin = first + reader.line_num
-        except csv.Error as error:
+        except csv.Error:
             # A quote that is never closed would take all the lines below with it.
-            if "limit" in str(error):
+            if len(lines[begin]) > _MAX_LINE:
                 fault = f"is longer than {_MAX_LINE:,} characters"
             else:
                 fault = "quotes do not pair up (double them, or say that quotes are text)"

@@ -28,7 +28,7 @@ from plugins.data.clips import measured
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
 from plugins.errors import UserError, problem
-from plugins.files.lines import text_lines
+from plugins.files.lines import byte_lines, decoded
 from plugins.settings import HiggsAudioSettings
 
 Row = dict[str, Any]
@@ -121,7 +121,8 @@ def _rows(
     """Where each row stands, and a function that parses it: its fault is one of that row."""
     path = Path(source)
     if source.endswith(".jsonl"):
-        for place, line in text_lines(source):
+        # In bytes: a line that is not UTF-8 is a fault of that line.
+        for place, line in byte_lines(source):
             yield place, partial(_parse, line, place, columns)
     elif path.is_file():
         raise problem(
@@ -166,8 +167,8 @@ def _row_of(utterance: Utterance | Rejected) -> Row:
     )
 
 
-def _parse(line: str, source: str, columns: Mapping[str, str]) -> Row:
+def _parse(line: bytes, source: str, columns: Mapping[str, str]) -> Row:
     try:
-        return parse_row(line, columns)
+        return parse_row(decoded(source, line), columns)
     except RowError as error:
         raise error.at(source) from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from plugins.corpora.canonical import ROW_SOURCE, canonical_row
+from plugins.corpora.canonical import ROW_SOURCE, SPEAKER, canonical_row
 from plugins.data.clips import check_clips
 from plugins.data.dialogue import AudioClip, Dialogue
 from plugins.data.rows import dialogue_from_row, text_to_say
@@ -85,7 +85,12 @@ def _rows(
             source, settings, check=lambda dialogue: check_clips(dialogue, settings), training=False
         )
         labels = _labels(source)
-        return [(row, labels.get(row[ROW_SOURCE], {})) for row in rows]
+        named: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
+        for row in rows:
+            # The speaker by whichever name the row has it; the id as it was written.
+            written = labels.get(row[ROW_SOURCE], {})
+            named.append((row, {**written, "speaker": row.get(SPEAKER) or written.get("speaker")}))
+        return named
     pairs: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
     for place, listed_row in listed:
         row = canonical_row(listed_row, place, settings, beside=beside)

@@ -129,14 +129,6 @@ def speak_batch(
     return outcomes
 
 
-def stop_rate(outcomes: Sequence[Speech | UserError]) -> float:
-    """The share that ended by themselves; what failed did not."""
-    stopped = 0
-    for outcome in outcomes:
-        stopped += isinstance(outcome, Speech) and outcome.stopped
-    return stopped / len(outcomes)
-
-
 def seeded(sampling: Sampling, seed: int, id_: str) -> Sampling:
     """The same draws for one item in every system and every order, others for every other item."""
     digest = hashlib.sha256(f"{seed} {id_}".encode()).digest()

@@ -85,8 +85,12 @@ def damage(checkpoint: Path) -> str | None:
     assert marker is not None
     for name, saved in marker["files"].items():
         path = checkpoint / name
-        status = path.stat()
-        if _hash_once(str(path), status.st_size, status.st_mtime_ns) != saved["sha256"]:
+        try:
+            status = path.stat()
+            found = _hash_once(str(path), status.st_size, status.st_mtime_ns)
+        except OSError as error:  # a run that still trains removes its older ones
+            return f"is damaged ({name}: {error.strerror})"
+        if found != saved["sha256"]:
             return f"is damaged ({name} has changed since it was saved)"
     if not marker["resumable"]:
         return "holds no optimizer (it was saved with save_only_model)"
@@ -104,12 +108,12 @@ def gap(checkpoint: Path) -> str | None:
             " it)"
         )
     for name, saved in marker["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
+        try:
+            num_bytes = (checkpoint / name).stat().st_size
+        except OSError:
             return f"is damaged ({name} is missing)"
-        status = path.stat()
-        if status.st_size != saved["bytes"]:
-            return f"is damaged ({name} has {status.st_size} bytes instead of {saved['bytes']})"
+        if num_bytes != saved["bytes"]:
+            return f"is damaged ({name} has {num_bytes} bytes instead of {saved['bytes']})"
     return None
 
 

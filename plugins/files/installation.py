@@ -69,13 +69,16 @@ def require_device(name: str) -> None:
     import torch
 
     try:
-        torch.zeros(1, device=name).cpu()
-    # RuntimeError: also of CUDA. AssertionError: a torch without CUDA. NotImplementedError: "meta",
-    # which holds no numbers.
+        device = torch.device(name)
+        if device.type == "cuda":
+            # Counted, not used: who forks workers later must not have begun with it.
+            if (device.index or 0) >= torch.cuda.device_count():
+                raise RuntimeError(f"torch finds {torch.cuda.device_count() or 'no'} GPU here")
+        else:
+            torch.zeros(1, device=device).cpu()
+    # NotImplementedError: "meta", which holds no numbers.
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         cause = str(error).partition("\n")[0][:100]
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            cause = "torch finds no GPU here"
         raise problem(
             source="options",
             field="device",

@@ -64,16 +64,21 @@ def byte_lines(path: str | Path) -> Iterator[tuple[str, bytes]]:
 def text_lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """As `byte_lines`, decoded. Raises UserError for a line that is not UTF-8, too."""
     for place, line in byte_lines(path):
-        try:
-            yield place, line.decode().removesuffix("\n")
-        except UnicodeDecodeError as error:
-            raise problem(
-                source=place,
-                field="line",
-                value=error.reason,
-                reason="is not UTF-8",
-                remedy="save the file as UTF-8",
-            ) from None
+        yield place, decoded(place, line)
+
+
+def decoded(place: str, line: bytes) -> str:
+    """Without its line feed. Raises UserError if it is not UTF-8."""
+    try:
+        return line.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise problem(
+            source=place,
+            field="line",
+            value=error.reason,
+            reason="is not UTF-8",
+            remedy="save the file as UTF-8",
+        ) from None
 
 
 def parse_json(text: str) -> Any:

@@ -39,7 +39,8 @@ logger = get_logger()
 VERSION = "4.6."  # of MS-SWIFT, whose insides these patches know
 
 BeforeTuning = Callable[[Any, Any], None]  # takes the arguments and the model of a training
-_before_tuning: set[BeforeTuning] = set()
+# In the order of their installation, which is that of all ranks.
+_before_tuning: dict[BeforeTuning, None] = {}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Patch:
 
 def install(*, before_tuning: BeforeTuning) -> None:
     """Apply all patches, each once. Leaves an MS-SWIFT of another version alone, and says so."""
-    _before_tuning.add(before_tuning)
+    _before_tuning[before_tuning] = None
     if not swift.__version__.startswith(VERSION):
         lost = "; ".join(patch.without for patch in PATCHES)
         logger.warning_once(f"untested ms-swift {swift.__version__} (need {VERSION}*): {lost}")

@@ -124,7 +124,7 @@ class Speaker:
         """The lines of each script, each in the hearing of the ones before it: the first lines of
         all scripts in one batch, then the second ones."""
         require_duration(max_audio_s)
-        self._is_stopped.clear()
+        self.begin()
         spoken: list[list[Speech]] = [[] for _ in scripts]
         while True:
             rows: list[int] = []
@@ -145,7 +145,7 @@ class Speaker:
         self, script: Script, sampling: Sampling, max_audio_s: float, decoder: StreamDecoder
     ) -> Iterator[np.ndarray | Speech]:
         """Samples (N,) float32 as soon as they are final, and at the end the whole speech."""
-        self._is_stopped.clear()
+        self.begin()
         spoken: list[Speech] = []
         while len(spoken) < len(script.lines):
             started_s = time.perf_counter()
@@ -188,6 +188,10 @@ class Speaker:
                 yield decoder.push(self._in_range(codes[:, None]))
         # The frames that waited for neighbours which never came.
         yield decoder.finish()
+
+    def begin(self) -> None:
+        """A stop that came before has nothing to end."""
+        self._is_stopped.clear()
 
     def stop(self) -> None:
         """End, from another thread, what is being spoken: it raises UserError within a frame."""

@@ -228,7 +228,10 @@ def with_checkpoints(arguments: Sequence[str]) -> list[str]:
     rest: list[str] = []
     for flag, values in _by_flag(arguments):
         if flag in {"--model", "--adapters"}:
-            values = [checkpoint_in(value, option=flag.removeprefix("--")) for value in values]
+            option = flag.removeprefix("--")
+            # In a YAML file no shell has seen a "~".
+            places = map(os.path.expanduser, values)
+            values = [checkpoint_in(place, option=option) for place in places]
         rest += _words(flag, values)
     return rest
 

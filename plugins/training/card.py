@@ -24,7 +24,6 @@ from plugins.corpora.canonical import ROW_SOURCE, SPEAKER
 from plugins.data.clips import num_frames
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
-from plugins.errors import UserError
 from plugins.files.lines import text_lines
 from plugins.model import card
 from plugins.settings import HiggsAudioSettings
@@ -168,7 +167,8 @@ def write(trainer: Any) -> None:
             path.write_text(_new_card(trainer, folder, training, samples), encoding="utf-8")
         elif card.complete(folder, {card.TRAINING: training, card.SAMPLES: samples}) is None:
             logger.info(f"{path} is not one of ours: it stays as it is")
-    except (OSError, UserError) as error:
+    # UserError is a ValueError, as is JSON of a list that was cut.
+    except (OSError, ValueError, LookupError) as error:
         logger.warning(f"{path} is not written: {error}")
 
 

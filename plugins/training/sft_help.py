@@ -16,7 +16,7 @@ COMMON = {
     "model": "folder or Hub id of the model to start from (needed)",
     "model_type": "higgs-audio-v2-3b or higgs-audio-v2-7b (default: by the model)",
     "use_hf": "true: Hub ids are Hugging Face's, false: ModelScope's (default: false)",
-    "dataset": "JSONL files of rows; FILE#500 takes the first 500 (needed)",
+    "dataset": "JSONL files of rows; FILE#500 takes 500 of them at random (needed)",
     "val_dataset": "JSONL files of rows that are not trained on",
     "output_dir": "folder of runs (default: output); each run has a folder vN-DATE there",
     "resume_from_checkpoint": "folder of a checkpoint, or auto: the newest whole one",

@@ -51,7 +51,7 @@ def _check_model(given: dict[str, list[str]]) -> None:
         if not any(map(given.get, _IN_PLACE_OF_MODEL)):
             raise _missing("--model", "give a folder or a Hub id, or a YAML file that names it")
         return
-    model = models[0]
+    model = os.path.expanduser(models[0])  # in a YAML file no shell has seen the "~"
     # Two names with a slash between them may be an id of a hub.
     is_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/")
     if os.path.isdir(model) or not (is_path or os.path.lexists(model)):
@@ -71,7 +71,7 @@ def _check_dataset(given: dict[str, list[str]]) -> None:
         raise _missing("--dataset", "give the JSONL file that `higgs-audio prepare` wrote")
     for flag in ("--dataset", "--val_dataset"):
         for value in given.get(flag, ()):
-            file = value.partition("#")[0]  # FILE#500: the first 500 rows
+            file = value.partition("#")[0]  # FILE#500: 500 of its rows
             if file.endswith(".jsonl") and not os.path.exists(file):
                 raise problem(
                     source="options",

@@ -9,7 +9,9 @@ Standard library only, as it is there before MS-SWIFT is imported: that speaks w
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from plugins.errors import UserError
 
 LOG_FILE = "ms_swift.log"  # in the folder of the run
 
-_PLUGINS = str(Path(__file__).resolve().parents[1])
+_PLUGINS = str(Path(__file__).parents[1]) + os.sep  # as records name it, links and all
 _NEEDLESS = (
     "with trust_remote_code=True",  # not with our model types: docs/security.md
     "`torch_dtype` is deprecated",  # MS-SWIFT's call, which a user cannot change
@@ -31,7 +33,8 @@ class Log(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting: list[logging.LogRecord] = []
+        # On the other ranks they wait until the end: not more than tells how that came.
+        self._waiting: deque[logging.LogRecord] = deque(maxlen=1000)
         self._file: logging.FileHandler | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -60,7 +63,8 @@ class Log(logging.Filter):
         """Show what waits for a folder: the run has ended before it had one."""
         formatter = logging.Formatter(_FILE_FORMAT)
         for record in self._waiting:
-            print(formatter.format(record), file=sys.stderr)
+            if not _is_for_users(record):  # the others have been seen
+                print(formatter.format(record), file=sys.stderr)
 
 
 @contextmanager

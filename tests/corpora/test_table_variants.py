@@ -105,6 +105,11 @@ CUSTOM: dict[str, tuple[bytes, Rows, list[tuple[int, str]]]] = {
         {"a": "One", "c": "Three", "d": "Four"},
         [(3, "quotes do not pair up")],
     ),
+    "one that is never closed, above a large table": (
+        b'audio,text\na,"One\n' + b"b,Two\n" * 30_000 + b"c,Three\n",
+        {"b": "Two", "c": "Three"},
+        [(2, "quotes do not pair up")],
+    ),
     "tabs and a byte order mark": ("\ufefftext\taudio\nOne\ta".encode(), {"a": "One"}, []),
     "bars": (b"text|audio\nOne, two; three|a.wav\n", {"a": "One, two; three"}, []),
     "spaces around": (b" audio , text \n a , One \n", {"a": "One"}, []),

@@ -368,6 +368,15 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         read_rows(str(path), SETTINGS)
 
 
+def test_a_line_that_is_not_utf8_hides_no_other_fault(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b'{broken\n{"messages": "\xe9"}\n[]\n')
+    with pytest.raises(UserError) as error:
+        read_rows(str(path), SETTINGS)
+    places = [line.partition(": ")[0] for line in str(error.value).split("\n")]
+    assert places == [f"{path}:{number}" for number in (1, 2, 3)]
+
+
 def test_empty_file_is_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "train.jsonl", [])
     with pytest.raises(UserError, match="there is no row; prepare it again"):

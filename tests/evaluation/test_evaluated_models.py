@@ -22,7 +22,7 @@ from plugins.errors import UserError
 from plugins.evaluation import formats
 from plugins.evaluation.items import read_items
 from plugins.evaluation.run import Journal
-from plugins.evaluation.speaking import seeded, speak_batch, stop_rate
+from plugins.evaluation.speaking import seeded, speak_batch
 from plugins.inference import HiggsAudioGenerator
 from plugins.model import card as model_card
 from plugins.model import load as checkpoint
@@ -55,7 +55,6 @@ def test_one_that_cannot_be_spoken_does_not_harm_the_others(tiny: Path) -> None:
     assert len(set(samplings)) == 3
     outcomes = speak_batch(generator, dialogues, samplings, 0.4)
     assert "leaves no room" in str(outcomes[1])
-    assert stop_rate(outcomes) == 0
     (alone,) = speak_batch(generator, dialogues[2:], samplings[2:], 0.4)
     assert not isinstance(alone, UserError)
     assert torch.equal(alone.codes, outcomes[2].codes)  # type: ignore[union-attr]

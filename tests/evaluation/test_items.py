@@ -95,6 +95,11 @@ def test_rows_become_items(tmp_path: Path) -> None:
     assert (second.id, second.text) == ("DEMO-0002", "Glue it.")
     assert (third.id, third.truth, third.speaker) == ("3", None, "me")
 
+    # As others write it; without the name all voices were taken for one.
+    flat = {"audio": rows[0]["audios"][0], "text": "The birch canoe.", "speaker_id": "p1"}
+    (item,) = read_items(str(write_jsonl(tmp_path / "flat.jsonl", [flat])), SETTINGS)
+    assert item.speaker == "p1"
+
     rows[1]["id"] = "the first/one"
     with pytest.raises(UserError, match=r"test\.jsonl:2: id: 'the first/one' is another row's too"):
         read_items(str(write_jsonl(tmp_path / "test.jsonl", rows)), SETTINGS)

@@ -113,7 +113,7 @@ def _job(flags: list[str], fault: dict[str, Any], log: str) -> None:
         status = 1
     except SystemExit as stop:
         status = int(stop.code or 0)
-    except BaseException:
+    except BaseException:  # whatever it is: this process must not go back into pytest
         traceback.print_exc()
         status = 2
     sys.stdout.flush()

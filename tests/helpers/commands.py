@@ -176,7 +176,7 @@ def in_child(work: Callable[[], object]) -> int:
         try:
             work()
             os._exit(0)
-        except BaseException:
+        except BaseException:  # whatever it is: the child must not go back into pytest
             import traceback
 
             traceback.print_exc()

@@ -40,6 +40,8 @@ def faulty(root: Path) -> list[Any]:
     arguments = corpus(root, 70)
     speech(root / "clip005.wav", 0.3)
     speech(root / "clip006.wav", rate=8_000)
+    for i in range(7, 13):
+        speech(root / f"clip{i:03}.wav", 3.5, seed=i)  # long enough for a reference
     shutil.copy(root / "clip001.wav", root / "clip033.wav")
     sf.write(root / "clip040.wav", np.full(36_000, np.nan), 24_000, subtype="FLOAT")
     (root / "clip041.wav").write_text("no audio")

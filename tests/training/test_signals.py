@@ -188,6 +188,7 @@ def test_a_closed_terminal(launch: Launch, tmp_path: Path) -> None:
     terminal, theirs = pty.openpty()
 
     def controlled() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` it would be ignored
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     streams: Any = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)

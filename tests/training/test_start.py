@@ -10,6 +10,7 @@ from conftest import corpus_rows, write_jsonl
 
 from plugins.cli import main as command
 from plugins.errors import UserError
+from plugins.training.arguments import with_checkpoints
 from plugins.training.start import check, explained_start
 
 # What is typed after `higgs-audio sft`, and what is said.
@@ -52,6 +53,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents["run"] = b"dataset: rows.jsonl\n"
     for name, content in contents.items():
         (tmp_path / f"{name}.yaml").write_bytes(content)
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_home_in_a_file_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--model", "~/model", "--dataset", "rows.jsonl"]
+    check(words)
+    assert with_checkpoints(words)[1] == str(tmp_path / "model")
 
 
 @pytest.mark.usefixtures("_here")

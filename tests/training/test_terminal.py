@@ -118,6 +118,7 @@ def test_a_stream_has_a_plan_too() -> None:
     assert plan_lines._shown(plan_lines._length(iter([]))) == "a stream"
     args: Any = SimpleNamespace(
         per_device_train_batch_size=4,
+        dataloader_drop_last=False,
         gradient_accumulation_steps=4,
         world_size=1,
         max_steps=-1,

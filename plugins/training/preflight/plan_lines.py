@@ -37,8 +37,10 @@ def show_end(trainer: Any, say: Callable[[str], None]) -> None:
 
 def num_steps(args: Any, num_rows: int) -> tuple[int, int]:
     """In an epoch, and in all."""
-    # As transformers counts: an incomplete batch and an incomplete accumulation are steps too.
-    batches = math.ceil(num_rows / (args.per_device_train_batch_size * args.world_size))
+    # As transformers counts: an incomplete accumulation is a step too, and so is an incomplete
+    # batch, unless it is dropped.
+    batches = num_rows / (args.per_device_train_batch_size * args.world_size)
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
     steps = math.ceil(batches / args.gradient_accumulation_steps)
     total = args.max_steps
     if total <= 0:
