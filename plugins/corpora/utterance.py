@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,14 @@ class Rejected:
     id: str
     reason: str  # constant per kind of fault, but for a detail in parentheses at its end
     value: str | float
+    # What else the list of the rejected says of it, by the names it has there.
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for attribute in fields(self):
+            value = getattr(self, attribute.name)
             if isinstance(value, str):
-                object.__setattr__(self, field.name, _printable(value))
+                object.__setattr__(self, attribute.name, _printable(value))
 
     @property
     def kind(self) -> str:

@@ -109,12 +109,17 @@ class Recogniser:
                 reason=f"cannot be loaded ({error})",
                 remedy="download it again, or give another --device",
             ) from None
-        self._folder, self._beam_size = folder, beam_size
+        self._folder, self._device, self._beam_size = folder, device, beam_size
         self.language = language
 
     @property
     def is_multilingual(self) -> bool:
         return bool(self._model.model.is_multilingual)
+
+    @property
+    def languages(self) -> list[str]:
+        """Those that it hears, ISO 639-1."""
+        return list(self._model.supported_languages)
 
     def identity(self) -> str:
         """What it hears depends on this, besides the clip and its language."""
@@ -123,17 +128,28 @@ class Recogniser:
     def hear(
         self, samples: np.ndarray, language: str | None = None, *, beam_size: int | None = None
     ) -> str:
-        """The words in `samples`, of its own or another ISO 639-1 `language`; may be empty."""
+        """The words in `samples`, of its own or another ISO 639-1 `language`; may be empty.
+
+        Raises UserError if the device fails, as when its memory is full."""
         # One temperature: the usual fall back to higher ones draws at random. No text of the clip's
         # past: a hallucination would repeat itself.
-        segments, _ = self._model.transcribe(
-            samples,
-            language=language or self.language,
-            beam_size=beam_size or self._beam_size,
-            temperature=0.0,
-            condition_on_previous_text=False,
-        )
-        return " ".join(segment.text.strip() for segment in segments)
+        try:
+            segments, _ = self._model.transcribe(
+                samples,
+                language=language or self.language,
+                beam_size=beam_size or self._beam_size,
+                temperature=0.0,
+                condition_on_previous_text=False,
+            )
+            return " ".join(segment.text.strip() for segment in segments)
+        except RuntimeError as error:
+            raise problem(
+                source="options",
+                field="device",
+                value=self._device,
+                reason=f"failed while it listened ({error})",
+                remedy="is its memory full? give fewer --workers, or a smaller --asr",
+            ) from None
 
     def language_of(self, samples: np.ndarray) -> tuple[str, float]:
         """The language that is spoken, and how sure that is, from 0 to 1."""

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from plugins.corpora import Rejected, Utterance
 from plugins.prepare.clips import Outcome, Work
-from plugins.prepare.outputs import claim_audio_folder
+from plugins.prepare.listening import Listener
+from plugins.prepare.outputs import claim_audio_folder, transcripts_path
 from plugins.prepare.processing import variant_ids
 from plugins.prepare.references import check_references
 from plugins.prepare.rows import Clip, clips_of, drop_duplicates
@@ -26,10 +27,12 @@ def check_corpus(
     journal: Path,
     num_workers: int,
     execute: Executor | None = None,
+    listener: Listener | None = None,
 ) -> tuple[list[Clip], list[Rejected]]:
     """The clips that `work` makes of `entries`, and the rejected.
 
-    output: the file of the training rows, to which a folder of processed clips will belong. Raises
+    output: the file of the training rows, to which a folder of processed clips will belong.
+    listener: which compares the transcripts with what is heard. Raises
     UserError if that folder is another's, and what `plugins.prepare.run.run_all` raises."""
     utterances, rejected = _with_unique_ids(entries)
     if work.audio_dir is not None:
@@ -45,6 +48,13 @@ def check_corpus(
             if not utterance.turns:
                 unfit.add(str(utterance.audio))
             rejected.append(Rejected(utterance.place, utterance.id, *outcome.fault))
+    if listener is not None:
+        fit, misread = listener.check(fit, journal=journal, before=transcripts_path(output))
+        rejected += misread
+        wrong = {entry.place for entry in misread}
+        for utterance in utterances:
+            if utterance.place in wrong and not utterance.turns:
+                unfit.add(str(utterance.audio))
     # A row whose reference is unfit must not take its recording away from a duplicate that is fit.
     fit, without_voice = check_references(fit, unfit, level=work.level, limits=work.limits)
     fit, duplicates = drop_duplicates(fit, level=work.level)

@@ -33,14 +33,17 @@ from plugins.errors import UserError, problem
 from plugins.files.installation import explained, require_device
 from plugins.prepare.checking import check_corpus
 from plugins.prepare.clips import Level, Work
-from plugins.prepare.flags import COLUMN_FLAGS, from_flags, limits_of, parse
+from plugins.prepare.flags import COLUMN_FLAGS, from_flags, limits_of, needs_headers, parse
+from plugins.prepare.listening import Listener
 from plugins.prepare.outputs import (
     check_output,
     rejected_path,
     report_paths,
     split_path,
+    transcripts_path,
     written_by,
 )
+from plugins.prepare.page import clips_to_show, page
 from plugins.prepare.pairing import add_references
 from plugins.prepare.processing import Processing, check_installed
 from plugins.prepare.references import within_sides
@@ -48,6 +51,7 @@ from plugins.prepare.report import Accepted, picture, summarise, table
 from plugins.prepare.rows import Clip, rejected_row, split, write_files
 from plugins.prepare.run import Executor, journal_of
 from plugins.prepare.summary import naming_of, no_references, nothing_left, num_references, summary
+from plugins.prepare.transcripts import heard_totals
 
 _EXIT_UNUSABLE = 1
 _EXIT_REJECTED = 3  # 2 is argparse's own, for wrong usage
@@ -74,22 +78,27 @@ def main(argv: Sequence[str] | None = None, *, program: str = "prepare_dataset.p
 def _prepare(args: argparse.Namespace) -> int:
     output: Path = args.output_file
     _check_paths(args)
-    if args.encode_codes:
+    if args.encode_codes or args.check_transcripts is not None:
         require_device(args.device)
     work = _work(args)
+    listener = _listener(args)
     with journal_of(output) as journal, _audio_folder(work.audio_dir):
         # With the journal there: of two runs that start at once, one sees the other.
         _check_output(args, work)
+        entries = list(_entries(args))
         clips, rejected = check_corpus(
-            list(_entries(args)),
+            entries,
             work,
             output=output,
             journal=journal,
             num_workers=args.workers,
             execute=_executor(args),
+            listener=listener,
         )
         files: dict[Path, bytes | list[dict[str, Any]]] = {}
         files[rejected_path(output)] = list(map(rejected_row, rejected))
+        if listener is not None:
+            files[transcripts_path(output)] = [one.to_json() for one in listener.findings]
         if not clips:
             write_files(files)  # where the user looks for the reasons
             raise nothing_left(args.dataset_type, args.input_dir, rejected, output=output)
@@ -99,7 +108,7 @@ def _prepare(args: argparse.Namespace) -> int:
         if args.encode_codes:
             _encode(args, sides)
         if work.level != "none":
-            files |= _report_files(output, sides, rejected)
+            files |= _report_files(output, sides, rejected, entries, listener)
         # The training rows come last: where they are, all the others are.
         for name in reversed(sides):
             files[split_path(output, name)] = [clip.row for clip in sides[name]]
@@ -153,8 +162,8 @@ def _work(args: argparse.Namespace) -> Work:
             remedy="name a folder for the changed clips with --audio_output",
         )
     check_installed(processing)
-    # Codes, references and their lengths need at least the header of every clip.
-    needed: Level = "header" if args.references or args.encode_codes else "none"
+    # Codes, references, hearings and their lengths need at least the header of every clip.
+    needed: Level = "header" if needs_headers(args) else "none"
     # The folder absolute, for it stands in the rows.
     return Work(
         level=args.validate or needed,
@@ -162,6 +171,18 @@ def _work(args: argparse.Namespace) -> Work:
         processing=processing,
         audio_dir=args.audio_output and args.audio_output.absolute(),
         seed=args.seed,
+    )
+
+
+def _listener(args: argparse.Namespace) -> Listener | None:
+    if args.check_transcripts is None:
+        return None
+    return Listener(
+        max_cer=args.check_transcripts,
+        asr=args.asr,
+        language=args.language,
+        device=args.device,
+        workers=args.workers,
     )
 
 
@@ -183,7 +204,12 @@ def _check_output(args: argparse.Namespace, work: Work) -> None:
         sides.append("test")
     check_output(
         args.output_file,
-        written_by(args.output_file, sides=sides, reports=work.level != "none"),
+        written_by(
+            args.output_file,
+            sides=sides,
+            reports=work.level != "none",
+            transcripts=args.check_transcripts is not None,
+        ),
         inputs=filter(None, (args.csv_file, args.list_file, args.jsonl_file)),
         corpus=Path(args.input_dir),
     )
@@ -323,10 +349,28 @@ def _encode(args: argparse.Namespace, sides: Sides) -> None:
     )
 
 
-def _report_files(output: Path, sides: Sides, rejected: list[Rejected]) -> dict[Path, Any]:
+def _report_files(
+    output: Path,
+    sides: Sides,
+    rejected: list[Rejected],
+    entries: list[Utterance | Rejected],
+    listener: Listener | None,
+) -> dict[Path, Any]:
     accepted = []
     for name, clips in sides.items():
         accepted += [Accepted(clip.duration_s or 0.0, clip.speaker, name) for clip in clips]
     report = summarise(accepted, [entry.kind for entry in rejected])
-    contents = [[report], picture(report), (table(report) + "\n").encode()]
+    findings, errors = [], None
+    if listener is not None:
+        findings = listener.findings
+        errors = [finding.cer for finding in findings]
+        report["transcripts"] = heard_totals(findings, listener.max_cer)
+    html = page(
+        report,
+        clips_to_show(entries, rejected, findings),
+        errors,
+        beside=output.absolute().parent,
+        title=output.stem,
+    )
+    contents = [[report], picture(report), (table(report) + "\n").encode(), html.encode()]
     return dict(zip(report_paths(output), contents, strict=True))

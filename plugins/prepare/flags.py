@@ -17,6 +17,7 @@ from plugins.corpora import Columns
 from plugins.prepare.pairing import MIN_REFERENCE_S
 from plugins.prepare.processing import Processing
 from plugins.prepare.quality import Limits, flag_problem
+from plugins.prepare.transcripts import MAX_CER
 
 _EPILOG = """\
 Rows hold absolute audio paths. Every utterance left out is listed in OUTPUT.rejected.jsonl with its
@@ -57,7 +58,8 @@ _NEEDED = {
     "min_similarity": "references",
     "codec": "encode_codes",
     "codes_dir": "encode_codes",
-    "device": "encode_codes",
+    "asr": "check_transcripts",
+    "language": "check_transcripts",
     "trim_below_db": "trim",
     "trim_padding_s": "trim",
 }
@@ -92,8 +94,10 @@ def parse(argv: Sequence[str] | None, *, program: str = "prepare_dataset.py") ->
         parser.error("--reference_text_column needs --reference_audio_column")
     args.given = _given(parser, argv)
     for flag, needed in _NEEDED.items():
-        if flag in args.given and getattr(args, needed) in (False, "none"):
+        if flag in args.given and getattr(args, needed) in (False, None, "none"):
             parser.error(f"--{flag} has no effect without --{needed}")
+    if "device" in args.given and not args.encode_codes and args.check_transcripts is None:
+        parser.error("--device has no effect without --encode_codes or --check_transcripts")
     if args.trim == "vad" and "trim_below_db" in args.given:
         parser.error("--trim_below_db has no effect without --trim energy")
     if args.single_speaker is not None and args.speaker_column is not None:
@@ -116,7 +120,7 @@ def limits_of(args: argparse.Namespace) -> Limits:
     """The limits of the flags. Raises UserError for one that is out of bounds or never asked."""
     limits: Limits = from_flags(Limits, args)
     decodes = args.validate == "full" or args.audio_output is not None
-    opens = decodes or args.validate or args.references or args.encode_codes
+    opens = decodes or args.validate or needs_headers(args)
     for field in dataclasses.fields(Limits):
         of_samples = field.name in _OF_SAMPLES
         if field.name in args.given and not (decodes if of_samples else opens):
@@ -124,6 +128,12 @@ def limits_of(args: argparse.Namespace) -> Limits:
             value, reason = getattr(args, field.name), "has no effect: nothing is measured"
             raise flag_problem(field.name, value, reason, f"add --validate{level}")
     return limits
+
+
+def needs_headers(args: argparse.Namespace) -> bool:
+    """Whether the lengths of all clips are needed, without `--validate` too."""
+    listens = args.check_transcripts is not None
+    return bool(args.references or args.encode_codes or listens)
 
 
 def from_flags(knobs: type, args: argparse.Namespace) -> Any:
@@ -155,6 +165,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     _add_general(parser)
     _add_corpora(parser)
     _add_validation(parser)
+    _add_listening(parser)
     _add_split(parser)
     _add_references(parser)
     _add_processing(parser)
@@ -256,6 +267,25 @@ def _add_validation(parser: argparse.ArgumentParser) -> None:
     _add_knobs(group, Limits)
 
 
+def _add_listening(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("listening, by faster-whisper").add_argument
+    add(
+        "--check_transcripts",
+        nargs="?",
+        const=MAX_CER,
+        type=_error_rate,
+        metavar="MAX_CER",
+        help="reject clips in which other words are heard than are written: more errors per letter"
+        f" than this ({MAX_CER:g} if no number is given), or a beginning, end or part that only one"
+        " of both has",
+    )
+    add("--asr", help="folder or Hub id of its model (default: the English one of its package)")
+    add(
+        "--language",
+        help="what is spoken, e.g. de (default: what the corpus names, else English)",
+    )
+
+
 def _add_split(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("split").add_argument
     add("--split", action="store_true", help="set validation rows apart in ..._val.jsonl")
@@ -331,6 +361,13 @@ def _ratio(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _error_rate(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 10")
     return value
 
 

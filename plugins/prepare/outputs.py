@@ -2,7 +2,8 @@
 
 x.jsonl                    rows; with --split also x_val.jsonl and x_test.jsonl
 x.rejected.jsonl           always, and first: it tells that x.jsonl has been prepared here
-x.report.json, .png, .txt  with --validate
+x.report.json, .html ...   with --validate
+x.transcripts.jsonl        with --check_transcripts: what is written and what is heard, by clip
 .x.jsonl.journal           while it runs, and after it was killed
 .higgs_audio_copies.json   in the folder of --audio_output: the output file whose rows name
                            the copies in there
@@ -21,7 +22,7 @@ from plugins.errors import UserError, problem
 from plugins.files.disk import read_json, remove_strays, replace_when_done
 
 _COPIES = ".higgs_audio_copies.json"
-_REPORTS = (".json", ".png", ".txt")
+_REPORTS = (".json", ".png", ".txt", ".html")
 
 
 def split_path(output: Path, name: str) -> Path:
@@ -40,8 +41,13 @@ def rejected_path(output: Path) -> Path:
     return output.with_stem(f"{output.stem}.rejected")
 
 
+def transcripts_path(output: Path) -> Path:
+    """Where both texts of each clip stand: ``x.jsonl`` -> ``x.transcripts.jsonl``."""
+    return output.with_stem(f"{output.stem}.transcripts")
+
+
 def report_paths(output: Path) -> list[Path]:
-    """As JSON, picture and text: ``x_train.jsonl`` -> ``x_train.report.json`` ..."""
+    """As JSON, picture, text and page: ``x_train.jsonl`` -> ``x_train.report.json`` ..."""
     return [output.with_suffix(f".report{suffix}") for suffix in _REPORTS]
 
 
@@ -50,12 +56,16 @@ def journal_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.journal")
 
 
-def written_by(output: Path, *, sides: Iterable[str], reports: bool) -> list[Path]:
+def written_by(
+    output: Path, *, sides: Iterable[str], reports: bool, transcripts: bool
+) -> list[Path]:
     """The files of a preparation. sides: train, val, test."""
     paths = [split_path(output, side) for side in sides]
     paths.append(rejected_path(output))
     if reports:
         paths += report_paths(output)
+    if transcripts:
+        paths.append(transcripts_path(output))
     return paths
 
 
@@ -146,7 +156,7 @@ def _others(output: Path) -> Iterator[Path]:
 
 
 def _all_files(output: Path) -> list[Path]:
-    return written_by(output, sides=("train", "val", "test"), reports=True)
+    return written_by(output, sides=("train", "val", "test"), reports=True, transcripts=True)
 
 
 def _is_below(path: Path, folder: Path) -> bool:

@@ -181,6 +181,7 @@ def rejected_row(rejected: Rejected) -> dict[str, Any]:
         "id": rejected.id,
         "reason": rejected.reason,
         "value": rejected.value,
+        **rejected.details,
     }
 
 

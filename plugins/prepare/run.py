@@ -23,7 +23,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import xxhash
 from tqdm import tqdm
@@ -99,7 +99,11 @@ def run_all(
     mistaken for each other. execute: another way to map `work` over utterances, in order, as lists
     of outcomes (`plugins.prepare.ray_executor`). Raises UserError if a worker process dies."""
     keys = list(map(work.key, utterances))
-    done = _read(journal)
+    done: dict[str, Outcome] = {}
+    for key, values in read_journal(journal).items():
+        # Another release may have written anything; its keys are others too.
+        with suppress(LookupError, TypeError, ValueError):
+            done[key] = Outcome.from_json(values)
     originals: dict[str, str] = {}  # id of an augmented copy -> of its clip
     for utterance in utterances:
         originals |= dict.fromkeys(variant_ids(utterance.id, work.processing), utterance.id)
@@ -125,7 +129,7 @@ def run_all(
             for outcome in outcomes:
                 key = keys[next(position)]
                 done[key] = outcome
-                file.write(_line(key, outcome))
+                file.write(journal_line(key, outcome.to_json()))
             file.flush()  # to the kernel, which a killed process leaves behind
             bar.update(len(outcomes))
     return [done[key] for key in keys]
@@ -135,9 +139,9 @@ def _is_there(outcome: Outcome) -> bool:
     return all(file.is_there() for file in outcome.files)
 
 
-def _line(key: str, outcome: Outcome) -> bytes:
-    """A line of the journal: the hash of the rest, key and outcome as JSON."""
-    content = json.dumps([key, outcome.to_json()]).encode()
+def journal_line(key: str, value: Any) -> bytes:
+    """A line of the journal: the hash of the rest, key and value as JSON."""
+    content = json.dumps([key, value]).encode()
     return b"%s %s\n" % (_hash(content), content)
 
 
@@ -145,12 +149,13 @@ def _hash(content: bytes) -> bytes:
     return xxhash.xxh3_64_hexdigest(content).encode()
 
 
-def _read(journal: Path) -> dict[str, Outcome]:
-    """Finished outcomes, without those of damaged lines: a power cut leaves zeros where a line was.
+def read_journal(journal: Path) -> dict[str, Any]:
+    """Key -> value of what was finished, without damaged lines: a power cut leaves zeros where a
+    line was.
 
     A line that was being written when the run was killed is cut off.
     """
-    done: dict[str, Outcome] = {}
+    done: dict[str, Any] = {}
     whole = 0
     with journal.open("rb") as file:
         while line := file.readline(_MAX_LINE):
@@ -160,10 +165,9 @@ def _read(journal: Path) -> dict[str, Outcome]:
             checksum, _, content = line[:-1].partition(b" ")
             if checksum != _hash(content):
                 continue
-            # Another release may have written anything; its keys are others too.
             with suppress(LookupError, TypeError, ValueError, RecursionError):
-                key, values = json.loads(content)
-                done[key] = Outcome.from_json(values)
+                key, value = json.loads(content)
+                done[key] = value
     with journal.open("r+b") as file:
         file.truncate(whole)
     return done
