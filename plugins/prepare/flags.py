@@ -277,7 +277,7 @@ def _add_listening(parser: argparse.ArgumentParser) -> None:
         metavar="MAX_CER",
         help="reject clips in which other words are heard than are written: more errors per letter"
         f" than this ({MAX_CER:g} if no number is given), or a beginning, end or part that only one"
-        " of both has",
+        " of both has; 1: reject none, but list all",
     )
     add("--asr", help="folder or Hub id of its model (default: the English one of its package)")
     add(

@@ -105,23 +105,20 @@ def is_doubtful(comparison: Comparison) -> bool:
 
 
 def fault_of(comparison: Comparison, max_cer: float, language: str, hearing: Hearing) -> str | None:
-    """The reason why the transcript is not what is said; None if it is."""
+    """The reason why the transcript is not what is said; None if it is, or if any would do."""
+    if max_cer >= 1:
+        return None
     if not comparison.heard and comparison.written:
         return "no words are heard"
-    if _has_others(comparison, max_cer):
-        reason = "other words are heard than are written"
-        if hearing.spoken and hearing.spoken[0] != language and hearing.spoken[1] >= _SURE:
-            reason += f" (the language is {hearing.spoken[0]})"
-        return reason
-    if comparison.unheard.weight >= _MIN_STRETCH:
-        if comparison.unheard.begin == 0:
-            return "the beginning of the text is not heard"
-        if comparison.unheard.end == len(comparison.written):
-            return "the end of the text is not heard"
-        return "a part of the text is not heard"
-    if comparison.unwritten.weight >= _MIN_STRETCH:
-        return "more is heard than is written"
-    return None
+    # A cut recording or a second sentence says more than many letters that are others.
+    if place := _missing(comparison, max_cer):
+        return place
+    if not _has_others(comparison, max_cer):
+        return None
+    reason = "other words are heard than are written"
+    if hearing.spoken and hearing.spoken[0] != language and hearing.spoken[1] >= _SURE:
+        reason += f" (the language is {hearing.spoken[0]})"
+    return reason
 
 
 def name_swapped(findings: Sequence[Finding], max_cer: float) -> list[Finding]:
@@ -179,6 +176,25 @@ def _has_others(comparison: Comparison, max_cer: float) -> bool:
     """Whether more words are others than a recogniser mishears."""
     # Two letters of "DAHDI", heard as "Daddy", are 40 %.
     return comparison.cer > max_cer and comparison.num_errors > min(2, 5 * max_cer)
+
+
+def _missing(comparison: Comparison, max_cer: float) -> str | None:
+    """What only one of both texts has, if the rest of them fits."""
+    unheard, unwritten = comparison.unheard, comparison.unwritten
+    num_written = len(comparison.written)
+    is_less = unheard.weight >= unwritten.weight
+    stretch = unheard if is_less else unwritten
+    num_others = comparison.num_errors - len(stretch.letters)
+    num_left = num_written - len(stretch.letters) if is_less else num_written
+    if stretch.weight < _MIN_STRETCH or num_others > max_cer * num_left:
+        return None
+    if not is_less:
+        return "more is heard than is written"
+    if stretch.begin == 0:
+        return "the beginning of the text is not heard"
+    if stretch.end == num_written:
+        return "the end of the text is not heard"
+    return "a part of the text is not heard"
 
 
 def _is_faulty(comparison: Comparison) -> bool:
