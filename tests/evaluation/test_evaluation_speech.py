@@ -1,14 +1,9 @@
-"""Evaluation of real speech with the real scorers: Asterisk's prompts (CC-BY-SA-3.0), and flite.
-
-They come from Debian packages and are never committed; `.ci/run` installs them. Elsewhere the tests
-are skipped and say what is missing."""
+"""Evaluation of real speech with the real scorers: Asterisk's prompts, and flite."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -22,14 +17,12 @@ import numpy as np
 import pytest
 import soundfile as sf
 from conftest import ROOT, write_jsonl
+from helpers.recorded import RATE_HZ, SOUNDS, decoded, require_sounds, transcripts
 
 from plugins.audio import waveforms as audio
 from plugins.cli import main
 from plugins.evaluation.scorers import load_scorers
 
-SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
-TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
-RATE_HZ = 16_000  # of G.722
 NUM_CLIPS, MIN_S, MAX_S = 24, 2.0, 6.0
 
 pytestmark = pytest.mark.slow
@@ -38,17 +31,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """24 of them, from the whole alphabet: `id`, `text`, `audio` (16 kHz WAV)."""
-    for package, path in (
-        ("asterisk-core-sounds-en", TEXTS),
-        ("asterisk-core-sounds-en-g722", SOUNDS / "vm-goodbye.g722"),
-    ):
-        if not path.is_file():
-            pytest.skip(f"needs Debian's {package}: apt-get install {package}")
+    require_sounds()
     _, missing = load_scorers()
     if missing:
         pytest.skip(f"needs all scorers: {'; '.join(map(str, missing))}")
     candidates = []
-    for name, text in _transcripts():
+    for name, text in transcripts():
         path = SOUNDS / f"{name}.g722"
         # One byte holds two samples. What stands in brackets is a sound, not a word.
         num_samples = 2 * path.stat().st_size if path.is_file() else 0
@@ -58,29 +46,11 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     chosen = []
     for name, text, path in candidates[:: len(candidates) // NUM_CLIPS][:NUM_CLIPS]:
         wav = folder / f"{name}.wav"
-        audio.save_wav(wav, _decoded(path), RATE_HZ)
+        audio.save_wav(wav, decoded(path), RATE_HZ)
         assert audio.probe(wav).duration_s >= MIN_S
         chosen.append({"id": name, "text": text, "audio": str(wav)})
     assert len(chosen) == NUM_CLIPS
     return chosen
-
-
-def _transcripts() -> list[tuple[str, str]]:
-    """Name and text of each prompt; other lines are comments."""
-    transcripts = []
-    for line in gzip.decompress(TEXTS.read_bytes()).decode("utf-8", "replace").splitlines():
-        if match := re.fullmatch(r"([\w-]+): (.+)", line.strip()):
-            transcripts.append((match[1], match[2]))
-    return sorted(transcripts)
-
-
-def _decoded(path: Path) -> np.ndarray:
-    """libsndfile has no G.722; faster-whisper's PyAV has."""
-    import av
-
-    with av.open(str(path), format="g722") as container:
-        frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
-    return np.concatenate(frames).astype(np.float32) / 2**15
 
 
 def rows(path: Path, prompts: Sequence[dict[str, str]], texts: Sequence[str] | None = None) -> Path:

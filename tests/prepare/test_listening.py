@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -45,8 +45,8 @@ class Ears:
     """In place of faster-whisper: a clip of `1.5 + n / 10` seconds says the n-th of `said`."""
 
     languages, is_multilingual = ("en",), False
-    said: list[str] = []
-    heard: list[tuple[int, int]] = []  # number of the clip, width of the beam
+    said: ClassVar[list[str]] = []
+    heard: ClassVar[list[tuple[int, int]]] = []  # number of the clip, width of the beam
     until: int | None = None  # fails after so many
 
     def __init__(self, folder: Path, **options: Any) -> None:
@@ -275,11 +275,9 @@ def test_a_recording_that_cannot_be_decoded_is_rejected(tmp_path: Path, corpus: 
     ],
 )
 def test_wrong_flags(tmp_path: Path, capsys: Any, arguments: list[str], message: str) -> None:
+    common = ["--dataset_type", "ljspeech", "--input_dir", "x", "--output_file", "x.jsonl"]
     with pytest.raises(SystemExit, match="2"):
-        flags.parse(
-            ["--dataset_type", "ljspeech", "--input_dir", "x", "--output_file", "x.jsonl"]
-            + arguments
-        )
+        flags.parse([*common, *arguments])
     assert re.search(re.escape(message), capsys.readouterr().err)
 
 
