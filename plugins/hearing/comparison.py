@@ -2,21 +2,26 @@
 
 Both are made comparable as the evaluation does, Whisper-style, and compared by their letters and
 digits alone: case, punctuation, spaces, and numbers as figures or words are no difference. Where
-that sets them further apart ("saved to", heard as "saved two"), they are taken as they are. Where a
-stretch of one of them has nothing beside it in the other is told apart from letters that a
+that sets them further apart ("saved to", heard as "saved two"), they are taken as they are, and
+figures that are left as they are read out.
+
+Where a stretch of one of them has nothing beside it in the other is told apart from letters that a
 recogniser takes for others, as it always does: a word that is missing at an edge is a cut
 recording, even if it is a twentieth of the text. Needs the packages whisper-normalizer and, by way
-of jiwer, rapidfuzz."""
+of jiwer, rapidfuzz; num2words for the numbers of other languages than English."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from plugins.hearing.text import whisper_style, words_to_say
 
 _MATCHED = 1.0  # what a letter that both have takes from a stretch that only one has
+_NUMBER = re.compile(r"[0-9]{1,12}")
 _WIDE = 2.5  # letters: about what a character of Chinese, or a syllable of Korean, takes to say
 
 
@@ -57,13 +62,35 @@ def compare(written: str, heard: str, language: str) -> Comparison:
     compared = _compared(*(letters(text, language) for text in (written, heard)))
     if not compared.num_errors:
         return compared
-    plain = _compared(*(_letters(words_to_say(text)) for text in (written, heard)))
-    return min(compared, plain, key=lambda comparison: (comparison.worst, comparison.cer))
+    others = [compared, _compared(*(_letters(words_to_say(text)) for text in (written, heard)))]
+    if language != "en":
+        # Of English alone the normalisation knows the numbers.
+        for kind in ("cardinal", "year"):
+            read_out = [_read_out(text, language, kind) for text in (written, heard)]
+            if read_out != [written, heard]:
+                others.append(_compared(*(letters(text, language) for text in read_out)))
+    return min(others, key=lambda comparison: (comparison.worst, comparison.cer))
 
 
 def letters(text: str, language: str) -> str:
     """What is compared of `text`."""
     return _letters(whisper_style(words_to_say(text), language))
+
+
+def _read_out(text: str, language: str, kind: str) -> str:
+    """`text` with its numbers in words, if num2words is there and knows the language."""
+    if find_spec("num2words") is None:
+        return text
+    from num2words import num2words
+
+    def words(match: re.Match[str]) -> str:
+        try:
+            return f" {num2words(int(match[0]), lang=language, to=kind)} "
+        # It has neither all languages nor all kinds, nor numbers without end.
+        except (NotImplementedError, OverflowError, TypeError, ValueError, LookupError):
+            return match[0]
+
+    return _NUMBER.sub(words, text)
 
 
 def _letters(text: str) -> str:

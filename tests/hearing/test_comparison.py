@@ -43,6 +43,21 @@ def test_what_is_read_right_is_no_difference(written: str, heard: str, language:
     assert comparison.worst == 0
 
 
+@pytest.mark.parametrize(
+    ("written", "heard", "language"),
+    [
+        ("Es sind fünfundzwanzig Schiffe.", "Es sind 25 Schiffe", "de"),
+        ("Im Jahr 1999", "im jahr neunzehnhundertneunundneunzig", "de"),
+        ("quatre-vingts maisons", "80 maisons", "fr"),
+        ("Ha ventuno anni", "ha 21 anni", "it"),
+    ],
+)
+def test_numbers_of_other_languages(written: str, heard: str, language: str) -> None:
+    pytest.importorskip("num2words")
+    assert compare(written, heard, language).num_errors == 0
+    assert compare(written, heard.replace("25", "35"), language).num_errors > 0 or "25" not in heard
+
+
 TEXT = "please enter your password followed by the pound key"
 
 

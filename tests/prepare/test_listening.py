@@ -267,8 +267,6 @@ def test_a_recording_that_cannot_be_decoded_is_rejected(tmp_path: Path, corpus: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--asr", "x"], "--asr has no effect without --check_transcripts"),
-        (["--language", "de"], "--language has no effect without --check_transcripts"),
         (["--check_transcripts", "-1"], "-1 is not from 0 to 10"),
         (["--check_transcripts", "nan"], "nan is not from 0 to 10"),
         (["--check_transcripts", "low"], "invalid _error_rate value"),
