@@ -94,7 +94,9 @@ def parse(argv: Sequence[str] | None, *, program: str = "prepare_dataset.py") ->
         parser.error("--reference_text_column needs --reference_audio_column")
     args.given = _given(parser, argv)
     for flag, needed in _NEEDED.items():
-        if flag in args.given and getattr(args, needed) in (False, None, "none"):
+        value = getattr(args, needed)
+        # A limit of 0 is one.
+        if flag in args.given and (value is None or value is False or value == "none"):
             parser.error(f"--{flag} has no effect without --{needed}")
     if "device" in args.given and not args.encode_codes and args.check_transcripts is None:
         parser.error("--device has no effect without --encode_codes or --check_transcripts")

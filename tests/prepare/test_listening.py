@@ -279,6 +279,12 @@ def test_wrong_flags(tmp_path: Path, capsys: Any, arguments: list[str], message:
     assert re.search(re.escape(message), capsys.readouterr().err)
 
 
+def test_a_limit_of_zero_is_one() -> None:
+    common = ["--dataset_type", "ljspeech", "--input_dir", "x", "--output_file", "x.jsonl"]
+    args = flags.parse([*common, "--check_transcripts", "0", "--language", "en"])
+    assert args.check_transcripts == 0.0
+
+
 def test_nothing_left_keeps_what_was_heard(tmp_path: Path, corpus: Any, capsys: Any) -> None:
     Ears.said[:] = ["Nothing of all that."] * 6
     arguments = corpus()
