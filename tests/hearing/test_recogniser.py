@@ -40,5 +40,5 @@ def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     pytest.importorskip("faster_whisper")
     for name in ("model.bin", "config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match="asr: .* cannot be loaded"):
+    with pytest.raises(UserError, match=r"asr: .* cannot be loaded"):
         recogniser.Recogniser(recogniser.model_folder(str(tmp_path)))
