@@ -5,10 +5,11 @@ checking.py       a corpus -> its fit clips and all that is rejected
 clips.py          Utterance -> the clips that it gives, or why it is unfit
 quality.py        the rules of that; processing.py: resampled, trimmed, levelled, augmented
 run.py            in parallel and restartable; ray_executor.py: over a cluster
+listening.py      what is heard in each clip; transcripts.py: whether that is what is written
 rows.py           clips -> rows, split, files
 references.py     references that rows bring along; pairing.py, similarity.py: new ones
 encode.py         clips -> codes in the cache (needs torch)
-report.py         what was kept and rejected
+report.py         what was kept and rejected; page.py, page.html: the same to be listened to
 outputs.py        the names of all files, and whether they are this preparation's own
 
 But for `encode.py` it needs neither torch nor MS-SWIFT nor transformers: it also runs on the

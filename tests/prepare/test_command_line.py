@@ -242,6 +242,7 @@ def test_summary_with_validate(tmp_path, capsys):
         written   {tmp_path}/my train.report.json
         written   {tmp_path}/my train.report.png
         written   {tmp_path}/my train.report.txt
+        written   {tmp_path}/my train.report.html
         written   {tmp_path}/my train.jsonl
         next      ./train_higgs_audio.sh --dataset '{tmp_path}/my train.jsonl'
         """)
