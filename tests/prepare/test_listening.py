@@ -25,8 +25,9 @@ from helpers.commands import (
 
 from plugins.errors import UserError
 from plugins.hearing import recogniser
+from plugins.hearing.comparison import compare
 from plugins.prepare import flags
-from plugins.prepare.transcripts import MAX_CER
+from plugins.prepare.transcripts import MAX_CER, Hearing, fault_of
 
 pytest.importorskip("rapidfuzz")
 pytest.importorskip("whisper_normalizer")
@@ -277,6 +278,22 @@ def test_wrong_flags(tmp_path: Path, capsys: Any, arguments: list[str], message:
     with pytest.raises(SystemExit, match="2"):
         flags.parse([*common, *arguments])
     assert re.search(re.escape(message), capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("heard", "fault"),
+    [
+        ("enter your number and the pound", "the end of the text is not heard"),
+        ("enter number and the pound key", "a part of the text is not heard"),
+        ("enter your number and pound key", None),
+        ("enter your number and the the pound key", None),
+        ("enter your number and the pound key now", "more is heard than is written"),
+    ],
+)
+def test_a_short_word_counts_at_an_edge(heard: str, fault: str | None) -> None:
+    """Within a text recognisers lose and add a "the"; at its end it is the cut."""
+    comparison = compare("Enter your number and the pound key.", heard, "en")
+    assert fault_of(comparison, MAX_CER, "en", Hearing()) == fault
 
 
 def test_a_limit_of_zero_is_one() -> None:
