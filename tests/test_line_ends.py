@@ -68,10 +68,9 @@ def test_lists_to_speak(text: str, tmp_path: Path) -> None:
     path = tmp_path / "speak.jsonl"
     row = json.dumps({"text": text}, ensure_ascii=False)
     path.write_bytes(f"\ufeff{row}\r\n\n{row}".encode())
-    fields = (*speak_list.OPTIONS, "max_audio_s", "model", "adapters", "codec", "quantization")
-    options = argparse.Namespace(
-        **dict.fromkeys((*fields, "raw_text", "temperature", "top_k", "top_p"))
-    )
+    of_all = ("max_audio_s", "model", "adapters", "codec", "quantization", "deterministic")
+    of_sampling = ("raw_text", "temperature", "top_k", "top_p")
+    options = argparse.Namespace(**dict.fromkeys((*speak_list.OPTIONS, *of_all, *of_sampling)))
     lines = list(speak_list._read(path, options, seed=None))
     assert [line.text for line in lines] == [text, text]
     assert [line.id for line in lines] == ["00001", "00003"]

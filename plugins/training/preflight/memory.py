@@ -289,10 +289,13 @@ def _activations(
     working = _working_per_token(config, plan)
     autocast = 2 * _cast_weights(sizes, plan)
     num_text = plan.batch_size * text_tokens
-    num_logits = (tokens - num_text) * config.num_codebooks * config.codebook_size
-    num_logits += num_text * config.vocab_size
-    # They, their gradient, and a piece in fp32.
-    logits = 2 * element * num_logits + 4 * min(num_logits, PIECE)
+    of_text = num_text * config.vocab_size
+    of_audio = (tokens - num_text) * config.num_codebooks * config.codebook_size
+    # Logits, their gradient, and a piece in fp32. Audio's turn comes first on the way back, while
+    # text's logits wait for theirs.
+    audio_turn = element * (of_text + 2 * of_audio) + 4 * min(of_audio, PIECE)
+    text_turn = 2 * element * of_text + 4 * min(of_text, PIECE)
+    logits = max(audio_turn, text_turn)
     # Beside them the input and output of the last norm, and labelled rows.
     logits += (4 + 2 * element) * config.hidden_size * tokens
     if plan.gradient_checkpointing:
