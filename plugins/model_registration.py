@@ -20,6 +20,7 @@ from transformers import AutoConfig
 
 from plugins.audio.codec import CODEC_FOLDER
 from plugins.files.hub import MODELS_3B
+from plugins.model import packed_attention
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.load import MODEL_TYPES, OriginalConfig, load_config, native_model
 from plugins.model.original_format import load_tokenizer
@@ -38,6 +39,13 @@ class HiggsAudioLoader(ModelLoader):
 
     default_trust_remote_code = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # MS-SWIFT packs with nothing but flash attention, and leaves it to a model what that is:
+        # here torch's own. The package has the name `flash_attention_2`.
+        if self.attn_impl == "flash_attn":
+            self.attn_impl = packed_attention.NAME
+
     def get_config(self, model_dir: str) -> Any:
         return load_config(Path(model_dir))
 
@@ -52,6 +60,7 @@ class HiggsAudioLoader(ModelLoader):
 
 def register() -> None:
     """Idempotent."""
+    packed_attention.register()
     for config in (HiggsAudioV2Config, OriginalConfig):
         # MS-SWIFT reads config.json with trust_remote_code=True; a class that is registered comes
         # before a file of the checkpoint, so that no code of a checkpoint runs.

@@ -6,8 +6,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -206,15 +206,26 @@ def weights() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=["eager", "sdpa", "flash_attention_2"])
+# Name in transformers, and what stands in for a GPU.
+ATTENTIONS: dict[str, tuple[str, Callable[[], AbstractContextManager[None]]]] = {
+    "eager": ("eager", nullcontext),
+    "sdpa": ("sdpa", nullcontext),
+    "package": ("flash_attention_2", flash_attention.on_cpu),
+    "torch, row by row": ("varlen", nullcontext),
+    "torch, kernel": ("varlen", flash_attention.torchs_kernel),
+}
+
+
+@pytest.fixture(params=ATTENTIONS)
 def model(request: pytest.FixtureRequest, weights: dict[str, Any]) -> Iterator[Any]:
     from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
-    with flash_attention.on_cpu() if "flash" in request.param else nullcontext():
+    name, stand_in = ATTENTIONS[request.param]
+    with stand_in():
         config = copy.deepcopy(weights["config"])
-        config._attn_implementation = request.param
+        config._attn_implementation = name
         model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-        assert model.config._attn_implementation == request.param
+        assert model.config._attn_implementation == name
         model.load_state_dict(weights["state"])
         yield model.train()
 
