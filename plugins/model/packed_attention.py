@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.flash_attention import get_target_dtype
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -61,8 +60,10 @@ def packed_attention(
         )
     assert attention_mask is None, "nothing is padding in a pack"
     assert dropout == 0, "no Higgs model has dropout in its attention"
-    # Rotated in fp32, say: autocast, which knows sdpa, does not know the kernel.
-    dtype = get_target_dtype(query, module) or query.dtype
+    # Queries may have been rotated in fp32. Autocast would cast for sdpa, but not for the kernel.
+    dtype, device_type = value.dtype, value.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
     rows = (query[0].to(dtype), key[0].to(dtype), value[0].to(dtype))
     if _takes(rows[0]):
         attended = _at_once(*rows, cu_seq_lens_q, max_length_q, scaling)
