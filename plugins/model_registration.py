@@ -19,6 +19,7 @@ from swift.model import (
 from transformers import AutoConfig
 
 from plugins.audio.codec import CODEC_FOLDER
+from plugins.errors import problem
 from plugins.files.hub import MODELS_3B
 from plugins.model import packed_attention
 from plugins.model.config import HiggsAudioV2Config
@@ -41,9 +42,9 @@ class HiggsAudioLoader(ModelLoader):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # MS-SWIFT packs with nothing but flash attention, and leaves it to a model what that is:
-        # here torch's own. The package has the name `flash_attention_2`.
-        if self.attn_impl == "flash_attn":
+        # MS-SWIFT packs with flash attention only. This name of it does not say whose it is: here
+        # torch's own. That of the package is `flash_attention_2`.
+        if self.attn_impl == packed_attention.FLASH_ATTENTION:
             self.attn_impl = packed_attention.NAME
 
     def get_config(self, model_dir: str) -> Any:
@@ -55,7 +56,18 @@ class HiggsAudioLoader(ModelLoader):
     def get_model(
         self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]
     ) -> Any:
-        return native_model(model_dir, config=config, **model_kwargs)
+        try:
+            return native_model(model_dir, config=config, **model_kwargs)
+        except ImportError as error:
+            if "flash_attention" not in (self.attn_impl or ""):
+                raise
+            raise problem(
+                source="options",
+                field="attn_impl",
+                value=self.attn_impl,
+                reason="needs a package that cannot be used here",
+                remedy=f"use {packed_attention.FLASH_ATTENTION}, which torch brings",
+            ) from error
 
 
 def register() -> None:

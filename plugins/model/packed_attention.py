@@ -9,7 +9,7 @@ one by one: the same numbers, and a launch per row. A batch that is not packed g
 with transformers' masks.
 
 transformers knows it as `varlen`: a name with "flash" in it means the flash-attn package there.
-MS-SWIFT calls it `flash_attn` (`plugins.model_registration`)."""
+In MS-SWIFT its name is `flash_attn` (`plugins.model_registration`)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "varlen"
+FLASH_ATTENTION = "flash_attn"
 _CAUSAL = (-1, 0)  # a window: all positions before, none after
 _AMPERE = (8, 0)
 # torch 2.11 takes fewer heads of keys than of queries without being asked to.
