@@ -244,11 +244,55 @@ def sums_and_gradients(
         (outputs.text_loss + outputs.audio_loss.sum() + outputs.text_z + outputs.audio_z).backward()
         for name in SUMS:
             totals[name] = totals.get(name, 0) + getattr(outputs, name).detach()
-    return totals, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            gradients[name] = parameter.grad.clone()
+    return totals, gradients
 
 
-def test_a_pack_has_the_losses_and_gradients_of_its_rows(model: Any) -> None:
+def with_lora(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    options = {"target_modules": "all-linear", "init_lora_weights": False}
+    return get_peft_model(model, LoraConfig(r=4, **options)).train()
+
+
+def with_checkpointing(model: Any) -> Any:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def with_reentrant_checkpointing(model: Any) -> Any:
+    """Which wants inputs that need a gradient."""
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    return model
+
+
+def with_native_layers(model: Any) -> Any:
+    """Our layers, with nothing to look up, do as transformers' own."""
+    for hooks in (model.model._forward_pre_hooks, model.model._forward_pre_hooks_with_kwargs):
+        hooks.clear()
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda model: model, id="as it is"),
+        with_lora,
+        with_checkpointing,
+        with_reentrant_checkpointing,
+        with_native_layers,
+    ],
+)
+def test_a_pack_has_the_losses_and_gradients_of_its_rows(
+    model: Any, change: Callable[[Any], Any]
+) -> None:
     """Several rows with audio, one with a reference, two without any, in one sequence."""
+    model = change(model)
     packed, packed_gradients = sums_and_gradients(
         model, [collate(ROWS, TOKENS, training=True, packed=True)]
     )
