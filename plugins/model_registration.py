@@ -40,12 +40,12 @@ class HiggsAudioLoader(ModelLoader):
 
     default_trust_remote_code = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, attn_impl: str | None = None, **kwargs: Any) -> None:
         # MS-SWIFT packs with flash attention only. This name of it does not say whose it is: here
         # torch's own. That of the package is `flash_attention_2`.
-        if self.attn_impl == packed_attention.FLASH_ATTENTION:
-            self.attn_impl = packed_attention.NAME
+        if attn_impl == packed_attention.FLASH_ATTENTION:
+            attn_impl = packed_attention.NAME
+        super().__init__(*args, attn_impl=attn_impl, **kwargs)
 
     def get_config(self, model_dir: str) -> Any:
         return load_config(Path(model_dir))

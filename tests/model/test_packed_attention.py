@@ -125,9 +125,7 @@ def test_padded_batches_are_sdpas() -> None:
     assert not mask[0, 0, 2:, :2].any()
     assert mask[1, 0].equal(torch.ones(5, 5, dtype=torch.bool).tril())
     inputs = [torch.randn(2, heads, 5, SIZE) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    expected = scaled_dot_product_attention(
-        *inputs, attn_mask=mask, scale=SCALING, enable_gqa=True
-    )
+    expected = scaled_dot_product_attention(*inputs, attn_mask=mask, scale=SCALING, enable_gqa=True)
     torch.testing.assert_close(attend(inputs, mask), expected.transpose(1, 2))
 
 
