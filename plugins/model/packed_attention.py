@@ -4,8 +4,8 @@
         --torch's flash attention for sequences of any lengths--> (1, S, heads, D)
 
 No row sees another, no mask of S x S is made, and a GPU is asked nothing. The kernel takes half
-precision on NVIDIA's Ampere or later; elsewhere (a CPU, fp32, an older card) rows go through sdpa
-one by one: the same numbers, and a launch per row. A batch that is not packed goes through sdpa,
+precision on NVIDIA's Ampere or later, and no dropout; elsewhere (a CPU, fp32, an older card) rows go
+through sdpa one by one: the same numbers, and a launch per row. A batch that is not packed goes through sdpa,
 with transformers' masks.
 
 transformers knows it as `varlen`: a name with "flash" in it means the flash-attn package there.
@@ -60,16 +60,15 @@ def packed_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     assert attention_mask is None, "nothing is padding in a pack"
-    assert dropout == 0, "no Higgs model has dropout in its attention"
     # Queries may have been rotated in fp32. Autocast would cast for sdpa, but not for the kernel.
     dtype, device_type = value.dtype, value.device.type
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
     rows = (query[0].to(dtype), key[0].to(dtype), value[0].to(dtype))
-    if _takes(rows[0]):
+    if _takes(rows[0]) and not dropout:
         attended = _at_once(*rows, cu_seq_lens_q, max_length_q, scaling)
     else:
-        attended = _one_by_one(*rows, cu_seq_lens_q, scaling)
+        attended = _one_by_one(*rows, cu_seq_lens_q, scale=scaling, dropout_p=dropout)
     return attended[None], None
 
 
@@ -95,14 +94,14 @@ def _at_once(
 
 
 def _one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, **options: Any
 ) -> Tensor:
-    """(heads, S, D) -> (S, heads, D)."""
+    """(heads, S, D) -> (S, heads, D). Waits for the device."""
     attended = []
     for start, end in pairwise(starts.tolist()):
         row = (query[None, :, start:end], key[None, :, start:end], value[None, :, start:end])
         attended.append(
-            scaled_dot_product_attention(*row, is_causal=True, scale=scaling, enable_gqa=True)
+            scaled_dot_product_attention(*row, is_causal=True, enable_gqa=True, **options)
         )
     return torch.cat(attended, dim=2)[0].transpose(0, 1)
 
