@@ -4,9 +4,9 @@
         --torch's flash attention for sequences of any lengths--> (1, S, heads, D)
 
 No row sees another, no mask of S x S is made, and a GPU is asked nothing. The kernel takes half
-precision on NVIDIA's Ampere or later, and no dropout; elsewhere (a CPU, fp32, an older card) rows go
-through sdpa one by one: the same numbers, and a launch per row. A batch that is not packed goes through sdpa,
-with transformers' masks.
+precision on NVIDIA's Ampere or later, and no dropout. Elsewhere (a CPU, fp32, an older card) rows
+go through sdpa one by one: the same numbers, and a launch per row. A batch that is not packed goes
+through sdpa, with transformers' masks.
 
 transformers knows it as `varlen`: a name with "flash" in it means the flash-attn package there.
 In MS-SWIFT its name is `flash_attn` (`plugins.model_registration`)."""

@@ -153,6 +153,13 @@ def test_who_takes_the_kernel(
     assert not packed_attention._takes(torch.zeros(1, dtype=dtype))
 
 
+def test_the_kernel_has_no_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    with flash_attention.torchs_kernel():
+        monkeypatch.setattr(packed_attention, "varlen_attn", lambda *_, **__: pytest.fail("taken"))
+        inputs = states()
+        assert not torch.equal(attend(inputs, dropout=0.5, **boundaries()), attend(inputs))
+
+
 def test_torch_takes_what_the_kernel_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its real signature, shapes and backward pass, without its numbers: a CPU has none."""
     monkeypatch.setattr(packed_attention, "_takes", lambda query: True)
