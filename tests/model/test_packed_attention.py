@@ -13,6 +13,9 @@ from helpers import flash_attention
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
 
 from plugins.model import packed_attention
 
@@ -89,7 +92,7 @@ def test_nothing_of_the_square_of_a_pack_is_made() -> None:
     lengths = (100,) * 20
     largest = 0
 
-    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+    class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
             nonlocal largest
             results = func(*args, **(kwargs or {}))
@@ -109,10 +112,7 @@ def test_nothing_of_the_square_of_a_pack_is_made() -> None:
 
 def mask_of(embeddings: Tensor, attention_mask: Tensor | None, ids: Tensor | None) -> Any:
     """As the body of a model asks for it."""
-    from transformers import LlamaConfig
-    from transformers.masking_utils import create_causal_mask
-
-    config = LlamaConfig(attn_implementation=packed_attention.NAME)
+    config = PreTrainedConfig(attn_implementation=packed_attention.NAME)
     packed_attention.register()
     return create_causal_mask(config, embeddings, attention_mask, None, ids)
 
