@@ -32,7 +32,7 @@ from plugins.training import ending, exhausted, resume, run_lock, samples, saves
 from plugins.training.meters import BatchMeter, LossMeter, metrics
 from plugins.training.optimizer import OPTIMIZER, HiggsAudioOptimizerCallback
 from plugins.training.options import refuse_unsupported
-from plugins.training.preflight import before_training, dry_run, plan_lines
+from plugins.training.preflight import before_training, dry_run, plan_lines, uncoded
 from plugins.training.preflight.leaks import memorised_codebooks
 from plugins.training.sick_steps import SickSteps, on_any_rank
 from plugins.training.stopping import Stopping
@@ -101,6 +101,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         ending.check_steps(self)
         if not settings.dry_run:  # which says more
             plan_lines.show(self, _say)
+        slow = uncoded.warning(self) if self.is_world_process_zero() else None
+        if slow is not None:
+            logger.warning(slow)
         if settings.preflight or settings.dry_run:
             report = self._prove()
         samples.attach(self)
