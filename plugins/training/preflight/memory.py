@@ -20,8 +20,8 @@ Every position has a label, and is an audio frame or a trained text token: both 
 their heads do not. The text head, 16 times as wide, runs on trained text only
 (`plugins.model.loss`): three tokens of a row that is one clip, and what `text_tokens_per_row` finds
 in other rows.
-Attention (sdpa or flash) keeps no S x S scores; a padded batch on sdpa keeps its mask, which is 2 %
-of a layer at S = 2048. Not counted: `modules_to_save`, optimizers other than AdamW, evaluation."""
+Attention (sdpa or flash) keeps no S x S scores, and no mask: padding stands on the right. Not
+counted: `modules_to_save`, optimizers other than AdamW, evaluation."""
 
 from __future__ import annotations
 
@@ -310,13 +310,11 @@ def _kept_per_token(config: Any, plan: TrainingPlan) -> int:
     element = _compute_bytes(plan)
     hidden, intermediate = config.hidden_size, config.intermediate_size
     query = config.num_attention_heads * config.head_dim
-    key = query if _is_padded(plan) else config.num_key_value_heads * config.head_dim
+    key = config.num_key_value_heads * config.head_dim
     total = 2 * 4 * hidden  # the fp32 inputs of both norms
     total += element * (2 * query + 2 * key)  # q, k, v and the output of attention
     total += element * 3 * intermediate  # gate, silu(gate), up
     total += 4 * config.num_attention_heads + 8  # log-sum-exp, 1 / rms
-    if _is_padded(plan):
-        total += element * plan.max_length  # the mask in the dtype of q, made anew by each layer
     if plan.tuner == "full":
         # Inputs of the norms' weights, of qkv, of gate and up, of o, of down.
         total += element * (4 * hidden + query + intermediate)
@@ -327,18 +325,9 @@ def _working_per_token(config: Any, plan: TrainingPlan) -> float:
     """Bytes beyond `_kept_per_token` at the peak of a layer's backward pass. Both sums are fitted
     to measurements."""
     if plan.tuner == "full":  # gradients inside the FFN and of the residual
-        working = _compute_bytes(plan) * (3.25 * config.hidden_size + 2 * config.intermediate_size)
-    else:  # fp32 copies around the adapter of down_proj
-        working = 10.5 * config.hidden_size + 10 * config.intermediate_size
-    if _is_padded(plan):
-        working += plan.max_length  # the boolean mask, shared by all layers
-    return working
-
-
-def _is_padded(plan: TrainingPlan) -> bool:
-    """Then sdpa gets a mask, and with it repeated keys and values (sdpa_attention.py,
-    use_gqa_in_sdpa)."""
-    return plan.batch_size > 1
+        return _compute_bytes(plan) * (3.25 * config.hidden_size + 2 * config.intermediate_size)
+    # fp32 copies around the adapter of down_proj
+    return 10.5 * config.hidden_size + 10 * config.intermediate_size
 
 
 def _cast_weights(sizes: ModelSizes, plan: TrainingPlan) -> int:
