@@ -31,6 +31,7 @@ from plugins.evaluation.speaking import System, systems
 from plugins.files import disk
 from plugins.files.hub import local_folder
 from plugins.model import load as checkpoint
+from plugins.model.adapter_scale import require_scale
 from plugins.model.card import METRICS, complete
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
@@ -68,6 +69,7 @@ def run(options: Namespace) -> int:
                 reason="has no --model to belong to",
                 remedy="give --model",
             )
+    require_scale(options.adapter_scale, has_adapter=options.model is not None)
     require_duration(options.max_audio_s)  # the generator would refuse it item by item
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     _check_output(options)
@@ -142,6 +144,7 @@ def _contest(options: Namespace, sampling: Sampling) -> _Contest:
             adapters=options.adapters,
             base=options.base,
             codec=codec,
+            adapter_scale=options.adapter_scale,
             device=options.device,
             quantization=options.quantization,
         )

@@ -145,6 +145,8 @@ def table(summary: Mapping[str, Any]) -> str:
     if prompts := summary["settings"].get("prompts"):
         why = "as the model was trained with them, for every system that speaks here"
         lines.append(f"- prompts: {prompts}, {why}")
+    if scale := summary["settings"].get(TUNED, {}).get("adapter_scale"):
+        lines.append(f"- adapter_scale: {scale:g}, of **{TUNED}**")
     if warning := misheard(summary):
         lines.append(f"- warning: {warning}")
     for name, reason in summary["missing"].items():
