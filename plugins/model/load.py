@@ -210,8 +210,10 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
             raise _wrong_adapter(folder, ADAPTER_WEIGHTS, reason) from error
         # A model that only speaks has no text head for the adapter's.
         speaks_only = model.text_lm_head is None
+        # peft looks for the name anywhere: adapter "b" would miss all keys of "base_model".
+        missing = [key for key in report.missing_keys if name in key.split(".")]
         lost = []
-        for key in (*report.unexpected_keys, *report.missing_keys):
+        for key in (*report.unexpected_keys, *missing):
             if not (speaks_only and _HEAD in key):
                 lost.append(key)
         if lost:

@@ -76,9 +76,10 @@ def test_half_of_it_is_the_base_and_half_the_difference(
 
 
 def test_speech_of_several_adapters_beside_the_base_and_merged(tiny: Path, tmp_path: Path) -> None:
-    """The one that is not active when they are loaded is scaled as well."""
+    """The one that is not active when they are loaded is scaled as well. Names may be as short as
+    these, which stand in every key of peft."""
     short: dict[str, Any] = {"sampling": Sampling(temperature=0), "max_audio_s": 0.4}
-    names = ("first", "second")
+    names = ("a", "b")
     folders = {name: adapter(tiny, tmp_path / name, seed) for seed, name in enumerate(names)}
 
     def said(generator: HiggsAudioGenerator, name: str | None) -> torch.Tensor:
@@ -90,7 +91,7 @@ def test_speech_of_several_adapters_beside_the_base_and_merged(tiny: Path, tmp_p
         generator = HiggsAudioGenerator.from_pretrained(
             str(tiny), adapters=folders, adapter_scale=scale
         )
-        for name in ("second", "first", None, "second"):
+        for name in ("b", "a", None, "b"):
             codes[scale, name] = said(generator, name)
         for name, folder in folders.items():
             alone = HiggsAudioGenerator.from_pretrained(folder, adapter_scale=scale)
