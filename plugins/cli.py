@@ -82,6 +82,15 @@ def _model_flags(
     )
 
 
+def _scale_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--adapter_scale",
+        type=float,
+        default=1.0,
+        help="strength of the LoRA weights, 0 to 4: 0 is the base (default: %(default)s)",
+    )
+
+
 def _device_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)"
@@ -120,6 +129,7 @@ def _add_speak(commands: Any) -> None:
         "speak", help="speak a text, or a list of them, with a base, merged or LoRA checkpoint"
     )
     _model_flags(command, required=True)
+    _scale_flag(command)
     command.add_argument("--text")
     command.add_argument(
         "--output",
@@ -172,6 +182,7 @@ def _add_evaluate(commands: Any) -> None:
     _model_flags(
         command, model=", compared with its base", adapters=", compared with the model without it"
     )
+    _scale_flag(command)
     command.add_argument("--base", help="what a fully fine-tuned --model is compared with")
     command.add_argument(
         "--dataset", required=True, help="JSONL, folder, Seed-TTS-eval .lst, or wav.scp and text"
@@ -211,6 +222,7 @@ def _add_app(commands: Any) -> None:
         "app", help="a page in the browser to speak with a model, on this machine only"
     )
     _model_flags(command, required=True, adapters="; the page compares it with the base")
+    _scale_flag(command)
     command.add_argument(
         "--host", default="127.0.0.1", help="others are reached by everybody (default: %(default)s)"
     )

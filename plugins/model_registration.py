@@ -19,7 +19,9 @@ from swift.model import (
 from transformers import AutoConfig
 
 from plugins.audio.codec import CODEC_FOLDER
+from plugins.errors import problem
 from plugins.files.hub import MODELS_3B
+from plugins.model import packed_attention
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.load import MODEL_TYPES, OriginalConfig, load_config, native_model
 from plugins.model.original_format import load_tokenizer
@@ -38,6 +40,13 @@ class HiggsAudioLoader(ModelLoader):
 
     default_trust_remote_code = False
 
+    def __init__(self, *args: Any, attn_impl: str | None = None, **kwargs: Any) -> None:
+        # MS-SWIFT packs with flash attention only. This name of it does not say whose it is: here
+        # torch's own. That of the package is `flash_attention_2`.
+        if attn_impl == packed_attention.FLASH_ATTENTION:
+            attn_impl = packed_attention.NAME
+        super().__init__(*args, attn_impl=attn_impl, **kwargs)
+
     def get_config(self, model_dir: str) -> Any:
         return load_config(Path(model_dir))
 
@@ -47,11 +56,23 @@ class HiggsAudioLoader(ModelLoader):
     def get_model(
         self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]
     ) -> Any:
-        return native_model(model_dir, config=config, **model_kwargs)
+        try:
+            return native_model(model_dir, config=config, **model_kwargs)
+        except ImportError as error:
+            if "flash_attention" not in (self.attn_impl or ""):
+                raise
+            raise problem(
+                source="options",
+                field="attn_impl",
+                value=self.attn_impl,
+                reason="needs a package that cannot be used here",
+                remedy=f"use {packed_attention.FLASH_ATTENTION}, which torch brings",
+            ) from error
 
 
 def register() -> None:
     """Idempotent."""
+    packed_attention.register()
     for config in (HiggsAudioV2Config, OriginalConfig):
         # MS-SWIFT reads config.json with trust_remote_code=True; a class that is registered comes
         # before a file of the checkpoint, so that no code of a checkpoint runs.

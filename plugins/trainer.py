@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from swift.dataloader import DataLoaderShard
 from swift.dataset import LazyLLMDataset, PackingDataset
 from swift.optimizers import optimizers_map
 from swift.trainers import Seq2SeqTrainer, TrainerFactory
-from swift.utils import get_logger
+from swift.utils import get_logger, to_device
 from torch import Tensor
 
 from plugins.audio.codec import CODEC_FOLDER
@@ -31,7 +32,7 @@ from plugins.training import ending, exhausted, resume, run_lock, samples, saves
 from plugins.training.meters import BatchMeter, LossMeter, metrics
 from plugins.training.optimizer import OPTIMIZER, HiggsAudioOptimizerCallback
 from plugins.training.options import refuse_unsupported
-from plugins.training.preflight import before_training, dry_run, plan_lines
+from plugins.training.preflight import before_training, dry_run, plan_lines, uncoded
 from plugins.training.preflight.leaks import memorised_codebooks
 from plugins.training.sick_steps import SickSteps, on_any_rank
 from plugins.training.stopping import Stopping
@@ -65,6 +66,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         refuse_unsupported(args, template, kwargs.get("train_dataset"))
         workers.check_temporary_folder(args.dataloader_num_workers)
         args.optimizer = OPTIMIZER
+        # It would wait for the device twice per micro-batch, to ask what `SickSteps` asks once per
+        # step and answers better.
+        args.logging_nan_inf_filter = False
         # By mode; a checkpoint holds their sums (`plugins.training.resume`).
         self.batches = BatchMeter()
         self.meters: dict[str, Any] = {
@@ -97,6 +101,9 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         ending.check_steps(self)
         if not settings.dry_run:  # which says more
             plan_lines.show(self, _say)
+        slow = uncoded.warning(self) if self.is_world_process_zero() else None
+        if slow is not None:
+            logger.warning(slow)
         if settings.preflight or settings.dry_run:
             report = self._prove()
         samples.attach(self)
@@ -160,14 +167,19 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
     def get_train_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         collator, self.data_collator = self.data_collator, workers.NamedRows(self.data_collator)
         try:
-            return workers.remembered(super().get_train_dataloader(*args, **kwargs))
+            loader = super().get_train_dataloader(*args, **kwargs)
         finally:
             self.data_collator = collator
+        if isinstance(loader, DataLoaderShard):
+            # It would wait for the device at each tensor: `_prepare_inputs` moves them.
+            loader.device = None
+        return workers.remembered(loader)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         return workers.remembered(super().get_eval_dataloader(*args, **kwargs))
 
     def _prepare_inputs(self, inputs: Any) -> Any:
+        inputs = to_device(inputs, self.args.device, non_blocking=True)
         prepared = super()._prepare_inputs(inputs)
         self.rows = prepared.pop(ROW_SOURCE, [])
         return prepared
@@ -181,7 +193,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         grad_norm = super()._get_grad_norm(*args, **kwargs)
         # A step is skipped, and a run stopped, by all ranks or by none.
         is_sick = self.sick_steps.is_sick(grad_norm)
-        is_asked = torch.tensor(self.stopping.is_asked, device=is_sick.device)
+        is_asked = torch.full_like(is_sick, self.stopping.is_asked)
         skip, self.stopping.is_agreed = on_any_rank([is_sick, is_asked])
         self.sick_steps.settle(skip=skip)
         return grad_norm
@@ -213,7 +225,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             num_text = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
             # Codebook 0 stands for all: each has F codes and one EOS per clip.
             num_frames = (batch["audio_labels"][:, 1:, 0] != IGNORE_INDEX).sum()
-            counts += torch.stack([num_text, num_frames]).to(device)
+            counts += torch.stack([num_text, num_frames]).to(device, non_blocking=True)
         return self.accelerator.gather(counts[None]).sum(dim=0)
 
     def compute_loss(

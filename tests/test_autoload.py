@@ -93,6 +93,15 @@ def check_a_strangers_adapter_is_refused(installed: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_files_that_are_no_modules_come_along(installed: Path) -> None:
+    where = run(str(installed), "-c", "import plugins; print(plugins.__path__[0])")
+    for path in (ROOT / "plugins").rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            name = path.relative_to(ROOT / "plugins")
+            assert (Path(where.stdout.strip()) / name).is_file(), name
+
+
+@pytest.mark.slow
 def test_plain_swift_sft_says_what_does_not_load(installed: Path, tmp_path: Path) -> None:
     """Below its traceback, and only where the installation is at fault."""
     line = break_torchaudio(tmp_path)

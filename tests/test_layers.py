@@ -137,7 +137,11 @@ def test_a_circle_is_told_with_the_levels_around_it() -> None:
     ("file", "ours"),
     [
         ("delay_pattern.py", set()),
-        ("model/loss.py", {"plugins.delay_pattern", "plugins.errors", "plugins.settings"}),
+        ("model/rows.py", set()),
+        (
+            "model/loss.py",
+            {"plugins.delay_pattern", "plugins.errors", "plugins.model.rows", "plugins.settings"},
+        ),
     ],
 )
 def test_the_maths_imports_torch_only(file: str, ours: set[str]) -> None:

@@ -3,7 +3,6 @@ the reader itself)."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import CORPUS, ROOT
 
+from plugins.cli import _parser
 from plugins.commands import speak_list
 from plugins.commands.app.fields import lines_of
 from plugins.corpora.jsonl import read_jsonl
@@ -68,10 +68,8 @@ def test_lists_to_speak(text: str, tmp_path: Path) -> None:
     path = tmp_path / "speak.jsonl"
     row = json.dumps({"text": text}, ensure_ascii=False)
     path.write_bytes(f"\ufeff{row}\r\n\n{row}".encode())
-    fields = (*speak_list.OPTIONS, "max_audio_s", "model", "adapters", "codec", "quantization")
-    options = argparse.Namespace(
-        **dict.fromkeys((*fields, "raw_text", "temperature", "top_k", "top_p"))
-    )
+    flags = ["--model", "x", "--input", str(path), "--output_dir", "out"]
+    options = _parser().parse_args(["speak", *flags])
     lines = list(speak_list._read(path, options, seed=None))
     assert [line.text for line in lines] == [text, text]
     assert [line.id for line in lines] == ["00001", "00003"]

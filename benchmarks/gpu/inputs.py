@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.utils import is_flash_attn_2_available
 
 from benchmarks.collate import durations_like
 from benchmarks.samples import make_sample, tokens_of
@@ -19,6 +18,7 @@ from plugins.data.dialogue import EncodedSample
 from plugins.data.prompt import encode
 from plugins.data.tokens import SpecialTokens
 from plugins.data.wording import INSTRUCTION
+from plugins.model import packed_attention
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 from plugins.settings import HiggsAudioSettings
@@ -42,11 +42,7 @@ _SMALL_VOCABULARY = 1200
 TEXT = "The harbour lights went out one by one."
 
 # What keeps the rows of a pack apart without a mask of their square.
-PACKED_ATTENTION = "flash_attention_2"
-
-
-def has_packed_attention() -> bool:
-    return bool(is_flash_attn_2_available())
+PACKED_ATTENTION = packed_attention.NAME
 
 
 # Training.
@@ -109,6 +105,7 @@ def native_layers(model: Any) -> Iterator[None]:
 
 @contextmanager
 def attention(model: Any, name: str) -> Iterator[None]:
+    packed_attention.register()
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:

@@ -82,9 +82,6 @@ def _packs(bench: Bench, shape: inputs.Shape) -> None:
     exact = _step(model, padded, autocast=True)
     _check(bench, "packed, sdpa", _step(model, packed, autocast=True), exact, dtype="bfloat16")
     name = f"packed, {inputs.PACKED_ATTENTION}"
-    if not inputs.has_packed_attention():
-        bench.skip(name, "not installed")
-        return
     with inputs.attention(model, inputs.PACKED_ATTENTION):
         step = _step(model, packed, autocast=True)
         waits = bench.waits(lambda: _step(model, packed, autocast=True))

@@ -14,7 +14,6 @@ from typing import Any
 
 from benchmarks import curves
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.inputs import PACKED_ATTENTION, has_packed_attention
 
 STEPS = 4
 _KEPT = ("loss", "grad_norm", "loss_audio", "loss_text", "memory_gib", "skipped_steps")
@@ -26,11 +25,7 @@ def run(bench: Bench) -> None:
         curves.prepare(folder)
         bench.attempt("LoRA", lambda: _train(bench, folder, "LoRA", tuner_type="lora"), needs_s=20)
         bench.attempt("full", lambda: _train(bench, folder, "full"), needs_s=20)
-        if not has_packed_attention():
-            bench.skip("packed", f"{PACKED_ATTENTION} is not installed")
-            return
-        packed = {"packing": "true", "attn_impl": PACKED_ATTENTION, "max_length": 512}
-        packed |= {"per_device_train_batch_size": 1}
+        packed = {"packing": "true", "max_length": 512, "per_device_train_batch_size": 1}
         bench.attempt("packed", lambda: _train(bench, folder, "packed", **packed), needs_s=20)
 
 

@@ -184,16 +184,13 @@ def _packs(bench: Bench, model: Any, base: Any, optimizer: Any, scale: float) ->
         "LoRA 32 x LJSpeech, padded": _arm(partial(_step, model, padded, optimizer), padded),
         "LoRA 32 x LJSpeech, packed, sdpa": _arm(partial(_step, model, packed, optimizer), packed),
     }
+
+    def step() -> None:
+        with inputs.attention(base, inputs.PACKED_ATTENTION):
+            _step(model, packed, optimizer)
+
     name = f"LoRA 32 x LJSpeech, packed, {inputs.PACKED_ATTENTION}"
-    if inputs.has_packed_attention():
-
-        def step() -> None:
-            with inputs.attention(base, inputs.PACKED_ATTENTION):
-                _step(model, packed, optimizer)
-
-        arms[name] = _arm(step, packed)
-    else:
-        bench.skip(name, "not installed")
+    arms[name] = _arm(step, packed)
     peer, *others = arms
     claims = [Comparison("packs", ours, peer, 1) for ours in others]
     bench.compete(arms, claims, "tokens/s")

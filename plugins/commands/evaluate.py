@@ -23,8 +23,18 @@ from plugins.audio.codec import Codec, find_codec
 from plugins.errors import problem
 from plugins.evaluation import formats, report
 from plugins.evaluation.items import Item, read_items
+from plugins.evaluation.page import PAGE, page
 from plugins.evaluation.plots import PICTURE, picture
-from plugins.evaluation.run import PROGRESS, Clip, Journal, check_folder, hear, round_trips, say
+from plugins.evaluation.run import (
+    PROGRESS,
+    Clip,
+    Journal,
+    beside,
+    check_folder,
+    hear,
+    round_trips,
+    say,
+)
 from plugins.evaluation.scorers import Missing, Scorer, load_scorers
 from plugins.evaluation.scores import score
 from plugins.evaluation.speaking import System, systems
@@ -32,12 +42,13 @@ from plugins.files import disk
 from plugins.files.fingerprint import fingerprint
 from plugins.files.hub import local_folder
 from plugins.model import load as checkpoint
+from plugins.model.adapter_scale import require_scale
 from plugins.model.card import METRICS, complete
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speaker import require_duration
 
-_CODEC, _GENERATED = "codec", "generated"
+_GENERATED = "generated"
 
 
 @dataclass(frozen=True)
@@ -52,23 +63,8 @@ class _Contest:
 
 def run(options: Namespace) -> int:
     """The subcommand: its exit code."""
-    if options.model is None and options.generated is None:
-        raise problem(
-            source="options",
-            field="model",
-            value=None,
-            reason="is missing",
-            remedy="give --model, or --generated for recordings",
-        )
-    for name in ("adapters", "base"):
-        if options.model is None and getattr(options, name) is not None:
-            raise problem(
-                source="options",
-                field=name,
-                value=getattr(options, name),
-                reason="has no --model to belong to",
-                remedy="give --model",
-            )
+    _check_systems(options)
+    require_scale(options.adapter_scale, has_adapter=options.model is not None)
     require_duration(options.max_audio_s)  # the generator would refuse it item by item
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     _check_output(options)
@@ -87,15 +83,21 @@ def run(options: Namespace) -> int:
     with Journal(folder / PROGRESS, contest.settings) as journal:
         columns = _columns(contest, options, sampling, journal)
         rows = _rows(contest.items, columns, scorers, journal, options.language)
+        clips = {}
+        for name, of_system in columns.items():
+            clips[name] = beside(name, of_system, contest.items, folder, journal)
     settings = {**contest.settings, "language": options.language}
     summary = report.summarize(rows, list(columns), settings, scorers, missing)
     report.write(folder, rows, summary)
     report.write_lists(folder, rows, contest.items)
     _draw(folder, summary, rows)
+    shown = page(summary, rows, clips, folder=folder, made_of=_made_of(options))
+    with disk.replace_when_done(folder / PAGE) as temporary:
+        temporary.write_text(shown, encoding="utf-8")
     print(report.markdown(summary, rows))
     if warning := report.misheard(summary):
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{folder}: {', '.join((report.SUMMARY, report.ITEMS, report.REPORT))}")
+    print(f"{folder}: {', '.join((report.SUMMARY, report.ITEMS, report.REPORT, PAGE))}")
     # The card of the model, or of the training above a checkpoint, if it has room for the table.
     if options.model is not None:
         card = complete(Path(options.adapters or options.model), {METRICS: report.table(summary)})
@@ -104,12 +106,32 @@ def run(options: Namespace) -> int:
     return 0
 
 
+def _check_systems(options: Namespace) -> None:
+    if options.model is None and options.generated is None:
+        raise problem(
+            source="options",
+            field="model",
+            value=None,
+            reason="is missing",
+            remedy="give --model, or --generated for recordings",
+        )
+    for name in ("adapters", "base"):
+        if options.model is None and getattr(options, name) is not None:
+            raise problem(
+                source="options",
+                field=name,
+                value=getattr(options, name),
+                reason="has no --model to belong to",
+                remedy="give --model",
+            )
+
+
 def _check_output(options: Namespace) -> None:
     """Raise UserError if files of others would be overwritten: any without --overwrite, what is
     read in any case."""
     folder: Path = options.output
     check_folder(folder, overwrite=options.overwrite)
-    names = [PROGRESS, report.SUMMARY, report.ITEMS, report.REPORT, PICTURE]
+    names = [PROGRESS, report.SUMMARY, report.ITEMS, report.REPORT, PICTURE, PAGE]
     names += [formats.META, formats.TEXT]
     written = {(folder / name).resolve() for name in names}
     # Kaldi's form of a data set is read by its folder.
@@ -143,6 +165,7 @@ def _contest(options: Namespace, sampling: Sampling) -> _Contest:
             adapters=options.adapters,
             base=options.base,
             codec=codec,
+            adapter_scale=options.adapter_scale,
             device=options.device,
             quantization=options.quantization,
         )
@@ -191,8 +214,8 @@ def _columns(
     if any(item.truth is not None for item in contest.items):
         if contest.codec is not None:
             identity = contest.settings["codec"]
-            columns[_CODEC] = round_trips(
-                contest.codec, identity, contest.items, options.output, journal, name=_CODEC
+            columns[report.CODEC] = round_trips(
+                contest.codec, identity, contest.items, options.output, journal, name=report.CODEC
             )
         columns[report.TRUTH] = [
             Clip(Path(item.truth) if item.truth else None) for item in contest.items
@@ -216,6 +239,16 @@ def _rows(
     heard |= hear(unheard, [scorer for scorer in scorers if scorer.name == "voice"], journal)
     transcribed = any(scorer.name == "transcript" for scorer in scorers)
     return score(items, columns, heard, language=language, transcribed=transcribed)
+
+
+def _made_of(options: Namespace) -> dict[str, str]:
+    """Names for the page: the ends of the paths that were given, which others may see."""
+    names = {}
+    for name in ("model", "adapters", "base", "generated", "dataset"):
+        given = getattr(options, name)
+        if given is not None:
+            names[name] = "/".join(Path(given).resolve().parts[1:][-2:])
+    return names
 
 
 def _draw(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

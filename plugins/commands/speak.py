@@ -20,6 +20,7 @@ from plugins.commands.speak_list import OPTIONS, plan, speak_all
 from plugins.errors import UserError, problem
 from plugins.files.disk import require_writable
 from plugins.inference import HiggsAudioGenerator
+from plugins.model.adapter_scale import require_scale
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speaker import require_duration
 from plugins.speaking.speech import Speech, suffix_of
@@ -48,12 +49,14 @@ def _run(options: Namespace) -> int:
     _check(options)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, seed=options.seed)
     require_duration(options.max_audio_s)
+    require_scale(options.adapter_scale)
     requests = None
     if options.input is not None:
         requests = plan(options, sampling.seed)
     generator = HiggsAudioGenerator.from_pretrained(
         options.model,
         adapters=options.adapters,
+        adapter_scale=options.adapter_scale,
         codec=options.codec,
         device=options.device,
         quantization=options.quantization,

@@ -339,6 +339,8 @@ def _key(request: list[Any], options: Namespace) -> str:
     drawing = [options.temperature, options.top_k, options.top_p]
     if options.deterministic:  # without it, as lists were spoken before it was there
         drawing.append("deterministic")
+    if options.adapter_scale != 1:
+        drawing.append(["adapter_scale", options.adapter_scale])
     everything = json.dumps([*request, *model, *drawing, options.raw_text])
     return hashlib.sha256(everything.encode()).hexdigest()[:32]
 

@@ -23,17 +23,19 @@ from plugins.files.disk import replace_when_done
 
 ITEMS, SUMMARY, REPORT = "items.jsonl", "summary.json", "report.md"
 DIFFERENCE = f"{TUNED} - {BASE}"
+STAR = "the interval of the paired difference excludes 0."
 _DIGITS = 6
+_PERCENT = " %"
 _WORST = 5  # items that are shown
 _SHARES = ("wer_seed", "stopped", "silence")  # shown in percent, as all weighted ones
 _MISHEARD = 0.5  # a recogniser of the language has 2 to 20 % of errors in read speech
-TRUTH = "truth"
+TRUTH, CODEC = "truth", "codec"
 _MEANING = {
     BASE: "the model before training",
     TUNED: "the model after training",
     MODEL: "the model",
     "generated": "the recordings that were given as generated",
-    "codec": "the truth through the codec: a ceiling for every model that speaks in its codes",
+    CODEC: "the truth through the codec: a ceiling for every model that speaks in its codes",
     TRUTH: "the recordings themselves",
 }
 
@@ -113,45 +115,69 @@ def markdown(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 def table(summary: Mapping[str, Any]) -> str:
     """All systems side by side, and what is missing."""
-    systems, paired = summary["systems"], summary["differences"].get(DIFFERENCE)
-    heads, failed = ["score", "better"], ["failed", "lower"]
-    for name, system in systems.items():
-        heads.append(name)
-        failed.append(str(system["failed"]))
-    if paired:
-        heads.append(DIFFERENCE)
-        failed.append("")
-    lines = [
-        f"{summary['items']} items. Mean [95 % interval, {RESAMPLES} resamples of the items].",
-        "",
-        _line(heads),
-        _line(["---"] * len(heads)),
-    ]
-    for metric in METRICS:
-        cells = [metric.title, metric.better]
-        for system in systems.values():
-            cells.append(_cell(system["scores"][metric.name], metric, summary))
-        if paired:
-            score = paired[metric.name]
-            star = " *" if _is_sure(score) else ""
-            cells.append(_cell(score, metric, summary, sign="+") + star)
-        lines.append(_line(cells))
-    lines += [_line(failed), ""]
-    if paired:
-        lines += ["`*`: the interval of the paired difference excludes 0.", ""]
-    for name in systems:
-        if name in _MEANING:
-            lines.append(f"- **{name}**: {_MEANING[name]}")
-    if prompts := summary["settings"].get("prompts"):
-        why = "as the model was trained with them, for every system that speaks here"
-        lines.append(f"- prompts: {prompts}, {why}")
-    if warning := misheard(summary):
-        lines.append(f"- warning: {warning}")
-    for name, reason in summary["missing"].items():
-        lines.append(f"- missing: **{name}** ({reason})")
+    heads, *body = cells(summary, list(summary["systems"]))
+    lines = [intervals(summary), "", _line(heads), _line(["---"] * len(heads))]
+    lines += [*map(_line, body), ""]
+    if summary["differences"]:
+        lines += [f"`*`: {STAR}", ""]
+    lines += [f"- {note}" for note in notes(summary)]
     heard_by = "; ".join(f"{name}: {identity}" for name, identity in summary["scorers"].items())
     lines += ["", f"Failures count as 100 % WER. {heard_by}.", ""]
     return "\n".join(lines)
+
+
+def intervals(summary: Mapping[str, Any]) -> str:
+    """What the numbers of the table are."""
+    return f"{summary['items']} items. Mean [95 % interval, {RESAMPLES} resamples of the items]."
+
+
+def cells(summary: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """The table without its marks: the heads, a line per score, what failed. names: the order of
+    the systems."""
+    paired = summary["differences"].get(DIFFERENCE)
+    heads, failed = ["score", "better", *names], ["failed", "lower"]
+    for name in names:
+        failed.append(str(summary["systems"][name]["failed"]))
+    if paired:
+        heads.append(DIFFERENCE)
+        failed.append("")
+    lines = [heads]
+    for metric in METRICS:
+        line = [metric.title, metric.better]
+        for name in names:
+            score = summary["systems"][name]["scores"][metric.name]
+            line.append(_cell(score, metric, summary))
+        if paired:
+            score = paired[metric.name]
+            star = " *" if _is_sure(score) else ""
+            line.append(_cell(score, metric, summary, sign="+") + star)
+        lines.append(line)
+    return [*lines, failed]
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table must know, in Markdown."""
+    lines = []
+    for name in summary["systems"]:
+        if name in _MEANING:
+            lines.append(f"**{name}**: {_MEANING[name]}")
+    if prompts := summary["settings"].get("prompts"):
+        why = "as the model was trained with them, for every system that speaks here"
+        lines.append(f"prompts: {prompts}, {why}")
+    if scale := summary["settings"].get(TUNED, {}).get("adapter_scale"):
+        lines.append(f"adapter_scale: {scale:g}, of **{TUNED}**")
+    if warning := misheard(summary):
+        lines.append(f"warning: {warning}")
+    for name, reason in summary["missing"].items():
+        lines.append(f"missing: **{name}** ({reason})")
+    return lines
+
+
+def shown(value: float, metric: Metric, sign: str = "") -> str:
+    """A score with the digits and the unit that it is read with."""
+    if metric.weight is not None or metric.name in _SHARES:
+        return f"{100 * value:{sign}.1f}{_PERCENT}"
+    return f"{value:{sign}.3f}"
 
 
 def misheard(summary: Mapping[str, Any]) -> str | None:
@@ -193,16 +219,10 @@ def _cell(
         return "missing"
     if score is None:
         return ""
-    share = metric.weight is not None or metric.name in _SHARES
-
-    def shown(value: float) -> str:
-        return f"{100 * value:{sign}.1f}" if share else f"{value:{sign}.3f}"
-
-    cell = shown(score["mean"])
-    if share:
-        cell += " %"
+    cell = shown(score["mean"], metric, sign)
     if score["low"] is not None:
-        cell += f" [{shown(score['low'])}, {shown(score['high'])}]"
+        low, high = shown(score["low"], metric, sign), shown(score["high"], metric, sign)
+        cell += f" [{low}, {high}]".replace(_PERCENT, "")
     return cell
 
 

@@ -152,7 +152,7 @@ def _is_begun(journal: Path) -> bool:
 
 
 def _compare(held: Mapping[str, Any], asked: Mapping[str, Any], place: str) -> None:
-    old, new = _flat(held), _flat(asked)
+    old, new = flat(held), flat(asked)
     for name in old | new:  # in the order of the journal
         if old.get(name) != new.get(name):
             raise problem(
@@ -218,7 +218,7 @@ def round_trips(
         try:
             samples = audio.load(item.truth, sample_rate_hz=rate)
         except audio.AudioError as error:
-            return [Clip(error=str(error))]
+            return [_unreadable(error)]
         path = _wav(folder, name, item)
         journal.begin()
         # The codec's frames may end behind the recording.
@@ -232,6 +232,42 @@ def round_trips(
             keyed.append((key, [item]))
     decoded = iter(_do_missing(keyed, decode, folder, journal, name))
     return [Clip() if item.truth is None else next(decoded) for item in items]
+
+
+def beside(
+    name: str, clips: Sequence[Clip], items: Sequence[Item], folder: Path, journal: Journal
+) -> list[Clip]:
+    """The clips of a column, all below `folder`: of recordings from elsewhere a copy in a format
+    that every browser plays, so that `folder` may be moved and is whole."""
+    lying = list(clips)
+    sources: dict[str, Path] = {}
+    numbers, keyed = [], []
+    for number, (item, clip) in enumerate(zip(items, clips, strict=True)):
+        if clip.path is None or _is_inside(clip.path, folder):
+            continue
+        try:
+            keyed.append((_key("copy", name, item.id, file_hash(clip.path)), [item]))
+        except audio.AudioError as error:
+            lying[number] = _unreadable(error)
+            continue
+        sources[item.id] = clip.path
+        numbers.append(number)
+
+    def copy(batch: Sequence[Item]) -> list[Clip]:
+        (item,) = batch
+        try:
+            samples = audio.load(sources[item.id])
+        except audio.AudioError as error:
+            return [_unreadable(error)]
+        path = _wav(folder, name, item)
+        journal.begin()
+        audio.save_wav(path, samples, audio.SAMPLE_RATE_HZ)
+        return [Clip(path)]
+
+    copied = _do_missing(keyed, copy, folder, journal, f"copy of {name}")
+    for number, clip in zip(numbers, copied, strict=True):
+        lying[number] = clip
+    return lying
 
 
 def hear(paths: Iterable[Path], scorers: Sequence[Scorer], journal: Journal) -> dict[Path, Heard]:
@@ -260,15 +296,15 @@ def file_hash(path: str | Path) -> str:
         raise audio.AudioError(path, reason, "mend the path") from None
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"tuned": {"model": ...}}` -> `{"tuned.model": ...}`."""
-    flat: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            entries |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            entries[f"{prefix}{name}"] = value
+    return entries
 
 
 def _hear(path: Path, scorers: Sequence[Scorer], journal: Journal) -> Heard:
@@ -327,6 +363,15 @@ def _recall(records: list[dict[str, Any]] | None, folder: Path) -> list[Clip] | 
             return None
         clips.append(Clip(path, stopped=record["stopped"]))
     return clips or None
+
+
+def _unreadable(error: audio.AudioError) -> Clip:
+    """Without its path: what is kept by a recording's content holds wherever it lies."""
+    return Clip(error=f"{error.reason}; {error.remedy}")
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _wav(folder: Path, system: str, item: Item) -> Path:

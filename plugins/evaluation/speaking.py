@@ -19,6 +19,7 @@ from plugins.errors import UserError, problem
 from plugins.files.fingerprint import fingerprint
 from plugins.inference import HiggsAudioGenerator
 from plugins.model import load as checkpoint
+from plugins.model.adapter_scale import require_scale
 from plugins.model.load import Quantization, load_model
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
@@ -40,8 +41,8 @@ class System:
 class _Loader:
     """Folder -> its generator, kept until another folder's is asked for."""
 
-    def __init__(self, codec: Codec, device: str, quantization: Quantization | None) -> None:
-        self._codec, self._device, self._quantization = codec, device, quantization
+    def __init__(self, codec: Codec, **options: Any) -> None:
+        self._codec, self._options = codec, options  # those of `load_model`
         self._loaded: dict[str, HiggsAudioGenerator] = {}
 
     def __call__(self, folder: str, adapters: str | None = None) -> HiggsAudioGenerator:
@@ -49,9 +50,7 @@ class _Loader:
             # Two models need not fit on one device.
             self._loaded.clear()
             gc.collect()
-            parts = load_model(
-                folder, adapters=adapters, device=self._device, quantization=self._quantization
-            )
+            parts = load_model(folder, adapters=adapters, **self._options)
             self._loaded[folder] = HiggsAudioGenerator(*parts, codec=self._codec)
             # This loads the codec: what is wrong with it is no fault of the first item.
             assert self._codec.model is not None
@@ -64,6 +63,7 @@ def systems(
     adapters: str | None = None,
     base: str | None = None,
     codec: Codec,
+    adapter_scale: float = 1.0,
     device: str = "cpu",
     quantization: Quantization | None = None,
 ) -> list[System]:
@@ -71,13 +71,15 @@ def systems(
     model beside the one it came from; `model` alone otherwise. Models are loaded when they speak,
     one at a time, and share `codec`.
 
-    Raises UserError if a folder is not there, or LoRA weights are given another base.
+    Raises UserError if a folder is not there, LoRA weights are given another base, or a scale
+    is given without them.
     """
     folder, own = checkpoint.base_and_adapters(model, adapters)
     if base is not None and own is not None:
         reason, remedy = "is not the base of the LoRA weights", "leave it out: they name theirs"
         raise problem(source="options", field="base", value=base, reason=reason, remedy=remedy)
-    load = _Loader(codec, device, quantization)
+    require_scale(adapter_scale, has_adapter=own is not None)
+    load = _Loader(codec, adapter_scale=adapter_scale, device=device, quantization=quantization)
     # Another device or version rounds, and so draws, otherwise.
     common = {
         "device": torch.device(device).type,
@@ -87,6 +89,9 @@ def systems(
     weights: dict[str, Any] = {"model": fingerprint(Path(folder)), **common}
     if own is not None:
         with_own = {**weights, "adapters": fingerprint(Path(own))}
+        # Without it as evaluations were begun before it was there: they go on.
+        if adapter_scale != 1:
+            with_own["adapter_scale"] = adapter_scale
 
         def switched(name: str | None) -> HiggsAudioGenerator:
             generator = load(folder, own)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -49,16 +50,40 @@ def seed_style(text: str, language: str) -> str:
     return " ".join(kept.lower().split())
 
 
-def word_errors(reference: str, heard: str) -> tuple[int, int]:
-    """Substitutions, deletions and insertions; and the number of words in `reference`. Needs the
+@dataclass(frozen=True)
+class Stretch:
+    """Words that were asked for, and those that were heard for them: the same, as many others, or
+    none on one of the two sides."""
+
+    asked: tuple[str, ...]
+    heard: tuple[str, ...]
+
+    @property
+    def num_errors(self) -> int:
+        """Substitutions, deletions and insertions."""
+        return 0 if self.asked == self.heard else max(len(self.asked), len(self.heard))
+
+
+def align(reference: str, heard: str) -> list[Stretch]:
+    """Both from their beginning to their end, by an alignment of the fewest errors. Needs the
     package jiwer."""
     import jiwer
 
-    num_words = len(reference.split())
-    if num_words == 0:  # jiwer refuses an empty reference
-        return len(heard.split()), 0
-    counts = jiwer.process_words(reference, heard)
-    return counts.substitutions + counts.deletions + counts.insertions, num_words
+    asked_words, heard_words = tuple(reference.split()), tuple(heard.split())
+    if not asked_words:  # jiwer refuses an empty reference
+        return [Stretch((), heard_words)] if heard_words else []
+    stretches = []
+    for chunk in jiwer.process_words(reference, heard).alignments[0]:
+        asked = asked_words[chunk.ref_start_idx : chunk.ref_end_idx]
+        stretches.append(Stretch(asked, heard_words[chunk.hyp_start_idx : chunk.hyp_end_idx]))
+    return stretches
+
+
+def word_errors(reference: str, heard: str) -> tuple[int, int]:
+    """Substitutions, deletions and insertions; and the number of words in `reference`. Needs the
+    package jiwer."""
+    errors = sum(stretch.num_errors for stretch in align(reference, heard))
+    return errors, len(reference.split())
 
 
 def character_errors(reference: str, heard: str) -> tuple[int, int]:

@@ -7,7 +7,11 @@ before audio, works on slices of them, and puts them back; only attention itself
 it lies.
 
 That padding holds zeros changes nothing else: attention masks it as keys, so it reaches neither
-another row nor a loss."""
+another row nor a loss. Padding on the right, as in training, needs no mask for that, since causal
+attention does not look there: sdpa gets none, and takes its fast causal kernel.
+
+Norms stay the native ones: torch's fused `rms_norm` is the same in fp32, but in bf16 rounds once
+where they round twice, which changes a quarter of all numbers."""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ from transformers import __version__ as TRANSFORMERS
 from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2 as native
 
 from plugins.files.installation import TESTED_TRANSFORMERS
+from plugins.model.rows import put, take
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,8 @@ CACHE = (
     if "cache" in inspect.signature(native.HiggsAudioV2Model.forward).parameters
     else "past_key_values"
 )
+# The shape of a mask that the layers pass over: transformers hands on what has four dimensions.
+_NO_MASK = (0, 1, 1, 1)
 
 
 class Routes(NamedTuple):
@@ -41,48 +48,39 @@ class Routes(NamedTuple):
     num_text: int
     num_audio: int
     shape: tuple[int, int]  # B, S
+    is_right_padded: bool  # a mask (B, S) says so: nothing real stands behind padding
 
     @classmethod
     def of(cls, is_audio: Tensor, attention_mask: Tensor | None) -> Routes:
         """is_audio (B, S) bool. attention_mask: 0 at padding if it is (B, S); by any other, as a
         cache needs, no position counts as padding. Waits for the device once."""
         kind = is_audio.flatten().long()  # 0 text, 1 audio, 2 padding
+        is_told, behind_padding = False, torch.zeros_like(is_audio[:, 1:])
         # A cache's mask is longer than the batch, and says nothing about padding in it.
         if attention_mask is not None and attention_mask.shape == is_audio.shape:
-            kind = kind.masked_fill(attention_mask.flatten() == 0, 2)
-        # Both counts in one transfer: each makes the CPU wait for the device.
-        num_text, num_audio = torch.stack([(kind == 0).sum(), (kind == 1).sum()]).tolist()
+            is_told, is_padding = True, attention_mask.eq(0)
+            kind = kind.masked_fill(is_padding.flatten(), 2)
+            behind_padding = is_padding[:, :-1] & ~is_padding[:, 1:]
+        # All counts in one transfer: each makes the CPU wait for the device.
+        counts = torch.stack([(kind == 0).sum(), (kind == 1).sum(), behind_padding.sum()])
+        num_text, num_audio, num_behind = counts.tolist()
         # Stable: equal batches give equal orders of rows, and so equal sums.
         rows = kind.argsort(stable=True)[: num_text + num_audio]
-        return cls(rows, num_text, num_audio, (is_audio.shape[0], is_audio.shape[1]))
+        shape = (is_audio.shape[0], is_audio.shape[1])
+        return cls(rows, num_text, num_audio, shape, is_told and num_behind == 0)
 
     def take(self, batch: Tensor) -> Tensor:
         """(B, S, D) -> (R, D)."""
-        return batch.flatten(0, 1).index_select(0, self.rows)
+        return take(batch.flatten(0, 1), self.rows)
 
     def put(self, rows: Tensor) -> Tensor:
         """(R, D) -> (B, S, D)."""
-        return _Put.apply(rows, self.rows, self.shape[0] * self.shape[1]).unflatten(0, self.shape)
+        return put(rows, self.rows, self.shape[0] * self.shape[1]).unflatten(0, self.shape)
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(R, D) -> text and audio; one of them may have no rows."""
         text, audio = rows.split([self.num_text, self.num_audio])
         return text, audio
-
-
-class _Put(torch.autograd.Function):
-    """Rows into zeros. torch's own index_copy keeps `rows` for its backward pass, which needs only
-    their places."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, num_positions: int) -> Tensor:
-        ctx.save_for_backward(places)
-        return rows.new_zeros(num_positions, rows.shape[1]).index_copy_(0, places, rows)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (places,) = ctx.saved_tensors
-        return grad.index_select(0, places), None, None
 
 
 class HiggsAudioV2Attention(native.HiggsAudioV2Attention):
@@ -98,9 +96,11 @@ class HiggsAudioV2Attention(native.HiggsAudioV2Attention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         """(R, H) -> (R, H) and the weights of attention, if the backend returns any. Without
-        `routes`: the base."""
+        `routes`: the base. attention_mask: `_NO_MASK` for none."""
         if routes is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        if attention_mask is not None and attention_mask.shape == _NO_MASK:
+            attention_mask = None
         cache = kwargs.pop(CACHE, None)
 
         def heads(project: Any) -> Tensor:  # (R, H) -> (B, num_heads, S, head_dim)
@@ -190,4 +190,11 @@ def _look_up(
     if input_ids is None:
         return None
     is_audio = body.get_placeholder_mask(input_ids, None, None)
-    return args, {**kwargs, "routes": Routes.of(is_audio, kwargs.get("attention_mask"))}
+    mask = kwargs.get("attention_mask")
+    routes = Routes.of(is_audio, mask)
+    is_cached = kwargs.get(CACHE) is not None or bool(kwargs.get("use_cache"))
+    is_sdpa = body.config._attn_implementation == "sdpa"
+    if is_sdpa and routes.is_right_padded and not is_cached:
+        # `None` would do as well, but then transformers asks the device whether rows are packed.
+        mask = torch.empty(_NO_MASK, device=input_ids.device)
+    return args, {**kwargs, "attention_mask": mask, "routes": routes}

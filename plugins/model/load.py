@@ -25,6 +25,7 @@ from plugins.files.untrusted import (
     NamedByCheckpoint,
     check_adapter,
 )
+from plugins.model.adapter_scale import require_scale, scale_adapters
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.joined import join
 from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
@@ -52,6 +53,7 @@ def load_model(
     *,
     model_type: str | None = None,
     adapters: str | Mapping[str, str] | None = None,
+    adapter_scale: float = 1.0,
     dtype: torch.dtype | None = None,
     device: str | None = None,
     attn_impl: str | None = None,
@@ -63,12 +65,15 @@ def load_model(
     path: folder or Hub id of a base or merged model, native or original, or a LoRA folder, which
     names its base; links such as MS-SWIFT's `best` and `last` too, and the output folder of a
     training, whose newest whole checkpoint is taken. adapters: a LoRA folder on it, or several by
-    name. dtype, device: default bfloat16 on the first GPU, else float32 on the CPU. attn_impl: of
-    transformers, for example `flash_attention_2`. quantization: with bitsandbytes; codec and audio
-    head stay as they are. model_type: only checked; the sizes stand in the checkpoint.
+    name. adapter_scale: how much of what they add is added, 0 to 4; what was trained whole
+    (`modules_to_save`) stays as it was trained. dtype, device: default bfloat16 on the first GPU,
+    else float32 on the CPU. attn_impl: of transformers, for example `flash_attention_2`.
+    quantization: with bitsandbytes; codec and audio head stay as they are. model_type: only
+    checked; the sizes stand in the checkpoint.
 
-    Raises UserError for weights that are missing, surplus or of another shape, and for adapters of
-    another model."""
+    Raises UserError for weights that are missing, surplus or of another shape, for adapters of
+    another model, and for those that cannot be scaled."""
+    require_scale(adapter_scale)
     if model_type not in (None, *MODEL_TYPES):
         raise problem(
             source="request",
@@ -87,6 +92,7 @@ def load_model(
     folder, own_adapter = base_and_adapters(path, next(iter(named.values()), None))
     if own_adapter is not None and not named:
         named = {"default": own_adapter}
+    require_scale(adapter_scale, has_adapter=bool(named))
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
@@ -104,6 +110,7 @@ def load_model(
     for name, trained in (named or {"": folder}).items():
         model.higgs_audio_settings[name] = HiggsAudioSettings.of_checkpoint(Path(trained))
     model = with_adapters(model, named)
+    scale_adapters(model, adapter_scale, named)
     if quantization is None:
         model = model.to(device)
     if device.startswith("cuda"):
@@ -203,8 +210,10 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
             raise _wrong_adapter(folder, ADAPTER_WEIGHTS, reason) from error
         # A model that only speaks has no text head for the adapter's.
         speaks_only = model.text_lm_head is None
+        # peft looks for the name anywhere: adapter "b" would miss all keys of "base_model".
+        missing = [key for key in report.missing_keys if name in key.split(".")]
         lost = []
-        for key in (*report.unexpected_keys, *report.missing_keys):
+        for key in (*report.unexpected_keys, *missing):
             if not (speaks_only and _HEAD in key):
                 lost.append(key)
         if lost:

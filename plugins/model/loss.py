@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from plugins.delay_pattern import IGNORE_INDEX
 from plugins.errors import problem
+from plugins.model.rows import places_of, take
 from plugins.settings import HiggsAudioSettings
 
 PIECE = 2**24  # logits that are in fp32 at a time: 64 MB
@@ -70,18 +72,28 @@ class LossWeights:
         )
 
 
-def shifted_rows(hidden: Tensor, labels: Tensor, *, offset: int = 1) -> tuple[Tensor, Tensor]:
+def predicting(labels: Tensor, *, offset: int = 1) -> Tensor:
     """The one place of the causal shift: the hidden row at t - 1 predicts the label of t.
 
-    offset: other shifts are for the preflight, which shows that they fit worse. hidden (B, S, H)
-    and labels (B, S) or (B, S, K) -> rows (R, H) and targets (R,) or (R, K), where R counts the
-    positions with a label (any of the K). R may be 0: everything below then sums to 0 with zero
-    gradients."""
-    targets = labels[:, offset:]
-    trained = targets != IGNORE_INDEX
+    labels (B, S) or (B, S, K) -> (B, S) bool, the rows that predict a label (any of the K). offset:
+    other shifts are for the preflight, which shows that they fit worse."""
+    trained = labels != IGNORE_INDEX
     if trained.dim() == 3:
         trained = trained.any(dim=-1)
-    return hidden[:, : targets.shape[1]][trained], targets[trained]
+    return F.pad(trained[:, offset:], (0, offset))
+
+
+def shifted_rows(
+    hidden: Tensor, labels: Tensor, places: Tensor | None = None, *, offset: int = 1
+) -> tuple[Tensor, Tensor]:
+    """hidden (B, S, H), labels (B, S) or (B, S, K) -> rows (R, H) and their targets (R,) or (R, K).
+
+    places (R,): those of `predicting`; without them it waits for the device. R may be 0: everything
+    below then sums to 0 with zero gradients."""
+    if places is None:
+        (places,) = places_of(predicting(labels, offset=offset))
+    targets = labels.flatten(0, 1).index_select(0, places + offset)
+    return take(hidden.flatten(0, 1), places), targets
 
 
 def text_loss_sums(rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> LossSums:
@@ -180,7 +192,7 @@ def combine(
     num_text, num_frames: () counts of the whole optimisation step, at least those of `text` and
     `audio`."""
     # Clamped, so that an absent modality is 0 / 1 and not 0 / 0.
-    u = torch.tensor(weights.codebooks, device=audio.loss.device)
+    u = torch.tensor(weights.codebooks).to(audio.loss.device, non_blocking=True)
     num_codebooks = len(weights.codebooks)
     scale = num_codebooks if weights.sum_codebooks else 1
     num_rows = num_text + num_codebooks * num_frames

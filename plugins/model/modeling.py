@@ -24,7 +24,14 @@ from plugins.delay_pattern import IGNORE_INDEX
 from plugins.model.audio_tower import AudioTower
 from plugins.model.config import HiggsAudioV2Config
 from plugins.model.dual_ffn import CACHE, use_index_once_layers
-from plugins.model.loss import LossSums, audio_loss_sums, shifted_rows, text_loss_sums
+from plugins.model.loss import (
+    LossSums,
+    audio_loss_sums,
+    predicting,
+    shifted_rows,
+    text_loss_sums,
+)
+from plugins.model.rows import places_of, true_first
 
 
 @dataclass
@@ -59,6 +66,11 @@ class DualLossOutput(ModelOutput):
 
 def _in_dtype_of_weights(module: Any, args: Any, embedded: Tensor) -> Tensor:
     return embedded.to(module.embed_audio_tokens.weight.dtype)
+
+
+def _real_first(frames: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, K) -> (B * T, K), those of `mask` (B, T) first, in order."""
+    return frames.flatten(0, 1).index_select(0, true_first(mask))
 
 
 class HiggsAudioV2ForConditionalGeneration(_Native):
@@ -125,23 +137,36 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
             assert input_ids is not None, "placeholders are found by their ids"
             assert audio_labels is not None, "(B, 0, K) for a batch without audio"
             assert audio_input_ids_mask is not None, "(B, 0) for a batch without audio"
+            audio_labels = self.labels_at_placeholders(
+                input_ids, audio_labels, audio_input_ids_mask
+            )
+            # Before the body: whoever waits for the device later waits for all of its layers.
+            places = self._places(labels, audio_labels, input_ids, audio_input_ids_mask)
+            if audio_input_ids is not None:
+                # Real ones first, and no mask: the body would select them by it, and wait.
+                inputs["audio_input_ids"] = _real_first(audio_input_ids, audio_input_ids_mask)[None]
+                inputs["audio_input_ids_mask"] = None
             hidden = self.model(**inputs).last_hidden_state  # (B, S, H)
-        return self._dual_loss(hidden, labels, audio_labels, input_ids, audio_input_ids_mask)
+        return self._dual_loss(hidden, labels, audio_labels, places)
+
+    def _places(
+        self, labels: Tensor, audio_labels: Tensor, input_ids: Tensor, frames_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Which rows of (B * S,) predict text, and which audio. audio_labels: at placeholders."""
+        placeholders = self.model.get_placeholder_mask(input_ids, None, frames_mask)
+        masks = (predicting(labels), predicting(audio_labels), placeholders, frames_mask)
+        text, audio, positions, frames = places_of(*masks)
+        assert len(positions) == len(frames), f"{len(positions)} placeholders, {len(frames)} frames"
+        return text, audio
 
     def _dual_loss(
-        self,
-        hidden: Tensor,
-        labels: Tensor,
-        audio_labels: Tensor,
-        input_ids: Tensor,
-        audio_input_ids_mask: Tensor,
+        self, hidden: Tensor, labels: Tensor, audio_labels: Tensor, places: tuple[Tensor, Tensor]
     ) -> DualLossOutput:
         assert self.text_lm_head is not None, "training needs it: load with use_text_head=True"
-        text_rows, text_targets = shifted_rows(hidden, labels)
+        text_rows, text_targets = shifted_rows(hidden, labels, places[0])
         text = text_loss_sums(text_rows, text_targets, self.text_lm_head)
 
-        audio_labels = self.labels_at_placeholders(input_ids, audio_labels, audio_input_ids_mask)
-        audio_rows, audio_targets = shifted_rows(hidden, audio_labels)
+        audio_rows, audio_targets = shifted_rows(hidden, audio_labels, places[1])
         size = self.config.codebook_size
         audio = audio_loss_sums(audio_rows, audio_targets, self.audio_lm_head, size)
         return DualLossOutput(
@@ -223,6 +248,5 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         elsewhere."""
         placeholders = self.model.get_placeholder_mask(input_ids, None, audio_input_ids_mask)
         expanded = audio_labels.new_full((*input_ids.shape, audio_labels.shape[-1]), IGNORE_INDEX)
-        return expanded.masked_scatter(
-            placeholders.unsqueeze(-1), audio_labels[audio_input_ids_mask]
-        )
+        in_order = _real_first(audio_labels, audio_input_ids_mask)
+        return expanded.masked_scatter(placeholders.unsqueeze(-1), in_order)

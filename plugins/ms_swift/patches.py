@@ -31,6 +31,7 @@ from plugins.errors import problem
 from plugins.files.untrusted import check_adapter, check_model
 from plugins.model.load import MODEL_TYPES
 from plugins.model.original_format import format_of
+from plugins.model.packed_attention import FLASH_ATTENTION
 from plugins.ms_swift.dataset_loader import HiggsDatasetLoader, aligned
 from plugins.ms_swift.template import HiggsAudioTemplate
 
@@ -108,6 +109,23 @@ def _known_lengths(add_lengths: Callable[..., Any]) -> Callable[..., Any]:
         return add_lengths(self, dataset, **kwargs)
 
     return add_missing_lengths
+
+
+def _torchs_own(check_padding_free: Callable[..., None]) -> Callable[..., None]:
+    def with_torchs_own(self: SftArguments) -> None:
+        if self.model_type in MODEL_TYPES and (self.packing or self.padding_free):
+            self.attn_impl = self.attn_impl or FLASH_ATTENTION
+            if "flash" not in self.attn_impl:
+                raise problem(
+                    source="options",
+                    field="attn_impl",
+                    value=self.attn_impl,
+                    reason="is not for packs (packing, padding_free)",
+                    remedy=f"leave it out: {FLASH_ATTENTION}, which torch brings, is the default",
+                )
+        check_padding_free(self)
+
+    return with_torchs_own
 
 
 def _checked_model(get_model_info: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,6 +233,14 @@ PATCHES = (
         " included, and thrown away but for its length, which our rows bring",
         without="lengths of rows cost an epoch of encoding",
         may_go_with="test_rows_that_bring_their_lengths_are_not_encoded_for_them",
+    ),
+    Patch(
+        SftArguments,
+        "_check_padding_free",
+        _torchs_own,
+        reason="packing is refused unless a flash attention is named, and the name of the one that"
+        " every torch brings does not say so",
+        without="packing needs --attn_impl flash_attn",
     ),
     Patch(
         model_meta,

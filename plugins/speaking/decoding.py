@@ -112,6 +112,8 @@ class Stage:
         """For one speech. Who comes while it is lent (between two pieces of a stream, say) gets
         another."""
         speaking, self._free = self._free, None
+        if speaking is not None and not speaking.is_of(model):
+            speaking = None
         if speaking is None or room not in speaking.room:
             room = Room(round_up(room.num_rows), _round_up(room.length, _PIECE), room.window)
             if speaking is not None:
@@ -244,6 +246,7 @@ class _Speaking:
         self, model: Any, tokens: SpecialTokens, room: Room, recordings: Recordings | None
     ) -> None:
         self.model, self.room = model, room
+        self._lies = model.device, model.dtype
         self._tokens, self._recordings = tokens, recordings
         layer = drawn = None
         if recordings is not None:
@@ -266,6 +269,10 @@ class _Speaking:
         self._codebooks = torch.arange(num_codebooks, device=device)
         self._num_filled = 0
         self._weights: tuple[Any, ...] = ()
+
+    def is_of(self, model: Any) -> bool:
+        """Whether its tensors are those of `model`, which `model.to` changes as it stands."""
+        return model is self.model and (model.device, model.dtype) == self._lies
 
     def begin(self, batch: dict[str, Tensor], sampler: Sampler) -> None:
         mask = batch["attention_mask"]

@@ -34,7 +34,7 @@ FORMER = {
     "--train_type": "--tuner_type",
     "--template_type": "--template",
     "--dtype": "--torch_dtype",
-    "--use_flash_attn": "--attn_impl flash_attention_2",
+    "--use_flash_attn": "--attn_impl flash_attn",
     "--quantization_bit": "--quant_bits, with --quant_method bnb",
     "--bnb_4bit_comp_dtype": "--bnb_4bit_compute_dtype",
     "--batch_size": "--per_device_train_batch_size",

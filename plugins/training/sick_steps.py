@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from swift.utils import get_logger
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from plugins.errors import UserError
@@ -49,12 +50,16 @@ class SickSteps(TrainerCallback):
         self._losses.append((rows, loss.detach()))
 
     def is_sick(self, grad_norm: Any) -> Tensor:
-        """(), bool: whether this rank has a loss, or a norm of all gradients, that is not
-        finite."""
-        sick = torch.stack([~torch.isfinite(loss) for _, loss in self._losses]).any()
-        if grad_norm is not None and not self._has_scaler():
-            sick |= not math.isfinite(float(grad_norm))
-        return sick
+        """(), bool: whether this rank has a loss, or a norm of all gradients, that is not finite.
+        On the device: `on_any_rank` waits for it, once."""
+        sick = ~torch.isfinite(torch.stack([loss for _, loss in self._losses])).all()
+        if grad_norm is None or self._has_scaler():
+            return sick
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
+        if isinstance(grad_norm, Tensor):
+            return sick | ~torch.isfinite(grad_norm).to(sick.device)
+        return sick | (not math.isfinite(grad_norm))  # DeepSpeed's is a number
 
     def settle(self, *, skip: bool) -> None:
         """Between the last backward pass and the optimizer, on all ranks: drop the gradients of a

@@ -101,6 +101,7 @@ def options(**changed: Any) -> Namespace:
     given: dict[str, Any] = {
         "model": "x",
         "adapters": None,
+        "adapter_scale": 1.0,
         "codec": None,
         "device": None,
         "host": "127.0.0.1",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,33 +14,15 @@ import pytest
 import soundfile as sf
 from conftest import CORPUS
 from helpers.app import VOICE, Server, wait_for
+from helpers.browser import asked_for, chromium
 
 from plugins.audio import waveforms as audio
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if importlib.util.find_spec("selenium") is None:
-        pytest.skip("needs selenium: pip install selenium")
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or chromedriver is None:
-        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    chrome = webdriver.ChromeOptions()
-    chrome.binary_location = chromium
-    for flag in (
-        "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
-        "disable-background-networking", "disable-component-update", "disable-sync",
-        "use-fake-ui-for-media-stream", "use-fake-device-for-media-stream",
-        "window-size=1280,1200", f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        chrome.add_argument(f"--{flag}")
-    chrome.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options=chrome, service=webdriver.ChromeService(chromedriver))
-    driver.set_script_timeout(20)
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
 
 
 class Page:
@@ -250,17 +229,7 @@ def test_errors_are_one_line_in_the_page(page: Page, tmp_path: Path, app_server:
 
 def test_the_page_asks_no_other_host(page: Page, app_server: Server) -> None:
     """Fonts, scripts, telemetry: nothing from outside, neither by the browser nor by the server."""
-    sent = []
-    for entry in page.browser.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent":
-            sent.append(message["params"])
-    # Chromium's own pages ask for what they like.
-    urls = {
-        params["request"]["url"]
-        for params in sent
-        if not params["documentURL"].startswith("chrome")
-    }
+    urls = asked_for(page.browser)
     assert any(url.startswith(app_server.url) for url in urls)
     assert {url for url in urls if not url.startswith((app_server.url, "data:", "blob:"))} == set()
     reached = set(app_server.audit.read_text(encoding="utf-8").splitlines())

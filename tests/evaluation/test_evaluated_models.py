@@ -181,6 +181,24 @@ def test_two_models_are_never_mixed(tiny: Path, lora: Path, tmp_path: Path, caps
 
 
 @pytest.mark.usefixtures("only_sound")
+def test_another_strength_is_another_evaluation(lora: Path, tmp_path: Path, capsys: Any) -> None:
+    rows, half, none = rows_to_say(tmp_path, 1), tmp_path / "half", tmp_path / "none"
+    arguments = ["--model", lora, "--dataset", rows, "--temperature", 0, "--adapter_scale"]
+    assert evaluate(*arguments, 0.5, "--output", half) == 0
+    assert "- adapter_scale: 0.5, of **tuned**" in capsys.readouterr().out
+    assert evaluate(*arguments, 1, "--output", half) == 1
+    refused = capsys.readouterr().err
+    assert (
+        "tuned.adapter_scale: 0.5 is what the evaluation there was made with, not None" in refused
+    )
+    assert evaluate(*arguments, 0, "--output", none) == 0
+    clip = "DEMO-0001.wav"
+    base, tuned = none / "audio" / "base" / clip, none / "audio" / "tuned" / clip
+    assert base.read_bytes() == tuned.read_bytes(), "0 is the base"
+    assert (half / "audio" / "tuned" / clip).read_bytes() != tuned.read_bytes()
+
+
+@pytest.mark.usefixtures("only_sound")
 def test_a_fully_trained_model_against_its_base(tiny: Path, lora: Path, tmp_path: Path) -> None:
 
     merged = tmp_path / "merged"

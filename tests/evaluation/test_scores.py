@@ -14,6 +14,8 @@ from plugins.evaluation.run import Clip
 from plugins.evaluation.scores import METRICS, column, score
 from plugins.evaluation.statistics import Estimate, Score, difference, estimate
 from plugins.hearing.text import (
+    Stretch,
+    align,
     character_errors,
     seed_style,
     whisper_style,
@@ -45,6 +47,23 @@ def test_errors_are_counted() -> None:
     assert word_errors("a b", "a b c d e") == (3, 2), "insertions too, beyond 100 %"
     assert word_errors("", "a") == (1, 0)
     assert character_errors("ab c", "abd") == (1, 3)
+    assert align("", "") == []
+    assert align("", "a b") == [Stretch((), ("a", "b"))]
+    assert align("a b", "") == [Stretch(("a", "b"), ())]
+
+
+def test_what_is_aligned_is_what_jiwer_counts() -> None:
+    jiwer = pytest.importorskip("jiwer")
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        asked = " ".join(random.choice(list("abcd"), random.integers(1, 9)))
+        heard = " ".join(random.choice(list("abcd"), random.integers(0, 9)))
+        stretches = align(asked, heard)
+        assert " ".join(word for stretch in stretches for word in stretch.asked) == asked
+        assert " ".join(word for stretch in stretches for word in stretch.heard) == heard
+        counts = jiwer.process_words(asked, heard)
+        errors = counts.substitutions + counts.deletions + counts.insertions
+        assert word_errors(asked, heard) == (errors, len(asked.split()))
     assert words_to_say("[SPEAKER0] Ha. <SE>[Laughter]</SE>  Yes") == "Ha. Yes"
 
 

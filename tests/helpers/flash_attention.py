@@ -1,8 +1,7 @@
-"""Flash attention for a CPU: its two functions written out, under everything that transformers
-builds around them.
+"""Flash attention for a CPU, written out: the two functions of the package, under everything that
+transformers builds around them, and torch's own, under ours.
 
-The package needs CUDA to be installed. What is ours is what reaches it: where each sequence begins.
-"""
+Both need CUDA. What is ours is what reaches them: where each sequence begins."""
 
 from __future__ import annotations
 
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import modeling_flash_attention_utils as glue
+
+from plugins.model import packed_attention
 
 
 def flash_attn_func(
@@ -78,4 +79,36 @@ def on_cpu() -> Iterator[None]:
         patch.setattr(glue, "_loaded_implementation", None)
         patch.setitem(matrix, "general_availability_check", lambda: True)
         patch.setattr(PreTrainedModel, "_flash_attn_can_dispatch", lambda *_, **__: True)
+        yield
+
+
+def varlen_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> Tensor:
+    """As `flash_attn_varlen_func`; causal by its window."""
+    assert window_size in {(-1, -1), (-1, 0)}
+    assert enable_gqa or query.shape == key.shape
+    lengths = (cu_seq_q, cu_seq_k, max_q, max_k)
+    is_causal = window_size == (-1, 0)
+    return flash_attn_varlen_func(
+        query, key, value, *lengths, softmax_scale=scale, causal=is_causal
+    )
+
+
+@contextmanager
+def torchs_kernel() -> Iterator[None]:
+    """Inside, `attn_implementation="varlen"` takes the way of a GPU, down to the function above."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_attention, "_takes", lambda query: True)
+        patch.setattr(packed_attention, "varlen_attn", varlen_attn)
         yield

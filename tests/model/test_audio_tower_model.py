@@ -25,6 +25,7 @@ from plugins.data.dialogue import AudioClip, Dialogue, EncodedSample, Reference
 from plugins.data.prompt import encode
 from plugins.data.tokens import SpecialTokens
 from plugins.errors import UserError
+from plugins.model import packed_attention
 from plugins.model.convert import convert
 from plugins.model.load import load_config, native_model
 from plugins.model.loss import LossWeights, combine
@@ -130,6 +131,22 @@ def test_logits_losses_and_gradients_equal_the_original(
         parameter = model.get_parameter(native)
         assert parameter.grad is not None
         assert float(parameter.grad.norm()) == pytest.approx(norm, rel=1e-4), key
+
+
+@pytest.mark.parametrize("name", TOWER_CASES)
+def test_a_pack_has_the_losses_of_the_original(name: str, towers: dict[bool, Path]) -> None:
+    case, golden = TOWER_CASES[name], np.load(TOWER / f"{name}.npz")
+    folder = towers[case["encode_audio_in_tokens"]]
+    packed_attention.register()
+    model = native_model(str(folder), attn_implementation=packed_attention.NAME)
+    tokens = SpecialTokens.from_config(load_config(folder), toy_tokenizer())
+    pack = collate(samples_of(case), tokens, training=True, packed=True)
+    with torch.no_grad():
+        outputs = model(**pack)
+    text = float(outputs.text_loss / outputs.text_count)
+    assert text == pytest.approx(float(golden["text_loss"]), abs=1e-5)
+    audio = outputs.audio_loss / outputs.audio_count
+    np.testing.assert_allclose(audio, golden["codebook_losses"], atol=1e-5)
 
 
 def _target_frames(batch: dict[str, Tensor], samples: list[EncodedSample]) -> Tensor:
@@ -240,6 +257,10 @@ def tiny_tower(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"freeze_aligner": "false"},
         {"freeze_vit": "false"},
         {"tuner_type": "lora", "target_modules": "all-linear"},
+        pytest.param(
+            {"packing": "true", "max_length": "2048", "per_device_train_batch_size": "1"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

@@ -100,9 +100,13 @@ def chances(generator: HiggsAudioGenerator, batch: dict[str, Tensor], frames: Te
         cache = DynamicCache(config=model.config)
         positions = (batch["attention_mask"].cumsum(dim=-1) - 1).clamp(min=0)
         model.hidden_states(**batch, position_ids=positions, cache=cache)
+        num_rows, num_prompt = batch["attention_mask"].shape
         num_steps = frames.shape[1] - 1
-        step = AudioStep(model, cache, batch["attention_mask"], num_steps, whole=False)
-        logits = [step(frames[:, number]) for number in range(num_steps)]
+        step = AudioStep(model, num_rows, num_prompt + num_steps)
+        step.begin(cache, batch["attention_mask"])
+        logits = []
+        for number in range(num_steps):
+            logits.append(step(frames[:, number], num_prompt + number + 1))
     return torch.stack(logits, dim=1).log_softmax(dim=-1)
 
 

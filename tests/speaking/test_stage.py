@@ -235,3 +235,24 @@ def test_a_batch_is_split_where_its_cache_would_not_fit(
         for speech, alike in zip(spoken_of.speak(asked, **options), whole, strict=True):
             assert torch.equal(speech.codes, alike.codes)
         assert sizes == expected
+
+
+def test_a_model_that_was_changed_as_it_stands_gets_room_of_its_own(
+    tiny: Path, uncompiled: None
+) -> None:
+    """`model.to` keeps the object; the tensors of its stage would still be those of before."""
+    generator = HiggsAudioGenerator.from_pretrained(str(tiny))
+    stage, work = Stage(), WORKLOAD[1:2]
+    spoken(generator, stage, work)
+    generator.model.to(torch.float64)
+    assert spoken(generator, stage, work) == spoken(generator, None, work)
+
+
+def test_another_model_on_a_stage_is_the_one_that_speaks(
+    generator: HiggsAudioGenerator, tiny: Path, uncompiled: None
+) -> None:
+    other = HiggsAudioGenerator.from_pretrained(str(tiny))
+    torch.nn.init.normal_(other.model.audio_lm_head.weight)
+    stage, work = Stage(), WORKLOAD[1:2]
+    before = spoken(generator, stage, work)
+    assert spoken(other, stage, work) == spoken(other, None, work) != before

@@ -6,8 +6,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -206,15 +206,26 @@ def weights() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=["eager", "sdpa", "flash_attention_2"])
+# Name in transformers, and what stands in for a GPU.
+ATTENTIONS: dict[str, tuple[str, Callable[[], AbstractContextManager[None]]]] = {
+    "eager": ("eager", nullcontext),
+    "sdpa": ("sdpa", nullcontext),
+    "package": ("flash_attention_2", flash_attention.on_cpu),
+    "torch, row by row": ("varlen", nullcontext),
+    "torch, kernel": ("varlen", flash_attention.torchs_kernel),
+}
+
+
+@pytest.fixture(params=ATTENTIONS)
 def model(request: pytest.FixtureRequest, weights: dict[str, Any]) -> Iterator[Any]:
     from plugins.model.modeling import HiggsAudioV2ForConditionalGeneration
 
-    with flash_attention.on_cpu() if "flash" in request.param else nullcontext():
+    name, stand_in = ATTENTIONS[request.param]
+    with stand_in():
         config = copy.deepcopy(weights["config"])
-        config._attn_implementation = request.param
+        config._attn_implementation = name
         model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-        assert model.config._attn_implementation == request.param
+        assert model.config._attn_implementation == name
         model.load_state_dict(weights["state"])
         yield model.train()
 
@@ -233,11 +244,55 @@ def sums_and_gradients(
         (outputs.text_loss + outputs.audio_loss.sum() + outputs.text_z + outputs.audio_z).backward()
         for name in SUMS:
             totals[name] = totals.get(name, 0) + getattr(outputs, name).detach()
-    return totals, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            gradients[name] = parameter.grad.clone()
+    return totals, gradients
 
 
-def test_a_pack_has_the_losses_and_gradients_of_its_rows(model: Any) -> None:
+def with_lora(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    options = {"target_modules": "all-linear", "init_lora_weights": False}
+    return get_peft_model(model, LoraConfig(r=4, **options)).train()
+
+
+def with_checkpointing(model: Any) -> Any:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def with_reentrant_checkpointing(model: Any) -> Any:
+    """Which wants inputs that need a gradient."""
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    return model
+
+
+def with_native_layers(model: Any) -> Any:
+    """Our layers, with nothing to look up, do as transformers' own."""
+    for hooks in (model.model._forward_pre_hooks, model.model._forward_pre_hooks_with_kwargs):
+        hooks.clear()
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda model: model, id="as it is"),
+        with_lora,
+        with_checkpointing,
+        with_reentrant_checkpointing,
+        with_native_layers,
+    ],
+)
+def test_a_pack_has_the_losses_and_gradients_of_its_rows(
+    model: Any, change: Callable[[Any], Any]
+) -> None:
     """Several rows with audio, one with a reference, two without any, in one sequence."""
+    model = change(model)
     packed, packed_gradients = sums_and_gradients(
         model, [collate(ROWS, TOKENS, training=True, packed=True)]
     )
@@ -316,8 +371,6 @@ def run(tiny: Path, tmp_path: Path, name: str, **options: Any) -> list[dict[str,
     validation = [coded(9, "Later."), coded(4, "Soon?"), written_row]
     options["val_dataset"] = write_jsonl(tmp_path / "validation.jsonl", validation)
     values = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "steps", "eval_steps": 1}
-    if {"packing", "padding_free"} & options.keys():
-        options["attn_impl"] = "flash_attention_2"
     values |= options
     voice = {"reference_codes": coded(6, "")["audio_codes"], "reference_text": "A voice."}
     rows = [
@@ -327,8 +380,7 @@ def run(tiny: Path, tmp_path: Path, name: str, **options: Any) -> list[dict[str,
         coded(30, "The third one."),
     ]
     dataset = write_jsonl(tmp_path / "train.jsonl", rows)
-    with flash_attention.on_cpu():
-        return sft(tiny, dataset, tmp_path / name, **values)
+    return sft(tiny, dataset, tmp_path / name, **values)
 
 
 def figures(records: list[dict[str, Any]]) -> dict[str, float]:
@@ -362,7 +414,9 @@ def test_a_step_is_the_same_padded_packed_and_padding_free(
         padded = run(tiny, tmp_path, "padded")
         packed = run(tiny, tmp_path, "packed", packing="true", per_device_train_batch_size=1)
         grouped = {"group_by_length": "true", "lazy_tokenize": "true"}
-        free = run(tiny, tmp_path, "free", padding_free="true", **grouped)
+        package = {"attn_impl": "flash_attention_2"}
+        with flash_attention.on_cpu():
+            free = run(tiny, tmp_path, "free", padding_free="true", **package, **grouped)
     assert len(seen[0]) == 4
     assert [sorted(rows) for rows in seen] == [sorted(seen[0])] * 3
     assert caplog.text.count("rows in one sequence do not see each other") == 2
@@ -380,3 +434,19 @@ def test_streamed_and_grouped_packs_are_refused(tiny: Path, tmp_path: Path) -> N
         UserError, match=r"packing: 'true' encodes a stream in processes of its own"
     ):
         run(tiny, tmp_path, "streamed", packing="true", streaming="true", strict="true")
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        ("sdpa", r"attn_impl: 'sdpa' is not for packs \(packing, padding_free\); leave it out"),
+        ("flash_attention_2", "needs a package that cannot be used here; use flash_attn"),
+    ],
+)
+def test_attention_that_cannot_pack_is_refused(
+    tiny: Path, tmp_path: Path, attention: str, message: str
+) -> None:
+    """MS-SWIFT's and transformers' own refusals end thirty lines of code, and know nothing of
+    torch's."""
+    with pytest.raises(UserError, match=message):
+        run(tiny, tmp_path, "refused", packing="true", attn_impl=attention)

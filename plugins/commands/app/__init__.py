@@ -34,9 +34,11 @@ def run(options: Namespace) -> int:
             reason="is not installed",
             remedy='pip install -e ".[app]"',
         )
+    from plugins.model.adapter_scale import require_scale
     from plugins.speaking.speaker import require_duration  # torch takes seconds
 
     require_duration(options.max_audio_s)
+    require_scale(options.adapter_scale)
     if options.max_audio_s < 1:
         raise problem(
             source="options",
@@ -69,9 +71,15 @@ def _serve(options: Namespace, port: int) -> None:
     from plugins.inference import HiggsAudioGenerator
 
     generator = HiggsAudioGenerator.from_pretrained(
-        options.model, adapters=options.adapters, codec=options.codec, device=options.device
+        options.model,
+        adapters=options.adapters,
+        adapter_scale=options.adapter_scale,
+        codec=options.codec,
+        device=options.device,
     )
     name = " + ".join(Path(path).name for path in (options.model, options.adapters) if path)
+    if options.adapter_scale != 1:
+        name += f", adapter_scale {options.adapter_scale:g}"
     page = build(generator, name=name, max_audio_s=options.max_audio_s)
     if not is_loopback(options.host):
         warning = "everybody who reaches this machine can use the model, there is no password"

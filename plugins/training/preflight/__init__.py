@@ -7,6 +7,7 @@ labels.py           the batch of one row against an oracle of its own; shown rea
 probe.py            cross-entropies that only the right labels, codes and texts give
 packed.py           rows of one sequence, which must not see each other
 leaks.py            the same audio where it must not be
+uncoded.py          rows whose clips the CPU has to encode while a GPU waits
 plan.py             what of a command decides about GPU memory
 memory.py           GPU memory of a plan
 before_training.py  the checks that each training run makes before its first step

@@ -96,7 +96,7 @@ def _check_packs(
     complaint = layout_complaint(pack, [batch for _, batch in rows])
     if complaint is None and sees(model, pack, tokens):
         complaint = "rows in one sequence see each other: this attention does not keep them apart,"
-        complaint += " turn packing off"
+        complaint += " leave --attn_impl out, or turn packing off"
     if complaint is None:
         report.add("packing", "ok", f"{len(rows)} rows in one sequence do not see each other")
     else:

@@ -20,8 +20,8 @@ Every position has a label, and is an audio frame or a trained text token: both 
 their heads do not. The text head, 16 times as wide, runs on trained text only
 (`plugins.model.loss`): three tokens of a row that is one clip, and what `text_tokens_per_row` finds
 in other rows.
-Attention (sdpa or flash) keeps no S x S scores; a padded batch on sdpa keeps its mask, which is 2 %
-of a layer at S = 2048. Not counted: `modules_to_save`, optimizers other than AdamW, evaluation."""
+Attention (sdpa or flash) keeps no S x S scores, and no mask: padding stands on the right. Not
+counted: `modules_to_save`, optimizers other than AdamW, evaluation."""
 
 from __future__ import annotations
 
@@ -289,10 +289,13 @@ def _activations(
     working = _working_per_token(config, plan)
     autocast = 2 * _cast_weights(sizes, plan)
     num_text = plan.batch_size * text_tokens
-    num_logits = (tokens - num_text) * config.num_codebooks * config.codebook_size
-    num_logits += num_text * config.vocab_size
-    # They, their gradient, and a piece in fp32.
-    logits = 2 * element * num_logits + 4 * min(num_logits, PIECE)
+    of_text = num_text * config.vocab_size
+    of_audio = (tokens - num_text) * config.num_codebooks * config.codebook_size
+    # Logits, their gradient, and a piece in fp32. Audio's turn comes first on the way back, while
+    # text's logits wait for theirs.
+    audio_turn = element * (of_text + 2 * of_audio) + 4 * min(of_audio, PIECE)
+    text_turn = 2 * element * of_text + 4 * min(of_text, PIECE)
+    logits = max(audio_turn, text_turn)
     # Beside them the input and output of the last norm, and labelled rows.
     logits += (4 + 2 * element) * config.hidden_size * tokens
     if plan.gradient_checkpointing:
@@ -307,13 +310,11 @@ def _kept_per_token(config: Any, plan: TrainingPlan) -> int:
     element = _compute_bytes(plan)
     hidden, intermediate = config.hidden_size, config.intermediate_size
     query = config.num_attention_heads * config.head_dim
-    key = query if _is_padded(plan) else config.num_key_value_heads * config.head_dim
+    key = config.num_key_value_heads * config.head_dim
     total = 2 * 4 * hidden  # the fp32 inputs of both norms
     total += element * (2 * query + 2 * key)  # q, k, v and the output of attention
     total += element * 3 * intermediate  # gate, silu(gate), up
     total += 4 * config.num_attention_heads + 8  # log-sum-exp, 1 / rms
-    if _is_padded(plan):
-        total += element * plan.max_length  # the mask in the dtype of q, made anew by each layer
     if plan.tuner == "full":
         # Inputs of the norms' weights, of qkv, of gate and up, of o, of down.
         total += element * (4 * hidden + query + intermediate)
@@ -324,18 +325,9 @@ def _working_per_token(config: Any, plan: TrainingPlan) -> float:
     """Bytes beyond `_kept_per_token` at the peak of a layer's backward pass. Both sums are fitted
     to measurements."""
     if plan.tuner == "full":  # gradients inside the FFN and of the residual
-        working = _compute_bytes(plan) * (3.25 * config.hidden_size + 2 * config.intermediate_size)
-    else:  # fp32 copies around the adapter of down_proj
-        working = 10.5 * config.hidden_size + 10 * config.intermediate_size
-    if _is_padded(plan):
-        working += plan.max_length  # the boolean mask, shared by all layers
-    return working
-
-
-def _is_padded(plan: TrainingPlan) -> bool:
-    """Then sdpa gets a mask, and with it repeated keys and values (sdpa_attention.py,
-    use_gqa_in_sdpa)."""
-    return plan.batch_size > 1
+        return _compute_bytes(plan) * (3.25 * config.hidden_size + 2 * config.intermediate_size)
+    # fp32 copies around the adapter of down_proj
+    return 10.5 * config.hidden_size + 10 * config.intermediate_size
 
 
 def _cast_weights(sizes: ModelSizes, plan: TrainingPlan) -> int:

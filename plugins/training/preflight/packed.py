@@ -1,9 +1,9 @@
 """Rows that stand in one sequence do not see each other: shown on the user's own model and
 attention.
 
-Flash attention, which MS-SWIFT demands for packing, runs on GPUs only, so that no test of ours has
-seen it at work. But what must be true of it can be seen anywhere: another first row leaves the
-hidden states of the others as they are."""
+The kernels of flash attention, torch's and the package's, run on GPUs only, so that no test of ours
+has seen them at work. But what must be true of them can be seen anywhere: another first row leaves
+the hidden states of the others as they are."""
 
 from __future__ import annotations
 
