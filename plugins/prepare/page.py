@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from html import escape
 from pathlib import Path
@@ -58,14 +58,15 @@ def clips_to_show(
     utterances = {entry.place: entry for entry in entries if isinstance(entry, Utterance)}
     shown = []
     for entry in rejected:
-        utterance, details = utterances.get(entry.place), entry.details
-        audio = details.get("audio") or (utterance and str(utterance.audio))
-        written = details.get("written") or (utterance and utterance.text)
-        clip = Shown(
-            entry.id, entry.place, entry.reason, entry.value, audio, written, details.get("heard")
-        )
-        if "cer" in details:
-            clip = Shown(**{**vars(clip), "cer": details["cer"], "value": None})
+        details = entry.details
+        audio, written = details.get("audio"), details.get("written")
+        utterance = utterances.get(entry.place)
+        if utterance is not None:
+            audio, written = audio or str(utterance.audio), written or utterance.text
+        # A value that is a rate of errors stands in a column of its own.
+        value = None if "cer" in details else entry.value
+        clip = Shown(entry.id, entry.place, entry.reason, value, audio, written)
+        clip = replace(clip, heard=details.get("heard"), cer=details.get("cer"))
         shown.append(clip)
     doubtful = [finding for finding in findings if finding.is_doubtful]
     for finding in sorted(doubtful, key=lambda finding: -finding.cer):
@@ -207,9 +208,9 @@ def _player(clip: Shown, beside: Path) -> str:
 def _marked(written: str, heard: str) -> str:
     """`heard`, word by word, with what is written only and what is heard only."""
     a, b = _text(written).split(), _text(heard).split()
-    bare = [[re.sub(r"\W", "", word).lower() for word in words] for words in (a, b)]
+    matched = SequenceMatcher(None, list(map(_bare, a)), list(map(_bare, b)), autojunk=False)
     html = []
-    for tag, i, j, k, m in SequenceMatcher(None, *bare, autojunk=False).get_opcodes():
+    for tag, i, j, k, m in matched.get_opcodes():
         lost, extra = escape(" ".join(a[i:j])), escape(" ".join(b[k:m]))
         if tag == "equal":
             html.append(extra)
@@ -219,6 +220,10 @@ def _marked(written: str, heard: str) -> str:
         if extra:
             html.append(f"<ins>{extra}</ins>")
     return " ".join(html)
+
+
+def _bare(word: str) -> str:
+    return re.sub(r"\W", "", word).lower()
 
 
 def _text(text: str) -> str:
