@@ -1,0 +1,46 @@
+"""What a user may choose about the clips that a recording is cut into, and about what is doubtful.
+
+The defaults of the doubts are measured on Asterisk's prompts, see `docs/prepare.md`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plugins.prepare.quality import check_bounds, flag_problem, knob
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """Of a recording. All bounds are inclusive."""
+
+    min_clip_s: float = knob(2.0, "shortest clip cut from a recording", "s", float, bounds=(0.5, 30))
+    max_clip_s: float = knob(15.0, "longest clip cut from a recording", "s", float, bounds=(4, 28))
+    clip_padding_s: float = knob(
+        0.2,
+        "what is left before and after the speech, where the pause is twice as long",
+        "s",
+        float,
+        bounds=(0, 1),
+    )
+    min_confidence: float = knob(
+        0.5,
+        "lowest confidence of the recogniser in a clip's words; another language than its own"
+        " stays below",
+        "",
+        float,
+        bounds=(0, 1),
+    )
+    min_snr_db: float = knob(
+        8.0,
+        "lowest ratio of speech to what sounds in its pauses, music for one",
+        "dB",
+        float,
+        bounds=(-20, 60),
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.min_clip_s > self.max_clip_s / 2:
+            reason = f"is above half of --max_clip_s ({self.max_clip_s:g})"
+            remedy = "lower it: a recording cannot be cut so evenly"
+            raise flag_problem("min_clip_s", self.min_clip_s, reason, remedy)
