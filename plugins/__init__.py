@@ -25,6 +25,7 @@ training/                 what surrounds the steps: launch, meters, guards, resu
 training/preflight/       what is proved before the first step
 trainer.py                HiggsAudioTrainer: one loss, however a step is split; audio learning rate
 evaluation/               did it learn: what several systems said -> scores side by side
+hearing/                  waveform -> words; what is heard against what is written
 prepare/                  utterances -> checked JSONL, code cache, report
 commands/                 the larger subcommands: speak, evaluate, app (a page), doctor, export
 model_registration.py     3B and 7B for MS-SWIFT

@@ -25,10 +25,11 @@ from plugins.evaluation import formats, report
 from plugins.evaluation.items import Item, read_items
 from plugins.evaluation.plots import PICTURE, picture
 from plugins.evaluation.run import PROGRESS, Clip, Journal, check_folder, hear, round_trips, say
-from plugins.evaluation.scorers import Missing, Scorer, fingerprint, load_scorers
+from plugins.evaluation.scorers import Missing, Scorer, load_scorers
 from plugins.evaluation.scores import score
 from plugins.evaluation.speaking import System, systems
 from plugins.files import disk
+from plugins.files.fingerprint import fingerprint
 from plugins.files.hub import local_folder
 from plugins.model import load as checkpoint
 from plugins.model.card import METRICS, complete

@@ -7,7 +7,6 @@ formats.py      Seed-TTS-eval's `meta.lst` and VERSA's `wav.scp` and `text`, rea
 speaking.py     the systems (base, tuned ...), and batches of prompts -> speeches or failures
 run.py          the resumable work: every clip is spoken once and heard once, through any kill
 scorers.py      waveform -> transcript, speaker embedding, predicted quality; which are missing
-text.py         normalisation of texts, errors of words and characters
 scores.py       what was heard -> scores of each item
 statistics.py   scores of items -> means with 95 % intervals, and paired differences
 report.py       per-item JSONL, summary.json, Markdown

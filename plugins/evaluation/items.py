@@ -18,9 +18,9 @@ from plugins.data.sources import read_rows
 from plugins.data.text import has_words
 from plugins.errors import problem
 from plugins.evaluation import formats
-from plugins.evaluation.text import words_to_say
 from plugins.files.disk import file_hash
 from plugins.files.lines import text_lines
+from plugins.hearing.text import words_to_say
 from plugins.settings import HiggsAudioSettings
 
 _MAX_NAME = 100  # characters of an id, which names files

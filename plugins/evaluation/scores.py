@@ -31,7 +31,7 @@ import numpy as np
 from plugins.evaluation.items import Item
 from plugins.evaluation.run import Clip, Heard
 from plugins.evaluation.statistics import Score
-from plugins.evaluation.text import character_errors, seed_style, whisper_style, word_errors
+from plugins.hearing.text import character_errors, seed_style, whisper_style, word_errors
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from plugins.audio.codec import Codec
 from plugins.data.dialogue import Dialogue
 from plugins.errors import UserError, problem
-from plugins.evaluation.scorers import fingerprint
+from plugins.files.fingerprint import fingerprint
 from plugins.inference import HiggsAudioGenerator
 from plugins.model import load as checkpoint
 from plugins.model.load import Quantization, load_model

@@ -13,7 +13,7 @@ from plugins.evaluation.items import Item
 from plugins.evaluation.run import Clip
 from plugins.evaluation.scores import METRICS, column, score
 from plugins.evaluation.statistics import Estimate, Score, difference, estimate
-from plugins.evaluation.text import (
+from plugins.hearing.text import (
     character_errors,
     seed_style,
     whisper_style,

@@ -22,7 +22,7 @@ from plugins.audio.codec import NUM_CODES, Codec
 from plugins.audio.waveforms import SAMPLE_RATE_HZ
 from plugins.errors import UserError
 from plugins.evaluation.scorers import RATE_HZ, Scorer, load_scorers
-from plugins.evaluation.text import whisper_style, word_errors
+from plugins.hearing.text import whisper_style, word_errors
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
