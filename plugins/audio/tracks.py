@@ -2,7 +2,7 @@
 
 In: a path. Out: blocks (n,) float32, channels averaged, at the file's own rate. What libsndfile
 reads is read by it (`plugins.audio.waveforms`); anything else, and the sound of films, by PyAV,
-which brings ffmpeg's libraries along. PyAV is part of the extra ``[recordings]``."""
+which brings ffmpeg's libraries along. PyAV is part of the extra ``[evaluate]``."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Track:
         try:
             import av
         except ImportError:
-            remedy = 'run: pip install -e ".[recordings]", or convert it'
+            remedy = 'run: pip install -e ".[evaluate]", or convert it'
             raise AudioError(self._path, _LISTEN, remedy) from None
         try:
             # "file:": a name with a colon in it would be taken for a protocol.

@@ -36,6 +36,8 @@ from plugins.prepare.clips import Level, Work
 from plugins.prepare.flags import COLUMN_FLAGS, from_flags, limits_of, parse
 from plugins.prepare.outputs import (
     check_output,
+    claim_audio_folder,
+    clips_folder,
     rejected_path,
     report_paths,
     split_path,
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "prepare_dataset.p
 def _prepare(args: argparse.Namespace) -> int:
     output: Path = args.output_file
     _check_paths(args)
-    if args.encode_codes:
+    if args.encode_codes or args.dataset_type == "recordings":
         require_device(args.device)
     work = _work(args)
     with journal_of(output) as journal, _audio_folder(work.audio_dir):
@@ -226,6 +228,8 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
             split=args.hf_split,
             root=root,
         )
+    if kind == "recordings":
+        return _sliced(args)
     return read_custom(
         folder,
         args.csv_file,
@@ -235,6 +239,26 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
         header=not args.no_header,
         root=root,
     )
+
+
+def _sliced(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
+    from plugins.prepare.slicing.corpus import Slicer, recordings_of
+    from plugins.prepare.slicing.hearing import listener
+    from plugins.prepare.slicing.settings import Slicing
+
+    output, clips_dir = args.output_file, clips_folder(args.output_file)
+    heard_by = listener(asr=args.asr, language=args.language, beam=args.beam, device=args.device)
+    ours = [folder for folder in (clips_dir, args.audio_output) if folder is not None]
+    recordings = recordings_of(Path(args.input_dir), args.audio_root, without=ours)
+    slicer = Slicer(clips_dir, from_flags(Slicing, args), heard_by)
+    claim_audio_folder(
+        clips_dir,
+        list(map(slicer.folder_of, recordings)),
+        originals=[recording.path for recording in recordings],
+        output=output,
+        option="--output_file",
+    )
+    return slicer.utterances(recordings)
 
 
 def _columns(args: argparse.Namespace) -> Columns:

@@ -17,6 +17,7 @@ from plugins.corpora import Columns
 from plugins.prepare.pairing import MIN_REFERENCE_S
 from plugins.prepare.processing import Processing
 from plugins.prepare.quality import Limits, flag_problem
+from plugins.prepare.slicing.settings import Slicing
 
 _EPILOG = """\
 Rows hold absolute audio paths. Every utterance left out is listed in OUTPUT.rejected.jsonl with its
@@ -32,6 +33,8 @@ examples:
   prepare_dataset.py --dataset_type custom --input_dir clips --csv_file clips.csv \\
       --audio_column filename --text_column transcript --speaker_column speaker_id \\
       --output_file data/clips_train.jsonl --split
+  prepare_dataset.py --dataset_type recordings --input_dir talks --single_speaker ann \
+      --output_file data/ann_train.jsonl --split --validate
 
 exit codes: 0 rows written, 1 unusable input (said in one line, output untouched), 2 wrong usage,
 3 rows written but clips were rejected (--strict)
@@ -47,6 +50,7 @@ _TYPES = (
     "kaldi",
     "jsonl",
     "huggingface",
+    "recordings",
 )
 # Flags that only another one gives an effect.
 _NEEDED = {
@@ -63,6 +67,7 @@ _NEEDED = {
 }
 # Limits of what only decoding every sample tells.
 _OF_SAMPLES = ("max_clipped_share", "max_silence_share", "silence_below_db", "max_dc_offset")
+_OF_RECORDINGS = ("asr", "language", "beam", *(field.name for field in dataclasses.fields(Slicing)))
 COLUMN_FLAGS = (
     "text_column",
     "audio_column",
@@ -91,7 +96,12 @@ def parse(argv: Sequence[str] | None, *, program: str = "prepare_dataset.py") ->
     if args.reference_text_column is not None and args.reference_audio_column is None:
         parser.error("--reference_text_column needs --reference_audio_column")
     args.given = _given(parser, argv)
+    for flag in _OF_RECORDINGS:
+        if flag in args.given and kind != "recordings":
+            parser.error(f"--{flag} belongs to --dataset_type recordings")
     for flag, needed in _NEEDED.items():
+        if flag == "device" and kind == "recordings":
+            continue  # where they are heard
         if flag in args.given and getattr(args, needed) in (False, "none"):
             parser.error(f"--{flag} has no effect without --{needed}")
     if args.trim == "vad" and "trim_below_db" in args.given:
@@ -154,6 +164,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     # In the order of --help, which is that of the work.
     _add_general(parser)
     _add_corpora(parser)
+    _add_recordings(parser)
     _add_validation(parser)
     _add_split(parser)
     _add_references(parser)
@@ -239,6 +250,24 @@ def _add_corpora(parser: argparse.ArgumentParser) -> None:
     add("--hf_config", help="configuration of a Hugging Face dataset")
     add("--hf_split", help="split of a Hugging Face dataset")
     add("--mic", type=int, choices=(1, 2), help="microphone of VCTK (default: 1)")
+
+
+def _add_recordings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "for --dataset_type recordings, which are cut at pauses and heard by faster-whisper"
+    )
+    add = group.add_argument
+    add("--asr", help="folder or Hub id of its model (default: the English one of its package)")
+    add("--language", help="what is spoken, e.g. de (default: as it is heard)")
+    add(
+        "--beam",
+        type=int,
+        choices=range(1, 21),
+        metavar="N",
+        default=5,
+        help="its beam (default: 5)",
+    )
+    _add_knobs(group, Slicing)
 
 
 def _add_validation(parser: argparse.ArgumentParser) -> None:

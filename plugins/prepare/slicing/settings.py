@@ -13,7 +13,9 @@ from plugins.prepare.quality import check_bounds, flag_problem, knob
 class Slicing:
     """Of a recording. All bounds are inclusive."""
 
-    min_clip_s: float = knob(2.0, "shortest clip cut from a recording", "s", float, bounds=(0.5, 30))
+    min_clip_s: float = knob(
+        2.0, "shortest clip cut from a recording", "s", float, bounds=(0.5, 30)
+    )
     max_clip_s: float = knob(15.0, "longest clip cut from a recording", "s", float, bounds=(4, 28))
     clip_padding_s: float = knob(
         0.2,
@@ -23,7 +25,7 @@ class Slicing:
         bounds=(0, 1),
     )
     min_confidence: float = knob(
-        0.5,
+        0.6,
         "lowest confidence of the recogniser in a clip's words; another language than its own"
         " stays below",
         "",

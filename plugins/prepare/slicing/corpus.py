@@ -1,0 +1,247 @@
+"""A folder of recordings -> the utterances cut from them.
+
+In: the folder, what to cut and by whom it is heard. Out: an `Utterance` per clip, whose audio is a
+FLAC file below `clips_dir`, and a `Rejected` for each recording or clip that will not do.
+
+    talk.mp3 -> clips_dir/talk-1a2b3c4d/0001.flac ... and, last of all, clips.json
+
+`clips.json` says what is in the folder and of which recording and settings it was made: where it
+is true, nothing is heard again. The recordings themselves are only read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile as sf
+import xxhash
+from tqdm import tqdm
+
+from plugins import __version__
+from plugins.audio.tracks import Track
+from plugins.audio.waveforms import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, AudioError, to_pcm16
+from plugins.corpora import Rejected, Utterance
+from plugins.corpora.utterance import collapse, folders_of, is_utf8, keep_inside, path_id
+from plugins.errors import problem
+from plugins.files.disk import replace_when_done, sync
+from plugins.prepare.clips import file_name
+from plugins.prepare.slicing.hearing import Listener, WordRecogniser
+from plugins.prepare.slicing.pieces import Piece, pieces
+from plugins.prepare.slicing.settings import Slicing
+
+_NOTE = "clips.json"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file of the corpus that may hold speech."""
+
+    id: str  # its path below the corpus
+    path: Path
+    speaker: str | None
+
+
+@dataclass(frozen=True)
+class SlicedClip:
+    """One clip of a recording, as `clips.json` has it."""
+
+    id: str
+    file: str  # beside that file
+    num_bytes: int
+    bytes_hash: str
+    start_s: float  # in the recording
+    end_s: float
+    text: str
+    language: str | None
+    confidence: float
+    snr_db: float
+    doubts: tuple[str, ...]
+    fault: str  # why it is no utterance; may be empty
+
+
+def recordings_of(
+    input_dir: Path, root: Path | None = None, *, without: Sequence[Path] = ()
+) -> list[Recording]:
+    """All recordings at any depth. The speaker is the first folder below `input_dir`, as for
+    ``--dataset_type folder``. root: refuse links that lead out of it. without: folders of ours."""
+    found = []
+    ours = [folder.resolve() for folder in without]
+    for folder, names in folders_of(input_dir, root):
+        if any(map(folder.resolve().is_relative_to, ours)):
+            continue
+        speaker = next(iter(folder.relative_to(input_dir).parts), None)
+        for name in names:
+            if name.lower().endswith((*AUDIO_SUFFIXES, *CONVERTIBLE_SUFFIXES)):
+                path = folder / name
+                keep_inside(path, input_dir, root)
+                found.append(Recording(path_id(path, input_dir), path, speaker))
+    return found
+
+
+class Slicer:
+    """Cuts recordings into clips below `clips_dir`.
+
+    The recogniser is loaded when the first recording needs it."""
+
+    def __init__(self, clips_dir: Path, slicing: Slicing, listener: Listener) -> None:
+        self._clips_dir, self._slicing, self._listener = clips_dir, slicing, listener
+        self._recogniser: WordRecogniser | None = None
+
+    def utterances(self, recordings: Sequence[Recording]) -> Iterator[Utterance | Rejected]:
+        """Of all `recordings`, in their order. Shows how far it is, in seconds of sound."""
+        durations_s = [_duration_s(recording.path) for recording in recordings]
+        with tqdm(
+            total=round(sum(durations_s)),
+            desc="recordings",
+            unit="s",
+            disable=None,
+            bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}]",
+        ) as bar:
+            for recording, duration_s in zip(recordings, durations_s, strict=True):
+                before = bar.n
+                try:
+                    clips = self._clips(recording, bar)
+                except AudioError as error:
+                    place = str(recording.path)
+                    yield Rejected(place, recording.id, error.reason, place)
+                    continue
+                finally:
+                    bar.update(before + duration_s - bar.n)
+                yield from self._entries(recording, clips)
+
+    def folder_of(self, recording: Recording) -> Path:
+        """Where its clips go."""
+        return self._clips_dir / file_name(recording.id)
+
+    def _entries(
+        self, recording: Recording, clips: Sequence[SlicedClip]
+    ) -> Iterator[Utterance | Rejected]:
+        if not is_utf8(f"{recording.id}{recording.path}"):
+            yield Rejected(
+                str(recording.path), recording.id, "name is not UTF-8", str(recording.path)
+            )
+            return
+        if not clips:
+            yield Rejected(str(recording.path), recording.id, "no speech found", recording.id)
+        folder = self.folder_of(recording).resolve()
+        for clip in clips:
+            place = f"{recording.path}:{clip.start_s:.2f}-{clip.end_s:.2f}"
+            if clip.fault:
+                yield Rejected(place, clip.id, clip.fault, clip.text)
+                continue
+            yield Utterance(
+                place, clip.id, clip.text, folder / clip.file, recording.speaker, clip.language
+            )
+
+    def _clips(self, recording: Recording, bar: Any) -> list[SlicedClip]:
+        folder = self.folder_of(recording)
+        key = self._key(recording)
+        clips = _kept(folder, key)
+        if clips is None:
+            # What is there was made otherwise, or by a run that was killed.
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                folder.mkdir(parents=True)
+                clips = self._sliced(recording, folder, bar)
+                _note(folder, key, clips)
+            except OSError as error:
+                raise problem(
+                    source="recordings",
+                    field="clips",
+                    value=str(folder),
+                    reason=f"cannot be written ({error.strerror})",
+                    remedy="is the disk full? mend that and start the same command again",
+                ) from None
+        return clips
+
+    def _key(self, recording: Recording) -> str:
+        """Of everything that the clips depend on."""
+        status = recording.path.stat()
+        parts = [recording.id, status.st_size, status.st_mtime_ns, repr(self._slicing)]
+        parts += [self._listener.identity, self._listener.language, __version__]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _sliced(self, recording: Recording, folder: Path, bar: Any) -> list[SlicedClip]:
+        if self._recogniser is None:
+            self._recogniser = self._listener.load()
+        clips: list[SlicedClip] = []
+        begin = bar.n
+        with Track(recording.path) as track:
+            language = self._listener.language
+            heard = pieces(track, self._recogniser, self._slicing, language=language)
+            for found, position_s in heard:
+                for piece in found:
+                    number = len(clips) + 1
+                    file = f"{number:04}.flac"
+                    clips.append(_clip(f"{recording.id}-{number:04}", folder / file, piece))
+                bar.update(begin + position_s - bar.n)
+        return clips
+
+
+def _clip(id_: str, path: Path, piece: Piece) -> SlicedClip:
+    """`piece`, once its sound has been written to `path`."""
+    buffer = io.BytesIO()
+    sf.write(buffer, to_pcm16(piece.sound), piece.sound_hz, format="FLAC", subtype="PCM_16")
+    content = buffer.getvalue()
+    # Only with clips.json, synced below, are they anybody's.
+    path.write_bytes(content)
+    judgement = piece.judgement
+    return SlicedClip(
+        id_,
+        path.name,
+        len(content),
+        _hash(content),
+        round(piece.start_s, 3),
+        round(piece.end_s, 3),
+        collapse("".join(word.text for word in piece.words)),
+        piece.language,
+        judgement.confidence,
+        judgement.snr_db,
+        judgement.doubts,
+        judgement.fault,
+    )
+
+
+def _note(folder: Path, key: str, clips: Sequence[SlicedClip]) -> None:
+    for clip in clips:
+        sync(folder / clip.file)
+    with replace_when_done(folder / _NOTE) as temporary:
+        content = {"key": key, "clips": list(map(asdict, clips))}
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _kept(folder: Path, key: str) -> list[SlicedClip] | None:
+    """The clips in `folder` if they are whole and were made under `key`."""
+    # Another release may have written anything; its keys are others too.
+    with suppress(OSError, LookupError, TypeError, ValueError, RecursionError):
+        note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+        if note["key"] != key:
+            return None
+        clips = []
+        for values in note["clips"]:
+            clip = SlicedClip(**values | {"doubts": tuple(values["doubts"])})
+            if _hash((folder / clip.file).read_bytes()) != clip.bytes_hash:
+                return None
+            clips.append(clip)
+        return clips
+    return None
+
+
+def _hash(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def _duration_s(path: Path) -> float:
+    """As its header says; 0 for what cannot be read, which is told when it is its turn."""
+    try:
+        with Track(path) as track:
+            return track.duration_s or 0.0
+    except AudioError:
+        return 0.0

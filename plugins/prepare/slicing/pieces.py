@@ -1,0 +1,98 @@
+"""A recording -> its pieces, one after the other: sound, words, judgement.
+
+In: an open `Track` and who listens. Out: `Piece` after `Piece`, fit or not; nothing of the speech
+is left out. Holds one stretch at a time, writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from plugins.audio.tracks import Track
+from plugins.prepare.slicing.cutting import TOO_SHORT, Cut, cut, frame_levels
+from plugins.prepare.slicing.hearing import Heard, Word, WordRecogniser
+from plugins.prepare.slicing.judging import NOT_UNDERSTOOD, Judgement, judge, speech_mask
+from plugins.prepare.slicing.settings import Slicing
+from plugins.prepare.slicing.tape import HEARING_HZ, Stretch, Tape
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A clip of a recording. Times count from the recording's beginning."""
+
+    start_s: float
+    end_s: float
+    sound: np.ndarray  # (N,) float32 at `sound_hz`
+    sound_hz: int
+    words: list[Word]  # their times count from the stretch's beginning: only their texts matter
+    language: str | None
+    judgement: Judgement
+
+
+def pieces(
+    track: Track, recogniser: WordRecogniser, slicing: Slicing, *, language: str | None
+) -> Iterator[tuple[list[Piece], float]]:
+    """Those of each stretch, and how far the recording has been heard, in seconds.
+
+    language: what the user said is spoken; None: nothing."""
+    tape = Tape(track)
+    begins_torn = False
+    while (stretch := tape.next()) is not None:
+        heard = recogniser.words(stretch.heard)
+        levels = frame_levels(stretch.heard, HEARING_HZ)
+        cuts = cut(stretch.speech, heard.words, levels, slicing)
+        used_s = stretch.duration_s
+        # A short rest may be the beginning of a longer clip; it is heard again with what follows.
+        is_rest = cuts[-1].fault == TOO_SHORT or stretch.torn
+        if len(cuts) > 1 and is_rest and not stretch.last:
+            used_s = cuts.pop().start_s
+        elif stretch.torn:
+            cuts[-1] = _torn(cuts[-1])
+        if begins_torn:
+            cuts[0] = _torn(cuts[0])
+        begins_torn = stretch.torn and used_s == stretch.duration_s
+        yield _judged(stretch, heard, cuts, levels, slicing, language), stretch.start_s + used_s
+        tape.advance(used_s)
+
+
+def _torn(clip: Cut) -> Cut:
+    return replace(clip, fault="speech without a pause above max_clip_s")
+
+
+def _judged(
+    stretch: Stretch,
+    heard: Heard,
+    cuts: list[Cut],
+    levels: np.ndarray,
+    slicing: Slicing,
+    language: str | None,
+) -> list[Piece]:
+    mask = speech_mask(cuts, len(levels))
+    judged = []
+    for clip in cuts:
+        judgement = judge(clip, levels, mask, slicing, language=heard.language, wanted=language)
+        start, end = (round(t * stretch.sound_hz) for t in (clip.start_s, clip.end_s))
+        judged.append(
+            Piece(
+                stretch.start_s + clip.start_s,
+                stretch.start_s + clip.end_s,
+                stretch.sound[max(0, start) : end],
+                stretch.sound_hz,
+                clip.words,
+                heard.language,
+                judgement,
+            )
+        )
+    # Who does not understand one sentence may have invented the next one.
+    if any(piece.judgement.fault.startswith(NOT_UNDERSTOOD) for piece in judged):
+        judged = [_doubted(piece) for piece in judged]
+    return judged
+
+
+def _doubted(piece: Piece) -> Piece:
+    if piece.judgement.fault:
+        return piece
+    doubts = (*piece.judgement.doubts, "beside speech that was not understood")
+    return replace(piece, judgement=replace(piece.judgement, doubts=doubts))
