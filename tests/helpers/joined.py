@@ -35,7 +35,11 @@ class Said:
 
 
 def join(
-    path: Path, spoken: Sequence[tuple[str, np.ndarray]], *, pauses_s: Any = (0.3, 2.0), seed: int = 0
+    path: Path,
+    spoken: Sequence[tuple[str, np.ndarray]],
+    *,
+    pauses_s: Any = (0.3, 2.0),
+    seed: int = 0,
 ) -> list[Said]:
     """Write `spoken`, pairs of text and (N,) float32 at `RATE_HZ`, with pauses before and after
     each. pauses_s: shortest and longest."""

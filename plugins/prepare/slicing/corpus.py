@@ -4,6 +4,7 @@ In: the folder, what to cut and by whom it is heard. Out: an `Utterance` per cli
 FLAC file below `clips_dir`, and a `Rejected` for each recording or clip that will not do.
 
     talk.mp3 -> clips_dir/talk-1a2b3c4d/0001.flac ... and, last of all, clips.json
+    all      -> clips_dir/clips.jsonl: every clip with its measures and doubts, for people
 
 `clips.json` says what is in the folder and of which recording and settings it was made: where it
 is true, nothing is heard again. The recordings themselves are only read."""
@@ -13,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -36,7 +39,8 @@ from plugins.prepare.slicing.hearing import Listener, WordRecogniser
 from plugins.prepare.slicing.pieces import Piece, pieces
 from plugins.prepare.slicing.settings import Slicing
 
-_NOTE = "clips.json"
+logger = logging.getLogger(__name__)
+_NOTE, _LIST = "clips.json", "clips.jsonl"
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,9 @@ class Slicer:
         self._recogniser: WordRecogniser | None = None
 
     def utterances(self, recordings: Sequence[Recording]) -> Iterator[Utterance | Rejected]:
-        """Of all `recordings`, in their order. Shows how far it is, in seconds of sound."""
+        """Of all `recordings`, in their order. Shows how far it is, in seconds of sound; at the end
+        it lists all clips and says how many are doubtful."""
+        listed: list[dict[str, Any]] = []
         durations_s = [_duration_s(recording.path) for recording in recordings]
         with tqdm(
             total=round(sum(durations_s)),
@@ -114,7 +120,26 @@ class Slicer:
                     continue
                 finally:
                     bar.update(before + duration_s - bar.n)
+                for clip in clips:
+                    listed.append({"recording": str(recording.path)} | asdict(clip))
                 yield from self._entries(recording, clips)
+        self._list(listed)
+
+    def _list(self, clips: Sequence[dict[str, Any]]) -> None:
+        path = self._clips_dir / _LIST
+        with replace_when_done(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for clip in clips:
+                file.write(json.dumps(clip, ensure_ascii=False) + "\n")
+        doubtful = [clip for clip in clips if clip["doubts"] and not clip["fault"]]
+        if doubtful:
+            doubts = Counter(doubt for clip in doubtful for doubt in clip["doubts"])
+            counts = ", ".join(f"{count} {doubt}" for doubt, count in doubts.most_common())
+            logger.warning(
+                "%d clips are kept but doubtful: %s; listen to them, see %s",
+                len(doubtful),
+                counts,
+                path,
+            )
 
     def folder_of(self, recording: Recording) -> Path:
         """Where its clips go."""

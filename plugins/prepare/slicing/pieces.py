@@ -17,6 +17,8 @@ from plugins.prepare.slicing.judging import NOT_UNDERSTOOD, Judgement, judge, sp
 from plugins.prepare.slicing.settings import Slicing
 from plugins.prepare.slicing.tape import HEARING_HZ, Stretch, Tape
 
+_EDGE_S = 0.05  # of a recording: who presses the button while somebody speaks
+
 
 @dataclass(frozen=True, eq=False)
 class Piece:
@@ -85,14 +87,18 @@ def _judged(
                 judgement,
             )
         )
+    if judged and stretch.start_s + cuts[0].speech[0][0] < _EDGE_S:
+        judged[0] = _doubted(judged[0], "begins with the recording, perhaps in a word")
+    if stretch.last and stretch.duration_s - cuts[-1].speech[-1][1] < _EDGE_S:
+        judged[-1] = _doubted(judged[-1], "ends with the recording, perhaps in a word")
     # Who does not understand one sentence may have invented the next one.
     if any(piece.judgement.fault.startswith(NOT_UNDERSTOOD) for piece in judged):
-        judged = [_doubted(piece) for piece in judged]
+        judged = [_doubted(piece, "beside speech that was not understood") for piece in judged]
     return judged
 
 
-def _doubted(piece: Piece) -> Piece:
+def _doubted(piece: Piece, doubt: str) -> Piece:
     if piece.judgement.fault:
         return piece
-    doubts = (*piece.judgement.doubts, "beside speech that was not understood")
+    doubts = (*piece.judgement.doubts, doubt)
     return replace(piece, judgement=replace(piece.judgement, doubts=doubts))

@@ -147,9 +147,7 @@ def test_speech_without_words_is_no_clip() -> None:
 
 def test_another_voice_is_another_clip() -> None:
     speech = [(1.0, 3.5), (3.9, 6.0), (6.4, 9.0)]
-    clips = cut(
-        speech, words_in(*speech), levels_of(speech, 10.0), Slicing(), apart=[True, False]
-    )
+    clips = cut(speech, words_in(*speech), levels_of(speech, 10.0), Slicing(), apart=[True, False])
     assert [len(clip.speech) for clip in clips] == [1, 2]
 
 
