@@ -250,7 +250,13 @@ def _sliced(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
     heard_by = listener(asr=args.asr, language=args.language, beam=args.beam, device=args.device)
     ours = [folder for folder in (clips_dir, args.audio_output) if folder is not None]
     recordings = recordings_of(Path(args.input_dir), args.audio_root, without=ours)
-    slicer = Slicer(clips_dir, from_flags(Slicing, args), heard_by)
+    slicer = Slicer(
+        clips_dir,
+        from_flags(Slicing, args),
+        heard_by,
+        input_dir=Path(args.input_dir),
+        root=args.audio_root,
+    )
     claim_audio_folder(
         clips_dir,
         list(map(slicer.folder_of, recordings)),

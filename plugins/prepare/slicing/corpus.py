@@ -19,7 +19,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,14 @@ from plugins.errors import problem
 from plugins.files.disk import replace_when_done, sync
 from plugins.prepare.clips import file_name
 from plugins.prepare.slicing.hearing import Listener, WordRecogniser
+from plugins.prepare.slicing.judging import NOT_UNDERSTOOD
 from plugins.prepare.slicing.pieces import Piece, pieces
+from plugins.prepare.slicing.scripts import Written, read_script, script_beside, written_in
 from plugins.prepare.slicing.settings import Slicing
 
 logger = logging.getLogger(__name__)
 _NOTE, _LIST = "clips.json", "clips.jsonl"
+_AGREES, _DISAGREES = 0.85, 0.6  # a script with what is heard, in letters
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class SlicedClip:
     text: str
     language: str | None
     confidence: float
+    agreement: float | None  # of a script with what is heard; None: there is none
     snr_db: float
     doubts: tuple[str, ...]
     fault: str  # why it is no utterance; may be empty
@@ -92,10 +96,20 @@ def recordings_of(
 class Slicer:
     """Cuts recordings into clips below `clips_dir`.
 
-    The recogniser is loaded when the first recording needs it."""
+    A text or subtitles beside a recording give the clips their words. The recogniser is loaded when
+    the first recording needs it. input_dir, root: out of which no text is read."""
 
-    def __init__(self, clips_dir: Path, slicing: Slicing, listener: Listener) -> None:
+    def __init__(
+        self,
+        clips_dir: Path,
+        slicing: Slicing,
+        listener: Listener,
+        *,
+        input_dir: Path,
+        root: Path | None,
+    ) -> None:
         self._clips_dir, self._slicing, self._listener = clips_dir, slicing, listener
+        self._input_dir, self._root = input_dir, root
         self._recogniser: WordRecogniser | None = None
 
     def utterances(self, recordings: Sequence[Recording]) -> Iterator[Utterance | Rejected]:
@@ -116,7 +130,7 @@ class Slicer:
                     clips = self._clips(recording, bar)
                 except AudioError as error:
                     place = str(recording.path)
-                    yield Rejected(place, recording.id, error.reason, place)
+                    yield Rejected(place, recording.id, error.reason, str(error.path))
                     continue
                 finally:
                     bar.update(before + duration_s - bar.n)
@@ -190,13 +204,19 @@ class Slicer:
         """Of everything that the clips depend on."""
         status = recording.path.stat()
         parts = [recording.id, status.st_size, status.st_mtime_ns, repr(self._slicing)]
+        script = script_beside(recording.path)
+        if script is not None:
+            status = script.stat()
+            parts += [script.name, status.st_size, status.st_mtime_ns]
         parts += [self._listener.identity, self._listener.language, __version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _sliced(self, recording: Recording, folder: Path, bar: Any) -> list[SlicedClip]:
         if self._recogniser is None:
             self._recogniser = self._listener.load()
+        script = self._script(recording)
         clips: list[SlicedClip] = []
+        words: list[list[str]] = []
         begin = bar.n
         with Track(recording.path) as track:
             language = self._listener.language
@@ -206,8 +226,25 @@ class Slicer:
                     number = len(clips) + 1
                     file = f"{number:04}.flac"
                     clips.append(_clip(f"{recording.id}-{number:04}", folder / file, piece))
+                    words.append([word.text for word in piece.words])
                 bar.update(begin + position_s - bar.n)
-        return clips
+        if script is None:
+            return clips
+        texts = written_in(script, words)
+        return [_as_written(clip, text) for clip, text in zip(clips, texts, strict=True)]
+
+    def _script(self, recording: Recording) -> list[str] | None:
+        """The words written beside it; None if there is no such file."""
+        path = script_beside(recording.path)
+        if path is None:
+            return None
+        try:
+            words = read_script(path, self._input_dir, self._root)
+        except AudioError as error:
+            raise AudioError(path, f"script {error.reason}", error.remedy) from None
+        if not words:
+            raise AudioError(path, "script says nothing", "fill it or move it away")
+        return words
 
 
 def _clip(id_: str, path: Path, piece: Piece) -> SlicedClip:
@@ -228,9 +265,28 @@ def _clip(id_: str, path: Path, piece: Piece) -> SlicedClip:
         collapse("".join(word.text for word in piece.words)),
         piece.language,
         judgement.confidence,
+        None,
         judgement.snr_db,
         judgement.doubts,
         judgement.fault,
+    )
+
+
+def _as_written(clip: SlicedClip, written: Written) -> SlicedClip:
+    """`clip` with the text of a script in the place of what was heard, which judges it now."""
+    fault, doubts = clip.fault, clip.doubts
+    if fault.startswith(NOT_UNDERSTOOD) and written.agreement >= _AGREES:
+        fault = ""
+    if not fault and written.agreement < _DISAGREES:
+        fault = f"script does not say what is heard (agreement {written.agreement:.2f})"
+    elif written.agreement < _AGREES:
+        doubts = (*doubts, "script says it otherwise")
+    return replace(
+        clip,
+        text=written.text or clip.text,
+        agreement=written.agreement,
+        fault=fault,
+        doubts=doubts,
     )
 
 

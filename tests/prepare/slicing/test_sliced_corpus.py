@@ -228,6 +228,32 @@ def test_clips_beside_the_recordings_are_no_recordings(
         assert len(lines(output)) == len(lines(tmp_path / "in" / "x_clips" / "clips.jsonl"))
 
 
+def test_a_script_beside_a_recording_gives_its_wording(
+    corpus: Any, knowing: KnowingRecogniser, tmp_path: Path
+) -> None:
+    folder, said = corpus
+    shutil.copytree(folder, tmp_path / "in")
+    texts = [one.text for one in said[folder / "ann" / "one.wav"]]
+    written = [f"“{text[:-1].upper()}!”" for text in texts]
+    cues = [f"{i}\n00:00:0{i},0 --> 00:00:0{i},9\n{text}\n\n" for i, text in enumerate(written)]
+    (tmp_path / "in" / "ann" / "one.srt").write_text("".join(cues), encoding="utf-8")
+    (tmp_path / "in" / "ann" / "two.txt").write_text("Of something else there is to tell.")
+    (tmp_path / "in" / "bob" / "one.vtt").write_text("WEBVTT\n")
+    assert prepare(tmp_path / "in", tmp_path / "x.jsonl") == 0
+    rows = lines(tmp_path / "x.jsonl")
+    assert {row["id"].rpartition("-")[0] for row in rows} == {"ann/one.wav"}
+    assert " ".join(row["messages"][0]["content"] for row in rows) == " ".join(written)
+    listed = lines(tmp_path / "x_clips" / "clips.jsonl")
+    assert {clip["agreement"] for clip in listed if not clip["fault"]} == {1.0}
+    reasons = {line["reason"].partition(" (")[0] for line in lines(tmp_path / "x.rejected.jsonl")}
+    assert reasons == {"script does not say what is heard", "script says nothing"}
+    # Another wording is another preparation of that recording alone.
+    num_heard = knowing.num_heard
+    (tmp_path / "in" / "ann" / "two.txt").unlink()
+    assert prepare(tmp_path / "in", tmp_path / "x.jsonl") == 0
+    assert knowing.num_heard == num_heard + 1
+
+
 def test_one_name_for_all(corpus: Any, knowing: KnowingRecogniser, tmp_path: Path) -> None:
     assert prepare(corpus[0], tmp_path / "x.jsonl", "--single_speaker", "eve") == 0
     assert {row["speaker"] for row in lines(tmp_path / "x.jsonl")} == {"eve"}
