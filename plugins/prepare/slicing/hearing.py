@@ -4,7 +4,7 @@ In: (N,) float32 at 16 kHz, at most 30 s. Out: `Heard`. Whose words they are nob
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -14,6 +14,9 @@ from plugins.errors import problem
 from plugins.files.fingerprint import fingerprint
 from plugins.hearing.recogniser import Recogniser, model_folder, require_packages, shipped_model
 
+_NO_TIME_S = 0.02  # one step of Whisper's clock
+_FEWEST_INVENTED = 3  # a single short word may well have no time
+_UNSURE = 0.5
 _SURELY = 0.7  # that a language is another one than was said
 
 
@@ -73,7 +76,22 @@ class WordRecogniser(Recogniser):
                 remedy="is its memory full? give a smaller --asr",
             ) from None
         is_sure = language is not None or info.language_probability >= _SURELY
-        return Heard(words, info.language if is_sure else None)
+        return Heard(without_inventions(words), info.language if is_sure else None)
+
+
+def without_inventions(words: Sequence[Word]) -> list[Word]:
+    """`words` without those at the end that nobody had time to say.
+
+    Where a stretch ends in silence Whisper may go on ("please like and subscribe"): of such words
+    most begin and end at its very end, and the first ones are unsure."""
+    end = len(words)
+    while end and words[end - 1].end_s - words[end - 1].start_s <= _NO_TIME_S:
+        end -= 1
+    if len(words) - end < _FEWEST_INVENTED:
+        return list(words)
+    while end and words[end - 1].probability < _UNSURE:
+        end -= 1
+    return list(words[:end])
 
 
 @dataclass(frozen=True)

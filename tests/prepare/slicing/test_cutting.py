@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from plugins.errors import UserError
 from plugins.prepare.slicing.cutting import FRAME_S, TOO_SHORT, Cut, assigned, cut
-from plugins.prepare.slicing.hearing import Word
+from plugins.prepare.slicing.hearing import Word, without_inventions
 from plugins.prepare.slicing.settings import Slicing
 
 SPEECH_DB, PAUSE_DB = -20.0, -75.0
@@ -70,7 +71,7 @@ def test_clips_of_any_speech(seed: int) -> None:
     assert [span for clip in clips for span in clip.speech] == [
         pytest.approx(span, abs=0.02) for span in speech
     ]
-    for before, after in zip(clips, clips[1:], strict=False):
+    for before, after in pairwise(clips):
         assert before.end_s <= after.start_s + 1e-9
     for clip in clips:
         assert clip.duration_s <= slicing.max_clip_s + 2 * slicing.clip_padding_s
@@ -112,6 +113,17 @@ def test_words_outside_of_all_speech_go_to_the_nearest() -> None:
     speech = [(0.0, 1.0), (9.0, 10.0)]
     assert assigned([Word(" a", 1.5, 1.6, 1), Word(" b", 8.0, 8.1, 1)], speech) == [0, 1]
     assert assigned([], speech) == []
+
+
+def test_words_that_nobody_had_time_to_say_are_dropped() -> None:
+    """ "Callers waiting", and Whisper went on: "If you're interested in this video ..."."""
+    said = [Word(" Callers", 24.7, 25.3, 0.8), Word(" waiting.", 25.3, 26.8, 0.98)]
+    first = [Word(" If", 26.86, 27.2, 0.01), Word(" you", 27.2, 27.48, 0.4)]
+    rest = [Word(text, 27.48, 27.48, 0.4) for text in (" like", " this", " video.")]
+    assert without_inventions([*said, *first, *rest]) == said
+    assert without_inventions([*said, *rest[:2]]) == [*said, *rest[:2]], "as in a quick ending"
+    assert without_inventions([*rest, *said]) == [*rest, *said]
+    assert without_inventions(rest) == without_inventions([]) == []
 
 
 def test_soft_ends_belong_to_the_speech() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,8 @@ def said(script: str, *heard: str) -> list[str]:
     [
         # In the script's own wording.
         ("“Don’t!” — he said. Go.", ["dont he said", "go"], ["“Don’t!” he said.", "Go."]),
-        ("Press six, now. Then seven.", ["press 6 now", "then 7"], ["Press six, now.", "Then seven."]),
-        ("I saw Brontë there. Yes.", ["I saw bronte there", "yes"], ["I saw Brontë there.", "Yes."]),
+        ("Press six now. Then two.", ["press 6 now", "then 2"], ["Press six now.", "Then two."]),
+        ("I saw Brontë. Yes.", ["I saw bronte", "yes"], ["I saw Brontë.", "Yes."]),
         # A word that was not heard stays in its sentence.
         ("The cat sat. On a mat.", ["the cat", "on a mat"], ["The cat sat.", "On a mat."]),
         ("The cat sat. On a mat.", ["the cat sat", "a mat"], ["The cat sat.", "On a mat."]),
@@ -114,15 +115,13 @@ def test_each_clip_has_its_words(script: str, heard: list[str], expected: list[s
 
 
 def test_another_script_does_not_agree() -> None:
-    heard = ["please enter your number", "press one to go on"]
-    alike = written_in(
-        "Please enter your number. Press 1 to go on!".split(), [h.split() for h in heard]
-    )
-    assert min(one.agreement for one in alike) > 0.8
-    other = written_in(
-        "The birch canoe slid on the smooth planks.".split(), [h.split() for h in heard]
-    )
-    assert max(one.agreement for one in other) < 0.5
+    heard = [text.split() for text in ("please enter your number", "press one to go on")]
+    for script, low, high in (
+        ("Please enter your number. Press 1 to go on!", 0.8, 1.0),
+        ("The birch canoe slid on the smooth planks.", 0.0, 0.5),
+    ):
+        for written in written_in(script.split(), heard):
+            assert low <= written.agreement <= high
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -132,7 +131,7 @@ def test_pairs_rise_and_are_equal(seed: int) -> None:
     b = [word for word in a if chance.random() > 0.2]
     pairs = matches(a, b)
     assert all(a[i] == b[j] for i, j in pairs)
-    for (i, j), (i_next, j_next) in zip(pairs, pairs[1:], strict=False):
+    for (i, j), (i_next, j_next) in pairwise(pairs):
         assert i < i_next
         assert j < j_next
     assert len(pairs) >= 0.6 * len(b)
