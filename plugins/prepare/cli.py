@@ -242,14 +242,15 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
 
 
 def _sliced(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
-    from plugins.prepare.slicing.corpus import Slicer, recordings_of
+    from plugins.prepare.slicing.corpus import Recording, Slicer, recordings_of
     from plugins.prepare.slicing.hearing import listener
     from plugins.prepare.slicing.settings import Slicing
 
     output, clips_dir = args.output_file, clips_folder(args.output_file)
     heard_by = listener(asr=args.asr, language=args.language, beam=args.beam, device=args.device)
     ours = [folder for folder in (clips_dir, args.audio_output) if folder is not None]
-    recordings = recordings_of(Path(args.input_dir), args.audio_root, without=ours)
+    found = recordings_of(Path(args.input_dir), args.audio_root, without=ours)
+    recordings = [entry for entry in found if isinstance(entry, Recording)]
     slicer = Slicer(
         clips_dir,
         from_flags(Slicing, args),
@@ -264,7 +265,7 @@ def _sliced(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
         output=output,
         option="--output_file",
     )
-    return slicer.utterances(recordings)
+    return slicer.utterances(found)
 
 
 def _columns(args: argparse.Namespace) -> Columns:

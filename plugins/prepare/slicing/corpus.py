@@ -76,12 +76,20 @@ class SlicedClip:
 
 def recordings_of(
     input_dir: Path, root: Path | None = None, *, without: Sequence[Path] = ()
-) -> list[Recording]:
-    """All recordings at any depth. The speaker is the first folder below `input_dir`, as for
-    ``--dataset_type folder``. root: refuse links that lead out of it. without: folders of ours."""
-    found = []
+) -> list[Recording | Rejected]:
+    """All recordings at any depth, and what cannot be one. The speaker is the first folder below
+    `input_dir`, as for ``--dataset_type folder``. root: refuse links that lead out of it. without:
+    folders of ours."""
+    found: list[Recording | Rejected] = []
+
+    def skip(folder: Path, error: OSError | AudioError) -> None:
+        if isinstance(error, AudioError):
+            raise error
+        reason = f"folder may not be read ({error.strerror})"
+        found.append(Rejected(str(folder), path_id(folder, input_dir), reason, str(folder)))
+
     ours = [folder.resolve() for folder in without]
-    for folder, names in folders_of(input_dir, root):
+    for folder, names in folders_of(input_dir, root, skip=skip):
         if any(map(folder.resolve().is_relative_to, ours)):
             continue
         speaker = next(iter(folder.relative_to(input_dir).parts), None)
@@ -89,7 +97,11 @@ def recordings_of(
             if name.lower().endswith((*AUDIO_SUFFIXES, *CONVERTIBLE_SUFFIXES)):
                 path = folder / name
                 keep_inside(path, input_dir, root)
-                found.append(Recording(path_id(path, input_dir), path, speaker))
+                id_ = path_id(path, input_dir)
+                if is_utf8(f"{id_}{path.resolve()}"):
+                    found.append(Recording(id_, path, speaker))
+                else:
+                    found.append(Rejected(str(path), id_, "name is not UTF-8", str(path)))
     return found
 
 
@@ -112,11 +124,13 @@ class Slicer:
         self._input_dir, self._root = input_dir, root
         self._recogniser: WordRecogniser | None = None
 
-    def utterances(self, recordings: Sequence[Recording]) -> Iterator[Utterance | Rejected]:
+    def utterances(
+        self, recordings: Sequence[Recording | Rejected]
+    ) -> Iterator[Utterance | Rejected]:
         """Of all `recordings`, in their order. Shows how far it is, in seconds of sound; at the end
         it lists all clips and says how many are doubtful."""
         listed: list[dict[str, Any]] = []
-        durations_s = [_duration_s(recording.path) for recording in recordings]
+        durations_s = list(map(_duration_s, recordings))
         with tqdm(
             total=round(sum(durations_s)),
             desc="recordings",
@@ -125,6 +139,9 @@ class Slicer:
             bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}]",
         ) as bar:
             for recording, duration_s in zip(recordings, durations_s, strict=True):
+                if isinstance(recording, Rejected):
+                    yield recording
+                    continue
                 before = bar.n
                 try:
                     clips = self._clips(recording, bar)
@@ -162,11 +179,6 @@ class Slicer:
     def _entries(
         self, recording: Recording, clips: Sequence[SlicedClip]
     ) -> Iterator[Utterance | Rejected]:
-        if not is_utf8(f"{recording.id}{recording.path}"):
-            yield Rejected(
-                str(recording.path), recording.id, "name is not UTF-8", str(recording.path)
-            )
-            return
         if not clips:
             yield Rejected(str(recording.path), recording.id, "no speech found", recording.id)
         folder = self.folder_of(recording).resolve()
@@ -319,10 +331,12 @@ def _hash(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
-def _duration_s(path: Path) -> float:
+def _duration_s(recording: Recording | Rejected) -> float:
     """As its header says; 0 for what cannot be read, which is told when it is its turn."""
+    if isinstance(recording, Rejected):
+        return 0.0
     try:
-        with Track(path) as track:
+        with Track(recording.path) as track:
             return track.duration_s or 0.0
     except AudioError:
         return 0.0

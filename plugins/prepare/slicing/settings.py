@@ -1,6 +1,8 @@
 """What a user may choose about the clips that a recording is cut into, and about what is doubtful.
 
-The defaults of the doubts are measured on Asterisk's prompts, see `docs/prepare.md`."""
+Where the limit of confidence comes from: of Asterisk's English prompts, joined, the tiny English
+Whisper is sure to 0.78 and more; of the French, Spanish and Italian ones, which it hears as
+English, to 0.3 to 0.4 in the median, and most that pass 0.6 repeat themselves."""
 
 from __future__ import annotations
 

@@ -209,12 +209,14 @@ def test_unfit_recordings_are_rejected_and_take_no_other_along(
     (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
     sf.write(folder / "silent.wav", np.zeros(RATE_HZ), RATE_HZ)
     (folder / "notes.txt").write_text("of the studio")
+    os.rename(os.fsencode(folder / "ann" / "two.wav"), os.fsencode(folder) + b"/\xff.wav")
     assert prepare(folder, tmp_path / "x.jsonl") == 0
     reasons = {line["id"]: line["reason"] for line in lines(tmp_path / "x.rejected.jsonl")}
     assert reasons.pop("empty.wav").startswith("is empty")
     assert reasons.pop("cut.wav").startswith("is truncated")
     assert reasons.pop("text.m4a") == "is not readable audio"
     assert reasons.pop("silent.wav") == "no speech found"
+    assert reasons.pop("\\udcff.wav") == "name is not UTF-8"
     assert not reasons
 
 
