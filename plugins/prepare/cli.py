@@ -257,6 +257,7 @@ def _sliced(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
         heard_by,
         input_dir=Path(args.input_dir),
         root=args.audio_root,
+        number=args.diarize,
     )
     claim_audio_folder(
         clips_dir,

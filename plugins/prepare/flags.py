@@ -67,7 +67,13 @@ _NEEDED = {
 }
 # Limits of what only decoding every sample tells.
 _OF_SAMPLES = ("max_clipped_share", "max_silence_share", "silence_below_db", "max_dc_offset")
-_OF_RECORDINGS = ("asr", "language", "beam", *(field.name for field in dataclasses.fields(Slicing)))
+_OF_RECORDINGS = (
+    "asr",
+    "language",
+    "beam",
+    "diarize",
+    *(field.name for field in dataclasses.fields(Slicing)),
+)
 COLUMN_FLAGS = (
     "text_column",
     "audio_column",
@@ -106,6 +112,8 @@ def parse(argv: Sequence[str] | None, *, program: str = "prepare_dataset.py") ->
             parser.error(f"--{flag} has no effect without --{needed}")
     if args.trim == "vad" and "trim_below_db" in args.given:
         parser.error("--trim_below_db has no effect without --trim energy")
+    if args.single_speaker is not None and args.diarize is not None:
+        parser.error("--diarize has no effect with --single_speaker")
     if args.single_speaker is not None and args.speaker_column is not None:
         parser.error("--speaker_column has no effect with --single_speaker")
     if args.references and kind == "ljspeech" and args.single_speaker is None:
@@ -267,6 +275,12 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
         default=5,
         help="its beam (default: 5)",
     )
+    add(
+        "--diarize",
+        type=_number_of_speakers,
+        metavar="N|auto",
+        help="tell N speakers apart by their voices (resemblyzer), or as many as there are",
+    )
     _add_knobs(group, Slicing)
 
 
@@ -361,6 +375,15 @@ def _ratio(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def _number_of_speakers(text: str) -> int:
+    """0 stands for auto."""
+    if text == "auto":
+        return 0
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is neither auto nor a number from 1 to 100")
+    return int(text)
 
 
 def _share(text: str) -> float:

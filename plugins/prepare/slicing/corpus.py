@@ -35,6 +35,7 @@ from plugins.corpora.utterance import collapse, folders_of, is_utf8, keep_inside
 from plugins.errors import problem
 from plugins.files.disk import replace_when_done, sync
 from plugins.prepare.clips import file_name
+from plugins.prepare.slicing.diarising import Turn, diarised
 from plugins.prepare.slicing.hearing import Listener, WordRecogniser
 from plugins.prepare.slicing.judging import NOT_UNDERSTOOD
 from plugins.prepare.slicing.pieces import Piece, pieces
@@ -66,6 +67,7 @@ class SlicedClip:
     start_s: float  # in the recording
     end_s: float
     text: str
+    speaker: str | None  # as it is told apart; None: it is not asked for
     language: str | None
     confidence: float
     agreement: float | None  # of a script with what is heard; None: there is none
@@ -109,7 +111,8 @@ class Slicer:
     """Cuts recordings into clips below `clips_dir`.
 
     A text or subtitles beside a recording give the clips their words. The recogniser is loaded when
-    the first recording needs it. input_dir, root: out of which no text is read."""
+    the first recording needs it. input_dir, root: out of which no text is read. number: of the
+    speakers that are told apart; 0: as many as there are; None: they are not told apart."""
 
     def __init__(
         self,
@@ -119,9 +122,11 @@ class Slicer:
         *,
         input_dir: Path,
         root: Path | None,
+        number: int | None = None,
     ) -> None:
         self._clips_dir, self._slicing, self._listener = clips_dir, slicing, listener
-        self._input_dir, self._root = input_dir, root
+        self._input_dir, self._root, self._number = input_dir, root, number
+        self._turns: dict[str, list[Turn]] = {}
         self._recogniser: WordRecogniser | None = None
 
     def utterances(
@@ -130,6 +135,13 @@ class Slicer:
         """Of all `recordings`, in their order. Shows how far it is, in seconds of sound; at the end
         it lists all clips and says how many are doubtful."""
         listed: list[dict[str, Any]] = []
+        if self._number is not None:
+            readable = [entry for entry in recordings if isinstance(entry, Recording)]
+            self._turns = diarised(
+                {recording.id: recording.path for recording in readable},
+                number=self._number or None,
+                kept_in=lambda id_: self._clips_dir / f"{file_name(id_)}.voices.npz",
+            )
         durations_s = list(map(_duration_s, recordings))
         with tqdm(
             total=round(sum(durations_s)),
@@ -187,9 +199,9 @@ class Slicer:
             if clip.fault:
                 yield Rejected(place, clip.id, clip.fault, clip.text)
                 continue
-            yield Utterance(
-                place, clip.id, clip.text, folder / clip.file, recording.speaker, clip.language
-            )
+            speaker = clip.speaker or recording.speaker
+            audio = folder / clip.file
+            yield Utterance(place, clip.id, clip.text, audio, speaker, clip.language)
 
     def _clips(self, recording: Recording, bar: Any) -> list[SlicedClip]:
         folder = self.folder_of(recording)
@@ -220,6 +232,8 @@ class Slicer:
         if script is not None:
             status = script.stat()
             parts += [script.name, status.st_size, status.st_mtime_ns]
+        for turn in self._turns.get(recording.id, ()):
+            parts += [round(turn.start_s, 2), turn.speaker]
         parts += [self._listener.identity, self._listener.language, __version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -232,7 +246,8 @@ class Slicer:
         begin = bar.n
         with Track(recording.path) as track:
             language = self._listener.language
-            heard = pieces(track, self._recogniser, self._slicing, language=language)
+            turns = self._turns.get(recording.id, ())
+            heard = pieces(track, self._recogniser, self._slicing, language=language, turns=turns)
             for found, position_s in heard:
                 for piece in found:
                     number = len(clips) + 1
@@ -275,6 +290,7 @@ def _clip(id_: str, path: Path, piece: Piece) -> SlicedClip:
         round(piece.start_s, 3),
         round(piece.end_s, 3),
         collapse("".join(word.text for word in piece.words)),
+        piece.speaker,
         piece.language,
         judgement.confidence,
         None,
