@@ -12,5 +12,5 @@ encode.py         clips -> codes in the cache (needs torch)
 report.py         what was kept and rejected
 outputs.py        the names of all files, and whether they are this preparation's own
 
-But for `encode.py` and telling voices apart it needs neither torch nor MS-SWIFT nor transformers: it also runs on the
-machine that merely holds the corpus."""
+But for `encode.py` and telling voices apart it needs neither torch nor MS-SWIFT nor transformers:
+it also runs on the machine that merely holds the corpus."""
