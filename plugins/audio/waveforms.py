@@ -137,13 +137,13 @@ class Source:
     """An audio file open for reading.
 
     Raises `AudioError` if there is no readable audio, or more of it than `MAX_CHANNELS`,
-    `MAX_SAMPLE_RATE_HZ` and `MAX_SAMPLES` allow.
+    `MAX_SAMPLE_RATE_HZ` and `MAX_SAMPLES` allow. any_length: for who never holds all `blocks`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, any_length: bool = False) -> None:
         self._path, self._file = path, _open(path)
         self.info = AudioInfo(self._file.frames, self._file.samplerate, self._file.channels)
-        excess = _excess(self.info)
+        excess = _excess(self.info, any_length=any_length)
         if excess is not None:
             self._file.close()
             raise AudioError(path, *excess)
@@ -324,7 +324,7 @@ def _unreadable(path: Path) -> AudioError:
     return AudioError(path, reason, "convert it and name the new file")
 
 
-def _excess(info: AudioInfo) -> tuple[str, str] | None:
+def _excess(info: AudioInfo, *, any_length: bool) -> tuple[str, str] | None:
     """Reason and remedy if there is more than may be decoded."""
     if info.num_channels > MAX_CHANNELS:
         detail = f"{info.num_channels}, more than {MAX_CHANNELS}"
@@ -333,7 +333,7 @@ def _excess(info: AudioInfo) -> tuple[str, str] | None:
         detail = f"{info.sample_rate_hz} Hz, more than {MAX_SAMPLE_RATE_HZ}"
         return f"has too high a sample rate ({detail})", "resample it to 24 kHz"
     num_samples = max(info.num_samples * info.num_channels, info.num_samples_at(SAMPLE_RATE_HZ))
-    if num_samples > MAX_SAMPLES:
+    if num_samples > MAX_SAMPLES and not any_length:
         detail = f"{info.duration_s:.0f} s at {info.sample_rate_hz} Hz"
         reason = f"is too long to be decoded ({detail}, channels: {info.num_channels})"
         return reason, "cut it into clips"

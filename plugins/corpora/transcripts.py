@@ -19,12 +19,12 @@ _MAX_BYTES = 1_000_000
 
 def read_transcript(path: Path, input_dir: Path, root: Path | None) -> str:
     """The whole text of `path`, whitespace collapsed. Raises `AudioError`."""
-    return collapse(_read(path, input_dir, root))
+    return collapse(read_whole(path, input_dir, root))
 
 
 def read_note(path: Path, input_dir: Path, root: Path | None) -> dict[str, str | None]:
     """`text`, `speaker` and `language` of a clip, of the JSON beside it. Raises `AudioError`."""
-    content = _read(path, input_dir, root)
+    content = read_whole(path, input_dir, root)
     try:
         note = parse_json(content)
     except NoJson as error:
@@ -42,7 +42,8 @@ def read_note(path: Path, input_dir: Path, root: Path | None) -> dict[str, str |
     }
 
 
-def _read(path: Path, input_dir: Path, root: Path | None) -> str:
+def read_whole(path: Path, input_dir: Path, root: Path | None) -> str:
+    """All of `path`, as it is. Raises `AudioError`."""
     keep_inside(path, input_dir, root)
     # Reading a pipe would wait for its writer forever.
     if not path.is_file():

@@ -1,6 +1,7 @@
 """What is said in a recording, and whether it is what is written.
 
 recogniser.py   waveform -> words, by faster-whisper
+comparison.py   what is heard against what is written, letter by letter
 text.py         normalisation of texts, errors of words and characters
 
 Knows neither corpora nor systems: the evaluation and the preparation both listen through it."""

@@ -25,6 +25,8 @@ INSTALL = (
 _MODULES = ("faster_whisper", "whisper_normalizer", "jiwer")
 _FILES = ("model.bin", "config.json", "tokenizer.json")
 _MAX_THREADS = 4  # of one clip: more of them wait for each other
+# What corpora call their languages, where it is neither ISO 639-1 nor begins with it ("en_US").
+_ALIASES = {"jp": "ja", "cn": "zh", "cmn": "zh", "kr": "ko", "eng": "en", "english": "en"}
 
 
 def require_packages(option: str, *, shipped: bool) -> None:
@@ -133,17 +135,30 @@ class Recogniser:
         """The words in `samples`, of its own or another ISO 639-1 `language`; may be empty.
 
         Raises UserError if the device fails, as when its memory is full."""
+        segments, _ = self._transcribed(samples, language or self.language, beam_size)
+        return " ".join(segment.text.strip() for segment in segments)
+
+    def _transcribed(
+        self,
+        samples: np.ndarray,
+        language: str | None,
+        beam_size: int | None = None,
+        *,
+        word_timestamps: bool = False,
+    ) -> tuple[list[Any], Any]:
+        """faster-whisper's segments and what it says of them. language: None: as it is heard."""
         # One temperature: the usual fall back to higher ones draws at random. No text of the clip's
         # past: a hallucination would repeat itself.
         try:
-            segments, _ = self._model.transcribe(
+            segments, about = self._model.transcribe(
                 samples,
-                language=language or self.language,
+                language=language,
                 beam_size=beam_size or self._beam_size,
                 temperature=0.0,
                 condition_on_previous_text=False,
+                word_timestamps=word_timestamps,
             )
-            return " ".join(segment.text.strip() for segment in segments)
+            return list(segments), about
         except RuntimeError as error:
             raise problem(
                 source="options",
@@ -157,3 +172,24 @@ class Recogniser:
         """The language that is spoken, and how sure that is, from 0 to 1."""
         language, share, _ = self._model.detect_language(samples)
         return str(language), float(share)
+
+
+def iso_code(language: str) -> str:
+    """ISO 639-1 of `language` as a corpus or user calls it (``en_US``, ``DE``), if it has one."""
+    code = language.strip().lower().replace("_", "-").partition("-")[0]
+    return _ALIASES.get(code, code)
+
+
+def known_code(language: str, recogniser: Recogniser, *, source: str) -> str:
+    """`iso_code` of a language that `recogniser` hears. source: what named it.
+
+    Raises UserError if it does not hear that."""
+    code = iso_code(language)
+    if code in recogniser.languages:
+        return code
+    remedy = "give its ISO 639-1 code with --language"
+    reason = "is no language that the recogniser knows"
+    if not recogniser.is_multilingual:
+        reason = "is not what the recogniser hears: it knows English only"
+        remedy = "give --asr Systran/faster-whisper-large-v3 or a folder"
+    raise problem(source=source, field="language", value=language, reason=reason, remedy=remedy)

@@ -37,6 +37,8 @@ from plugins.prepare.flags import COLUMN_FLAGS, from_flags, limits_of, needs_hea
 from plugins.prepare.listening import Listener
 from plugins.prepare.outputs import (
     check_output,
+    claim_audio_folder,
+    clips_folder,
     rejected_path,
     report_paths,
     split_path,
@@ -78,7 +80,8 @@ def main(argv: Sequence[str] | None = None, *, program: str = "prepare_dataset.p
 def _prepare(args: argparse.Namespace) -> int:
     output: Path = args.output_file
     _check_paths(args)
-    if args.encode_codes or args.check_transcripts is not None:
+    listens = args.dataset_type == "recordings" or args.check_transcripts is not None
+    if args.encode_codes or listens:
         require_device(args.device)
     work = _work(args)
     listener = _listener(args)
@@ -162,7 +165,7 @@ def _work(args: argparse.Namespace) -> Work:
             remedy="name a folder for the changed clips with --audio_output",
         )
     check_installed(processing)
-    # Codes, references, hearings and their lengths need at least the header of every clip.
+    # Codes, references, hearings and reports need at least the header of every clip.
     needed: Level = "header" if needs_headers(args) else "none"
     # The folder absolute, for it stands in the rows.
     return Work(
@@ -181,6 +184,7 @@ def _listener(args: argparse.Namespace) -> Listener | None:
         max_cer=args.check_transcripts,
         asr=args.asr,
         language=args.language,
+        beam=args.beam,
         device=args.device,
         workers=args.workers,
     )
@@ -252,6 +256,8 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
             split=args.hf_split,
             root=root,
         )
+    if kind == "recordings":
+        return _sliced(args)
     return read_custom(
         folder,
         args.csv_file,
@@ -261,6 +267,34 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
         header=not args.no_header,
         root=root,
     )
+
+
+def _sliced(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
+    from plugins.prepare.slicing.corpus import Recording, Slicer, recordings_of
+    from plugins.prepare.slicing.hearing import listener
+    from plugins.prepare.slicing.settings import Slicing
+
+    output, clips_dir = args.output_file, clips_folder(args.output_file)
+    heard_by = listener(asr=args.asr, language=args.language, beam=args.beam, device=args.device)
+    ours = [folder for folder in (clips_dir, args.audio_output) if folder is not None]
+    found = recordings_of(Path(args.input_dir), args.audio_root, without=ours)
+    recordings = [entry for entry in found if isinstance(entry, Recording)]
+    slicer = Slicer(
+        clips_dir,
+        from_flags(Slicing, args),
+        heard_by,
+        input_dir=Path(args.input_dir),
+        root=args.audio_root,
+        number=args.diarize,
+    )
+    claim_audio_folder(
+        clips_dir,
+        list(map(slicer.folder_of, recordings)),
+        originals=[recording.path for recording in recordings],
+        output=output,
+        option="--output_file",
+    )
+    return slicer.utterances(found)
 
 
 def _columns(args: argparse.Namespace) -> Columns:

@@ -127,7 +127,7 @@ class Work:
     def path_of(self, id_: str) -> Path:
         """Where the processed recording of that id goes."""
         assert self.audio_dir is not None
-        return self.audio_dir / f"{_file_name(id_)}.flac"  # half of WAV, and every sample the same
+        return self.audio_dir / f"{file_name(id_)}.flac"  # half of WAV, and every sample the same
 
     @functools.cached_property
     def _repr(self) -> str:
@@ -276,7 +276,7 @@ def edge_hash(path: Path) -> str:
     return hashlib.sha256(f"{size}:".encode() + head + tail).hexdigest()
 
 
-def _file_name(id_: str) -> str:
+def file_name(id_: str) -> str:
     """A name below the output folder for any id: `a/b.wav` -> `a/b`; what a file system may not
     take is replaced."""
     stem = re.sub(r"\.(wav|flac|mp3|ogg|opus)(?=-|$)", "", id_, flags=re.IGNORECASE)

@@ -42,11 +42,8 @@ from plugins.prepare.transcripts import (
 )
 
 _OPTION = "--check_transcripts"
-_CAREFUL_BEAM = 5
 _MAX_ON_GPU = 4  # threads: each has buffers of its own on the device
 _MAX_LINE = 1 << 24  # bytes
-# What corpora call their languages, where it is neither ISO 639-1 nor begins with it ("en_US").
-_ALIASES = {"jp": "ja", "cn": "zh", "cmn": "zh", "kr": "ko", "eng": "en", "english": "en"}
 Fit = Sequence[tuple[Utterance, Outcome]]
 Result = TypeVar("Result")
 
@@ -66,14 +63,22 @@ class Listener:
     """What `--check_transcripts` does; afterwards `findings` has all clips, in their order.
 
     asr: folder or Hub id of a faster-whisper model; None: the English one of the package. language:
-    that of all clips; None: what each names. Raises UserError if a package or the model is not
-    there: before anything is read."""
+    that of all clips; None: what each names. beam: of the second hearing of what is in doubt.
+    Raises UserError if a package or the model is not there: before anything is read."""
 
     def __init__(
-        self, *, max_cer: float, asr: str | None, language: str | None, device: str, workers: int
+        self,
+        *,
+        max_cer: float,
+        asr: str | None,
+        language: str | None,
+        beam: int,
+        device: str,
+        workers: int,
     ) -> None:
         recognisers.require_packages(_OPTION, shipped=asr is None)
         self.max_cer, self._language, self._device = max_cer, language, device
+        self._beam = beam
         self._workers = max(1, workers if device == "cpu" else min(workers, _MAX_ON_GPU))
         self._folder = recognisers.shipped_model() if asr is None else recognisers.model_folder(asr)
         self.findings: list[Finding] = []
@@ -116,7 +121,7 @@ class Listener:
         return self._divided(fit, unreadable)
 
     def _clips(self, fit: Fit, recogniser: recognisers.Recogniser) -> list[_Clip]:
-        identity = recogniser.identity()
+        identity = f"{recogniser.identity()}, beam {self._beam}"
         clips = []
         for number, (utterance, outcome) in enumerate(fit):
             # A clip has its augmented copies behind it, which say the same.
@@ -141,16 +146,7 @@ class Listener:
                 reason=reason,
                 remedy="name it, e.g. --language de",
             )
-        code = language.strip().lower().replace("_", "-").partition("-")[0]
-        code = _ALIASES.get(code, code)
-        if code in recogniser.languages:
-            return code
-        remedy = "give its ISO 639-1 code with --language"
-        reason = "is no language that the recogniser knows"
-        if not recogniser.is_multilingual:
-            reason = "is not what the recogniser hears: it knows English only"
-            remedy = "give --asr Systran/faster-whisper-large-v3 or a folder"
-        raise problem(source=source, field="language", value=language, reason=reason, remedy=remedy)
+        return recognisers.known_code(language, recogniser, source=source)
 
     def _finding(
         self, clip: _Clip, hearing: Hearing, recogniser: recognisers.Recogniser
@@ -169,8 +165,8 @@ class Listener:
         if not hearing.texts:
             hearing = heard(1)
         words, comparison = best_of(text, hearing.texts, language)
-        if is_doubtful(comparison) and len(hearing.texts) == 1:
-            hearing = heard(_CAREFUL_BEAM)
+        if is_doubtful(comparison) and len(hearing.texts) == 1 and self._beam > 1:
+            hearing = heard(self._beam)
             words, comparison = best_of(text, hearing.texts, language)
         if comparison.cer > MAX_CER and hearing.spoken is None and recogniser.is_multilingual:
             if samples is None:

@@ -4,6 +4,7 @@ x.jsonl                    rows; with --split also x_val.jsonl and x_test.jsonl
 x.rejected.jsonl           always, and first: it tells that x.jsonl has been prepared here
 x.report.json, .html ...   with --validate
 x.transcripts.jsonl        with --check_transcripts: what is written and what is heard, by clip
+x_clips/                   with --dataset_type recordings: the clips cut from them
 .x.jsonl.journal           while it runs, and after it was killed
 .higgs_audio_copies.json   in the folder of --audio_output: the output file whose rows name
                            the copies in there
@@ -104,11 +105,21 @@ def check_output(
         )
 
 
+def clips_folder(output: Path) -> Path:
+    """Where the clips go that recordings are cut into: ``x.jsonl`` -> ``x_clips/``, absolute."""
+    return output.absolute().parent / f"{output.stem}_clips"
+
+
 def claim_audio_folder(
-    folder: Path, copies: Sequence[Path], *, originals: Iterable[Path], output: Path
+    folder: Path,
+    copies: Sequence[Path],
+    *,
+    originals: Iterable[Path],
+    output: Path,
+    option: str = "--audio_output",
 ) -> None:
     """Note in `folder` that its copies belong to the preparation of `output`, and remove half
-    written ones of a killed run; its lock must be held.
+    written ones of a killed run; its lock must be held. option: what named the folder.
 
     Raises UserError if they belong to another one, or if a copy would take the place of another
     file: an original, or one that is there already in a folder without a note."""
@@ -118,27 +129,25 @@ def claim_audio_folder(
         if named != holder:
             other = os.path.normpath(folder / str(named))
             reason = f"holds the copies of another preparation ({other})"
-            raise _folder_problem(folder, reason, "name a folder of its own")
+            raise _folder_problem(option, folder, reason, "name a folder of its own")
     # Without the note, whatever lies there is somebody else's.
     elif taken := next(filter(os.path.lexists, copies), None):
         name = taken.relative_to(folder)
         reason = f"holds {name} already, which no preparation has noted as its own"
-        raise _folder_problem(folder, reason, "name a new folder")
+        raise _folder_problem(option, folder, reason, "name a new folder")
     places = set(map(os.path.realpath, copies))
     for original in originals:
         if os.path.realpath(original) in places:
             reason = f"would be written over {original}, a recording of the corpus"
-            raise _folder_problem(folder, reason, "name another folder")
+            raise _folder_problem(option, folder, reason, "name another folder")
     remove_strays([note, *copies])
     if not note.is_file():
         with replace_when_done(note) as temporary:
             temporary.write_text(json.dumps({"output_file": holder}) + "\n", encoding="utf-8")
 
 
-def _folder_problem(folder: Path, reason: str, remedy: str) -> UserError:
-    return problem(
-        source="--audio_output", field="path", value=str(folder), reason=reason, remedy=remedy
-    )
+def _folder_problem(option: str, folder: Path, reason: str, remedy: str) -> UserError:
+    return problem(source=option, field="path", value=str(folder), reason=reason, remedy=remedy)
 
 
 def _others(output: Path) -> Iterator[Path]:

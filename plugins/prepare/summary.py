@@ -22,6 +22,7 @@ _NAMING = {
     "custom": "name their column with --speaker_column",
     "huggingface": "name their column with --speaker_column",
     "gpt_sovits": "name them in the second field of the list",
+    "recordings": "put the recordings of each speaker into a folder of its own",
     "jsonl": 'give each row a "speaker"',
 }
 _NAMES = {"train": "train", "val": "validation", "test": "test"}

@@ -24,6 +24,8 @@ from plugins.cli import main as command
 from plugins.prepare import clips
 from plugins.prepare.rows import write_files
 
+LISTENING = "--check_transcripts or --dataset_type recordings"
+
 
 def test_exit_codes(tmp_path, capsys):
     """0 rows, 1 unusable input, 2 wrong usage, 3 rejections with --strict."""
@@ -95,9 +97,10 @@ def test_a_flag_of_another_corpus_is_wrong_usage(tmp_path, capsys, flag):
         (["--without_reference", "0.1"], "--references"),
         (["--codec", "x"], "--encode_codes"),
         (["--codes_dir", "x"], "--encode_codes"),
-        (["--device", "cpu"], "--encode_codes or --check_transcripts"),
-        (["--asr", "x"], "--check_transcripts"),
-        (["--language", "de"], "--check_transcripts"),
+        (["--device", "cpu"], f"--encode_codes or {LISTENING}"),
+        (["--asr", "x"], LISTENING),
+        (["--language", "de"], LISTENING),
+        (["--beam", "5"], LISTENING),
         (["--trim_below_db", "30"], "--trim"),
         (["--trim", "vad", "--trim_below_db", "30"], "--trim energy"),
         (["--audio_output", "x", "--trim_padding_s", "0.1"], "--trim"),

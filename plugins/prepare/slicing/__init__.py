@@ -1,0 +1,18 @@
+"""Recordings of any length -> clips with transcripts: ``--dataset_type recordings``.
+
+    Track (plugins.audio.tracks) --tape--> Stretch: at most 29 s from pause to pause, its speech
+    Stretch --hearing--> words with times --cutting--> where clips begin and end, their words
+    clip --judging--> what is doubtful about it; --scripts--> the words as its author wrote them
+
+    all speech of all recordings --diarising, voices--> who speaks when
+
+settings.py   what a user may choose
+tape.py       sound in a stream -> stretches, by silero-vad
+hearing.py    stretch -> words, by faster-whisper
+cutting.py    speech and words -> clips; arithmetic only
+judging.py    samples, words and levels of a clip -> its measures and doubts
+scripts.py    subtitles or a whole text -> the words of each clip
+voices.py     speech -> embeddings -> speakers
+diarising.py  recordings -> who speaks when
+corpus.py     the folder -> utterances; what is kept of a killed run
+"""

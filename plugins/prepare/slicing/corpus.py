@@ -1,0 +1,358 @@
+"""A folder of recordings -> the utterances cut from them.
+
+In: the folder, what to cut and by whom it is heard. Out: an `Utterance` per clip, whose audio is a
+FLAC file below `clips_dir`, and a `Rejected` for each recording or clip that will not do.
+
+    talk.mp3 -> clips_dir/talk-1a2b3c4d/0001.flac ... and, last of all, clips.json
+    all      -> clips_dir/clips.jsonl: every clip with its measures and doubts, for people
+
+`clips.json` says what is in the folder and of which recording and settings it was made: where it
+is true, nothing is heard again. The recordings themselves are only read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import soundfile as sf
+import xxhash
+from tqdm import tqdm
+
+from plugins import __version__
+from plugins.audio.tracks import Track
+from plugins.audio.waveforms import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, AudioError, to_pcm16
+from plugins.corpora import Rejected, Utterance
+from plugins.corpora.utterance import collapse, folders_of, is_utf8, keep_inside, path_id
+from plugins.errors import problem
+from plugins.files.disk import replace_when_done, sync
+from plugins.prepare.clips import file_name
+from plugins.prepare.slicing.diarising import Turn, diarised
+from plugins.prepare.slicing.hearing import Listener, WordRecogniser
+from plugins.prepare.slicing.judging import NOT_UNDERSTOOD
+from plugins.prepare.slicing.pieces import Piece, pieces
+from plugins.prepare.slicing.scripts import Written, read_script, script_beside, written_in
+from plugins.prepare.slicing.settings import Slicing
+
+logger = logging.getLogger(__name__)
+_NOTE, _LIST = "clips.json", "clips.jsonl"
+_AGREES, _DISAGREES = 0.85, 0.6  # a script with what is heard, in letters
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file of the corpus that may hold speech."""
+
+    id: str  # its path below the corpus
+    path: Path
+    speaker: str | None
+
+
+@dataclass(frozen=True)
+class SlicedClip:
+    """One clip of a recording, as `clips.json` has it."""
+
+    id: str
+    file: str  # beside that file
+    num_bytes: int
+    bytes_hash: str
+    start_s: float  # in the recording
+    end_s: float
+    text: str
+    speaker: str | None  # as it is told apart; None: it is not asked for
+    language: str | None
+    confidence: float
+    agreement: float | None  # of a script with what is heard; None: there is none
+    snr_db: float
+    doubts: tuple[str, ...]
+    fault: str  # why it is no utterance; may be empty
+
+
+def recordings_of(
+    input_dir: Path, root: Path | None = None, *, without: Sequence[Path] = ()
+) -> list[Recording | Rejected]:
+    """All recordings at any depth, and what cannot be one. The speaker is the first folder below
+    `input_dir`, as for ``--dataset_type folder``. root: refuse links that lead out of it. without:
+    folders of ours."""
+    found: list[Recording | Rejected] = []
+
+    def skip(folder: Path, error: OSError | AudioError) -> None:
+        if isinstance(error, AudioError):
+            raise error
+        reason = f"folder may not be read ({error.strerror})"
+        found.append(Rejected(str(folder), path_id(folder, input_dir), reason, str(folder)))
+
+    ours = [folder.resolve() for folder in without]
+    for folder, names in folders_of(input_dir, root, skip=skip):
+        if any(map(folder.resolve().is_relative_to, ours)):
+            continue
+        speaker = next(iter(folder.relative_to(input_dir).parts), None)
+        for name in names:
+            if name.lower().endswith((*AUDIO_SUFFIXES, *CONVERTIBLE_SUFFIXES)):
+                path = folder / name
+                keep_inside(path, input_dir, root)
+                id_ = path_id(path, input_dir)
+                if is_utf8(f"{id_}{path.resolve()}"):
+                    found.append(Recording(id_, path, speaker))
+                else:
+                    found.append(Rejected(str(path), id_, "name is not UTF-8", str(path)))
+    return found
+
+
+class Slicer:
+    """Cuts recordings into clips below `clips_dir`.
+
+    A text or subtitles beside a recording give the clips their words. The recogniser is loaded when
+    the first recording needs it. input_dir, root: out of which no text is read. number: of the
+    speakers that are told apart; 0: as many as there are; None: they are not told apart."""
+
+    def __init__(
+        self,
+        clips_dir: Path,
+        slicing: Slicing,
+        listener: Listener,
+        *,
+        input_dir: Path,
+        root: Path | None,
+        number: int | None = None,
+    ) -> None:
+        self._clips_dir, self._slicing, self._listener = clips_dir, slicing, listener
+        self._input_dir, self._root, self._number = input_dir, root, number
+        self._turns: dict[str, list[Turn]] = {}
+        self._recogniser: WordRecogniser | None = None
+
+    def utterances(
+        self, recordings: Sequence[Recording | Rejected]
+    ) -> Iterator[Utterance | Rejected]:
+        """Of all `recordings`, in their order. Shows how far it is, in seconds of sound; at the end
+        it lists all clips and says how many are doubtful."""
+        listed: list[dict[str, Any]] = []
+        if self._number is not None:
+            readable = [entry for entry in recordings if isinstance(entry, Recording)]
+            self._turns = diarised(
+                {recording.id: recording.path for recording in readable},
+                number=self._number or None,
+                kept_in=lambda id_: self._clips_dir / f"{file_name(id_)}.voices.npz",
+            )
+        durations_s = list(map(_duration_s, recordings))
+        with tqdm(
+            total=round(sum(durations_s)),
+            desc="recordings",
+            unit="s",
+            disable=None,
+            bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}]",
+        ) as bar:
+            for recording, duration_s in zip(recordings, durations_s, strict=True):
+                if isinstance(recording, Rejected):
+                    yield recording
+                    continue
+                before = bar.n
+                try:
+                    clips = self._clips(recording, bar)
+                except AudioError as error:
+                    place = str(recording.path)
+                    yield Rejected(place, recording.id, error.reason, str(error.path))
+                    continue
+                finally:
+                    bar.update(before + duration_s - bar.n)
+                for clip in clips:
+                    listed.append({"recording": str(recording.path)} | asdict(clip))
+                yield from self._entries(recording, clips)
+        self._list(listed)
+
+    def _list(self, clips: Sequence[dict[str, Any]]) -> None:
+        path = self._clips_dir / _LIST
+        with replace_when_done(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for clip in clips:
+                file.write(json.dumps(clip, ensure_ascii=False) + "\n")
+        doubtful = [clip for clip in clips if clip["doubts"] and not clip["fault"]]
+        if doubtful:
+            doubts = Counter(doubt for clip in doubtful for doubt in clip["doubts"])
+            counts = ", ".join(f"{count} {doubt}" for doubt, count in doubts.most_common())
+            logger.warning(
+                "%d clips are kept but doubtful: %s; listen to them, see %s",
+                len(doubtful),
+                counts,
+                path,
+            )
+
+    def folder_of(self, recording: Recording) -> Path:
+        """Where its clips go."""
+        return self._clips_dir / file_name(recording.id)
+
+    def _entries(
+        self, recording: Recording, clips: Sequence[SlicedClip]
+    ) -> Iterator[Utterance | Rejected]:
+        if not clips:
+            yield Rejected(str(recording.path), recording.id, "no speech found", recording.id)
+        folder = self.folder_of(recording).resolve()
+        for clip in clips:
+            place = f"{recording.path}:{clip.start_s:.2f}-{clip.end_s:.2f}"
+            if clip.fault:
+                yield Rejected(place, clip.id, clip.fault, clip.text)
+                continue
+            speaker = clip.speaker or recording.speaker
+            audio = folder / clip.file
+            yield Utterance(place, clip.id, clip.text, audio, speaker, clip.language)
+
+    def _clips(self, recording: Recording, bar: Any) -> list[SlicedClip]:
+        folder = self.folder_of(recording)
+        key = self._key(recording)
+        clips = _kept(folder, key)
+        if clips is None:
+            # What is there was made otherwise, or by a run that was killed.
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                folder.mkdir(parents=True)
+                clips = self._sliced(recording, folder, bar)
+                _note(folder, key, clips)
+            except OSError as error:
+                raise problem(
+                    source="recordings",
+                    field="clips",
+                    value=str(folder),
+                    reason=f"cannot be written ({error.strerror})",
+                    remedy="is the disk full? mend that and start the same command again",
+                ) from None
+        return clips
+
+    def _key(self, recording: Recording) -> str:
+        """Of everything that the clips depend on."""
+        status = recording.path.stat()
+        parts = [recording.id, status.st_size, status.st_mtime_ns, repr(self._slicing)]
+        script = script_beside(recording.path)
+        if script is not None:
+            status = script.stat()
+            parts += [script.name, status.st_size, status.st_mtime_ns]
+        for turn in self._turns.get(recording.id, ()):
+            parts += [round(turn.start_s, 2), turn.speaker]
+        parts += [self._listener.identity, self._listener.language, __version__]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _sliced(self, recording: Recording, folder: Path, bar: Any) -> list[SlicedClip]:
+        if self._recogniser is None:
+            self._recogniser = self._listener.load()
+        script = self._script(recording)
+        clips: list[SlicedClip] = []
+        words: list[list[str]] = []
+        begin = bar.n
+        with Track(recording.path) as track:
+            language = self._listener.language
+            turns = self._turns.get(recording.id, ())
+            heard = pieces(track, self._recogniser, self._slicing, language=language, turns=turns)
+            for found, position_s in heard:
+                for piece in found:
+                    number = len(clips) + 1
+                    file = f"{number:04}.flac"
+                    clips.append(_clip(f"{recording.id}-{number:04}", folder / file, piece))
+                    words.append([word.text for word in piece.words])
+                bar.update(begin + position_s - bar.n)
+        if script is None:
+            return clips
+        texts = written_in(script, words)
+        return [_as_written(clip, text) for clip, text in zip(clips, texts, strict=True)]
+
+    def _script(self, recording: Recording) -> list[str] | None:
+        """The words written beside it; None if there is no such file."""
+        path = script_beside(recording.path)
+        if path is None:
+            return None
+        try:
+            words = read_script(path, self._input_dir, self._root)
+        except AudioError as error:
+            raise AudioError(path, f"script {error.reason}", error.remedy) from None
+        if not words:
+            raise AudioError(path, "script says nothing", "fill it or move it away")
+        return words
+
+
+def _clip(id_: str, path: Path, piece: Piece) -> SlicedClip:
+    """`piece`, once its sound has been written to `path`."""
+    buffer = io.BytesIO()
+    sf.write(buffer, to_pcm16(piece.sound), piece.sound_hz, format="FLAC", subtype="PCM_16")
+    content = buffer.getvalue()
+    # Only with clips.json, synced below, are they anybody's.
+    path.write_bytes(content)
+    judgement = piece.judgement
+    return SlicedClip(
+        id_,
+        path.name,
+        len(content),
+        _hash(content),
+        round(piece.start_s, 3),
+        round(piece.end_s, 3),
+        collapse("".join(word.text for word in piece.words)),
+        piece.speaker,
+        piece.language,
+        judgement.confidence,
+        None,
+        judgement.snr_db,
+        judgement.doubts,
+        judgement.fault,
+    )
+
+
+def _as_written(clip: SlicedClip, written: Written) -> SlicedClip:
+    """`clip` with the text of a script in the place of what was heard, which judges it now."""
+    fault, doubts = clip.fault, clip.doubts
+    if fault.startswith(NOT_UNDERSTOOD) and written.agreement >= _AGREES:
+        fault = ""
+    if not fault and written.agreement < _DISAGREES:
+        fault = f"script does not say what is heard (agreement {written.agreement:.2f})"
+    elif written.agreement < _AGREES:
+        doubts = (*doubts, "script says it otherwise")
+    return replace(
+        clip,
+        text=written.text or clip.text,
+        agreement=written.agreement,
+        fault=fault,
+        doubts=doubts,
+    )
+
+
+def _note(folder: Path, key: str, clips: Sequence[SlicedClip]) -> None:
+    for clip in clips:
+        sync(folder / clip.file)
+    with replace_when_done(folder / _NOTE) as temporary:
+        content = {"key": key, "clips": list(map(asdict, clips))}
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _kept(folder: Path, key: str) -> list[SlicedClip] | None:
+    """The clips in `folder` if they are whole and were made under `key`."""
+    # Another release may have written anything; its keys are others too.
+    with suppress(OSError, LookupError, TypeError, ValueError, RecursionError):
+        note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+        if note["key"] != key:
+            return None
+        clips = []
+        for values in note["clips"]:
+            clip = SlicedClip(**values | {"doubts": tuple(values["doubts"])})
+            if _hash((folder / clip.file).read_bytes()) != clip.bytes_hash:
+                return None
+            clips.append(clip)
+        return clips
+    return None
+
+
+def _hash(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def _duration_s(recording: Recording | Rejected) -> float:
+    """As its header says; 0 for what cannot be read, which is told when it is its turn."""
+    if isinstance(recording, Rejected):
+        return 0.0
+    try:
+        with Track(recording.path) as track:
+            return track.duration_s or 0.0
+    except AudioError:
+        return 0.0

@@ -1,0 +1,202 @@
+"""The sound of a recording in a stream -> stretches of it that a recogniser hears at once.
+
+In: a `Track` of any length. Out: `Stretch` after `Stretch`, each from pause to pause, with the
+speech in it. Holds a minute of sound, not the recording. silero-vad finds the speech, by the copy
+that faster-whisper brings along, fed with its own state from piece to piece."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from plugins.audio.tracks import Resampler, Track
+from plugins.audio.waveforms import SAMPLE_RATE_HZ
+
+HEARING_HZ = 16_000  # of silero-vad and Whisper
+MAX_STRETCH_S = 29.0  # Whisper hears 30 s at once
+_LONG_PAUSE_S = 2.5  # always ends a stretch: in long silence Whisper invents words
+_LEAD_S = 0.4  # of the pause around a stretch that belongs to it
+_WINDOW = 512  # samples of silero-vad at 16 kHz
+_CONTEXT = 64  # that it sees of the window before
+_BATCH = 256  # windows at once: 8 s
+_SPEECH, _SILENCE = 0.5, 0.35  # its own thresholds: speech begins above, and ends below
+_MIN_PAUSE_S = 0.2  # shorter ones are stops within words
+_MIN_SPEECH_S = 0.1  # shorter ones are clicks
+
+Span = tuple[float, float]  # seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """A piece of a recording, beginning and ending in pauses. Times count from its beginning."""
+
+    start_s: float  # in the recording
+    heard: np.ndarray  # (N,) float32 at `HEARING_HZ`
+    sound: np.ndarray  # (M,) float32 at `sound_hz`, the same seconds
+    sound_hz: int
+    speech: list[Span]
+    torn: bool  # it ends in speech, which never paused
+    last: bool  # nothing but silence follows
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.heard) / HEARING_HZ
+
+
+class SpeechDetector:
+    """Pieces of sound at 16 kHz -> how surely each window of 32 ms is speech, (windows,)."""
+
+    def __init__(self) -> None:
+        # onnxruntime would write telemetry files at its import.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        from faster_whisper.vad import get_vad_model
+
+        self._session: Any = get_vad_model().session
+        self._state = [np.zeros((1, 1, 128), np.float32) for _ in range(2)]
+        self._context = np.zeros(_CONTEXT, np.float32)
+        self._rest = np.zeros(0, np.float32)
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        samples = np.concatenate([self._rest, samples])
+        num_windows = len(samples) // _WINDOW
+        whole, self._rest = np.split(samples, [num_windows * _WINDOW])
+        probabilities = [np.zeros(0, np.float32)]
+        for start in range(0, num_windows, _BATCH):
+            windows = whole.reshape(-1, _WINDOW)[start : start + _BATCH]
+            tails = np.vstack([self._context[None], windows[:, -_CONTEXT:]])
+            self._context = tails[-1]
+            inputs = np.concatenate([tails[:-1], windows], axis=1)
+            h, c = self._state
+            output, *self._state = self._session.run(None, {"input": inputs, "h": h, "c": c})
+            probabilities.append(output.reshape(-1))
+        return np.concatenate(probabilities)
+
+
+class Tape:
+    """The stretches of a `Track`, one after the other."""
+
+    def __init__(self, track: Track) -> None:
+        # A rate below that of the codec stays: it tells what the recording is worth.
+        self.sound_hz = min(track.sample_rate_hz, SAMPLE_RATE_HZ)
+        self._blocks = self._read(track)
+        self._detect = SpeechDetector()
+        self._start = 0  # of the buffers below, in windows from the beginning
+        self._heard = np.zeros(0, np.float32)
+        self._sound = np.zeros(0, np.float32)
+        self._probabilities = np.zeros(0, np.float32)
+        self._is_whole = False  # nothing more comes
+
+    @property
+    def position_s(self) -> float:
+        """How far the recording has been given out."""
+        return self._start * _WINDOW / HEARING_HZ
+
+    def next(self) -> Stretch | None:
+        """The next stretch; None at the end of the recording."""
+        while True:
+            self._fill(MAX_STRETCH_S + _LONG_PAUSE_S)
+            speech = spans(self._probabilities)
+            if speech:
+                break
+            if self._is_whole:
+                return None
+            # Nothing but silence: what is left may begin a word.
+            self._drop(len(self._probabilities) - round(_LEAD_S * HEARING_HZ / _WINDOW))
+        self._drop(int((speech[0][0] - _LEAD_S) * HEARING_HZ / _WINDOW))
+        self._fill(MAX_STRETCH_S + _LONG_PAUSE_S)
+        speech = spans(self._probabilities)
+        end_s, torn = self._end_of(speech)
+        heard = self._heard[: round(end_s * HEARING_HZ)]
+        sound = self._sound[: round(end_s * self.sound_hz)]
+        inside = [(start, min(end, end_s)) for start, end in speech if start < end_s]
+        last = self._is_whole and len(inside) == len(speech) and not torn
+        start_s = self.position_s
+        return Stretch(start_s, heard, sound, self.sound_hz, inside, torn, last)
+
+    def advance(self, seconds: float) -> None:
+        """Go on `seconds` after the beginning of the last stretch: what was not used of it is heard
+        again, with what follows."""
+        self._drop(max(1, int(seconds * HEARING_HZ / _WINDOW)))
+
+    def _end_of(self, speech: list[Span]) -> tuple[float, bool]:
+        """Where the stretch that begins the buffer ends, and whether that is no pause."""
+        length_s = len(self._heard) / HEARING_HZ
+        best, best_score = None, -1.0
+        for (_, end), (start, _) in zip(speech, [*speech[1:], (length_s + 9, 0.0)], strict=True):
+            pause = start - end
+            if end + min(pause / 2, _LEAD_S) > MAX_STRETCH_S:
+                break
+            # The last pause of a file that goes on may be the beginning of a longer one.
+            cut_s = min(end + min(pause / 2, _LEAD_S), length_s)
+            if pause > _LONG_PAUSE_S:
+                return cut_s, False
+            # Long pauses are safe, and full stretches cost the least.
+            score = min(pause, 1.0) + end / MAX_STRETCH_S
+            if score >= best_score:
+                best, best_score = cut_s, score
+        if best is not None:
+            return best, False
+        # Not one pause: its quietest moment in the second half. Who cuts knows that it is torn.
+        frame = HEARING_HZ // 50
+        levels = np.abs(self._heard[: int(MAX_STRETCH_S * HEARING_HZ)])
+        levels = levels[: len(levels) // frame * frame].reshape(-1, frame).mean(axis=1)
+        half = len(levels) // 2
+        return (half + int(np.argmin(levels[half:])) + 0.5) * frame / HEARING_HZ, True
+
+    def _fill(self, seconds: float) -> None:
+        while not self._is_whole and len(self._probabilities) * _WINDOW < seconds * HEARING_HZ:
+            pieces = next(self._blocks, None)
+            if pieces is None:
+                # Silence fills the last window.
+                heard, sound = np.zeros(_WINDOW, np.float32), np.zeros(0, np.float32)
+                self._is_whole = True
+            else:
+                heard, sound = pieces
+            self._heard = np.concatenate([self._heard, heard])
+            self._sound = np.concatenate([self._sound, sound])
+            found = self._detect(heard)
+            self._probabilities = np.concatenate([self._probabilities, found])
+
+    def _drop(self, num_windows: int) -> None:
+        """The first windows, of both rates: their starts stay together to the sample."""
+        if num_windows <= 0:
+            return
+        num_windows = min(num_windows, len(self._probabilities))
+        before = self._start * _WINDOW * self.sound_hz // HEARING_HZ
+        self._start += num_windows
+        after = self._start * _WINDOW * self.sound_hz // HEARING_HZ
+        self._probabilities = self._probabilities[num_windows:]
+        self._heard = self._heard[num_windows * _WINDOW :].copy()
+        self._sound = self._sound[after - before :].copy()
+
+    def _read(self, track: Track) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same sound at both rates, in pieces that need not end at the same time."""
+        to_sound = Resampler(track.sample_rate_hz, self.sound_hz)
+        to_heard = Resampler(self.sound_hz, HEARING_HZ)
+        for block in track.blocks():
+            sound = to_sound(block)
+            yield to_heard(sound), sound
+        sound = to_sound(np.zeros(0, np.float32), last=True)
+        yield to_heard(sound, last=True), sound
+
+
+def spans(probabilities: np.ndarray) -> list[Span]:
+    """Seconds of speech, by the certainty of each window."""
+    found: list[list[int]] = []
+    speaking = False
+    for i, probability in enumerate(probabilities):
+        threshold = _SILENCE if speaking else _SPEECH
+        speaking = bool(probability >= threshold)
+        if not speaking:
+            continue
+        if found and (i - found[-1][1]) * _WINDOW < _MIN_PAUSE_S * HEARING_HZ:
+            found[-1][1] = i + 1
+        else:
+            found.append([i, i + 1])
+    window_s = _WINDOW / HEARING_HZ
+    seconds = [(start * window_s, end * window_s) for start, end in found]
+    return [(start, end) for start, end in seconds if end - start >= _MIN_SPEECH_S]
