@@ -30,6 +30,8 @@ class Utterance:
     row: Mapping[str, Any] | None = None
     # Of a dialogue: each clip with its own text. `audio` is the first one's, `text` that of all.
     turns: tuple[Utterance, ...] = ()
+    # If its reader has listened.
+    transcription: Transcription | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", _printable(self.place))
@@ -44,6 +46,15 @@ class Utterance:
             return dict(self.row)
         messages = [{"role": "user", "content": self.text}, {"role": "assistant", "content": ""}]
         return {"messages": messages, "audios": [str(self.audio)]}
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """What a reader has heard in a recording, whether or not the text is made of it."""
+
+    heard: str
+    confidence: float  # in its words, from 0 to 1
+    doubts: tuple[str, ...]  # why people should listen
 
 
 @dataclass(frozen=True)

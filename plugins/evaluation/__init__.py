@@ -11,5 +11,5 @@ scores.py       what was heard -> scores of each item
 statistics.py   scores of items -> means with 95 % intervals, and paired differences
 report.py       per-item JSONL, summary.json, Markdown
 plots.py        pictures of both
-page.py         a page to listen to them all, in the form of page.html
+page.py         a page to listen to them all
 """

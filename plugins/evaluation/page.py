@@ -1,30 +1,28 @@
 """A summary, the scores of its items and their clips -> report.html, a page to listen.
 
-It lies beside the clips and links to them, asks no host, and opens from a disk. Rows are sentences,
-columns are systems, what they are compared with first. All that it shows comes from data sets,
-recognisers and file names of strangers, and is written as text. The form stands in page.html."""
+Rows are sentences, columns are systems, what they are compared with first. All clips lie below the
+folder of the page."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
-from urllib.parse import quote
 
 from plugins.evaluation import report
 from plugins.evaluation.run import Clip, flat
 from plugins.evaluation.scores import METRICS, column
+from plugins.hearing import page as form
+from plugins.hearing.page import text
 from plugins.hearing.text import align, whisper_style
 
 PAGE = "report.html"
 _REFERENCES = (report.TRUTH, report.CODEC)  # the columns that others are compared with
+_LEGEND = """\
+<p>What a recogniser heard, as its errors are counted: <del>left out</del>, <ins>added</ins>,
+<span class="other"><del>asked</del><ins>heard instead</ins></span>. Recognisers err too: listen.
+</p>"""
 
 Row = Mapping[str, Any]
 
@@ -39,35 +37,25 @@ def page(
 ) -> str:
     """HTML. clips: of each system one per row, all of them below `folder`. made_of: names of the
     model, the data set ..., for the foot."""
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    script = re.search("<script>(.*?)</script>", template, re.DOTALL)
-    assert script is not None
-    digest = hashlib.sha256(script[1].encode()).digest()
     names = [name for name in _REFERENCES if name in summary["systems"]]
     names += [name for name in summary["systems"] if name not in _REFERENCES]
     notes = [note.replace("**", "") for note in report.notes(summary)]
     if summary["differences"]:
         notes.insert(0, f"*: {report.STAR}")
-    return Template(template).substitute(
-        script_hash=base64.b64encode(digest).decode(),
-        title=escape(", ".join(made_of.values())),
-        intervals=escape(report.intervals(summary)),
-        summary=_summary(report.cells(summary, names)),
-        notes="\n".join(f'<p class="small">{escape(note)}</p>' for note in notes),
-        sentences=_sentences(summary, rows, {name: clips[name] for name in names}, folder),
-        facts=_facts(summary, clips, made_of),
+    heads, *means = report.cells(summary, names)
+    before = ["<h2>Means</h2>", f"<p>{text(report.intervals(summary))}</p>"]
+    before += [form.summary(means, label="Means", heads=heads), form.small(notes)]
+    shown = {name: clips[name] for name in names}
+    return form.page(
+        title=f"Evaluation: {', '.join(made_of.values())}",
+        before="\n".join(before),
+        heading="Sentences",
+        notes=_LEGEND,
+        order="In the order of the data set.",
+        heads=['<th scope="col">sentence</th>', *(_heading(name, rows) for name in names)],
+        rows=_sentences(summary, rows, shown, folder),
+        after=_facts(summary, clips, made_of),
     )
-
-
-def _summary(lines: Sequence[Sequence[str]]) -> str:
-    heads, *body = lines
-    html = ["<thead><tr>", *(f'<th scope="col">{escape(head)}</th>' for head in heads)]
-    html += ["</tr></thead>", "<tbody>"]
-    for title, *cells in body:
-        html += [f'<tr><th scope="row">{escape(title)}</th>']
-        html += [f"<td>{escape(cell)}</td>" for cell in cells]
-        html += ["</tr>"]
-    return "\n".join([*html, "</tbody>"])
 
 
 def _sentences(
@@ -75,33 +63,25 @@ def _sentences(
     rows: Sequence[Row],
     clips: Mapping[str, Sequence[Clip]],
     folder: Path,
-) -> str:
-    html = ["<thead><tr>", '<th scope="col">sentence</th>']
-    html += [_heading(name, rows) for name in clips]
-    html += ["</tr></thead>", "<tbody>"]
+) -> Iterator[str]:
     # A list for each row: nobody counts positions twice.
     for row, *of_row in zip(rows, *clips.values(), strict=True):
         label = " · ".join(filter(None, (row["id"], row["speaker"])))
-        html += ['<tr><th scope="row">', f'<p dir="auto">{escape(row["text"])}</p>']
-        html += [f'<p class="small"><bdi>{escape(label)}</bdi></p>', "</th>"]
+        html = ['<tr><th scope="row">', f'<p dir="auto">{text(row["text"])}</p>']
+        html += [f'<p class="small"><bdi>{text(label)}</bdi></p>', "</th>"]
         for name, clip in zip(clips, of_row, strict=True):
             html.append(_cell(name, row, clip, folder, summary["settings"]["language"]))
-        html.append("</tr>")
-    return "\n".join([*html, "</tbody>"])
+        yield "\n".join([*html, "</tr>"])
 
 
 def _heading(name: str, rows: Sequence[Row]) -> str:
-    """With a button for each score that the system has at all; a script shows and obeys them."""
-    html = f'<th scope="col">{escape(name)}<br>'
+    """With a button for each score that the system has at all; the worst comes first."""
+    html = f'<th scope="col">{text(name)}<br>'
     for metric in METRICS:
-        if not any(column(rows, name, metric)):
-            continue
-        worst = "ascending" if metric.better == "higher" else "descending"
-        html += (
-            f'<button type="button" hidden aria-pressed="false" data-score="{metric.name}"'
-            f' data-worst="{worst}" aria-label="{escape(f"{metric.title} of {name}")}">'
-            f"{escape(metric.title)}</button>"
-        )
+        if any(column(rows, name, metric)):
+            first = "ascending" if metric.better == "higher" else "descending"
+            label = f"{metric.title} of {name}"
+            html += form.button(metric.title, metric.name, first=first, label=label)
     return html + "</th>"
 
 
@@ -119,23 +99,21 @@ def _cell(name: str, row: Row, clip: Clip, folder: Path, language: str) -> str:
     html = [f"<td{values}>"]
     error = said["error"] or clip.error
     if error:
-        html.append(f'<p class="error" dir="auto">failed: {escape(error)}</p>')
+        html.append(f'<p class="error" dir="auto">failed: {text(error)}</p>')
     elif clip.path is not None:
-        link = quote(os.fsencode(_relative(clip.path, folder)))
-        label = escape(f"{name}: {row['id']}")
-        html.append(f'<audio controls preload="none" src="{link}" aria-label="{label}"></audio>')
+        html.append(form.player(clip.path, label=f"{name}: {row['id']}", folder=folder))
     if "transcript" in said and not said["error"]:
         marked = _marked(row["text"], said["transcript"], language)
-        html.append(f'<p dir="auto" lang="{escape(language)}">{marked}</p>')
-    html.append(f'<p class="small">{escape(" · ".join(shown))}</p>')
+        html.append(f'<p dir="auto" lang="{text(language)}">{marked}</p>')
+    html.append(f'<p class="small">{text(" · ".join(shown))}</p>')
     return "\n".join([*html, "</td>"])
 
 
-def _marked(text: str, transcript: str, language: str) -> str:
+def _marked(said: str, transcript: str, language: str) -> str:
     """What was heard, with what was not and what should not have been, as WER counts them."""
     html = []
-    for stretch in align(whisper_style(text, language), whisper_style(transcript, language)):
-        asked, heard = escape(" ".join(stretch.asked)), escape(" ".join(stretch.heard))
+    for stretch in align(whisper_style(said, language), whisper_style(transcript, language)):
+        asked, heard = text(" ".join(stretch.asked)), text(" ".join(stretch.heard))
         if not stretch.num_errors:
             html.append(heard)
         elif not heard:
@@ -144,7 +122,7 @@ def _marked(text: str, transcript: str, language: str) -> str:
             html.append(f"<ins>{heard}</ins>")
         else:
             for wanted, instead in zip(stretch.asked, stretch.heard, strict=True):
-                pair = f"<del>{escape(wanted)}</del><ins>{escape(instead)}</ins>"
+                pair = f"<del>{text(wanted)}</del><ins>{text(instead)}</ins>"
                 html.append(f'<span class="other">{pair}</span>')
     return " ".join(html)
 
@@ -162,12 +140,8 @@ def _facts(
     facts |= flat(summary["settings"])
     for name, identity in summary["scorers"].items():
         facts[f"scorer {name}"] = identity
-    html = []
+    html = ["<footer>", "<h2>How it was made</h2>", "<dl>"]
     for name, value in facts.items():
         if value is not None:
-            html.append(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>")
-    return "\n".join(html)
-
-
-def _relative(path: Path, folder: Path) -> Path:
-    return Path(os.path.realpath(path)).relative_to(os.path.realpath(folder))
+            html.append(f"<dt>{text(name)}</dt><dd>{text(str(value))}</dd>")
+    return "\n".join([*html, "</dl>", "</footer>"])

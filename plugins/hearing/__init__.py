@@ -3,5 +3,6 @@
 recogniser.py   waveform -> words, by faster-whisper
 comparison.py   what is heard against what is written, letter by letter
 text.py         normalisation of texts, errors of words and characters
+page.py         a page to listen to clips, in the form of page.html
 
 Knows neither corpora nor systems: the evaluation and the preparation both listen through it."""

@@ -11,7 +11,7 @@ listening.py      what is heard in each clip; transcripts.py: whether that is wh
 rows.py           clips -> rows, split, files
 references.py     references that rows bring along; pairing.py, similarity.py: new ones
 encode.py         clips -> codes in the cache (needs torch)
-report.py         what was kept and rejected; page.py, page.html: the same to be listened to
+report.py         what was kept and rejected; page.py: the same to be listened to
 outputs.py        the names of all files, and whether they are this preparation's own
 
 But for `encode.py` and telling voices apart it needs neither torch nor MS-SWIFT nor transformers:

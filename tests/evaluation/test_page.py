@@ -18,8 +18,8 @@ from helpers.commands import contents
 from helpers.evaluation import evaluate
 
 from plugins.commands import evaluate as command
-from plugins.evaluation import page as page_module
 from plugins.evaluation.scorers import Scorer
+from plugins.hearing import page as page_module
 
 HOSTILE = "<script>document.title='bad'</script> & \"q\" 'a' <img src=x onerror=alert(1)> مرحبا"
 # Of everything: the recogniser's ears are not what is tried here.
@@ -80,13 +80,13 @@ class Tags(HTMLParser):
 
 def cells(html: str) -> list[list[str]]:
     """Of each sentence its own cell and those of the systems."""
-    body = html.partition('<table id="sentences">')[2].partition("<tbody>")[2]
+    body = html.partition('<table id="clips">')[2].partition("<tbody>")[2]
     rows = body.partition("</tbody>")[0].split("</tr>")[:-1]
     return [re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL) for row in rows]
 
 
 def test_a_row_for_each_sentence_and_a_column_for_each_system(html: str) -> None:
-    heads = re.findall(r'<th scope="col">(\w+)', html.partition('id="sentences"')[2])
+    heads = re.findall(r'<th scope="col">(\w+)', html.partition('id="clips"')[2])
     assert heads == ["sentence", "truth", "codec", "generated"]
     heads = re.findall(r'<th scope="col">(\w+)</th>', html.partition('id="summary"')[2])
     assert heads[:5] == ["score", "better", "truth", "codec", "generated"]
@@ -245,13 +245,13 @@ def check_sorting(browser: Any) -> None:
 
     def column(score: str) -> list[float | None]:
         script = """
-            return [...document.querySelectorAll("#sentences tbody tr")].map(
+            return [...document.querySelectorAll("#clips tbody tr")].map(
                 (row) => parseFloat(row.cells[1].dataset[arguments[0]]))"""
         values: list[float | None] = browser.execute_script(script, score)
         return values
 
     def button(score: str) -> Any:
-        selector = f"#sentences th:nth-child(2) button[data-score={score}]"
+        selector = f"#clips th:nth-child(2) button[data-key={score}]"
         return browser.find_element(By.CSS_SELECTOR, selector)
 
     assert button("wer").is_displayed()

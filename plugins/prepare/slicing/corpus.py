@@ -31,7 +31,14 @@ from plugins import __version__
 from plugins.audio.tracks import Track
 from plugins.audio.waveforms import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, AudioError, to_pcm16
 from plugins.corpora import Rejected, Utterance
-from plugins.corpora.utterance import collapse, folders_of, is_utf8, keep_inside, path_id
+from plugins.corpora.utterance import (
+    Transcription,
+    collapse,
+    folders_of,
+    is_utf8,
+    keep_inside,
+    path_id,
+)
 from plugins.errors import problem
 from plugins.files.disk import replace_when_done, sync
 from plugins.prepare.clips import file_name
@@ -67,6 +74,7 @@ class SlicedClip:
     start_s: float  # in the recording
     end_s: float
     text: str
+    heard: str  # the text, but where a script has it otherwise
     speaker: str | None  # as it is told apart; None: it is not asked for
     language: str | None
     confidence: float
@@ -196,12 +204,23 @@ class Slicer:
         folder = self.folder_of(recording).resolve()
         for clip in clips:
             place = f"{recording.path}:{clip.start_s:.2f}-{clip.end_s:.2f}"
-            if clip.fault:
-                yield Rejected(place, clip.id, clip.fault, clip.text)
-                continue
-            speaker = clip.speaker or recording.speaker
             audio = folder / clip.file
-            yield Utterance(place, clip.id, clip.text, audio, speaker, clip.language)
+            if clip.fault:
+                details: dict[str, Any] = {"heard": clip.heard, "audio": str(audio)}
+                if clip.agreement is not None:
+                    details["written"] = clip.text
+                details |= {"confidence": clip.confidence, "snr_db": clip.snr_db}
+                yield Rejected(place, clip.id, clip.fault, clip.heard, details)
+                continue
+            yield Utterance(
+                place,
+                clip.id,
+                clip.text,
+                audio,
+                clip.speaker or recording.speaker,
+                clip.language,
+                transcription=Transcription(clip.heard, clip.confidence, clip.doubts),
+            )
 
     def _clips(self, recording: Recording, bar: Any) -> list[SlicedClip]:
         folder = self.folder_of(recording)
@@ -282,6 +301,7 @@ def _clip(id_: str, path: Path, piece: Piece) -> SlicedClip:
     # Only with clips.json, synced below, are they anybody's.
     path.write_bytes(content)
     judgement = piece.judgement
+    heard = collapse("".join(word.text for word in piece.words))
     return SlicedClip(
         id_,
         path.name,
@@ -289,7 +309,8 @@ def _clip(id_: str, path: Path, piece: Piece) -> SlicedClip:
         _hash(content),
         round(piece.start_s, 3),
         round(piece.end_s, 3),
-        collapse("".join(word.text for word in piece.words)),
+        heard,
+        heard,
         piece.speaker,
         piece.language,
         judgement.confidence,

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import pytest
 
 from plugins.corpora import Rejected, Utterance
+from plugins.corpora.utterance import Transcription
 from plugins.prepare.page import Shown, clips_to_show, page
 from plugins.prepare.report import Accepted, summarise
 
@@ -92,8 +93,7 @@ def test_both_texts_and_what_differs(tmp_path: Path) -> None:
     clip = shown(written="Please enter your number.", heard="enter your PIN number", cer=0.4)
     html = page(REPORT, [clip], [0.4, 0.0], beside=tmp_path, title="x")
     assert "<del>Please</del> enter your <ins>PIN</ins> number" in html
-    assert '<tr data-id="a" data-reason="bad" data-cer="0.4000">' in html
-    assert "40.0 %" in html
+    assert '<td data-cer="0.4000">40.0%</td>' in html
     assert html.count("<svg") == 2
     assert "0 to 0.05: 1" in html
 
@@ -113,6 +113,39 @@ def test_a_clip_without_ears_or_file_is_listed(tmp_path: Path) -> None:
     assert len(parsed.all("audio")) == 1
     assert "no recording" in parsed.text
     assert "of them doubtful" not in parsed.text, "nobody listened"
+
+
+def test_what_a_reader_has_heard_with_doubts(tmp_path: Path) -> None:
+    """Rows of recordings: who made the text tells how sure it is; of a script both texts."""
+    entries = []
+    for number, (confidence, doubts) in enumerate(
+        [(0.9, ()), (0.7, ("noise", "<cut>")), (0.5, ("x",))]
+    ):
+        made = Transcription("one too", confidence, doubts)
+        audio = Path(f"/clips/{number}.flac")
+        entries.append(
+            Utterance(f"talk:{number}", str(number), "one two", audio, None, transcription=made)
+        )
+    details = {"heard": "uh", "confidence": 0.4, "snr_db": 3.0, "audio": "/clips/3.flac"}
+    out = Rejected("talk:3", "3", "confidence below min_confidence (0.40)", "uh", details)
+    late = Rejected("talk:2", "2", "duration below min_duration_s", 0.4)
+    clips = clips_to_show([*entries, out], [out, late], [])
+    assert [(clip.id, clip.reason is None, clip.value, clip.confidence) for clip in clips] == [
+        ("3", False, None, 0.4),
+        ("2", False, 0.4, 0.5),
+        ("1", True, "noise; <cut>", 0.7),
+    ]
+    html = page(REPORT, clips, None, beside=tmp_path, title="x")
+    parsed = Page(html)
+    assert [unquote(player["src"] or "").rpartition("/")[2] for player in parsed.all("audio")] == [
+        "3.flac", "2.flac", "1.flac",
+    ]  # fmt: skip
+    assert '<td data-confidence="0.7000">70.0%</td>' in html
+    assert "noise; &lt;cut&gt;" in html
+    assert "one <del>two</del> <ins>too</ins>" in html
+    assert '<p dir="auto">uh</p>' in html, "nothing was written: it is no error"
+    keys = [button["data-key"] for button in parsed.all("button")]
+    assert keys == ["id", "state", "confidence"], "no column without numbers"
 
 
 def test_a_page_stays_small(tmp_path: Path) -> None:
