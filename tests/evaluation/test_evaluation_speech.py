@@ -37,6 +37,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
         pytest.skip(f"needs all scorers: {'; '.join(map(str, missing))}")
     candidates = []
     for name, text in transcripts():
+        if "/" in name:
+            continue  # of digits, dates and dictation
         path = SOUNDS / f"{name}.g722"
         # One byte holds two samples. What stands in brackets is a sound, not a word.
         num_samples = 2 * path.stat().st_size if path.is_file() else 0

@@ -1,11 +1,9 @@
 """Long recordings of known words: short ones, joined with pauses.
 
-The short ones are the embedded corpus, or Asterisk's prompts (CC-BY-SA-3.0) of Debian's packages,
-which are never committed; `.ci/run` installs them."""
+The short ones are the embedded corpus, or Asterisk's prompts (helpers/recorded.py)."""
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import soundfile as sf
 from conftest import CORPUS, corpus_texts
+from helpers.recorded import RATE_HZ, SOUNDS, decoded, require_sounds, transcripts
 
 from plugins.audio import waveforms as audio
 from plugins.prepare.slicing.hearing import Heard, Listener, Word
-
-RATE_HZ = 16_000
-SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
-TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 
 
 @dataclass(frozen=True)
@@ -85,36 +79,22 @@ def embedded(count: int) -> list[tuple[str, np.ndarray]]:
 
 def prompts(seconds: float, *, seed: int = 1) -> list[tuple[str, np.ndarray]]:
     """Real prompts that last as long together; skips the test where they are not installed."""
-    for package, path in (
-        ("asterisk-core-sounds-en", TEXTS),
-        ("asterisk-core-sounds-en-g722", SOUNDS / "vm-goodbye.g722"),
-    ):
-        if not path.is_file():
-            pytest.skip(f"needs Debian's {package}: apt-get install {package}")
+    require_sounds()
     candidates = []
-    for line in gzip.decompress(TEXTS.read_bytes()).decode("utf-8", "replace").splitlines():
-        match = re.fullmatch(r"([\w/-]+): ([^\[(*]+)", line.strip())
-        path = SOUNDS / f"{match[1]}.g722" if match else SOUNDS
-        # One byte holds two samples; "[tone]" and "*" are not read aloud.
-        if match and path.is_file() and 2 * path.stat().st_size > 1.2 * RATE_HZ:
-            candidates.append((match[2], path))
+    for name, text in transcripts():
+        path = SOUNDS / f"{name}.g722"
+        # "[tone]" and "*" are not read aloud. One byte holds two samples.
+        is_read = not re.search(r"[\[(*]", text) and path.is_file()
+        if is_read and 2 * path.stat().st_size > 1.2 * RATE_HZ:
+            candidates.append((text, path))
     spoken, length_s = [], 0.0
     for index in np.random.default_rng(seed).permutation(len(candidates)):
         text, path = sorted(candidates)[index]
-        spoken.append((text, g722(path)))
+        spoken.append((text, decoded(path)))
         length_s += len(spoken[-1][1]) / RATE_HZ
         if length_s > seconds:
             break
     return spoken
-
-
-def g722(path: Path) -> np.ndarray:
-    """(N,) float32 at `RATE_HZ`. libsndfile has no G.722; PyAV has."""
-    import av
-
-    with av.open(str(path), format="g722") as container:
-        frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
-    return np.concatenate(frames).astype(np.float32) / 2**15
 
 
 class KnowingRecogniser:

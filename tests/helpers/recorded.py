@@ -28,16 +28,17 @@ def require_sounds() -> None:
 
 
 def transcripts() -> list[tuple[str, str]]:
-    """Name and text of each prompt; other lines are comments."""
+    """Name and text of each prompt; other lines are comments, and what stands in brackets is a
+    sound."""
     found = []
     for line in gzip.decompress(TEXTS.read_bytes()).decode("utf-8", "replace").splitlines():
-        if match := re.fullmatch(r"([\w-]+): (.+)", line.strip()):
+        if match := re.fullmatch(r"([\w/-]+): (.+)", line.strip()):
             found.append((match[1], match[2]))
     return sorted(found)
 
 
 def decoded(path: Path) -> np.ndarray:
-    """(N,) float32. libsndfile has no G.722; faster-whisper's PyAV has."""
+    """(N,) float32. libsndfile has no G.722; PyAV has."""
     import av
 
     with av.open(str(path), format="g722") as container:

@@ -40,6 +40,8 @@ def corpus(folder: Path) -> dict[str, Rows]:
     English prompt."""
     candidates = []
     for name, text in transcripts():
+        if "/" in name:
+            continue  # of digits, dates and dictation
         path = SOUNDS / f"{name}.g722"
         # One byte holds two samples. What stands in brackets is a sound, not a word.
         duration_s = 2 * path.stat().st_size / RATE_HZ if path.is_file() else 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from helpers.browser import chromium
 
 from plugins.corpora import Rejected, Utterance
 from plugins.corpora.utterance import Transcription
@@ -118,14 +120,15 @@ def test_a_clip_without_ears_or_file_is_listed(tmp_path: Path) -> None:
 def test_what_a_reader_has_heard_with_doubts(tmp_path: Path) -> None:
     """Rows of recordings: who made the text tells how sure it is; of a script both texts."""
     entries = []
-    for number, (confidence, doubts) in enumerate(
-        [(0.9, ()), (0.7, ("noise", "<cut>")), (0.5, ("x",))]
-    ):
-        made = Transcription("one too", confidence, doubts)
-        audio = Path(f"/clips/{number}.flac")
-        entries.append(
-            Utterance(f"talk:{number}", str(number), "one two", audio, None, transcription=made)
-        )
+    made: list[tuple[float, tuple[str, ...]]] = [
+        (0.9, ()),
+        (0.7, ("noise", "<cut>")),
+        (0.5, ("x",)),
+    ]
+    for number, (confidence, doubts) in enumerate(made):
+        heard = Transcription("one too", confidence, doubts)
+        entry = Utterance(f"talk:{number}", str(number), "one two", Path(f"/{number}.flac"), None)
+        entries.append(replace(entry, transcription=heard))
     details = {"heard": "uh", "confidence": 0.4, "snr_db": 3.0, "audio": "/clips/3.flac"}
     out = Rejected("talk:3", "3", "confidence below min_confidence (0.40)", "uh", details)
     late = Rejected("talk:2", "2", "duration below min_duration_s", 0.4)
@@ -159,3 +162,24 @@ def test_the_same_clips_give_the_same_page_and_none_an_empty_one(tmp_path: Path)
     html = page(empty, [], [], beside=tmp_path, title="x")
     assert html == page(empty, [], [], beside=tmp_path, title="x")
     assert Page(html).text.count("accepted") == 1
+
+
+def test_in_a_browser_texts_and_numbers_are_sorted(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    clips = [shown(id="b", cer=0.1), shown(id="Ä"), shown(id="c", cer=1.5), shown(id="a", cer=0.9)]
+    html = page(REPORT, clips, [0.1, 1.5, 0.9], beside=tmp_path, title="x")
+    path = tmp_path / "x.report.html"
+    path.write_text(html, encoding="utf-8")
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        browser.get(path.as_uri())
+        orders = []
+        for key in ("id", "id", "cer", "cer"):
+            order = """
+                document.querySelector(`button[data-key=${arguments[0]}]`).click();
+                return [...document.querySelectorAll("#clips tbody bdi:first-child")]
+                    .filter((label) => !label.closest(".small")).map((label) => label.textContent)
+                    .join("");"""
+            orders.append(browser.execute_script(order, key))
+        assert browser.get_log("browser") == []
+    assert orders == ["aÄbc", "cbÄa", "cabÄ", "bacÄ"], "what has no number comes last"

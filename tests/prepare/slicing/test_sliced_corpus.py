@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from helpers.commands import contents
 from helpers.joined import RATE_HZ, KnowingRecogniser, Said, embedded, join
 
 from plugins.audio import waveforms as audio
+from plugins.hearing import recogniser
 from plugins.prepare.cli import main
 from plugins.prepare.slicing import hearing
 
@@ -171,11 +173,16 @@ def test_doubtful_clips_are_kept_and_told_and_worse_ones_rejected(
     listed = lines(tmp_path / "x_clips" / "clips.jsonl")
     assert all(clip["doubts"] == ["words not heard clearly"] for clip in listed)
     assert f"{len(listed)} clips are kept but doubtful" in caplog.text
+    html = (tmp_path / "x.report.html").read_text(encoding="utf-8")
+    assert html.count("<audio ") == html.count(">words not heard clearly<") == len(listed)
+    assert html.count('data-confidence="0.6500"') == len(listed)
+    assert listed[0]["text"] in unescape(html)
     known(said, monkeypatch, sure=0.5)
     assert prepare(folder, tmp_path / "y.jsonl") == 1
     rejected = lines(tmp_path / "y.rejected.jsonl")
     assert {line["reason"] for line in rejected} == {"confidence below min_confidence (0.50)"}
     assert all(line["value"] for line in rejected), "with the words that were heard"
+    assert all(Path(line["audio"]).is_file() for line in rejected)
     assert prepare(folder, tmp_path / "z.jsonl", "--min_confidence", "0.4") == 0
 
 
@@ -256,6 +263,36 @@ def test_a_script_beside_a_recording_gives_its_wording(
     assert knowing.num_heard == num_heard + 1
 
 
+def test_a_second_hearing_may_check_the_clips(
+    corpus: Any, knowing: KnowingRecogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--check_transcripts`: each clip alone says what its stretch said, but for one."""
+
+    class Again:
+        languages, is_multilingual = ("en",), False
+        num_heard = 0
+
+        def __init__(self, folder: Path, **_: Any) -> None:
+            pass
+
+        def identity(self) -> str:
+            return "again"
+
+        def hear(self, samples: np.ndarray, language: str, *, beam_size: int) -> str:
+            Again.num_heard += 1
+            words = [word.text for word in knowing.words(samples).words]
+            return "".join(words[4:] if Again.num_heard <= 2 else words)
+
+    monkeypatch.setattr(recogniser, "Recogniser", Again)
+    folder = corpus[0] / "ann"
+    assert prepare(folder, tmp_path / "x.jsonl", "--check_transcripts") == 0
+    (line,) = lines(tmp_path / "x.rejected.jsonl")
+    assert line["reason"] == "transcript: the beginning of the text is not heard"
+    found = lines(tmp_path / "x.transcripts.jsonl")
+    assert {row["cer"] for row in found if row["id"] != line["id"]} == {0.0}
+    assert len(found) == len(lines(tmp_path / "x_clips" / "clips.jsonl"))
+
+
 def test_one_name_for_all(corpus: Any, knowing: KnowingRecogniser, tmp_path: Path) -> None:
     assert prepare(corpus[0], tmp_path / "x.jsonl", "--single_speaker", "eve") == 0
     assert {row["speaker"] for row in lines(tmp_path / "x.jsonl")} == {"eve"}
@@ -276,6 +313,7 @@ def test_a_folder_of_somebody_else_is_left_alone(
     ("options", "message"),
     [
         (["--language", "fr"], "knows English; add --asr Systran/faster-whisper-large-v3"),
+        (["--language", "de_DE"], "'de_DE' is not heard by the recogniser that ships"),
         (["--asr", "{folder}"], "holds no model.bin"),
         (["--min_clip_s", "9"], "--min_clip_s"),
     ],
@@ -297,3 +335,9 @@ def test_flags_of_recordings_belong_to_them(flag: str, tmp_path: Path, capsys: A
     with pytest.raises(SystemExit):
         main([*words, "--output_file", str(tmp_path / "x.jsonl"), flag, "5"])
     assert f"{flag} belongs to --dataset_type recordings" in capsys.readouterr().err
+
+
+def test_whose_language_is_not_told_is_not_checked(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        prepare(tmp_path, tmp_path / "x.jsonl", "--check_transcripts", "--asr", "large-v3")
+    assert "of recordings needs --language with --asr" in capsys.readouterr().err
