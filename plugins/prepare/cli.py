@@ -49,7 +49,7 @@ from plugins.prepare.page import clips_to_show, page
 from plugins.prepare.pairing import add_references
 from plugins.prepare.processing import Processing, check_installed
 from plugins.prepare.references import within_sides
-from plugins.prepare.report import Accepted, picture, summarise, table
+from plugins.prepare.report import Accepted, picture, require_plots, summarise, table
 from plugins.prepare.rows import Clip, rejected_row, split, write_files
 from plugins.prepare.run import Executor, journal_of
 from plugins.prepare.summary import naming_of, no_references, nothing_left, num_references, summary
@@ -84,6 +84,8 @@ def _prepare(args: argparse.Namespace) -> int:
     if args.encode_codes or listens:
         require_device(args.device)
     work = _work(args)
+    if work.level != "none":
+        require_plots()
     listener = _listener(args)
     with journal_of(output) as journal, _audio_folder(work.audio_dir):
         # With the journal there: of two runs that start at once, one sees the other.

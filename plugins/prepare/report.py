@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -91,24 +92,29 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def picture(report: Mapping[str, Any]) -> bytes:
-    """`report` as PNG: a histogram of the durations and, if speakers are named, their hours and
-    clips.
-
-    The same bytes for the same report and the same matplotlib. Letters that its own font lacks are
-    drawn as boxes. Raises UserError if matplotlib is missing."""
-    try:
-        from matplotlib import style
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+def require_plots() -> None:
+    """Raise UserError if what `picture` needs is not installed; nothing is imported."""
+    if find_spec("matplotlib") is None:
         raise problem(
             source="report",
             field="package",
             value="matplotlib",
             reason="is not installed",
             remedy="run: pip install matplotlib",
-        ) from None
+        )
+
+
+def picture(report: Mapping[str, Any]) -> bytes:
+    """`report` as PNG: a histogram of the durations and, if speakers are named, their hours and
+    clips.
+
+    The same bytes for the same report and the same matplotlib. Letters that its own font lacks are
+    drawn as boxes. Raises UserError if matplotlib is missing."""
+    require_plots()
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     speakers = _largest(report, _MAX_BARS)
     # Inches. Without speakers there is only the histogram; the bars of speakers stay readable.
     size, num_axes = (6.4, 4.0), 1

@@ -145,7 +145,10 @@ def test_what_is_said_otherwise_is_rejected(
 def test_a_careful_hearing_has_the_last_word(tmp_path: Path, corpus: Any) -> None:
     Ears.said[0] = f"quick brown fox|{TEXTS[0]}"
     assert prepare(*corpus(), "--strict") == 0
-    assert [clip for clip, beam in Ears.heard if beam > 1] == [0]
+    assert [(clip, beam) for clip, beam in Ears.heard if beam > 1] == [(0, 5)]
+    assert prepare(*corpus(), "--strict", "--beam", "8") == 0
+    assert Ears.heard[-6:].count((0, 8)) == 1, "another beam is another hearing"
+    assert prepare(*corpus(), "--strict", "--beam", "1") == 3, "there is no second hearing"
 
 
 def test_another_limit_or_text_hears_nothing_again(tmp_path: Path, corpus: Any) -> None:

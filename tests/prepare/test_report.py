@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers.commands import corpus, one_line_error, prepare
 
 from plugins.errors import UserError
 from plugins.prepare.report import Accepted, picture, summarise, table
@@ -225,3 +226,12 @@ def test_without_matplotlib_the_remedy_is_told(monkeypatch):
         UserError, match="'matplotlib' is not installed; run: pip install matplotlib"
     ):
         picture(summarise(CLIPS, REJECTED))
+
+
+def test_without_matplotlib_nothing_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    arguments = [*corpus(tmp_path / "corpus", 1), "--output_file", tmp_path / "out" / "x.jsonl"]
+    assert prepare(*arguments, "--validate") == 1
+    assert "'matplotlib' is not installed" in one_line_error(capsys)
+    assert not (tmp_path / "out").exists()
+    assert prepare(*arguments) == 0

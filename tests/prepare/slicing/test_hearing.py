@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from plugins.errors import UserError
+from plugins.hearing.recogniser import known_code
+from plugins.prepare.slicing import hearing
 from plugins.prepare.slicing.hearing import WordRecogniser
 
 SAMPLES = np.zeros(16_000, np.float32)
@@ -34,7 +37,8 @@ class Model:
 
 def recogniser(model: Model, language: str, *, is_told: bool) -> WordRecogniser:
     made = WordRecogniser.__new__(WordRecogniser)
-    made._model, made._beam_size, made.language, made.is_told = model, 1, language, is_told
+    made._model, made._beam_size, made._device = model, 1, "cuda"
+    made.language, made.is_told = language, is_told
     return made
 
 
@@ -71,5 +75,33 @@ def test_who_knows_one_language_is_not_asked_which() -> None:
 
 
 def test_a_device_that_fails_is_told_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"failed while it listened \(CUDA.*smaller --asr"):
+    with pytest.raises(UserError, match=r"'cuda' failed while it listened \(CUDA.*smaller --asr"):
         recogniser(Model("en", -1.0), "en", is_told=True).words(SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("de", "de"),
+        ("DE", "de"),
+        ("de_AT", "de"),
+        ("de-DE ", "de"),
+        ("cn", "zh"),
+        ("English", "en"),
+    ],
+)
+def test_a_language_goes_by_its_code(said: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that no recogniser has would make every clip one of another language."""
+    monkeypatch.setattr(hearing, "require_packages", lambda option, shipped: None)
+    monkeypatch.setattr(hearing, "model_folder", Path)
+    monkeypatch.setattr(hearing, "fingerprint", str)
+    listener = hearing.listener(asr="large", language=said, beam=5, device="cpu")
+    assert listener.language == code
+
+
+def test_a_language_that_is_not_known_is_told() -> None:
+    made = recogniser(Model("en", 1.0), "en", is_told=True)
+    made._model.supported_languages = ["en", "de"]
+    assert known_code("de_DE", made, source="--language") == "de"
+    with pytest.raises(UserError, match="--language: language: 'klingon' is no language that"):
+        known_code("klingon", made, source="--language")
