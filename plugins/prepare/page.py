@@ -193,7 +193,9 @@ def _row(clip: Shown, numbers: Sequence[str], beside: Path) -> str:
     for key in numbers:
         number = getattr(clip, key)
         html.append(
-            "<td></td>" if number is None else f'<td data-{key}="{number:.4f}">{number:.1%}</td>'
+            "<td></td>"
+            if number is None
+            else f'<td data-{key}="{number:.4f}">{100 * number:.1f} %</td>'
         )
     player = '<p class="small">no recording</p>'
     if clip.audio is not None:

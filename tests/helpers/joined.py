@@ -16,7 +16,7 @@ from conftest import CORPUS, corpus_texts
 from helpers.recorded import RATE_HZ, SOUNDS, decoded, require_sounds, transcripts
 
 from plugins.audio import waveforms as audio
-from plugins.prepare.slicing.hearing import Heard, Listener, Word
+from plugins.prepare.slicing.hearing import Heard, Word, WordListener
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,6 @@ class KnowingRecogniser:
                 if word_s >= -0.2 and word_s + length_s <= num_samples / RATE_HZ + 0.2:
                     yield Word(f" {text}", word_s, word_s + length_s, self._sure)
 
-    def listener(self, **_: Any) -> Listener:
+    def listener(self, **_: Any) -> WordListener:
         """In the place of `plugins.prepare.slicing.hearing.listener`."""
-        return Listener("en", "knows", lambda: self)  # type: ignore[return-value, arg-type]
+        return WordListener("en", "knows", lambda: self)  # type: ignore[return-value, arg-type]

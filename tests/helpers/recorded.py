@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+FRENCH = Path("/usr/share/asterisk/sounds/fr_CA_f_June")  # asterisk-core-sounds-fr-g722
 TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 RATE_HZ = 16_000  # of G.722
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.commands import prepare, read
-from helpers.recorded import RATE_HZ, SOUNDS, decoded, require_sounds, transcripts
+from helpers.recorded import FRENCH, RATE_HZ, SOUNDS, decoded, require_sounds, transcripts
 
 from plugins.audio import waveforms as audio
 
@@ -22,7 +22,6 @@ pytestmark = pytest.mark.slow
 NUM_GOOD, NUM_CUT, NUM_FLITE, NUM_FRENCH = 50, 20, 8, 8
 MIN_S, MAX_S = 1.0, 15.0
 CUT_S = 0.6  # two or three syllables
-FRENCH = Path("/usr/share/asterisk/sounds/fr_CA_f_June")  # asterisk-core-sounds-fr-g722
 Rows = list[tuple[str, str]]  # name of the recording, text
 
 

@@ -95,7 +95,7 @@ def test_both_texts_and_what_differs(tmp_path: Path) -> None:
     clip = shown(written="Please enter your number.", heard="enter your PIN number", cer=0.4)
     html = page(REPORT, [clip], [0.4, 0.0], beside=tmp_path, title="x")
     assert "<del>Please</del> enter your <ins>PIN</ins> number" in html
-    assert '<td data-cer="0.4000">40.0%</td>' in html
+    assert '<td data-cer="0.4000">40.0 %</td>' in html
     assert html.count("<svg") == 2
     assert "0 to 0.05: 1" in html
 
@@ -143,7 +143,7 @@ def test_what_a_reader_has_heard_with_doubts(tmp_path: Path) -> None:
     assert [unquote(player["src"] or "").rpartition("/")[2] for player in parsed.all("audio")] == [
         "3.flac", "2.flac", "1.flac",
     ]  # fmt: skip
-    assert '<td data-confidence="0.7000">70.0%</td>' in html
+    assert '<td data-confidence="0.7000">70.0 %</td>' in html
     assert "noise; &lt;cut&gt;" in html
     assert "one <del>two</del> <ins>too</ins>" in html
     assert '<p dir="auto">uh</p>' in html, "nothing was written: it is no error"

@@ -43,7 +43,7 @@ from plugins.errors import problem
 from plugins.files.disk import replace_when_done, sync
 from plugins.prepare.clips import file_name
 from plugins.prepare.slicing.diarising import Turn, diarised
-from plugins.prepare.slicing.hearing import Listener, WordRecogniser
+from plugins.prepare.slicing.hearing import WordListener, WordRecogniser
 from plugins.prepare.slicing.judging import NOT_UNDERSTOOD
 from plugins.prepare.slicing.pieces import Piece, pieces
 from plugins.prepare.slicing.scripts import Written, read_script, script_beside, written_in
@@ -126,7 +126,7 @@ class Slicer:
         self,
         clips_dir: Path,
         slicing: Slicing,
-        listener: Listener,
+        listener: WordListener,
         *,
         input_dir: Path,
         root: Path | None,

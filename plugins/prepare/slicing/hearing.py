@@ -85,7 +85,7 @@ def without_inventions(words: Sequence[Word]) -> list[Word]:
 
 
 @dataclass(frozen=True)
-class Listener:
+class WordListener:
     """language: what the user said is spoken. identity: what the words depend on. load: takes
     seconds."""
 
@@ -94,7 +94,7 @@ class Listener:
     load: Callable[[], WordRecogniser]
 
 
-def listener(*, asr: str | None, language: str | None, beam: int, device: str) -> Listener:
+def listener(*, asr: str | None, language: str | None, beam: int, device: str) -> WordListener:
     """asr: folder or Hub id in faster-whisper's format; None: the English one that is a package.
     language: ISO 639-1; None: English for that one, and for others whatever each stretch is heard
     to be. Raises UserError for what is not there."""
@@ -118,4 +118,4 @@ def listener(*, asr: str | None, language: str | None, beam: int, device: str) -
         return heard
 
     parts = (f"faster-whisper {version('faster-whisper')}", fingerprint(folder), f"beam {beam}")
-    return Listener(code, ", ".join(parts), load)
+    return WordListener(code, ", ".join(parts), load)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.joined import RATE_HZ, KnowingRecogniser, join, prompts
+from helpers.recorded import FRENCH, decoded
 
 from plugins.audio import waveforms as audio
 from plugins.prepare.cli import main
@@ -124,26 +126,45 @@ def test_wrong_usage(options: list[str], message: str, tmp_path: Path, capsys: A
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_two_real_voices_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asterisk's and flite's, each three sentences at most before the other goes on."""
-    pytest.importorskip("faster_whisper")
-    pytest.importorskip("resemblyzer")
+def of_flite(texts: Iterable[str], wav: Path) -> Iterator[np.ndarray]:
     if shutil.which("flite") is None:
         pytest.skip("needs Debian's flite: apt-get install flite")
-    spoken, by_flite, wav = [], [], tmp_path / "flite.wav"
+    for text in texts:
+        command = ["flite", "-voice", "slt", "-t", text, "-o", str(wav)]
+        subprocess.run(command, check=True, timeout=60)
+        yield audio.load(wav, sample_rate_hz=RATE_HZ)
+
+
+def of_june() -> Iterator[np.ndarray]:
+    """Asterisk's French voice: what she says does not matter."""
+    paths = [path for path in sorted(FRENCH.glob("vm-*.g722")) if path.stat().st_size > RATE_HZ]
+    return map(decoded, paths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("voice", ["flite", "june"])
+def test_two_real_voices_are_told_apart(
+    voice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asterisk's English one and another, three sentences at most before the other goes on."""
+    pytest.importorskip("faster_whisper")
+    pytest.importorskip("resemblyzer")
+    own = prompts(120)
+    if voice == "june":
+        if not FRENCH.is_dir():
+            pytest.skip("needs Debian's asterisk-core-sounds-fr-g722")
+        others = of_june()
+    else:
+        others = of_flite([text for text, _ in own], tmp_path / "flite.wav")
+    spoken, by_other = [], []
     random = np.random.default_rng(0)
-    is_flite, left = False, 1
-    for text, samples in prompts(120):
+    is_other, left = False, 1
+    for text, samples in own:
         if not left:
-            is_flite, left = not is_flite, int(random.integers(1, 4))
+            is_other, left = not is_other, int(random.integers(1, 4))
         left -= 1
-        if is_flite:
-            command = ["flite", "-voice", "slt", "-t", text, "-o", str(wav)]
-            subprocess.run(command, check=True, timeout=60)
-            samples = audio.load(wav, sample_rate_hz=RATE_HZ)
-        spoken.append((text, samples))
-        by_flite.append(is_flite)
+        spoken.append((text, next(others) if is_other else samples))
+        by_other.append(is_other)
     path = tmp_path / "in" / "a.wav"
     said = join(path, spoken)
     monkeypatch.setattr(hearing, "listener", KnowingRecogniser((path, said)).listener)
@@ -152,9 +173,9 @@ def test_two_real_voices_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
     seconds = {"speaker1": [0.0, 0.0], "speaker2": [0.0, 0.0]}
     for line in (tmp_path / "x_clips" / "clips.jsonl").read_text().splitlines():
         clip = json.loads(line)
-        for one, flite in zip(said, by_flite, strict=True):
+        for one, other in zip(said, by_other, strict=True):
             overlap_s = min(one.end_s, clip["end_s"]) - max(one.start_s, clip["start_s"])
-            seconds[clip["speaker"]][flite] += max(0.0, overlap_s)
+            seconds[clip["speaker"]][other] += max(0.0, overlap_s)
     purity = sum(map(max, seconds.values())) / sum(map(sum, seconds.values()))
     print(f"purity {purity:.4f}", seconds)
     assert purity >= 0.97
