@@ -263,34 +263,59 @@ def test_a_script_beside_a_recording_gives_its_wording(
     assert knowing.num_heard == num_heard + 1
 
 
-def test_a_second_hearing_may_check_the_clips(
-    corpus: Any, knowing: KnowingRecogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`--check_transcripts`: each clip alone says what its stretch said, but for one."""
+class Again:
+    """Hears each clip alone as its stretch was heard, `knowing` it, but for the first `deaf`."""
 
-    class Again:
-        languages, is_multilingual = ("en",), False
-        num_heard = 0
+    languages, is_multilingual = ("en",), False
+    knowing: Any = None
+    deaf = 0
 
-        def __init__(self, folder: Path, **_: Any) -> None:
-            pass
+    def __init__(self, folder: Path, **_: Any) -> None:
+        self.num_heard = 0
 
-        def identity(self) -> str:
-            return "again"
+    def identity(self) -> str:
+        return "again"
 
-        def hear(self, samples: np.ndarray, language: str, *, beam_size: int) -> str:
-            Again.num_heard += 1
-            words = [word.text for word in knowing.words(samples).words]
-            return "".join(words[4:] if Again.num_heard <= 2 else words)
+    def hear(self, samples: np.ndarray, language: str, *, beam_size: int) -> str:
+        self.num_heard += 1
+        words = [word.text for word in Again.knowing.words(samples).words]
+        return "".join(words[4:] if self.num_heard <= Again.deaf else words)
 
+
+@pytest.fixture
+def again(knowing: KnowingRecogniser, monkeypatch: pytest.MonkeyPatch) -> type[Again]:
     monkeypatch.setattr(recogniser, "Recogniser", Again)
-    folder = corpus[0] / "ann"
-    assert prepare(folder, tmp_path / "x.jsonl", "--check_transcripts") == 0
+    monkeypatch.setattr(Again, "knowing", knowing)
+    return Again
+
+
+def test_a_second_hearing_may_check_the_clips(
+    corpus: Any, again: type[Again], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(again, "deaf", 2)  # the careful hearing too
+    assert prepare(corpus[0] / "ann", tmp_path / "x.jsonl", "--check_transcripts") == 0
     (line,) = lines(tmp_path / "x.rejected.jsonl")
     assert line["reason"] == "transcript: the beginning of the text is not heard"
     found = lines(tmp_path / "x.transcripts.jsonl")
     assert {row["cer"] for row in found if row["id"] != line["id"]} == {0.0}
     assert len(found) == len(lines(tmp_path / "x_clips" / "clips.jsonl"))
+
+
+@pytest.mark.usefixtures("again")
+def test_a_second_hearing_finds_words_that_a_script_lacks(corpus: Any, tmp_path: Path) -> None:
+    """That many words, of a long clip, the alignment alone lets pass."""
+    folder, said = corpus
+    shutil.copytree(folder / "ann", tmp_path / "in")
+    texts = [one.text for one in said[folder / "ann" / "one.wav"]]
+    texts[1] = texts[1].rsplit(maxsplit=2)[0]
+    (tmp_path / "in" / "one.txt").write_text(" ".join(texts))
+    assert prepare(tmp_path / "in", tmp_path / "x.jsonl", "--max_clip_s", "9") == 0
+    assert lines(tmp_path / "x.rejected.jsonl") == []
+    options = ["--max_clip_s", "9", "--check_transcripts"]
+    assert prepare(tmp_path / "in", tmp_path / "x.jsonl", *options) == 0
+    (line,) = lines(tmp_path / "x.rejected.jsonl")
+    assert line["reason"] == "transcript: more is heard than is written"
+    assert texts[1] in line["written"]
 
 
 def test_one_name_for_all(corpus: Any, knowing: KnowingRecogniser, tmp_path: Path) -> None:
