@@ -2,6 +2,7 @@
 
 cli.py            the command, step after step; summary.py: what it says
 parser.py         its flags; flags.py: which of them go together
+reading.py        the flags of a corpus -> its reader's entries
 checking.py       a corpus -> its fit clips and all that is rejected
 slicing/          recordings of any length -> utterances: cut at pauses, heard, told apart
 clips.py          Utterance -> the clips that it gives, or why it is unfit

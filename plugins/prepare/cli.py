@@ -10,35 +10,19 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from plugins.corpora import (
-    Columns,
-    Rejected,
-    Utterance,
-    read_custom,
-    read_folder,
-    read_gpt_sovits,
-    read_huggingface,
-    read_jsonl,
-    read_kaldi,
-    read_libritts,
-    read_ljspeech,
-    read_vctk,
-)
+from plugins.corpora import Rejected, Utterance
 from plugins.errors import UserError, problem
 from plugins.files.installation import explained, require_device
 from plugins.prepare.checking import check_corpus
 from plugins.prepare.clips import Level, Work
-from plugins.prepare.flags import COLUMN_FLAGS, from_flags, limits_of, needs_headers, parse
+from plugins.prepare.flags import from_flags, limits_of, needs_headers, parse
 from plugins.prepare.listening import Listener
 from plugins.prepare.outputs import (
     check_output,
-    claim_audio_folder,
-    clips_folder,
     rejected_path,
     report_paths,
     split_path,
@@ -48,6 +32,7 @@ from plugins.prepare.outputs import (
 from plugins.prepare.page import clips_to_show, page
 from plugins.prepare.pairing import add_references
 from plugins.prepare.processing import Processing, check_installed
+from plugins.prepare.reading import entries_of
 from plugins.prepare.references import within_sides
 from plugins.prepare.report import Accepted, picture, require_plots, summarise, table
 from plugins.prepare.rows import Clip, rejected_row, split, write_files
@@ -90,7 +75,7 @@ def _prepare(args: argparse.Namespace) -> int:
     with journal_of(output) as journal, _audio_folder(work.audio_dir):
         # With the journal there: of two runs that start at once, one sees the other.
         _check_output(args, work)
-        entries = list(_entries(args))
+        entries = list(entries_of(args))
         clips, rejected = check_corpus(
             entries,
             work,
@@ -222,89 +207,6 @@ def _check_output(args: argparse.Namespace, work: Work) -> None:
 
 
 # --- reading and checking ---
-
-
-def _entries(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
-    for entry in _read(args):
-        if args.single_speaker is not None and isinstance(entry, Utterance):
-            entry = replace(entry, speaker=args.single_speaker)
-        yield entry
-
-
-def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
-    folder, kind, root = Path(args.input_dir), args.dataset_type, args.audio_root
-    if kind == "ljspeech":
-        return read_ljspeech(folder, root=root)
-    if kind == "vctk":
-        return read_vctk(folder, mic=args.mic or 1, root=root)
-    if kind == "libritts":
-        return read_libritts(folder, root=root)
-    if kind == "folder":
-        return read_folder(folder, root=root)
-    if kind == "kaldi":
-        return read_kaldi(folder, root=root)
-    if kind == "gpt_sovits":
-        return read_gpt_sovits(folder, args.list_file, root=root)
-    if kind == "jsonl":
-        return read_jsonl(folder, args.jsonl_file, root=root)
-    if kind == "huggingface":
-        # Embedded recordings become files; two datasets in one folder must not share theirs.
-        output = args.output_file.absolute()
-        return read_huggingface(
-            args.input_dir,
-            _columns(args),
-            audio_dir=output.parent / f"{output.stem}_audio",
-            config=args.hf_config,
-            split=args.hf_split,
-            root=root,
-        )
-    if kind == "recordings":
-        return _sliced(args)
-    return read_custom(
-        folder,
-        args.csv_file,
-        _columns(args),
-        delimiter=args.delimiter,
-        quotes=not args.no_quotes,
-        header=not args.no_header,
-        root=root,
-    )
-
-
-def _sliced(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
-    from plugins.prepare.slicing.corpus import Recording, Slicer, recordings_of
-    from plugins.prepare.slicing.hearing import listener
-    from plugins.prepare.slicing.settings import Slicing
-
-    output, clips_dir = args.output_file, clips_folder(args.output_file)
-    heard_by = listener(asr=args.asr, language=args.language, beam=args.beam, device=args.device)
-    ours = [folder for folder in (clips_dir, args.audio_output) if folder is not None]
-    found = recordings_of(Path(args.input_dir), args.audio_root, without=ours)
-    recordings = [entry for entry in found if isinstance(entry, Recording)]
-    slicer = Slicer(
-        clips_dir,
-        from_flags(Slicing, args),
-        heard_by,
-        input_dir=Path(args.input_dir),
-        root=args.audio_root,
-        number=args.diarize,
-    )
-    claim_audio_folder(
-        clips_dir,
-        list(map(slicer.folder_of, recordings)),
-        originals=[recording.path for recording in recordings],
-        output=output,
-        option="--output_file",
-    )
-    return slicer.utterances(found)
-
-
-def _columns(args: argparse.Namespace) -> Columns:
-    named = {"audio": "1", "text": "2"} if args.no_header else {}
-    for flag in COLUMN_FLAGS:
-        if (column := getattr(args, flag)) is not None:
-            named[flag.removesuffix("_column")] = column
-    return Columns(**named)
 
 
 def _executor(args: argparse.Namespace) -> Executor | None:
