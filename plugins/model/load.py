@@ -86,7 +86,6 @@ def load_model(
         require_device(device)
     folder, named = _base_and_named(path, adapters)
     require_scale(adapter_scale, has_adapter=bool(named))
-
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     options: dict[str, Any] = {"dtype": dtype}
