@@ -84,16 +84,8 @@ def load_model(
         )
     if device is not None:
         require_device(device)
-    if isinstance(adapters, str):
-        adapters = {"default": adapters}
-    named: dict[str, str] = {}
-    for name, trained in (adapters or {}).items():
-        named[name] = checkpoint_in(trained, option="adapters")
-    folder, own_adapter = base_and_adapters(path, next(iter(named.values()), None))
-    if own_adapter is not None and not named:
-        named = {"default": own_adapter}
+    folder, named = _base_and_named(path, adapters)
     require_scale(adapter_scale, has_adapter=bool(named))
-
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     options: dict[str, Any] = {"dtype": dtype}
@@ -116,6 +108,21 @@ def load_model(
     if device.startswith("cuda"):
         join(bare(model))
     return model, load_tokenizer(Path(folder))
+
+
+def _base_and_named(
+    path: str, adapters: str | Mapping[str, str] | None
+) -> tuple[str, dict[str, str]]:
+    """Folders: that of the base, and those of the adapters by name."""
+    if isinstance(adapters, str):
+        adapters = {"default": adapters}
+    named: dict[str, str] = {}
+    for name, trained in (adapters or {}).items():
+        named[name] = checkpoint_in(trained, option="adapters")
+    folder, own_adapter = base_and_adapters(path, next(iter(named.values()), None))
+    if own_adapter is not None and not named:
+        named = {"default": own_adapter}
+    return folder, named
 
 
 def native_model(

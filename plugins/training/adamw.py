@@ -51,7 +51,9 @@ class StochasticAdamW(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """Weights without a gradient stay, and so do their moments."""
         loss = None
         if closure is not None:

@@ -47,9 +47,14 @@ def end_cleanly() -> None:
 def leave(number: int, *, is_told: bool = True) -> NoReturn:
     """Raise SystemExit(128 + number) after one line; the next signal does not wait for what that
     cleans up."""
-    handle(end)
+    # Not before the line is out: torchrun ends all ranks as soon as it hears of one.
+    late: list[int] = []
+    handle(lambda number, frame: late.append(number))
     if is_told:
         tell(f"ended by {signal.Signals(number).name} outside of training; nothing was to be saved")
+    handle(end)
+    if late:
+        end(late[0])
     raise SystemExit(128 + number)
 
 

@@ -102,7 +102,8 @@ def test_a_long_speech_looks_at_what_is_filled(
     work = [((0, 2), SAMPLED, [600, 300])]
     stage = Stage()
     assert spoken(generator, stage, work) == spoken(generator, None, work)
-    ends = {end: rows for rows, end in (step.args for step in recorded)}  # type: ignore[attr-defined]
+    sizes = [step.args for step in recorded]  # type: ignore[attr-defined]
+    ends = {end: rows for rows, end in sizes}
     assert ends == {256: 2, 512: 1, 768: 1}
     room, num_recorded = stage._free.room, len(recorded)  # type: ignore[union-attr]
     assert room == Room(num_rows=2, length=768, window=8)

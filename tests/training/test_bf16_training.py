@@ -79,7 +79,7 @@ def test_resumed_it_is_the_same_to_the_bit(
         assert state["step"] == again["step"] == NUM_STEPS
         for moment in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(state[moment], again[moment])
-    (said,) = warnings_with(caplog, "trained weights")
+    (said,) = warnings_with(caplog, "trained weights: ")
     assert said == "trained weights: bf16, each step computed in fp32 and rounded stochastically"
 
 
@@ -103,7 +103,7 @@ def test_lora_weights_on_bf16_are_fp32(
     wanted = {**OPTIONS, **BF16, **LORA, "target_modules": "all-linear", "max_steps": 1, **options}
     with heard(caplog):
         sft(tiny, rows, tmp_path / "out", **wanted)
-    (said,) = warnings_with(caplog, "trained weights")
+    (said,) = warnings_with(caplog, "trained weights: ")
     assert said.startswith(f"trained weights: {kept}")
     assert ("stochastically" in said) == (kept != "fp32")
 

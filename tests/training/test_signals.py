@@ -87,7 +87,11 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def is_trainer(process: psutil.Process) -> bool:
     """[python, FILE, ...], or under torchrun [python, -u, FILE, ...]."""
-    return any(Path(word).name in {"train.py", "sft.py"} for word in process.cmdline()[1:3])
+    try:
+        words = process.cmdline()[1:3]
+    except psutil.NoSuchProcess:  # it ended meanwhile
+        return False
+    return any(Path(word).name in {"train.py", "sft.py"} for word in words)
 
 
 def check_gone(processes: list[psutil.Process], *, timeout_s: float) -> None:
