@@ -77,6 +77,9 @@ class Track:
             self._container.close()
             raise AudioError(self._path, "has no sound track", "leave it out")
         stream = self._container.streams.audio[0]
+        if not stream.rate:
+            self._container.close()
+            raise AudioError(self._path, "states no sample rate", "export it again")
         self.sample_rate_hz, self.duration_s = int(stream.rate), None
         if self._container.duration:
             self.duration_s = self._container.duration / av.time_base

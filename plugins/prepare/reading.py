@@ -25,15 +25,15 @@ from plugins.prepare.flags import COLUMN_FLAGS, from_flags
 from plugins.prepare.outputs import claim_audio_folder, clips_folder
 
 
-def entries_of(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
-    """Every utterance of the corpus, in its order, and what cannot be one."""
-    for entry in _read(args):
+def entries_of(args: argparse.Namespace, journal: Path) -> Iterator[Utterance | Rejected]:
+    """Every utterance of the corpus, in its order, and what cannot be one. journal: of the run."""
+    for entry in _read(args, journal):
         if args.single_speaker is not None and isinstance(entry, Utterance):
             entry = replace(entry, speaker=args.single_speaker)
         yield entry
 
 
-def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
+def _read(args: argparse.Namespace, journal: Path) -> Iterator[Utterance | Rejected]:
     folder, kind, root = Path(args.input_dir), args.dataset_type, args.audio_root
     if kind == "ljspeech":
         return read_ljspeech(folder, root=root)
@@ -61,7 +61,7 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
             root=root,
         )
     if kind == "recordings":
-        return _sliced(args)
+        return _sliced(args, journal)
     return read_custom(
         folder,
         args.csv_file,
@@ -73,7 +73,7 @@ def _read(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
     )
 
 
-def _sliced(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
+def _sliced(args: argparse.Namespace, journal: Path) -> Iterator[Utterance | Rejected]:
     from plugins.prepare.slicing.corpus import Recording, Slicer, recordings_of
     from plugins.prepare.slicing.hearing import listener
     from plugins.prepare.slicing.settings import Slicing
@@ -87,6 +87,7 @@ def _sliced(args: argparse.Namespace) -> Iterator[Utterance | Rejected]:
         clips_dir,
         from_flags(Slicing, args),
         heard_by,
+        journal=journal,
         input_dir=Path(args.input_dir),
         root=args.audio_root,
         number=args.diarize,

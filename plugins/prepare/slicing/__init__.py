@@ -9,10 +9,12 @@
 settings.py   what a user may choose
 tape.py       sound in a stream -> stretches, by silero-vad
 hearing.py    stretch -> words, by faster-whisper
+memory.py     the same, but for what a killed run has heard already
 cutting.py    speech and words -> clips; arithmetic only
 judging.py    samples, words and levels of a clip -> its measures and doubts
 scripts.py    subtitles or a whole text -> the words of each clip
 voices.py     speech -> embeddings -> speakers
 diarising.py  recordings -> who speaks when
-corpus.py     the folder -> utterances; what is kept of a killed run
+progress.py   how far it is, in seconds of sound
+corpus.py     the folder -> utterances; what is kept for the next run
 """

@@ -25,7 +25,6 @@ from typing import Any
 
 import soundfile as sf
 import xxhash
-from tqdm import tqdm
 
 from plugins import __version__
 from plugins.audio.tracks import Track
@@ -43,9 +42,11 @@ from plugins.errors import problem
 from plugins.files.disk import replace_when_done, sync
 from plugins.prepare.clips import file_name
 from plugins.prepare.slicing.diarising import Turn, diarised
-from plugins.prepare.slicing.hearing import WordListener, WordRecogniser
+from plugins.prepare.slicing.hearing import WordListener
 from plugins.prepare.slicing.judging import NOT_UNDERSTOOD
+from plugins.prepare.slicing.memory import Memory
 from plugins.prepare.slicing.pieces import Piece, pieces
+from plugins.prepare.slicing.progress import Progress
 from plugins.prepare.slicing.scripts import Written, read_script, script_beside, written_in
 from plugins.prepare.slicing.settings import Slicing
 
@@ -118,9 +119,9 @@ def recordings_of(
 class Slicer:
     """Cuts recordings into clips below `clips_dir`.
 
-    A text or subtitles beside a recording give the clips their words. The recogniser is loaded when
-    the first recording needs it. input_dir, root: out of which no text is read. number: of the
-    speakers that are told apart; 0: as many as there are; None: they are not told apart."""
+    A text or subtitles beside a recording give the clips their words. journal: of the run.
+    input_dir, root: out of which no text is read. number: of the speakers that are told apart; 0:
+    as many as there are; None: they are not told apart."""
 
     def __init__(
         self,
@@ -128,6 +129,7 @@ class Slicer:
         slicing: Slicing,
         listener: WordListener,
         *,
+        journal: Path,
         input_dir: Path,
         root: Path | None,
         number: int | None = None,
@@ -135,7 +137,7 @@ class Slicer:
         self._clips_dir, self._slicing, self._listener = clips_dir, slicing, listener
         self._input_dir, self._root, self._number = input_dir, root, number
         self._turns: dict[str, list[Turn]] = {}
-        self._recogniser: WordRecogniser | None = None
+        self._memory = Memory(listener, journal)
 
     def utterances(
         self, recordings: Sequence[Recording | Rejected]
@@ -143,34 +145,25 @@ class Slicer:
         """Of all `recordings`, in their order. Shows how far it is, in seconds of sound; at the end
         it lists all clips and says how many are doubtful."""
         listed: list[dict[str, Any]] = []
+        readable = [entry for entry in recordings if isinstance(entry, Recording)]
         if self._number is not None:
-            readable = [entry for entry in recordings if isinstance(entry, Recording)]
             self._turns = diarised(
                 {recording.id: recording.path for recording in readable},
                 number=self._number or None,
                 kept_in=lambda id_: self._clips_dir / f"{file_name(id_)}.voices.npz",
             )
-        durations_s = list(map(_duration_s, recordings))
-        with tqdm(
-            total=round(sum(durations_s)),
-            desc="recordings",
-            unit="s",
-            disable=None,
-            bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}]",
-        ) as bar:
-            for recording, duration_s in zip(recordings, durations_s, strict=True):
+        with Progress("recordings", [recording.path for recording in readable]) as progress:
+            for recording in recordings:
                 if isinstance(recording, Rejected):
                     yield recording
                     continue
-                before = bar.n
                 try:
-                    clips = self._clips(recording, bar)
+                    clips = self._clips(recording, progress)
                 except AudioError as error:
+                    progress.next()
                     place = str(recording.path)
                     yield Rejected(place, recording.id, error.reason, str(error.path))
                     continue
-                finally:
-                    bar.update(before + duration_s - bar.n)
                 for clip in clips:
                     listed.append({"recording": str(recording.path)} | asdict(clip))
                 yield from self._entries(recording, clips)
@@ -222,25 +215,28 @@ class Slicer:
                 transcription=Transcription(clip.heard, clip.confidence, clip.doubts),
             )
 
-    def _clips(self, recording: Recording, bar: Any) -> list[SlicedClip]:
+    def _clips(self, recording: Recording, progress: Progress) -> list[SlicedClip]:
         folder = self.folder_of(recording)
         key = self._key(recording)
         clips = _kept(folder, key)
-        if clips is None:
-            # What is there was made otherwise, or by a run that was killed.
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                folder.mkdir(parents=True)
-                clips = self._sliced(recording, folder, bar)
-                _note(folder, key, clips)
-            except OSError as error:
-                raise problem(
-                    source="recordings",
-                    field="clips",
-                    value=str(folder),
-                    reason=f"cannot be written ({error.strerror})",
-                    remedy="is the disk full? mend that and start the same command again",
-                ) from None
+        if clips is not None:
+            progress.next(kept=True)
+            return clips
+        # What is there was made otherwise, or by a run that was killed.
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+            clips = self._sliced(recording, folder, progress)
+            _note(folder, key, clips)
+        except OSError as error:
+            raise problem(
+                source="recordings",
+                field="clips",
+                value=str(folder),
+                reason=f"cannot be written ({error.strerror})",
+                remedy="is the disk full? mend that and start the same command again",
+            ) from None
+        progress.next()
         return clips
 
     def _key(self, recording: Recording) -> str:
@@ -256,24 +252,21 @@ class Slicer:
         parts += [self._listener.identity, self._listener.language, __version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _sliced(self, recording: Recording, folder: Path, bar: Any) -> list[SlicedClip]:
-        if self._recogniser is None:
-            self._recogniser = self._listener.load()
+    def _sliced(self, recording: Recording, folder: Path, progress: Progress) -> list[SlicedClip]:
         script = self._script(recording)
         clips: list[SlicedClip] = []
         words: list[list[str]] = []
-        begin = bar.n
         with Track(recording.path) as track:
             language = self._listener.language
             turns = self._turns.get(recording.id, ())
-            heard = pieces(track, self._recogniser, self._slicing, language=language, turns=turns)
+            heard = pieces(track, self._memory.hear, self._slicing, language=language, turns=turns)
             for found, position_s in heard:
                 for piece in found:
                     number = len(clips) + 1
                     file = f"{number:04}.flac"
                     clips.append(_clip(f"{recording.id}-{number:04}", folder / file, piece))
                     words.append([word.text for word in piece.words])
-                bar.update(begin + position_s - bar.n)
+                progress.at(position_s)
         if script is None:
             return clips
         texts = written_in(script, words)
@@ -366,14 +359,3 @@ def _kept(folder: Path, key: str) -> list[SlicedClip] | None:
 
 def _hash(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
-
-
-def _duration_s(recording: Recording | Rejected) -> float:
-    """As its header says; 0 for what cannot be read, which is told when it is its turn."""
-    if isinstance(recording, Rejected):
-        return 0.0
-    try:
-        with Track(recording.path) as track:
-            return track.duration_s or 0.0
-    except AudioError:
-        return 0.0

@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
-from tqdm import tqdm
 
 from plugins.audio.tracks import Track
 from plugins.audio.waveforms import AudioError
 from plugins.files.disk import replace_when_done
+from plugins.prepare.slicing.progress import Progress
 from plugins.prepare.slicing.tape import Span, Tape
 from plugins.prepare.slicing.voices import SIZE, VoiceMeter, speakers_of
 
@@ -35,6 +36,13 @@ class Turn:
     sureness: float  # 0 to 1
 
 
+class _Voices(NamedTuple):
+    """Of the speech of a recording."""
+
+    times: np.ndarray  # (spans, 2), seconds
+    embeddings: np.ndarray  # (spans, `SIZE`)
+
+
 def diarised(
     recordings: Mapping[str, Path], *, number: int | None, kept_in: Callable[[str], Path]
 ) -> dict[str, list[Turn]]:
@@ -44,11 +52,18 @@ def diarised(
     meter = VoiceMeter()
     spans: list[tuple[str, Span]] = []
     voices = [np.zeros((0, SIZE), np.float32)]
-    for id_, path in tqdm(recordings.items(), desc="voices", unit="recording", disable=None):
-        with suppress(AudioError):
-            times, embeddings = _voices_in(path, meter, kept_in(id_))
-            spans += [(id_, (float(start), float(end))) for start, end in times]
-            voices.append(embeddings)
+    with Progress("voices", recordings.values()) as progress:
+        for id_, path in recordings.items():
+            recording = _kept(kept_in(id_), path)
+            is_kept = recording is not None
+            if recording is None:
+                with suppress(AudioError):
+                    recording = _voices_in(path, meter, progress)
+                    _keep(kept_in(id_), path, recording)
+            progress.next(kept=is_kept)
+            if recording is not None:
+                spans += [(id_, (float(start), float(end))) for start, end in recording.times]
+                voices.append(recording.embeddings)
     lengths_s = [end - start for _, (start, end) in spans]
     speakers = speakers_of(np.concatenate(voices), lengths_s, number)
     logger.warning(
@@ -57,8 +72,8 @@ def diarised(
         100 * speakers.expected_purity,
     )
     turns: dict[str, list[Turn]] = {id_: [] for id_ in recordings}
-    found = zip(spans, speakers.indices, speakers.sureness, strict=True)
-    for (id_, (start_s, end_s)), index, sureness in found:
+    told_apart = zip(spans, speakers.indices, speakers.sureness, strict=True)
+    for (id_, (start_s, end_s)), index, sureness in told_apart:
         turns[id_].append(Turn(start_s, end_s, f"speaker{index + 1}", sureness))
     return turns
 
@@ -73,13 +88,7 @@ def turn_at(turns: Sequence[Turn], span: Span) -> Turn | None:
     return best
 
 
-def _voices_in(path: Path, meter: VoiceMeter, kept: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Times (spans, 2) in seconds, and embeddings (spans, `SIZE`)."""
-    status = path.stat()
-    key = np.array([status.st_size, status.st_mtime_ns])
-    with suppress(OSError, ValueError, LookupError, EOFError, BadZipFile), np.load(kept) as file:
-        if np.array_equal(file["key"], key):
-            return file["times"], file["voices"]
+def _voices_in(path: Path, meter: VoiceMeter, progress: Progress) -> _Voices:
     times: list[Span] = []
     voices = [np.zeros((0, SIZE), np.float32)]
     with Track(path) as track:
@@ -89,9 +98,25 @@ def _voices_in(path: Path, meter: VoiceMeter, kept: Path) -> tuple[np.ndarray, n
             for start_s, end_s in stretch.speech:
                 times.append((stretch.start_s + start_s, stretch.start_s + end_s))
             tape.advance(stretch.duration_s)
-    result = np.array(times).reshape(-1, 2), np.concatenate(voices)
+            progress.at(tape.position_s)
+    return _Voices(np.array(times).reshape(-1, 2), np.concatenate(voices))
+
+
+def _kept(file: Path, recording: Path) -> _Voices | None:
+    """What `file` keeps, if it is of `recording` as that is now."""
+    with suppress(OSError, ValueError, LookupError, EOFError, BadZipFile), np.load(file) as kept:
+        if np.array_equal(kept["key"], _key(recording)):
+            return _Voices(kept["times"], kept["voices"])
+    return None
+
+
+def _keep(file: Path, recording: Path, voices: _Voices) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, key=key, times=result[0], voices=result[1])
-    with replace_when_done(kept) as temporary:
+    np.savez(buffer, key=_key(recording), times=voices.times, voices=voices.embeddings)
+    with replace_when_done(file) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    return result
+
+
+def _key(recording: Path) -> np.ndarray:
+    status = recording.stat()
+    return np.array([status.st_size, status.st_mtime_ns])

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,14 @@ class Heard:
     words: list[Word]
     language: str | None  # ISO 639-1; None: it cannot be told
 
+    def to_json(self) -> dict[str, Any]:
+        return {"words": list(map(vars, self.words)), "language": self.language}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Heard:
+        """Raises LookupError or TypeError for what `to_json` has not made."""
+        return cls([Word(**word) for word in values["words"]], values["language"])
+
 
 class WordRecogniser(Recogniser):
     """A recogniser that says when each word is spoken."""
@@ -64,7 +73,8 @@ class WordRecogniser(Recogniser):
         words = []
         for segment in segments:
             for word in segment.words or ():
-                words.append(Word(word.word, word.start, word.end, word.probability))
+                probability = float(word.probability)
+                words.append(Word(word.word, float(word.start), float(word.end), probability))
         is_sure = language is not None or about.language_probability >= _SURELY
         return Heard(without_inventions(words), about.language if is_sure else None)
 

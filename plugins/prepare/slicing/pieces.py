@@ -5,7 +5,7 @@ is left out. Holds one stretch at a time, writes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ import numpy as np
 from plugins.audio.tracks import Track
 from plugins.prepare.slicing.cutting import TOO_SHORT, Cut, cut, frame_levels
 from plugins.prepare.slicing.diarising import Turn, turn_at
-from plugins.prepare.slicing.hearing import Heard, Word, WordRecogniser
+from plugins.prepare.slicing.hearing import Heard, Word
 from plugins.prepare.slicing.judging import NOT_UNDERSTOOD, Judgement, judge, speech_mask
 from plugins.prepare.slicing.settings import Slicing
 from plugins.prepare.slicing.tape import HEARING_HZ, Stretch, Tape
@@ -39,7 +39,7 @@ class Piece:
 
 def pieces(
     track: Track,
-    recogniser: WordRecogniser,
+    hear: Callable[[np.ndarray], Heard],
     slicing: Slicing,
     *,
     language: str | None,
@@ -47,12 +47,12 @@ def pieces(
 ) -> Iterator[tuple[list[Piece], float]]:
     """Those of each stretch, and how far the recording has been heard, in seconds.
 
-    language: what the user said is spoken; None: nothing. turns: who speaks when, if that is known:
-    a clip is of one speaker."""
+    hear: what is said in (N,) float32 at 16 kHz. language: what the user said is spoken; None:
+    nothing. turns: who speaks when, if that is known: a clip is of one speaker."""
     tape = Tape(track)
     begins_torn = False
     while (stretch := tape.next()) is not None:
-        heard = recogniser.words(stretch.heard)
+        heard = hear(stretch.heard)
         levels = frame_levels(stretch.heard, HEARING_HZ)
         apart = _changes(stretch, turns)
         cuts = cut(stretch.speech, heard.words, levels, slicing, apart=apart)

@@ -58,7 +58,7 @@ def read_script(path: Path, input_dir: Path, root: Path | None) -> list[str]:
 def _subtitles(text: str) -> list[str]:
     cues: list[list[str]] = []
     is_cue = False  # else a number, a header, a note
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.split("\n")]
     for line, after in pairwise([*lines, ""]):
         if _ARROW in line:
             is_cue = True

@@ -39,6 +39,7 @@ SUBTITLES = {
     ),
     "repeated": (f"1\n{TIMES}\nYes.\n\n2\n{TIMES}\nYes.\n\n3\n{TIMES}\nNo.\n", "Yes. Yes. No."),
     "mark": (f"\ufeff1\n{TIMES}\nHello.\n", "Hello."),
+    "separator": (f"1\n{TIMES}\nHello.\u2028\u2028Go on.\n", "Hello. Go on."),
     "nothing": ("", ""),
     "no cue": ("just a line\n", ""),
 }

@@ -115,12 +115,24 @@ class Killed(BaseException):
     """What no handler of the command catches, as a kill."""
 
 
-@pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_killed_run_repeats_no_finished_recording(
-    at: int, corpus: Any, knowing: KnowingRecogniser, tmp_path: Path, monkeypatch: Any
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder of two recordings, of one and of several stretches; and what was said in them."""
+    folder, spoken = tmp_path_factory.mktemp("long"), embedded(16)
+    said = {folder / "a.wav": join(folder / "a.wav", spoken[:4])}
+    said[folder / "b.wav"] = join(folder / "b.wav", spoken * 2, seed=1)
+    return folder, said
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_a_killed_run_goes_on_in_the_middle_of_a_recording(
+    at: int, long: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert prepare(corpus[0], tmp_path / "whole" / "x.jsonl") == 0
+    folder, said = long
+    knowing = known(said, monkeypatch)
+    assert prepare(folder, tmp_path / "whole" / "x.jsonl") == 0
     total, knowing.num_heard = knowing.num_heard, 0
+    assert total >= 4
     words = knowing.words
 
     def deadly(samples: np.ndarray) -> Any:
@@ -130,12 +142,11 @@ def test_a_killed_run_repeats_no_finished_recording(
 
     knowing.words = deadly  # type: ignore[method-assign]
     with pytest.raises(Killed):
-        prepare(corpus[0], tmp_path / "killed" / "x.jsonl")
+        prepare(folder, tmp_path / "killed" / "x.jsonl")
     assert not (tmp_path / "killed" / "x.jsonl").exists()
-    num_finished = len(list((tmp_path / "killed").rglob("clips.json")))
     knowing.words, knowing.num_heard = words, 0  # type: ignore[method-assign]
-    assert prepare(corpus[0], tmp_path / "killed" / "x.jsonl") == 0
-    assert knowing.num_heard <= total - num_finished
+    assert prepare(folder, tmp_path / "killed" / "x.jsonl") == 0
+    assert knowing.num_heard == total - at, "nothing is heard again, and nothing is left out"
     rows = [lines(tmp_path / name / "x.jsonl") for name in ("whole", "killed")]
     for row in (*rows[0], *rows[1]):
         row["audios"] = [os.path.relpath(row["audios"][0], tmp_path).split("/", 1)[1]]
