@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,21 @@ def test_unfit_files_say_why(tmp_path: Path) -> None:
     for name, reason in (("text.mp4", "is not readable"), ("mute.mp4", "has no sound track")):
         with pytest.raises(audio.AudioError, match=reason):
             Track(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.m4a", "a.aac"])
+def test_any_damage_is_said_in_one_line(name: str, tmp_path: Path) -> None:
+    """A stream whose header was hit once stated a rate of 0, and was divided by."""
+    encode(tmp_path / name, "aac", tone(1, 48_000))
+    good, chance = (tmp_path / name).read_bytes(), random.Random(1)
+    for _ in range(60):
+        damaged = bytearray(good)
+        for _ in range(chance.choice([1, 3, 20, 200])):
+            damaged[chance.randrange(len(good))] = chance.randrange(256)
+        damaged[chance.randrange(60)] = chance.randrange(256)
+        (tmp_path / name).write_bytes(damaged)
+        with suppress(audio.AudioError):
+            read(tmp_path / name)
 
 
 def test_without_pyav_one_line_says_what_to_install(

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ def recordings_of(
                 path = folder / name
                 keep_inside(path, input_dir, root)
                 id_ = path_id(path, input_dir)
-                if is_utf8(f"{id_}{path.resolve()}"):
+                if is_utf8(f"{id_}{os.path.realpath(path)}"):
                     found.append(Recording(id_, path, speaker))
                 else:
                     found.append(Rejected(str(path), id_, "name is not UTF-8", str(path)))
@@ -240,8 +241,12 @@ class Slicer:
         return clips
 
     def _key(self, recording: Recording) -> str:
-        """Of everything that the clips depend on."""
-        status = recording.path.stat()
+        """Of everything that the clips depend on. Raises `AudioError` for a link to nowhere."""
+        try:
+            status = recording.path.stat()
+        except OSError as error:
+            reason = f"may not be read ({error.strerror})"
+            raise AudioError(recording.path, reason, "mend the link or delete it") from None
         parts = [recording.id, status.st_size, status.st_mtime_ns, repr(self._slicing)]
         script = script_beside(recording.path)
         if script is not None:

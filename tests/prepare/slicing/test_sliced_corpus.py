@@ -21,8 +21,10 @@ from plugins.audio import waveforms as audio
 from plugins.hearing import recogniser
 from plugins.prepare.cli import main
 from plugins.prepare.slicing import hearing
+from plugins.prepare.slicing.hearing import Heard, Word
 
 pytest.importorskip("faster_whisper")
+SOME_WORDS = [Word(f" word{i}", 0.5 * i, 0.5 * i + 0.4, 0.9) for i in range(50)]
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +228,10 @@ def test_unfit_recordings_are_rejected_and_take_no_other_along(
     whole = (folder / "bob" / "one.wav").read_bytes()
     (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
     sf.write(folder / "silent.wav", np.zeros(RATE_HZ), RATE_HZ)
+    sf.write(folder / "none.wav", np.zeros(0), RATE_HZ)
+    (folder / "link.wav").symlink_to("nowhere.wav")
+    (folder / "loop.wav").symlink_to("loop.wav")
+    os.mkfifo(folder / "pipe.wav")
     (folder / "notes.txt").write_text("of the studio")
     os.rename(os.fsencode(folder / "ann" / "two.wav"), os.fsencode(folder) + b"/\xff.wav")
     assert prepare(folder, tmp_path / "x.jsonl") == 0
@@ -233,9 +239,39 @@ def test_unfit_recordings_are_rejected_and_take_no_other_along(
     assert reasons.pop("empty.wav").startswith("is empty")
     assert reasons.pop("cut.wav").startswith("is truncated")
     assert reasons.pop("text.m4a") == "is not readable audio"
-    assert reasons.pop("silent.wav") == "no speech found"
+    assert reasons.pop("silent.wav") == reasons.pop("none.wav") == "no speech found"
+    assert reasons.pop("link.wav") == "may not be read (No such file or directory)"
+    assert reasons.pop("loop.wav").startswith("may not be read (")
+    assert reasons.pop("pipe.wav") == "is not a regular file"
     assert reasons.pop("\\udcff.wav") == "name is not UTF-8"
     assert not reasons
+
+
+def test_any_name_and_rate_has_clips_of_its_own(
+    corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also two recordings with one stem, and at the codec's rate or below it."""
+    import soxr
+
+    folder, _ = corpus
+    samples, _ = sf.read(folder / "ann" / "one.wav", dtype="float32")
+    names = ["a/talk.flac", "b/talk.flac", "b/talk.wav", "früh 早上.wav", "fru\u0308h.wav"]
+    rates_hz = [8_000, 22_050, 44_100, 96_000, 24_000]
+    for name, rate_hz in zip(names, rates_hz, strict=True):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        other = soxr.resample(samples, RATE_HZ, rate_hz)
+        sf.write(tmp_path / "in" / name, np.stack([other, other], axis=1), rate_hz)
+    recogniser = KnowingRecogniser()
+    monkeypatch.setattr(recogniser, "words", lambda _: Heard(SOME_WORDS, "en"))
+    monkeypatch.setattr(hearing, "listener", recogniser.listener)
+    assert prepare(tmp_path / "in", tmp_path / "x.jsonl", "--min_sample_rate_hz", "8000") == 0
+    clips = lines(tmp_path / "x_clips" / "clips.jsonl")
+    assert {clip["id"].rpartition("-")[0] for clip in clips} == set(names)
+    rows = lines(tmp_path / "x.jsonl")
+    rates = {row["id"].rpartition("-")[0]: audio.probe(row["audios"][0]) for row in rows}
+    found = {name: (info.sample_rate_hz, info.num_channels) for name, info in rates.items()}
+    assert found == {n: (min(hz, 24_000), 1) for n, hz in zip(names, rates_hz, strict=True)}
+    assert len({row["audios"][0] for row in rows}) == len(rows)
 
 
 def test_clips_beside_the_recordings_are_no_recordings(
