@@ -87,6 +87,11 @@ def model_folder(asr: str) -> Path:
     return folder
 
 
+def identity_of(folder: Path) -> str:
+    """What tells the recogniser with the model in `folder` from others."""
+    return f"faster-whisper {version('faster-whisper')}, {fingerprint(folder)}"
+
+
 class Recogniser:
     """The model in `folder`, loaded. May be used by `num_workers` threads at a time, which share
     its weights.
@@ -139,7 +144,7 @@ class Recogniser:
 
     def identity(self) -> str:
         """What it hears depends on this, besides the clip and its language."""
-        return f"faster-whisper {version('faster-whisper')}, {fingerprint(self._folder)}"
+        return identity_of(self._folder)
 
     def hear(
         self, samples: np.ndarray, language: str | None = None, *, beam_size: int | None = None

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from plugins.errors import problem
-from plugins.files.fingerprint import fingerprint
 from plugins.hearing.recogniser import (
     Recogniser,
+    identity_of,
     iso_code,
     known_code,
     model_folder,
@@ -127,5 +126,4 @@ def listener(*, asr: str | None, language: str | None, beam: int, device: str) -
         heard.is_told = asr is None or language is not None
         return heard
 
-    parts = (f"faster-whisper {version('faster-whisper')}", fingerprint(folder), f"beam {beam}")
-    return WordListener(code, ", ".join(parts), load)
+    return WordListener(code, f"{identity_of(folder)}, beam {beam}", load)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -35,22 +34,22 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def at(self, position_s: float) -> None:
         """The present recording has been heard up to there."""
+        # Beyond what the headers say, tqdm would forget the total that the line shows.
+        position_s = min(position_s, self._durations_s[0])
         self._bar.update(self._begin_s + position_s - self._bar.n)
 
     def next(self, *, kept: bool = False) -> None:
         """The present recording is done. kept: by an earlier run."""
-        duration_s = self._durations_s.pop(0)
+        duration_s = self._durations_s[0]
         if kept and not self._bar.disable:
             self._bar.initial += duration_s
         self.at(duration_s)
-        self._begin_s += duration_s
+        self._begin_s += self._durations_s.pop(0)
 
 
 def _duration_s(recording: Path) -> float:

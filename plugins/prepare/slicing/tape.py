@@ -148,18 +148,22 @@ class Tape:
         return (half + int(np.argmin(levels[half:])) + 0.5) * frame / HEARING_HZ, True
 
     def _fill(self, seconds: float) -> None:
-        while not self._is_whole and len(self._probabilities) * _WINDOW < seconds * HEARING_HZ:
+        heard, sound = [self._heard], [self._sound]
+        missing = seconds * HEARING_HZ + _WINDOW - len(self._heard)
+        while not self._is_whole and missing > 0:
             pieces = next(self._blocks, None)
             if pieces is None:
                 # Silence fills the last window.
-                heard, sound = np.zeros(_WINDOW, np.float32), np.zeros(0, np.float32)
+                pieces = np.zeros(_WINDOW, np.float32), np.zeros(0, np.float32)
                 self._is_whole = True
-            else:
-                heard, sound = pieces
-            self._heard = np.concatenate([self._heard, heard])
-            self._sound = np.concatenate([self._sound, sound])
-            found = self._detect(heard)
+            heard.append(pieces[0])
+            sound.append(pieces[1])
+            missing -= len(pieces[0])
+        # At once: the frames of films are short, and what is held is half a minute.
+        if len(heard) > 1:
+            found = self._detect(np.concatenate(heard[1:]))
             self._probabilities = np.concatenate([self._probabilities, found])
+            self._heard, self._sound = np.concatenate(heard), np.concatenate(sound)
 
     def _drop(self, num_windows: int) -> None:
         """The first windows, of both rates: their starts stay together to the sample."""

@@ -38,6 +38,8 @@ def test_seconds_of_all_recordings_are_counted(
         progress.next()
         progress.next()  # nothing of it can be read
         progress.at(30.0)
+        progress.at(1000.0)  # the header is wrong
+        progress._bar.refresh()
         progress.next()
     shown = terminal.getvalue()
     assert "voices:   0%|" in shown
