@@ -94,7 +94,7 @@ def test_a_language_goes_by_its_code(said: str, code: str, monkeypatch: pytest.M
     """A name that no recogniser has would make every clip one of another language."""
     monkeypatch.setattr(hearing, "require_packages", lambda option, shipped: None)
     monkeypatch.setattr(hearing, "model_folder", Path)
-    monkeypatch.setattr(hearing, "fingerprint", str)
+    monkeypatch.setattr(hearing, "identity_of", str)
     listener = hearing.listener(asr="large", language=said, beam=5, device="cpu")
     assert listener.language == code
 
