@@ -56,7 +56,7 @@ def local_folder(path: str, *, option: str = "model") -> str:
         else:
             kind = type(error).__name__
             reason = f"is neither a folder nor a Hub id that can be downloaded ({kind})"
-            remedy = f"give the folder of a {option}"
+            remedy = "give its folder, or check the id and the connection"
         raise problem(
             source="options", field=option, value=path, reason=reason, remedy=remedy
         ) from error

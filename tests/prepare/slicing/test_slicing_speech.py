@@ -4,8 +4,11 @@ with pauses of 0.3 to 2 s; and the memory that a recording of two hours takes.""
 from __future__ import annotations
 
 import json
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,6 +135,42 @@ def test_as_few_errors_as_in_the_uncut_recording(prepared: Prepared) -> None:
         rates.append(num_errors / num_words)
     print(f"WER uncut {rates[0]:.4f}, in clips {rates[1]:.4f}")
     assert rates[1] <= rates[0] + 0.01
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """Each time after something new was heard, and anywhere before the next: no stretch is lost,
+    none is heard twice."""
+    recording = tmp_path / "in" / "talk.wav"
+    join(recording, prompts(70))
+    words = ["--dataset_type", "recordings", "--input_dir", str(recording.parent), "--beam", "1"]
+    command = [sys.executable, "prepare_dataset.py", *words, "--workers", "1", "--output_file"]
+    subprocess.run([*command, tmp_path / "whole" / "x.jsonl"], cwd=ROOT, check=True)
+    chance, killed = random.Random(0), tmp_path / "killed"
+    journal = killed / ".x.jsonl.journal"
+    for _ in range(3):
+        num_known = num_lines(journal)
+        with subprocess.Popen([*command, killed / "x.jsonl"], cwd=ROOT) as process:
+            while process.poll() is None and num_lines(journal) == num_known:
+                time.sleep(0.02)
+            time.sleep(0.3 * chance.random())
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run([*command, killed / "x.jsonl"], cwd=ROOT, check=True)
+    assert content(killed) == content(tmp_path / "whole")
+
+
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Of all files below; paths in them as if they lay at its place."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            text = path.read_bytes().replace(bytes(folder), b"")
+            found[str(path.relative_to(folder))] = text
+    return found
 
 
 def test_two_hours_take_little_memory(prepared: Prepared, tmp_path: Path) -> None:
