@@ -87,26 +87,45 @@ class Track:
     def _decoded(self) -> Iterator[np.ndarray]:
         import av
 
-        resampler, num_decoded = None, 0
+        num_decoded = 0
         try:
-            for frame in self._container.decode(audio=0):
-                if resampler is None:
-                    # To floats only. A stream may change its rate on the way, its track does not.
-                    layout, rate = frame.layout.name, self.sample_rate_hz
-                    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
-                for converted in resampler.resample(frame):
-                    block = mono(np.ascontiguousarray(converted.to_ndarray().T))
-                    num_decoded += len(block)
-                    yield self._finite(block)
+            for frame in self._floats():
+                block = mono(np.ascontiguousarray(frame.to_ndarray().T))
+                num_decoded += len(block)
+                yield self._finite(block)
         except av.FFmpegError:
             reason = f"is cut off or damaged (after {num_decoded / self.sample_rate_hz:.0f} s)"
             raise AudioError(self._path, reason, "fetch or export it again") from None
+
+    def _floats(self) -> Iterator[Any]:
+        """Frames of floats at the track's rate, whatever rate the stream changes to on its way."""
+        import av
+
+        resampler: Any = None
+        form = None
+        for frame in self._container.decode(audio=0):
+            found = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if found != form:
+                yield from _rest_of(resampler)
+                # One of PyAV lets all frames pass once the first needs no change.
+                layout = frame.layout.name
+                resampler = av.AudioResampler("fltp", layout=layout, rate=self.sample_rate_hz)
+                form = found
+            yield from resampler.resample(frame)
+        yield from _rest_of(resampler)
 
     def _finite(self, block: np.ndarray) -> np.ndarray:
         if not np.isfinite(block).all():
             reason = "holds NaN or infinite samples"
             raise AudioError(self._path, reason, "export the file again")
         return block
+
+
+def _rest_of(resampler: Any) -> list[Any]:
+    """The frames that one of PyAV still holds; None holds none."""
+    if resampler is None:
+        return []
+    return [frame for frame in resampler.resample(None) if frame is not None]
 
 
 class Resampler:

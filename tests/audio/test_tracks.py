@@ -40,20 +40,22 @@ def tone(seconds: float = 3.0, rate_hz: int = RATE_HZ) -> np.ndarray:
     )
 
 
-def encode(path: Path, codec: str, samples: np.ndarray, *, film: bool = False) -> None:
-    """`samples` (N,) in both channels, at 48 kHz."""
+def encode(
+    path: Path, codec: str, samples: np.ndarray, *, film: bool = False, rate_hz: int = 48_000
+) -> None:
+    """`samples` (N,) in both channels, at `rate_hz`."""
     with av.open(str(path), "w", format="adts" if path.suffix == ".aac" else None) as container:
         if film:
             picture = av.VideoFrame(32, 32, "yuv420p")
             picture.pts = 0
             video = container.add_stream("mpeg4", rate=10)
             video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
-        stream = container.add_stream(codec, rate=48_000, layout="stereo")
+        stream = container.add_stream(codec, rate=rate_hz, layout="stereo")
         frame = av.AudioFrame.from_ndarray(
             np.ascontiguousarray(np.stack([samples, samples])), format="fltp", layout="stereo"
         )
-        frame.sample_rate, frame.pts = 48_000, 0
-        resampler = av.AudioResampler(stream.format, "stereo", 48_000, stream.frame_size or 1024)
+        frame.sample_rate, frame.pts = rate_hz, 0
+        resampler = av.AudioResampler(stream.format, "stereo", rate_hz, stream.frame_size or 1024)
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
             for packet in stream.encode(piece):
                 container.mux(packet)
@@ -171,3 +173,17 @@ def test_pieces_are_resampled_as_the_whole(size: int) -> None:
     pieces.append(resampler(samples[:0], last=True))
     whole = Resampler(RATE_HZ, 16_000)(samples, last=True)
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+@pytest.mark.parametrize("second_hz", [44_100, 22_050])
+def test_a_stream_that_changes_its_rate_keeps_its_pitch(tmp_path: Path, second_hz: int) -> None:
+    """Two files that were joined: the second was read at the first one's rate, too fast or slow."""
+    joined = b""
+    for rate_hz in (48_000, second_hz):
+        encode(tmp_path / "part.aac", "aac", tone(rate_hz=rate_hz), rate_hz=rate_hz)
+        joined += (tmp_path / "part.aac").read_bytes()
+    (tmp_path / "joined.aac").write_bytes(joined)
+    samples, rate_hz = read(tmp_path / "joined.aac")
+    assert len(samples) / rate_hz == pytest.approx(6.0, abs=0.3)
+    second = samples[4 * rate_hz : 5 * rate_hz]
+    assert np.argmax(np.abs(np.fft.rfft(second))) == pytest.approx(440, abs=2)  # one bin per Hz
