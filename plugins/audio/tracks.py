@@ -1,8 +1,8 @@
 """Recordings of any length and format -> their sound in a stream, at constant memory.
 
-In: a path. Out: blocks (n,) float32, channels averaged, at the file's own rate. What libsndfile
-reads is read by it (`plugins.audio.waveforms`); anything else, and the sound of films, by PyAV,
-which brings ffmpeg's libraries along. PyAV is part of the extra ``[evaluate]``."""
+In: a path. Out: blocks (n,) float32, channels averaged, or (n, channels), at the file's own rate.
+What libsndfile reads is read by it (`plugins.audio.waveforms`); anything else, and the sound of
+films, by PyAV, which brings ffmpeg's libraries along. PyAV is part of the extra ``[evaluate]``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Track:
     Raises `AudioError` if there is none, and for one of a format that needs PyAV without it."""
 
     sample_rate_hz: int
+    num_channels: int
     duration_s: float | None  # as the header says; None: it does not
 
     def __init__(self, path: Path) -> None:
@@ -45,6 +46,7 @@ class Track:
         else:
             info = self._source.info
             self.sample_rate_hz, self.duration_s = info.sample_rate_hz, info.duration_s
+            self.num_channels = info.num_channels
 
     def __enter__(self) -> Track:
         return self
@@ -56,11 +58,18 @@ class Track:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """(n,) float32, to be asked for once. Raises `AudioError` for a damaged or cut off file."""
-        if self._source is None:
-            yield from self._decoded()
-            return
-        for block in self._source.blocks():
-            yield mono(to_float(block))
+        return map(mono, self._read())
+
+    def channels(self) -> Iterator[np.ndarray]:
+        """(n, channels) float32, instead of `blocks`."""
+        for block in self._read():
+            if block.shape[1] != self.num_channels:
+                reason = "changes the number of its channels on the way"
+                raise AudioError(self._path, reason, "export it again")
+            yield block
+
+    def _read(self) -> Iterator[np.ndarray]:
+        return self._decoded() if self._source is None else map(to_float, self._source.blocks())
 
     def _open_with_av(self, refusal: AudioError) -> None:
         try:
@@ -81,6 +90,7 @@ class Track:
             self._container.close()
             raise AudioError(self._path, "states no sample rate", "export it again")
         self.sample_rate_hz, self.duration_s = int(stream.rate), None
+        self.num_channels = stream.codec_context.layout.nb_channels
         if self._container.duration:
             self.duration_s = self._container.duration / av.time_base
 
@@ -90,7 +100,7 @@ class Track:
         num_decoded = 0
         try:
             for frame in self._floats():
-                block = mono(np.ascontiguousarray(frame.to_ndarray().T))
+                block = np.ascontiguousarray(frame.to_ndarray().T)
                 num_decoded += len(block)
                 yield self._finite(block)
         except av.FFmpegError:
@@ -129,12 +139,15 @@ def _rest_of(resampler: Any) -> list[Any]:
 
 
 class Resampler:
-    """Pieces (n,) at one rate -> pieces at another, as soxr's HQ makes them of the whole."""
+    """Pieces (n,), or (n, num_channels), at one rate -> pieces at another, as soxr's HQ makes them
+    of the whole."""
 
-    def __init__(self, from_hz: int, to_hz: int) -> None:
+    def __init__(self, from_hz: int, to_hz: int, num_channels: int = 1) -> None:
         self._stream = None
         if from_hz != to_hz:
-            self._stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
+            self._stream = soxr.ResampleStream(
+                from_hz, to_hz, num_channels, dtype="float32", quality="HQ"
+            )
 
     def __call__(self, samples: np.ndarray, *, last: bool = False) -> np.ndarray:
         if self._stream is None:

@@ -32,6 +32,8 @@ class Utterance:
     turns: tuple[Utterance, ...] = ()
     # If its reader has listened.
     transcription: Transcription | None = None
+    # Of a part of a recording.
+    moment: Moment | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", _printable(self.place))
@@ -55,6 +57,16 @@ class Transcription:
     heard: str
     confidence: float  # in its words, from 0 to 1
     doubts: tuple[str, ...]  # why people should listen
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When something was said in a longer recording, in seconds from its beginning."""
+
+    recording: str
+    start_s: float
+    end_s: float
+    is_clear: bool  # who says it, and nobody else meanwhile
 
 
 @dataclass(frozen=True)

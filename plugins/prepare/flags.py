@@ -35,7 +35,9 @@ _NEEDED = {
 }
 # Limits of what only decoding every sample tells.
 _OF_SAMPLES = ("max_clipped_share", "max_silence_share", "silence_below_db", "max_dc_offset")
-_OF_RECORDINGS = ("diarize", *(field.name for field in dataclasses.fields(Slicing)))
+_OF_RECORDINGS = ("diarize", "dialogues", *(field.name for field in dataclasses.fields(Slicing)))
+_COPIES = ("speed_factors", "noise_snr_db")
+_SHORTEST_TURN_S = 1.0  # "Yes, I do."
 COLUMN_FLAGS = (
     "text_column",
     "audio_column",
@@ -65,6 +67,8 @@ def parse(argv: Sequence[str] | None, *, program: str = "prepare_dataset.py") ->
         parser.error("--reference_text_column needs --reference_audio_column")
     args.given = _given(parser, argv)
     _check_effects(parser, args)
+    if args.dialogues and "min_clip_s" not in args.given:
+        args.min_clip_s = _SHORTEST_TURN_S
     if args.references and kind == "ljspeech" and args.single_speaker is None:
         args.single_speaker = "LJ"  # one speaker read it all
     return args
@@ -86,6 +90,11 @@ def _check_effects(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error("--trim_below_db has no effect without --trim energy")
     if args.single_speaker is not None and args.diarize is not None:
         parser.error("--diarize has no effect with --single_speaker")
+    if args.single_speaker is not None and args.dialogues:
+        parser.error("--dialogues has no effect with --single_speaker")
+    for flag in _COPIES:
+        if args.dialogues and flag in args.given:
+            parser.error(f"--{flag} copies single clips, and --dialogues makes turns of them")
     if args.single_speaker is not None and args.speaker_column is not None:
         parser.error("--speaker_column has no effect with --single_speaker")
 

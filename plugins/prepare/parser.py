@@ -163,6 +163,12 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
         metavar="N|auto",
         help="tell N speakers apart by their voices (resemblyzer), or as many as there are",
     )
+    group.add_argument(
+        "--dialogues",
+        action="store_true",
+        help="make rows of several turns: of recordings with a channel for each of two speakers, or"
+        " of those that --diarize tells apart; shortest clip then 1 s unless --min_clip_s is given",
+    )
     _add_knobs(group, Slicing)
 
 

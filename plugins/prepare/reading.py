@@ -91,6 +91,7 @@ def _sliced(args: argparse.Namespace, journal: Path) -> Iterator[Utterance | Rej
         input_dir=Path(args.input_dir),
         root=args.audio_root,
         number=args.diarize,
+        dialogues=args.dialogues,
     )
     claim_audio_folder(
         clips_dir,

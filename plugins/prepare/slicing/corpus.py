@@ -12,47 +12,45 @@ is true, nothing is heard again. The recordings themselves are only read."""
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import soundfile as sf
-import xxhash
-
 from plugins import __version__
 from plugins.audio.tracks import Track
-from plugins.audio.waveforms import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, AudioError, to_pcm16
+from plugins.audio.waveforms import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, AudioError
 from plugins.corpora import Rejected, Utterance
 from plugins.corpora.utterance import (
+    Moment,
     Transcription,
-    collapse,
     folders_of,
     is_utf8,
     keep_inside,
     path_id,
 )
 from plugins.errors import problem
-from plugins.files.disk import replace_when_done, sync
+from plugins.files.disk import replace_when_done
 from plugins.prepare.clips import file_name
+from plugins.prepare.slicing.channels import MIXED, Voice, voices_of
 from plugins.prepare.slicing.diarising import Turn, diarised
 from plugins.prepare.slicing.hearing import WordListener
+from plugins.prepare.slicing.joining import joined
 from plugins.prepare.slicing.judging import NOT_UNDERSTOOD
 from plugins.prepare.slicing.memory import Memory
-from plugins.prepare.slicing.pieces import Piece, pieces
+from plugins.prepare.slicing.pieces import NOT_ALONE, Piece, pieces
 from plugins.prepare.slicing.progress import Progress
 from plugins.prepare.slicing.scripts import Written, read_script, script_beside, written_in
 from plugins.prepare.slicing.settings import Slicing
+from plugins.prepare.slicing.sliced import SlicedClip, kept, note, written
 
 logger = logging.getLogger(__name__)
-_NOTE, _LIST = "clips.json", "clips.jsonl"
+_LIST = "clips.jsonl"
 _AGREES, _DISAGREES = 0.85, 0.6  # a script with what is heard, in letters
 
 
@@ -63,27 +61,6 @@ class Recording:
     id: str  # its path below the corpus
     path: Path
     speaker: str | None
-
-
-@dataclass(frozen=True)
-class SlicedClip:
-    """One clip of a recording, as `clips.json` has it."""
-
-    id: str
-    file: str  # beside that file
-    num_bytes: int
-    bytes_hash: str
-    start_s: float  # in the recording
-    end_s: float
-    text: str
-    heard: str  # the text, but where a script has it otherwise
-    speaker: str | None  # as it is told apart; None: it is not asked for
-    language: str | None
-    confidence: float
-    agreement: float | None  # of a script with what is heard; None: there is none
-    snr_db: float
-    doubts: tuple[str, ...]
-    fault: str  # why it is no utterance; may be empty
 
 
 def recordings_of(
@@ -122,7 +99,8 @@ class Slicer:
 
     A text or subtitles beside a recording give the clips their words. journal: of the run.
     input_dir, root: out of which no text is read. number: of the speakers that are told apart; 0:
-    as many as there are; None: they are not told apart."""
+    as many as there are; None: they are not told apart. dialogues: a clip is a turn of one; where
+    speakers are not told apart, each has a channel."""
 
     def __init__(
         self,
@@ -134,9 +112,11 @@ class Slicer:
         input_dir: Path,
         root: Path | None,
         number: int | None = None,
+        dialogues: bool = False,
     ) -> None:
         self._clips_dir, self._slicing, self._listener = clips_dir, slicing, listener
         self._input_dir, self._root, self._number = input_dir, root, number
+        self._dialogues = dialogues
         self._turns: dict[str, list[Turn]] = {}
         self._memory = Memory(listener, journal)
 
@@ -214,12 +194,13 @@ class Slicer:
                 clip.speaker or recording.speaker,
                 clip.language,
                 transcription=Transcription(clip.heard, clip.confidence, clip.doubts),
+                moment=Moment(recording.id, *clip.said, is_clear=_is_clear(clip)),
             )
 
     def _clips(self, recording: Recording, progress: Progress) -> list[SlicedClip]:
         folder = self.folder_of(recording)
         key = self._key(recording)
-        clips = _kept(folder, key)
+        clips = kept(folder, key)
         if clips is not None:
             progress.next(kept=True)
             return clips
@@ -228,7 +209,7 @@ class Slicer:
         try:
             folder.mkdir(parents=True)
             clips = self._sliced(recording, folder, progress)
-            _note(folder, key, clips)
+            note(folder, key, clips)
         except OSError as error:
             raise problem(
                 source="recordings",
@@ -254,28 +235,51 @@ class Slicer:
             parts += [script.name, status.st_size, status.st_mtime_ns]
         for turn in self._turns.get(recording.id, ()):
             parts += [round(turn.start_s, 2), turn.speaker]
+        parts += ["dialogues"] * self._dialogues
         parts += [self._listener.identity, self._listener.language, __version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _sliced(self, recording: Recording, folder: Path, progress: Progress) -> list[SlicedClip]:
         script = self._script(recording)
-        clips: list[SlicedClip] = []
-        words: list[list[str]] = []
-        with Track(recording.path) as track:
-            language = self._listener.language
-            turns = self._turns.get(recording.id, ())
-            heard = pieces(track, self._memory.hear, self._slicing, language=language, turns=turns)
-            for found, position_s in heard:
-                for piece in found:
-                    number = len(clips) + 1
-                    file = f"{number:04}.flac"
-                    clips.append(_clip(f"{recording.id}-{number:04}", folder / file, piece))
-                    words.append([word.text for word in piece.words])
-                progress.at(position_s)
+        clips: list[tuple[SlicedClip, list[str]]] = []
+        voices = self._voices(recording)
+        for lap, voice in enumerate(voices):
+            begin = len(clips)
+            for piece, position_s in self._pieces(recording, voice):
+                if piece is not None:
+                    name = f"{voice.name}{len(clips) - begin + 1:04}"
+                    clip = written(f"{recording.id}-{name}", folder / f"{name}.flac", piece)
+                    clips.append((clip, [word.text for word in piece.words]))
+                progress.at(position_s, lap=lap, laps=len(voices))
+        clips.sort(key=lambda pair: pair[0].start_s)
         if script is None:
-            return clips
-        texts = written_in(script, words)
-        return [_as_written(clip, text) for clip, text in zip(clips, texts, strict=True)]
+            return [clip for clip, _ in clips]
+        texts = written_in(script, [words for _, words in clips])
+        return [_as_written(clip, text) for (clip, _), text in zip(clips, texts, strict=True)]
+
+    def _voices(self, recording: Recording) -> list[Voice]:
+        if self._dialogues and self._number is None:
+            return voices_of(recording.path, recording.id)
+        return [MIXED]
+
+    def _pieces(self, recording: Recording, voice: Voice) -> Iterator[tuple[Piece | None, float]]:
+        """Those of one voice, each with how far the recording has been heard; None: there is none
+        up to there."""
+        language, turns = self._listener.language, self._turns.get(recording.id, ())
+        with Track(recording.path) as track:
+            batches = pieces(
+                track,
+                self._memory.hear,
+                self._slicing,
+                language=language,
+                turns=turns,
+                voice=voice,
+            )
+            if self._dialogues:
+                batches = joined(batches, self._slicing, voice.others)
+            for found, position_s in batches:
+                for piece in found or [None]:
+                    yield piece, position_s
 
     def _script(self, recording: Recording) -> list[str] | None:
         """The words written beside it; None if there is no such file."""
@@ -291,32 +295,8 @@ class Slicer:
         return words
 
 
-def _clip(id_: str, path: Path, piece: Piece) -> SlicedClip:
-    """`piece`, once its sound has been written to `path`."""
-    buffer = io.BytesIO()
-    sf.write(buffer, to_pcm16(piece.sound), piece.sound_hz, format="FLAC", subtype="PCM_16")
-    content = buffer.getvalue()
-    # Only with clips.json, synced below, are they anybody's.
-    path.write_bytes(content)
-    judgement = piece.judgement
-    heard = collapse("".join(word.text for word in piece.words))
-    return SlicedClip(
-        id_,
-        path.name,
-        len(content),
-        _hash(content),
-        round(piece.start_s, 3),
-        round(piece.end_s, 3),
-        heard,
-        heard,
-        piece.speaker,
-        piece.language,
-        judgement.confidence,
-        None,
-        judgement.snr_db,
-        judgement.doubts,
-        judgement.fault,
-    )
+def _is_clear(clip: SlicedClip) -> bool:
+    return not any(doubt in clip.doubts for doubt in NOT_ALONE)
 
 
 def _as_written(clip: SlicedClip, written: Written) -> SlicedClip:
@@ -335,32 +315,3 @@ def _as_written(clip: SlicedClip, written: Written) -> SlicedClip:
         fault=fault,
         doubts=doubts,
     )
-
-
-def _note(folder: Path, key: str, clips: Sequence[SlicedClip]) -> None:
-    for clip in clips:
-        sync(folder / clip.file)
-    with replace_when_done(folder / _NOTE) as temporary:
-        content = {"key": key, "clips": list(map(asdict, clips))}
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-def _kept(folder: Path, key: str) -> list[SlicedClip] | None:
-    """The clips in `folder` if they are whole and were made under `key`."""
-    # Another release may have written anything; its keys are others too.
-    with suppress(OSError, LookupError, TypeError, ValueError, RecursionError):
-        note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
-        if note["key"] != key:
-            return None
-        clips = []
-        for values in note["clips"]:
-            clip = SlicedClip(**values | {"doubts": tuple(values["doubts"])})
-            if _hash((folder / clip.file).read_bytes()) != clip.bytes_hash:
-                return None
-            clips.append(clip)
-        return clips
-    return None
-
-
-def _hash(content: bytes) -> str:
-    return xxhash.xxh3_128_hexdigest(content)

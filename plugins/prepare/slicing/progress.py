@@ -37,10 +37,11 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def at(self, position_s: float) -> None:
-        """The present recording has been heard up to there."""
+    def at(self, position_s: float, *, lap: int = 0, laps: int = 1) -> None:
+        """The present recording has been heard up to there, in one of several passes."""
         # Beyond what the headers say, tqdm would forget the total that the line shows.
         position_s = min(position_s, self._durations_s[0])
+        position_s = (lap * self._durations_s[0] + position_s) / laps
         self._bar.update(self._begin_s + position_s - self._bar.n)
 
     def next(self, *, kept: bool = False) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from plugins.audio.tracks import Resampler, Track
 from plugins.audio.waveforms import SAMPLE_RATE_HZ
+from plugins.prepare.slicing.crosstalk import Channel, Crosstalk
 
 HEARING_HZ = 16_000  # of silero-vad and Whisper
 MAX_STRETCH_S = 29.0  # Whisper hears 30 s at once
@@ -77,12 +78,14 @@ class SpeechDetector:
 
 
 class Tape:
-    """The stretches of a `Track`, one after the other."""
+    """The stretches of a `Track`, one after the other.
 
-    def __init__(self, track: Track) -> None:
+    channel: only of that one, heard without the voice in the other."""
+
+    def __init__(self, track: Track, channel: Channel | None = None) -> None:
         # A rate below that of the codec stays: it tells what the recording is worth.
         self.sound_hz = min(track.sample_rate_hz, SAMPLE_RATE_HZ)
-        self._blocks = self._read(track)
+        self._blocks = self._read(track, channel)
         self._detect = SpeechDetector()
         self._start = 0  # of the buffers below, in windows from the beginning
         self._heard = np.zeros(0, np.float32)
@@ -177,15 +180,34 @@ class Tape:
         self._heard = self._heard[num_windows * _WINDOW :].copy()
         self._sound = self._sound[after - before :].copy()
 
-    def _read(self, track: Track) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _read(
+        self, track: Track, channel: Channel | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same sound at both rates, in pieces that need not end at the same time."""
-        to_sound = Resampler(track.sample_rate_hz, self.sound_hz)
         to_heard = Resampler(self.sound_hz, HEARING_HZ)
+        read = self._mixed(track) if channel is None else self._apart(track, channel)
+        for own, sound in read:
+            yield to_heard(own), sound
+        nothing = np.zeros(0, np.float32)
+        yield to_heard(nothing, last=True), nothing
+
+    def _mixed(self, track: Track) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        to_sound = Resampler(track.sample_rate_hz, self.sound_hz)
         for block in track.blocks():
             sound = to_sound(block)
-            yield to_heard(sound), sound
+            yield sound, sound
         sound = to_sound(np.zeros(0, np.float32), last=True)
-        yield to_heard(sound, last=True), sound
+        yield sound, sound
+
+    def _apart(self, track: Track, channel: Channel) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A channel without the other one's voice, and as it is."""
+        to_sound = Resampler(track.sample_rate_hz, self.sound_hz, num_channels=2)
+        without_crosstalk = Crosstalk(channel, self.sound_hz)
+        for block in track.channels():
+            both = to_sound(block)
+            yield without_crosstalk(both), both[:, channel.index]
+        both = to_sound(np.zeros((0, 2), np.float32), last=True)
+        yield without_crosstalk(both, last=True), both[:, channel.index]
 
 
 def spans(probabilities: np.ndarray) -> list[Span]:
