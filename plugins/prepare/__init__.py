@@ -10,6 +10,7 @@ quality.py        the rules of that; processing.py: resampled, trimmed, levelled
 run.py            in parallel and restartable; ray_executor.py: over a cluster
 listening.py      what is heard in each clip; transcripts.py: whether that is what is written
 rows.py           clips -> rows, split, files
+dialogues.py      clips -> dialogues
 references.py     references that rows bring along; pairing.py, similarity.py: new ones
 encode.py         clips -> codes in the cache (needs torch)
 report.py         what was kept and rejected; page.py: the same to be listened to

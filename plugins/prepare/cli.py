@@ -19,6 +19,7 @@ from plugins.errors import UserError, problem
 from plugins.files.installation import explained, require_device
 from plugins.prepare.checking import check_corpus
 from plugins.prepare.clips import Level, Work
+from plugins.prepare.dialogues import Dialogues, dialogues_of
 from plugins.prepare.flags import from_flags, limits_of, needs_headers, parse
 from plugins.prepare.listening import Listener
 from plugins.prepare.outputs import (
@@ -30,7 +31,7 @@ from plugins.prepare.outputs import (
     written_by,
 )
 from plugins.prepare.page import clips_to_show, page
-from plugins.prepare.pairing import add_references
+from plugins.prepare.pairing import add_references, add_voices
 from plugins.prepare.processing import Processing, check_installed
 from plugins.prepare.reading import entries_of
 from plugins.prepare.references import within_sides
@@ -92,18 +93,34 @@ def _prepare(args: argparse.Namespace) -> int:
         if not clips:
             write_files(files)  # where the user looks for the reasons
             raise nothing_left(args.dataset_type, args.input_dir, rejected, output=output)
+        dialogues = dialogues_of(entries, clips) if args.dialogues else None
+        if dialogues is not None:
+            dialogues.require_any()
+            clips = dialogues.rows
         sides, num_crossing = _divided(args, clips)
+        if dialogues is not None:
+            sides = {name: add_voices(side, seed=args.seed) for name, side in sides.items()}
         if args.references:
             sides = _with_references(args, sides)
         if args.encode_codes:
             _encode(args, sides)
         if work.level != "none":
-            files |= _report_files(output, sides, rejected, entries, listener)
+            report = _report(sides, rejected, listener, dialogues)
+            files |= _report_files(output, report, rejected, entries, listener)
         # The training rows come last: where they are, all the others are.
         for name in reversed(sides):
             files[split_path(output, name)] = [clip.row for clip in sides[name]]
         write_files(files)
-    print(summary(output, sides, rejected, num_crossing=num_crossing, files=files))
+    print(
+        summary(
+            output,
+            sides,
+            rejected,
+            num_crossing=num_crossing,
+            files=files,
+            dialogues=dialogues and dialogues.totals(list(chain.from_iterable(sides.values()))),
+        )
+    )
     return _EXIT_REJECTED if args.strict and rejected else 0
 
 
@@ -224,7 +241,7 @@ def _divided(args: argparse.Namespace, clips: list[Clip]) -> tuple[Sides, int]:
     """The sides, and how many references were left out because they lay on another one."""
     if not args.split:
         return {"train": clips}, 0
-    if args.split_by_speaker and all(clip.speaker is None for clip in clips):
+    if args.split_by_speaker and not any(clip.speakers for clip in clips):
         raise problem(
             source="--split_by_speaker",
             field="speakers",
@@ -244,7 +261,7 @@ def _divided(args: argparse.Namespace, clips: list[Clip]) -> tuple[Sides, int]:
             what, flag, count = "recordings", "--split", len(clips)
             if args.split_by_speaker:
                 what, flag = "speakers", "--split_by_speaker"
-                count = len({clip.speaker for clip in clips})
+                count = len(set().union(*(clip.speakers for clip in clips)))
             raise problem(
                 source=flag,
                 field=what,
@@ -287,22 +304,36 @@ def _encode(args: argparse.Namespace, sides: Sides) -> None:
     )
 
 
+def _report(
+    sides: Sides,
+    rejected: list[Rejected],
+    listener: Listener | None,
+    dialogues: Dialogues | None,
+) -> dict[str, Any]:
+    accepted = []
+    for name, rows in sides.items():
+        for row in rows:
+            for clip in row.turns or (row,):
+                accepted.append(Accepted(clip.duration_s or 0.0, clip.speaker, name))
+    report = summarise(accepted, [entry.kind for entry in rejected])
+    if dialogues is not None:
+        report["dialogues"] = dialogues.totals(list(chain.from_iterable(sides.values())))
+    if listener is not None:
+        report["transcripts"] = heard_totals(listener.findings, listener.max_cer)
+    return report
+
+
 def _report_files(
     output: Path,
-    sides: Sides,
+    report: dict[str, Any],
     rejected: list[Rejected],
     entries: list[Utterance | Rejected],
     listener: Listener | None,
 ) -> dict[Path, Any]:
-    accepted = []
-    for name, clips in sides.items():
-        accepted += [Accepted(clip.duration_s or 0.0, clip.speaker, name) for clip in clips]
-    report = summarise(accepted, [entry.kind for entry in rejected])
     findings, errors = [], None
     if listener is not None:
         findings = listener.findings
         errors = [finding.cer for finding in findings]
-        report["transcripts"] = heard_totals(findings, listener.max_cer)
     html = page(
         report,
         clips_to_show(entries, rejected, findings),

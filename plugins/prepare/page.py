@@ -141,6 +141,11 @@ def page(
 def _lines(report: Mapping[str, Any], num_doubtful: int | None) -> Iterator[tuple[str, str]]:
     accepted = report["accepted"]
     yield "accepted", f"{accepted['clips']} clips, {accepted['hours']:.2f} h"
+    dialogues = report.get("dialogues")
+    if dialogues is not None:
+        yield "dialogues", f"{dialogues['rows']} rows, {dialogues['turns']} turns"
+        for reason, count in dialogues["single_rows"].items():
+            yield f"· one turn: {reason}", str(count)
     if num_doubtful is not None:
         yield "of them doubtful", str(num_doubtful)
     yield "rejected", str(report["rejected"]["clips"])

@@ -70,7 +70,8 @@ def within_sides(sides: Mapping[str, Sequence[Clip]]) -> tuple[dict[str, list[Cl
     """
     side_of: dict[str, str] = {}
     for name, clips in sides.items():
-        side_of |= dict.fromkeys([str(clip.audio) for clip in clips], name)
+        for clip in clips:
+            side_of |= dict.fromkeys(map(str, (clip.audio, *clip.others)), name)
     num_left_out = 0
     result: dict[str, list[Clip]] = {name: [] for name in sides}
     for name, clips in sides.items():

@@ -86,10 +86,27 @@ def table(report: Mapping[str, Any]) -> str:
         lines.append(f"speakers  {len(report['speakers'])}")
         for name, totals in _largest(report, _MAX_TABLE_SPEAKERS):
             lines.append(f"  {_short(name):<{_MAX_NAME}}  {_count(totals)}")
+    if "dialogues" in report:
+        lines += dialogue_lines(report["dialogues"])
     lines.append(f"rejected  {_plural(rejected['clips'], 'clip')}")
     for reason, count in rejected["reasons"].items():
         lines.append(f"  {count:>8}  {reason}")
     return "\n".join(lines)
+
+
+def dialogue_lines(dialogues: Mapping[str, Any]) -> list[str]:
+    """What a report says of dialogues, for people."""
+    lines = [
+        f"dialogues {_plural(dialogues['rows'], 'row')}, {_plural(dialogues['turns'], 'turn')}"
+    ]
+    for number, count in dialogues["speakers"].items():
+        lines.append(f"  {count:>8}  of {number} speakers")
+    if dialogues["without_references"]:
+        note = "without references: a speaker has no other clip of 3 s on its side"
+        lines.append(f"  {dialogues['without_references']:>8}  {note}")
+    for reason, count in dialogues["single_rows"].items():
+        lines.append(f"  {count:>8}  rows of one turn: {reason}")
+    return lines
 
 
 def require_plots() -> None:

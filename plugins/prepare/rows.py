@@ -31,6 +31,14 @@ class Clip:
     content: str | None = None  # equal for equal recordings; None: not looked at
     copy_of: str | None = None  # the id of the clip of which this is an augmented copy
     others: tuple[Path, ...] = ()  # of a dialogue: the recordings of its other turns
+    # Of a dialogue that was made of clips: these, whose speakers differ.
+    turns: tuple[Clip, ...] = ()
+
+    @property
+    def speakers(self) -> set[str]:
+        """Those that have a name."""
+        names = {clip.speaker for clip in self.turns or (self,)}
+        return {name for name in names if name is not None}
 
 
 def clips_of(utterance: Utterance, outcome: Outcome) -> list[Clip]:
@@ -129,6 +137,7 @@ def _groups(clips: Sequence[Clip], *, by_speaker: bool) -> dict[Path, str]:
     groups: dict[Path, str] = {}
     # Of the originals: a copy at another speed has a speaker of its own, but shares their side.
     speakers = {clip.id: clip.speaker for clip in clips}
+    ties: list[set[str]] = []
     for clip in clips:
         origin = clip.copy_of or clip.id
         group, speaker = origin, speakers[origin]
@@ -136,17 +145,30 @@ def _groups(clips: Sequence[Clip], *, by_speaker: bool) -> dict[Path, str]:
             group = speaker
         for audio in (clip.audio, *clip.others):
             groups[audio] = min(group, groups.get(audio, group))
-    _tie(groups, [(clip.audio, *clip.others) for clip in clips if clip.others])
-    return groups
+        if by_speaker and clip.turns:
+            ties.append({groups[clip.audio], *clip.speakers})
+    for clip in clips:
+        if clip.others:
+            ties.append({groups[audio] for audio in (clip.audio, *clip.others)})
+    names = _tied(ties)
+    return {audio: names.get(group, group) for audio, group in groups.items()}
 
 
-def _tie(groups: dict[Path, str], dialogues: list[tuple[Path, ...]]) -> None:
-    """Give all clips of a dialogue one of their groups, and so all dialogues that share a clip."""
-    while any(len({groups[audio] for audio in dialogue}) > 1 for dialogue in dialogues):
-        # Forth and back: of a long talk cut into dialogues each shares clips with the next one.
-        for dialogue in (*dialogues, *reversed(dialogues)):
-            smallest = min(groups[audio] for audio in dialogue)
-            groups |= dict.fromkeys(dialogue, smallest)
+def _tied(ties: Iterable[set[str]]) -> dict[str, str]:
+    """Group -> the smallest of all that hang together: those of a dialogue, and so those of all
+    dialogues that share a clip, or a speaker where the speakers decide."""
+    above: dict[str, str] = {}
+
+    def top(group: str) -> str:
+        while (higher := above.setdefault(group, group)) != group:
+            above[group] = above[higher]  # a shorter way for the next one
+            group = higher
+        return group
+
+    for tie in ties:
+        tops = set(map(top, tie))
+        above |= dict.fromkeys(tops, min(tops))
+    return {group: top(group) for group in list(above)}
 
 
 def _sides(groups: Iterable[str], ratios: Mapping[str, float], seed: int) -> dict[str, str]:

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from plugins.corpora import Rejected
 from plugins.errors import UserError, problem
 from plugins.prepare.outputs import rejected_path, split_path
 from plugins.prepare.pairing import MIN_REFERENCE_S
+from plugins.prepare.report import dialogue_lines
 from plugins.prepare.rows import Clip
 
 _ENOUGH = 10  # rows; fewer say more of themselves than of a model
@@ -35,17 +37,21 @@ def summary(
     *,
     num_crossing: int,
     files: Iterable[Path],
+    dialogues: Mapping[str, Any] | None = None,
 ) -> str:
     """Of a preparation that has written `files`, without a line end at its end.
 
-    num_crossing: references left out because they lay on another side of the split."""
+    num_crossing: references left out because they lay on another side of the split. dialogues: what
+    the report says of them, if they were asked for."""
     clips = list(chain.from_iterable(sides.values()))
-    speakers = {clip.speaker for clip in clips} - {None}
+    speakers = set().union(*(clip.speakers for clip in clips))
     lines = [
         f"rows      {_rows(sides)}",
         f"hours     {_hours(clips)}",
         f"speakers  {len(speakers) or 'not named'}",
     ]
+    if dialogues is not None:
+        lines += dialogue_lines(dialogues)
     lines.append(f"cloning   {num_references(clips)} rows with a reference")
     if num_crossing:
         lines.append(f"          {num_crossing} left out: they lay on another side of the split")

@@ -61,9 +61,8 @@ def overlap_s(spans: Sequence[Span], span: Span) -> float:
 def _loudness(path: Path) -> tuple[float, float]:
     with Track(path) as track:
         if track.num_channels != 2:
-            reason = (
-                f"has no channel for each of two speakers (but {track.num_channels}; {_REMEDY})"
-            )
+            found = f"but {track.num_channels}; {_REMEDY}"
+            reason = f"has no channel for each of two speakers ({found})"
             raise AudioError(path, reason, _REMEDY)
         size = frame_size(track.sample_rate_hz)
         products = np.zeros((2, 2))

@@ -263,8 +263,8 @@ class Slicer:
         return [MIXED]
 
     def _pieces(self, recording: Recording, voice: Voice) -> Iterator[tuple[Piece | None, float]]:
-        """Those of one voice, each with how far the recording has been heard; None: there is none
-        up to there."""
+        """Those of one voice, each with how far the recording has been heard; None: up to there
+        there are no more."""
         language, turns = self._listener.language, self._turns.get(recording.id, ())
         with Track(recording.path) as track:
             batches = pieces(
@@ -278,8 +278,9 @@ class Slicer:
             if self._dialogues:
                 batches = joined(batches, self._slicing, voice.others)
             for found, position_s in batches:
-                for piece in found or [None]:
+                for piece in found:
                     yield piece, position_s
+                yield None, position_s
 
     def _script(self, recording: Recording) -> list[str] | None:
         """The words written beside it; None if there is no such file."""
@@ -296,7 +297,7 @@ class Slicer:
 
 
 def _is_clear(clip: SlicedClip) -> bool:
-    return not any(doubt in clip.doubts for doubt in NOT_ALONE)
+    return clip.speaker is not None and not any(doubt in clip.doubts for doubt in NOT_ALONE)
 
 
 def _as_written(clip: SlicedClip, written: Written) -> SlicedClip:
