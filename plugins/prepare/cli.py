@@ -19,7 +19,7 @@ from plugins.errors import UserError, problem
 from plugins.files.installation import explained, require_device
 from plugins.prepare.checking import check_corpus
 from plugins.prepare.clips import Level, Work
-from plugins.prepare.dialogues import Dialogues, dialogues_of
+from plugins.prepare.dialogues import dialogues_of
 from plugins.prepare.flags import from_flags, limits_of, needs_headers, parse
 from plugins.prepare.listening import Listener
 from plugins.prepare.outputs import (
@@ -104,8 +104,11 @@ def _prepare(args: argparse.Namespace) -> int:
             sides = _with_references(args, sides)
         if args.encode_codes:
             _encode(args, sides)
+        totals = None
+        if dialogues is not None:
+            totals = dialogues.totals(list(chain.from_iterable(sides.values())))
         if work.level != "none":
-            report = _report(sides, rejected, listener, dialogues)
+            report = _report(sides, rejected, listener, totals)
             files |= _report_files(output, report, rejected, entries, listener)
         # The training rows come last: where they are, all the others are.
         for name in reversed(sides):
@@ -118,7 +121,7 @@ def _prepare(args: argparse.Namespace) -> int:
             rejected,
             num_crossing=num_crossing,
             files=files,
-            dialogues=dialogues and dialogues.totals(list(chain.from_iterable(sides.values()))),
+            dialogues=totals,
         )
     )
     return _EXIT_REJECTED if args.strict and rejected else 0
@@ -308,7 +311,7 @@ def _report(
     sides: Sides,
     rejected: list[Rejected],
     listener: Listener | None,
-    dialogues: Dialogues | None,
+    dialogues: dict[str, Any] | None,
 ) -> dict[str, Any]:
     accepted = []
     for name, rows in sides.items():
@@ -317,7 +320,7 @@ def _report(
                 accepted.append(Accepted(clip.duration_s or 0.0, clip.speaker, name))
     report = summarise(accepted, [entry.kind for entry in rejected])
     if dialogues is not None:
-        report["dialogues"] = dialogues.totals(list(chain.from_iterable(sides.values())))
+        report["dialogues"] = dialogues
     if listener is not None:
         report["transcripts"] = heard_totals(listener.findings, listener.max_cer)
     return report

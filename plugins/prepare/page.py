@@ -15,6 +15,7 @@ from typing import Any
 from plugins.corpora import Rejected, Utterance
 from plugins.hearing import page as form
 from plugins.hearing.page import text
+from plugins.prepare.report import dialogue_counts, dialogue_total
 from plugins.prepare.transcripts import Finding
 
 _MAX_CLIPS = 1000  # shown of either kind: a browser holds a few thousand players
@@ -143,9 +144,9 @@ def _lines(report: Mapping[str, Any], num_doubtful: int | None) -> Iterator[tupl
     yield "accepted", f"{accepted['clips']} clips, {accepted['hours']:.2f} h"
     dialogues = report.get("dialogues")
     if dialogues is not None:
-        yield "dialogues", f"{dialogues['rows']} rows, {dialogues['turns']} turns"
-        for reason, count in dialogues["single_rows"].items():
-            yield f"· one turn: {reason}", str(count)
+        yield "dialogues", dialogue_total(dialogues)
+        for count, about in dialogue_counts(dialogues):
+            yield f"· {about}", str(count)
     if num_doubtful is not None:
         yield "of them doubtful", str(num_doubtful)
     yield "rejected", str(report["rejected"]["clips"])

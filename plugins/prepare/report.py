@@ -87,26 +87,29 @@ def table(report: Mapping[str, Any]) -> str:
         for name, totals in _largest(report, _MAX_TABLE_SPEAKERS):
             lines.append(f"  {_short(name):<{_MAX_NAME}}  {_count(totals)}")
     if "dialogues" in report:
-        lines += dialogue_lines(report["dialogues"])
+        lines.append(f"dialogues {dialogue_total(report['dialogues'])}")
+        for count, text in dialogue_counts(report["dialogues"]):
+            lines.append(f"  {count:>8}  {text}")
     lines.append(f"rejected  {_plural(rejected['clips'], 'clip')}")
     for reason, count in rejected["reasons"].items():
         lines.append(f"  {count:>8}  {reason}")
     return "\n".join(lines)
 
 
-def dialogue_lines(dialogues: Mapping[str, Any]) -> list[str]:
-    """What a report says of dialogues, for people."""
-    lines = [
-        f"dialogues {_plural(dialogues['rows'], 'row')}, {_plural(dialogues['turns'], 'turn')}"
-    ]
-    for number, count in dialogues["speakers"].items():
-        lines.append(f"  {count:>8}  of {number} speakers")
+def dialogue_total(dialogues: Mapping[str, Any]) -> str:
+    """How many there are, of what a report says of dialogues."""
+    return f"{_plural(dialogues['rows'], 'row')}, {_plural(dialogues['turns'], 'turn')}"
+
+
+def dialogue_counts(dialogues: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """What else there is to say of them: how many, of what."""
+    counts = [(count, f"of {number} speakers") for number, count in dialogues["speakers"].items()]
     if dialogues["without_references"]:
-        note = "without references: a speaker has no other clip of 3 s on its side"
-        lines.append(f"  {dialogues['without_references']:>8}  {note}")
+        reason = "without references: a speaker has no other clip of 3 s on that side"
+        counts.append((dialogues["without_references"], reason))
     for reason, count in dialogues["single_rows"].items():
-        lines.append(f"  {count:>8}  rows of one turn: {reason}")
-    return lines
+        counts.append((count, f"rows of one turn: {reason}"))
+    return counts
 
 
 def require_plots() -> None:

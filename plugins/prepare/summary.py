@@ -15,7 +15,7 @@ from plugins.corpora import Rejected
 from plugins.errors import UserError, problem
 from plugins.prepare.outputs import rejected_path, split_path
 from plugins.prepare.pairing import MIN_REFERENCE_S
-from plugins.prepare.report import dialogue_lines
+from plugins.prepare.report import dialogue_counts, dialogue_total
 from plugins.prepare.rows import Clip
 
 _ENOUGH = 10  # rows; fewer say more of themselves than of a model
@@ -51,7 +51,8 @@ def summary(
         f"speakers  {len(speakers) or 'not named'}",
     ]
     if dialogues is not None:
-        lines += dialogue_lines(dialogues)
+        lines.append(f"dialogues {dialogue_total(dialogues)}")
+        lines += [f"          {count} {text}" for count, text in dialogue_counts(dialogues)]
     lines.append(f"cloning   {num_references(clips)} rows with a reference")
     if num_crossing:
         lines.append(f"          {num_crossing} left out: they lay on another side of the split")

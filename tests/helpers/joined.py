@@ -97,22 +97,64 @@ def prompts(seconds: float, *, seed: int = 1) -> list[tuple[str, np.ndarray]]:
     return spoken
 
 
-class KnowingRecogniser:
-    """Hears what was said in recordings that `join` has written: words of equal length."""
+@dataclass(frozen=True)
+class Spoken:
+    """A turn of a conversation. pause_s: before it; below 0 it begins in the one before."""
 
-    def __init__(self, *recordings: tuple[Path, Sequence[Said]], sure: float = 0.95) -> None:
+    speaker: int
+    text: str
+    samples: np.ndarray  # (N,) float32 at `RATE_HZ`
+    pause_s: float = 0.5
+
+
+def converse(
+    path: Path, turns: Sequence[Spoken], *, crosstalk_db: float = -25.0, mixed: bool = False
+) -> list[list[Said]]:
+    """Write a conversation of two, each in a channel that the other's voice gets into, or `mixed`
+    into one; what each of them says."""
+    said: list[list[Said]] = [[], []]
+    voices = np.zeros((2, RATE_HZ * 3), np.float32)
+    position = RATE_HZ // 2
+    for turn in turns:
+        begin = position + round(turn.pause_s * RATE_HZ)
+        voiced = trimmed(turn.samples)
+        position = begin + len(voiced)
+        voices = np.pad(voices, ((0, 0), (0, max(0, position + RATE_HZ - voices.shape[1]))))
+        voices[turn.speaker, begin:position] += voiced
+        said[turn.speaker].append(Said(turn.text, begin / RATE_HZ, position / RATE_HZ))
+    noise = np.random.default_rng(0).standard_normal(voices.shape).astype(np.float32)
+    voices += 1e-4 * noise
+    # It arrives later, and softer.
+    late = np.roll(voices[::-1], 80, axis=1) * np.float32(10 ** (crosstalk_db / 20))
+    both = voices.sum(axis=0) if mixed else (voices + late).T
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sf.write(path, both, RATE_HZ, subtype="PCM_16")
+    return said
+
+
+class KnowingRecogniser:
+    """Hears what was said in recordings that `join` or `converse` has written: words of equal
+    length."""
+
+    def __init__(self, *recordings: tuple[Path, Any], sure: float = 0.95) -> None:
         self.num_heard = 0
         self._sure = sure
         self._known = []
         for path, said in recordings:
-            self._known.append((sf.read(path, dtype="float32")[0].tobytes(), said))
+            sounds = sf.read(path, dtype="float32", always_2d=True)[0].T
+            of_each = [said] if len(sounds) == 1 else said
+            for sound, words in zip(sounds, of_each, strict=True):
+                self._known.append((sound.tobytes(), words))
 
     def words(self, samples: np.ndarray) -> Heard:
         self.num_heard += 1
+        # Where it is quiet, crosstalk may have been taken out.
+        loudest = min(int(np.argmax(np.abs(samples))), len(samples) - 256)
         for content, said in self._known:
-            begin = content.find(samples[:256].tobytes())
-            if begin >= 0:
-                return Heard(list(self._words(said, begin // 4 / RATE_HZ, len(samples))), "en")
+            found = content.find(samples[loudest : loudest + 256].tobytes())
+            if found >= 0:
+                begin_s = (found // 4 - loudest) / RATE_HZ
+                return Heard(list(self._words(said, begin_s, len(samples))), "en")
         raise AssertionError("no part of a known recording")
 
     def _words(self, said: Sequence[Said], start_s: float, num_samples: int) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FRAME_S = 0.05
-_MUCH_LOUDER = 10 ** (12 / 10)  # of power; whoever speaks at the same time is not that much softer
+_MUCH_LOUDER = 10 ** (9 / 10)  # of power; whoever speaks at the same time is not that much softer
 
 
 @dataclass(frozen=True)
