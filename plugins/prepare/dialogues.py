@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,9 +32,10 @@ _END = "nobody else speaks in the recording"
 
 @dataclass
 class Dialogues:
-    """rows: dialogues and clips that are part of none, in the order in which they were said.
-    single: why clips are part of none, and how many."""
+    """num_speakers: by recording. rows: dialogues and clips that are part of none, in the order in
+    which they were said. single: why clips are part of none, and how many."""
 
+    num_speakers: Mapping[str, int]
     rows: list[Clip] = field(default_factory=list)
     single: Counter[str] = field(default_factory=Counter)
 
@@ -75,7 +76,7 @@ def dialogues_of(entries: Sequence[Utterance | Rejected], clips: Sequence[Clip])
     """Of the `clips` that were made of `entries`, which are in the order of time in each of their
     recordings."""
     left = {clip.id: clip for clip in clips}
-    found = Dialogues()
+    found = Dialogues(num_speakers=_num_speakers(entries))
     run = _Run(_END)
     for entry in entries:
         clip = left.pop(entry.id, None)
@@ -93,6 +94,15 @@ def dialogues_of(entries: Sequence[Utterance | Rejected], clips: Sequence[Clip])
         run.add(clip, entry.moment)
     run.ended(_END, found)
     return found
+
+
+def _num_speakers(entries: Sequence[Utterance | Rejected]) -> dict[str, int]:
+    """By recording, of what could be a clip at all."""
+    speakers: dict[str, set[str | None]] = defaultdict(set)
+    for entry in entries:
+        if isinstance(entry, Utterance) and entry.moment is not None:
+            speakers[entry.moment.recording].add(entry.speaker)
+    return {recording: len(names) for recording, names in speakers.items()}
 
 
 class _Run:
@@ -124,7 +134,9 @@ class _Run:
         if len({clip.speaker for clip in self._clips}) > 1:
             found.rows.append(_dialogue(self._clips))
         else:
-            found.add_single(self._clips, self._began if reason == _END else reason)
+            is_alone = self.recording and found.num_speakers[self.recording] < 2
+            why = self._began if reason == _END else reason
+            found.add_single(self._clips, _END if is_alone else why)
         run = _Run(reason)
         run.recording = self.recording
         return run

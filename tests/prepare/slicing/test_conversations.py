@@ -5,7 +5,9 @@ The words are known here (`joined.KnowingRecogniser`); test_conversations_speech
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+from helpers.commands import contents
 from helpers.joined import RATE_HZ, KnowingRecogniser, Spoken, converse, embedded
 
 from plugins.audio import waveforms as audio
 from plugins.prepare import cli
-from plugins.prepare.slicing import hearing
+from plugins.prepare.slicing import diarising, hearing
+from plugins.prepare.slicing.voices import SIZE
 
 pytest.importorskip("faster_whisper")
 Prepare = Callable[..., int]
@@ -119,9 +123,11 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         said[name] = converse(folder / "in" / name, spoken(*turns, first=5 * first))
 
     def run(*options: str) -> Path:
+        (folder / "x_val.jsonl").unlink(missing_ok=True)
         assert command(folder, said, *options) == 0
         return folder
 
+    run.said = said  # type: ignore[attr-defined]
     return run
 
 
@@ -201,13 +207,14 @@ def shown(folder: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("turns", "options", "rows", "why"),
+    ("turns", "first", "options", "rows", "why"),
     [
         # A pause of 2.4 s is one, a longer one the end.
-        ([(0, 0.5), (1, 2.4), (0, 0.5), (1, 2.8), (0, 0.5)], [], ["012", "34"], {}),
+        ([(0, 0.5), (1, 2.4), (0, 0.5), (1, 2.8), (0, 0.5)], 0, [], ["012", "34"], {}),
         # Who speaks alone between two of them has a row of its own.
         (
             [(0, 0.5), (1, 0.5), (0, 3.0), (0, 3.0), (1, 0.3)],
+            0,
             [],
             ["01", "2", "34"],
             {"between long pauses": 1},
@@ -215,24 +222,159 @@ def shown(folder: Path) -> list[list[str]]:
         # Who speaks while another does is in no dialogue, nor is that one.
         (
             [(0, 0.5), (1, 0.3), (0, 0.4), (1, -1.0), (0, 0.5), (1, 0.5)],
+            0,
             [],
             ["01", "2", "3", "45"],
             {"somebody speaks at the same time, or who speaks is unclear": 2},
         ),
         # What was said and rejected is not left out of the middle of one.
         (
-            [(0, 0.5), (1, 0.5), (0, 0.5), (1, 0.5), (0, 0.5)],
-            ["--max_duration_s", "2.5"],
-            ["01", "4"],
+            [(0, 0.5), (1, 0.5), (0, 0.5), (1, 0.5), (0, 0.5), (1, 0.5)],
+            5,
+            ["--max_duration_s", "2.45"],
+            ["567", "a"],
             {"beside what was rejected": 1},
         ),
         # One who speaks on is one turn, up to 15 s.
-        ([(0, 0.5)] + [(1, 0.6)] * 4 + [(0, 0.5)], [], ["012345"], {}),
+        ([(0, 0.5)] + [(1, 0.6)] * 4 + [(0, 0.5)], 0, [], ["012345"], {}),
     ],
 )
 def test_a_dialogue_ends_where_something_would_be_left_out(
-    turns: Any, options: list[str], rows: list[str], why: Any, prepare: Prepare, tmp_path: Path
+    turns: Any,
+    first: int,
+    options: list[str],
+    rows: list[str],
+    why: Any,
+    prepare: Prepare,
+    tmp_path: Path,
 ) -> None:
-    said = converse(tmp_path / "in" / "talk.wav", spoken(*turns))
+    said = converse(tmp_path / "in" / "talk.wav", spoken(*turns, first=first))
     assert prepare({"talk.wav": said}, *options) == 0
     assert (shown(tmp_path), reasons(tmp_path)) == (rows, why)
+
+
+def test_what_is_no_conversation_is_told(
+    prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One channel; three; twice the same, also softer and the other way round."""
+    folder = tmp_path / "in"
+    said = converse(folder / "talk.wav", spoken(*TALK))
+    both, _ = sf.read(folder / "talk.wav", dtype="float32")
+    mixed = both.sum(axis=1)
+    for name, sound in {
+        "1.wav": mixed,
+        "3.wav": np.stack([mixed] * 3, axis=1),
+        "same.flac": np.stack([mixed, mixed], axis=1),
+        "soft.ogg": np.stack([-0.1 * mixed, mixed], axis=1),
+        "silent.wav": np.zeros((RATE_HZ, 2)),
+    }.items():
+        sf.write(folder / name, sound, RATE_HZ)
+    assert prepare({"talk.wav": said}) == 0
+    found = {line["id"]: line["reason"] for line in lines(tmp_path / "x.rejected.jsonl")}
+    remedy = "--diarize tells the speakers of a mixed track apart"
+    assert found.pop("1.wav") == f"has no channel for each of two speakers (but 1; {remedy})"
+    assert found.pop("3.wav") == f"has no channel for each of two speakers (but 3; {remedy})"
+    same = f"has the same sound in both channels, no conversation ({remedy})"
+    assert found.pop("same.flac") == found.pop("soft.ogg") == same
+    assert found == {"silent.wav": "no speech found"}
+    # One channel of silence is a monologue.
+    for path in folder.iterdir():
+        path.unlink()
+    both[:, 1] = 1e-4 * np.random.default_rng(0).standard_normal(len(both))
+    sf.write(folder / "talk.wav", both, RATE_HZ)
+    capsys.readouterr()
+    assert prepare({"talk.wav": said}) == 1
+    error = capsys.readouterr().err
+    assert "dialogues: 0 were found among" in error
+    assert "nobody else speaks in the recording); leave --dialogues out" in error
+
+
+class Quieter:
+    """Takes the louder speech for one voice's, the other for another's."""
+
+    def voices(self, heard: np.ndarray, speech: Any) -> np.ndarray:
+        found = np.zeros((len(speech), SIZE), np.float32)
+        for i, (start_s, end_s) in enumerate(speech):
+            piece = heard[round(start_s * RATE_HZ) : round(end_s * RATE_HZ)]
+            found[i, int(np.abs(piece).max() > 0.15)] = 1
+        return found
+
+
+def test_speakers_of_one_track_are_told_apart(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diarising, "VoiceMeter", Quieter)
+    turns = []
+    for turn in spoken(*TALK):
+        turn = replace(turn, pause_s=max(turn.pause_s, 0.35))  # a shorter one is none
+        level = 0.5 if turn.speaker else 0.05
+        turns.append(replace(turn, samples=turn.samples / np.abs(turn.samples).max() * level))
+    said = converse(tmp_path / "in" / "talk.wav", turns, mixed=True)
+    words = sorted(said[0] + said[1], key=lambda one: one.start_s)
+    assert prepare({"talk.wav": words}, "--diarize", "2") == 0
+    (row,) = lines(tmp_path / "x.jsonl")
+    parts = [turn.text for turn in turns]
+    assert texts(row) == [
+        f"[SPEAKER0] {parts[0]}",
+        f"[SPEAKER1] {parts[1]} {parts[2]}",
+        f"[SPEAKER0] {parts[3]}",
+        f"[SPEAKER1] {parts[4]}",
+        f"[SPEAKER0] {parts[5]}",
+    ]
+    assert {clip["speaker"] for clip in by_path(tmp_path).values()} == {"speaker1", "speaker2"}
+
+
+class Killed(BaseException):
+    """What no handler of the command catches, as a kill."""
+
+
+def test_a_killed_run_ends_with_the_same_bytes(long: Callable[..., Path], tmp_path: Path) -> None:
+    whole = long()
+    before = contents(whole)
+    shutil.copytree(whole / "in", tmp_path / "in")
+    said = long.said  # type: ignore[attr-defined]
+    hear, num_heard = KnowingRecogniser.words, 0
+
+    def deadly(self: KnowingRecogniser, samples: np.ndarray) -> Any:
+        nonlocal num_heard
+        num_heard += 1
+        if num_heard in (3, 9):
+            raise Killed
+        return hear(self, samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KnowingRecogniser, "words", deadly)
+        for _ in range(2):
+            with pytest.raises(Killed):
+                command(tmp_path, said)
+        assert command(tmp_path, said) == 0
+    assert moved(contents(tmp_path), tmp_path) == moved(before, whole)
+    assert command(tmp_path, said) == 0
+    assert moved(contents(tmp_path), tmp_path) == moved(before, whole)
+
+
+def moved(files: dict[str, bytes], folder: Path) -> dict[str, bytes]:
+    """`files` as if they lay at one place. The recordings of a test and its copy differ in time."""
+    found = {}
+    for name, content in files.items():
+        name = name.partition("/")[2]
+        if not name.endswith("clips.json"):
+            found[name] = content.replace(bytes(folder), b"")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--single_speaker", "ann"], "--dialogues has no effect with --single_speaker"),
+        (["--speed_factors", "0.9"], "--speed_factors copies single clips"),
+        (["--noise_snr_db", "20"], "--noise_snr_db copies single clips"),
+        (["--dataset_type", "folder"], "--dialogues belongs to --dataset_type recordings"),
+    ],
+)
+def test_wrong_usage(
+    options: list[str], message: str, prepare: Prepare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        prepare({}, *options)
+    assert message in capsys.readouterr().err
