@@ -10,6 +10,8 @@ import soundfile as sf
 from helpers.commands import Row, prepare, read, speech
 
 from plugins.data.sources import read_rows
+from plugins.prepare.pairing import add_voices
+from plugins.prepare.references import within_sides
 from plugins.prepare.rows import Clip, split
 from plugins.settings import HiggsAudioSettings
 
@@ -130,3 +132,63 @@ def test_dialogues_that_share_a_clip_stay_on_one_side(by_speaker):
     assert len(shares) == 1
     assert plain in sides[shares[0]]
     assert all(sides.values())
+
+
+def test_a_voice_that_is_spoken_in_a_dialogue_of_the_other_side_is_left_out():
+    """Of a dialogue only the first recording counted."""
+    talk = Clip("talk", Path("/a.wav"), None, {}, others=(Path("/b.wav"),))
+    rows = [{"reference_audio": f"/{name}.wav", "reference_text": name} for name in "abc"]
+    clips = [Clip(f"c{i}", Path(f"/{i}.wav"), None, row) for i, row in enumerate(rows)]
+    sides, num_left_out = within_sides({"train": [talk], "val": clips})
+    assert num_left_out == 2
+    assert [clip.row for clip in sides["val"]] == [{}, {}, rows[2]]
+
+
+def said(speaker: str, *names: str, seconds: float = 4.0) -> tuple[Clip, ...]:
+    clips = []
+    for name in names:
+        messages = [{"role": "user", "content": name}, {"role": "assistant", "content": ""}]
+        row = {"messages": messages, "audios": [f"/{name}.wav"]}
+        path = Path(f"/{name}.wav")
+        clips.append(Clip(name, path, speaker, row, duration_s=seconds, content=name))
+    return tuple(clips)
+
+
+def talk_of(id_: str, *turns: Clip) -> Clip:
+    row = {"messages": [], "audios": [str(turn.audio) for turn in turns]}
+    others = tuple(turn.audio for turn in turns[1:])
+    return Clip(id_, turns[0].audio, None, row, others=others, turns=turns)
+
+
+def test_dialogues_of_common_speakers_stay_on_one_side_where_speakers_decide():
+    """Ann talks with Bob, and Bob with Eve: what any of them says alone is of that side too."""
+    chain = []
+    for i in range(20):
+        chain.append(talk_of(f"t{i}", *said(f"s{i}", f"a{i}"), *said(f"s{i + 1}", f"b{i}")))
+    alone = [clip for i in range(21) for clip in said(f"s{i}", f"alone{i}")]
+    others = [clip for i in range(30) for clip in said(f"o{i}", f"other{i}")]
+    sides = split([*chain, *alone, *others], val_ratio=0.4, seed=1, by_speaker=True)
+    speakers = [set().union(*(clip.speakers for clip in side)) for side in sides.values()]
+    assert all(speakers)
+    assert not speakers[0] & speakers[1]
+
+
+def test_voices_are_chosen_by_speaker_in_the_order_of_the_dialogue():
+    ann, bob = said("ann", *"abc"), said("bob", *"xyz")
+    short = said("ann", "short", seconds=2.9)
+    first = talk_of("first", bob[0], ann[0], bob[1])
+    second = talk_of("second", ann[1], bob[2])
+    lonely = talk_of("lonely", ann[2], *said("eve", "e"))
+    clips = add_voices([first, second, lonely, *short], seed=3)
+    assert [clip.id for clip in clips] == ["first", "second", "lonely", "short"]
+    for clip, names in ((clips[0], ["z", "bc"]), (clips[1], ["ac", "xy"])):
+        texts = clip.row["reference_text"]
+        assert [texts[i] in names[i] for i in range(2)] == [True, True]
+        assert clip.row["reference_audio"] == [f"/{text}.wav" for text in texts]
+    assert "reference_audio" not in clips[2].row
+    system = clips[2].row["messages"][0]
+    assert system["role"] == "system"
+    assert "[SPEAKER*] tag" in system["content"]
+    assert "feminine" not in system["content"]
+    assert clips[3] == short[0]
+    assert add_voices([first, second, lonely, *short], seed=3) == clips

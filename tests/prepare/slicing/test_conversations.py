@@ -378,3 +378,12 @@ def test_wrong_usage(
     with pytest.raises(SystemExit):
         prepare({}, *options)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_the_same_bytes(long: Callable[..., Path]) -> None:
+    pytest.importorskip("ray")
+    folder = long("--validate")
+    before = contents(folder)
+    long("--validate", "--executor", "ray")
+    assert contents(folder) == before
