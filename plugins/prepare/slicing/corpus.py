@@ -234,7 +234,7 @@ class Slicer:
             status = script.stat()
             parts += [script.name, status.st_size, status.st_mtime_ns]
         for turn in self._turns.get(recording.id, ()):
-            parts += [round(turn.start_s, 2), turn.speaker]
+            parts += [round(turn.start_s, 2), turn.speaker, turn.is_shared]
         parts += ["dialogues"] * self._dialogues
         parts += [self._listener.identity, self._listener.language, __version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -24,6 +24,7 @@ from plugins.prepare.slicing.tape import Span, Tape
 from plugins.prepare.slicing.voices import SIZE, VoiceMeter, speakers_of
 
 logger = logging.getLogger(__name__)
+_KEPT = 2  # raised when something else is kept
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,14 @@ class Turn:
     end_s: float
     speaker: str
     sureness: float  # 0 to 1
+    is_shared: bool = False  # it begins with one speaker and ends with another
 
 
 class _Voices(NamedTuple):
     """Of the speech of a recording."""
 
     times: np.ndarray  # (spans, 2), seconds
-    embeddings: np.ndarray  # (spans, `SIZE`)
+    embeddings: np.ndarray  # (spans, 3, `SIZE`)
 
 
 def diarised(
@@ -51,7 +53,7 @@ def diarised(
     cuts it says why. Raises UserError if resemblyzer is missing."""
     meter = VoiceMeter()
     spans: list[tuple[str, Span]] = []
-    voices = [np.zeros((0, SIZE), np.float32)]
+    voices = [np.zeros((0, 3, SIZE), np.float32)]
     with Progress("voices", recordings.values()) as progress:
         for id_, path in recordings.items():
             recording = _kept(kept_in(id_), path)
@@ -72,9 +74,9 @@ def diarised(
         100 * speakers.expected_purity,
     )
     turns: dict[str, list[Turn]] = {id_: [] for id_ in recordings}
-    told_apart = zip(spans, speakers.indices, speakers.sureness, strict=True)
-    for (id_, (start_s, end_s)), index, sureness in told_apart:
-        turns[id_].append(Turn(start_s, end_s, f"speaker{index + 1}", sureness))
+    told_apart = zip(spans, speakers.indices, speakers.sureness, speakers.shared, strict=True)
+    for (id_, (start_s, end_s)), index, sureness, is_shared in told_apart:
+        turns[id_].append(Turn(start_s, end_s, f"speaker{index + 1}", sureness, is_shared))
     return turns
 
 
@@ -90,7 +92,7 @@ def turn_at(turns: Sequence[Turn], span: Span) -> Turn | None:
 
 def _voices_in(path: Path, meter: VoiceMeter, progress: Progress) -> _Voices:
     times: list[Span] = []
-    voices = [np.zeros((0, SIZE), np.float32)]
+    voices = [np.zeros((0, 3, SIZE), np.float32)]
     with Track(path) as track:
         tape = Tape(track)
         while (stretch := tape.next()) is not None:
@@ -119,4 +121,4 @@ def _keep(file: Path, recording: Path, voices: _Voices) -> None:
 
 def _key(recording: Path) -> np.ndarray:
     status = recording.stat()
-    return np.array([status.st_size, status.st_mtime_ns])
+    return np.array([status.st_size, status.st_mtime_ns, _KEPT])

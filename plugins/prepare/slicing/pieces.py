@@ -23,6 +23,7 @@ from plugins.prepare.slicing.tape import HEARING_HZ, Span, Stretch, Tape
 _SURE = 0.8  # of who speaks
 _UNSURE = "speaker not told apart clearly"
 _OVERLAP = "somebody else speaks at the same time"
+_SHARED = "two speakers without a pause between them"
 NOT_ALONE = (_UNSURE, _OVERLAP)  # doubts about whose words they are
 _MOST_OVERLAP_S = 0.2  # who takes the turn hardly waits
 _INTERRUPTS_S = 0.1  # of others' speech in a pause; less is the edge of a word
@@ -83,10 +84,11 @@ def pieces(
 
 def _changes(stretch: Stretch, turns: Sequence[Turn], others: Sequence[Span]) -> list[bool]:
     """Per pause of a stretch: whether another speaker goes on behind it, or has spoken in it."""
-    speakers = []
+    speakers: list[object] = []
     for start_s, end_s in stretch.speech:
         turn = turn_at(turns, (stretch.start_s + start_s, stretch.start_s + end_s))
-        speakers.append(turn and turn.speaker)
+        # What two speakers share is of neither.
+        speakers.append(turn and (turn if turn.is_shared else turn.speaker))
     changes = [before != after for before, after in pairwise(speakers)]
     for i, ((_, end_s), (start_s, _)) in enumerate(pairwise(stretch.speech)):
         pause = (stretch.start_s + end_s, stretch.start_s + start_s)
@@ -108,6 +110,8 @@ def _spoken(piece: Piece, turns: Sequence[Turn], voice: Voice) -> Piece:
     if turn is None:
         return piece
     piece = replace(piece, speaker=turn.speaker)
+    if turn.is_shared and not piece.judgement.fault:
+        return replace(piece, judgement=replace(piece.judgement, fault=_SHARED))
     return piece if turn.sureness >= _SURE else _doubted(piece, _UNSURE)
 
 

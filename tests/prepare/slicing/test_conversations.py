@@ -293,10 +293,11 @@ class Quieter:
     """Takes the louder speech for one voice's, the other for another's."""
 
     def voices(self, heard: np.ndarray, speech: Any) -> np.ndarray:
-        found = np.zeros((len(speech), SIZE), np.float32)
+        found = np.zeros((len(speech), 3, SIZE), np.float32)
         for i, (start_s, end_s) in enumerate(speech):
             piece = heard[round(start_s * RATE_HZ) : round(end_s * RATE_HZ)]
-            found[i, int(np.abs(piece).max() > 0.15)] = 1
+            for j, part in enumerate((piece, piece[: RATE_HZ // 2], piece[-RATE_HZ // 2 :])):
+                found[i, j, int(np.abs(part).max() > 0.15)] = 1
         return found
 
 
@@ -322,6 +323,25 @@ def test_speakers_of_one_track_are_told_apart(
         f"[SPEAKER0] {parts[5]}",
     ]
     assert {clip["speaker"] for clip in by_path(tmp_path).values()} == {"speaker1", "speaker2"}
+
+
+def test_what_two_say_without_a_pause_is_said_by_none(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a clip under the name of the one who said more of it."""
+    monkeypatch.setattr(diarising, "VoiceMeter", Quieter)
+    turns = []
+    for i, turn in enumerate(spoken(*TALK)):
+        level = 0.5 if turn.speaker else 0.05
+        samples = turn.samples / np.abs(turn.samples).max() * level
+        turns.append(replace(turn, samples=samples, pause_s=0.0 if i == 3 else 0.5))
+    said = converse(tmp_path / "in" / "talk.wav", turns, mixed=True)
+    words = sorted(said[0] + said[1], key=lambda one: one.start_s)
+    assert prepare({"talk.wav": words}, "--diarize", "2") == 0
+    assert shown(tmp_path) == ["01", "45"]
+    (rejected,) = lines(tmp_path / "x.rejected.jsonl")
+    assert rejected["reason"] == "two speakers without a pause between them"
+    assert f"{turns[2].text} {turns[3].text}" in rejected["heard"]
 
 
 class Killed(BaseException):

@@ -26,7 +26,8 @@ def spoken_by(*speakers: int, seed: int = 0, spread: float = 0.4) -> np.ndarray:
     random = np.random.default_rng(seed)
     centres = random.standard_normal((max(speakers) + 1, SIZE))
     voices = centres[list(speakers)] + spread * random.standard_normal((len(speakers), SIZE))
-    return (voices / np.linalg.norm(voices, axis=1, keepdims=True)).astype(np.float32)
+    voices = (voices / np.linalg.norm(voices, axis=1, keepdims=True)).astype(np.float32)
+    return np.stack([voices] * 3, axis=1)  # from the first moment to the last
 
 
 @pytest.mark.parametrize("speakers", [[0] * 20, [0, 1] * 10, [0, 0, 1, 2, 1] * 8, [0], [0, 1]])
@@ -58,8 +59,16 @@ def test_short_speech_is_given_to_the_nearest() -> None:
     assert found.indices == [0, 1] * 20
 
 
+def test_a_span_of_two_voices_is_of_neither() -> None:
+    voices = spoken_by(*[0, 1] * 20)
+    voices[7, 2] = voices[8, 0]
+    voices[20, 1] = voices[21, 0]
+    found = speakers_of(voices, [2.0] * 40, 2)
+    assert [i for i, is_shared in enumerate(found.shared) if is_shared] == [7, 20]
+
+
 def test_nobody_speaks() -> None:
-    assert speakers_of(np.zeros((0, SIZE), np.float32), [], None).count == 0
+    assert speakers_of(np.zeros((0, 3, SIZE), np.float32), [], None).count == 0
 
 
 def test_the_turn_that_holds_the_most() -> None:
