@@ -60,6 +60,8 @@ def talk(folder: Path) -> list[Spoken]:
         if speaker:
             samples = of_flite(text, folder / "flite.wav")
         pause_s = float(random.uniform(0.3, 0.9) if random.uniform() < 0.95 else 3.0)
+        if is_new and random.uniform() < 0.3:
+            pause_s = 0.08  # who takes the turn hardly waits
         turns.append(Spoken(speaker, text, samples, pause_s))
     return turns
 
