@@ -25,6 +25,8 @@ _WINDOW = 512  # samples of silero-vad at 16 kHz
 _CONTEXT = 64  # that it sees of the window before
 _BATCH = 256  # windows at once: 8 s
 _SPEECH, _SILENCE = 0.5, 0.35  # its own thresholds: speech begins above, and ends below
+# After a long silence it is surer only by and by: what it took for possible was speech.
+_POSSIBLE, _COLD_S = 0.1, 1.0
 _MIN_PAUSE_S = 0.2  # shorter ones are stops within words
 _MIN_SPEECH_S = 0.1  # shorter ones are clicks
 
@@ -224,5 +226,21 @@ def spans(probabilities: np.ndarray) -> list[Span]:
         else:
             found.append([i, i + 1])
     window_s = _WINDOW / HEARING_HZ
-    seconds = [(start * window_s, end * window_s) for start, end in found]
-    return [(start, end) for start, end in seconds if end - start >= _MIN_SPEECH_S]
+    seconds: list[Span] = []
+    end_before = 0
+    for start, end in found:
+        if (end - start) * window_s < _MIN_SPEECH_S:
+            continue
+        if not seconds or (start - end_before) * window_s > _COLD_S:
+            start = _possible_from(probabilities, start, end_before)
+        seconds.append((start * window_s, end * window_s))
+        end_before = end
+    return seconds
+
+
+def _possible_from(probabilities: np.ndarray, start: int, end_before: int) -> int:
+    """The window since when speech that is sure from `start` on was possible."""
+    earliest = max(end_before, start - round(_COLD_S * HEARING_HZ / _WINDOW))
+    while start > earliest and probabilities[start - 1] > _POSSIBLE:
+        start -= 1
+    return start

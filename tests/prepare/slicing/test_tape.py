@@ -53,8 +53,17 @@ def test_speech_in_pieces_is_found_as_in_the_whole(recording: Any) -> None:
 
 def test_spans_begin_surely_and_end_in_real_pauses() -> None:
     sure, unsure, silent, window_s = 0.9, 0.4, 0.1, 0.032
-    assert spans(np.array([silent, unsure, *[sure] * 5, unsure, silent])) == [
-        pytest.approx((2 * window_s, 8 * window_s))
+    speech = [sure] * 5
+    found = spans(np.array([*speech, *[silent] * 7, unsure, *speech, unsure, silent]))
+    assert found == [
+        (0, pytest.approx(5 * window_s)),
+        pytest.approx((13 * window_s, 19 * window_s)),
+    ]
+    # But after a long silence what is unsure was speech, as in the beginning.
+    found = spans(np.array([unsure, *speech, *[silent] * 40, unsure, *speech]))
+    assert found == [
+        (0, pytest.approx(6 * window_s)),
+        pytest.approx((46 * window_s, 52 * window_s)),
     ]
     assert len(spans(np.array([*[sure] * 5, *[silent] * 5, *[sure] * 5]))) == 1
     assert len(spans(np.array([*[sure] * 5, *[silent] * 7, *[sure] * 5]))) == 2
