@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 import re
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import soundfile as sf
 import xxhash
 
 from plugins import __version__
@@ -28,8 +26,8 @@ from plugins.audio.waveforms import (
     AudioError,
     AudioInfo,
     Source,
+    flac_of,
     to_float,
-    to_pcm16,
 )
 from plugins.corpora import Utterance
 from plugins.errors import problem
@@ -127,7 +125,7 @@ class Work:
     def path_of(self, id_: str) -> Path:
         """Where the processed recording of that id goes."""
         assert self.audio_dir is not None
-        return self.audio_dir / f"{file_name(id_)}.flac"  # half of WAV, and every sample the same
+        return self.audio_dir / f"{file_name(id_)}.flac"
 
     @functools.cached_property
     def _repr(self) -> str:
@@ -212,9 +210,7 @@ class Work:
 
     def _written(self, id_: str, samples: np.ndarray, speaker: str | None, content: str) -> File:
         path = self.path_of(id_)
-        buffer = io.BytesIO()  # libsndfile writes to a file in many small pieces
-        sf.write(buffer, to_pcm16(samples), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-        encoded = buffer.getbuffer()
+        encoded = flac_of(samples, SAMPLE_RATE_HZ)
         with replace_when_done(path, synced=False) as temporary:
             try:
                 temporary.write_bytes(encoded)
@@ -258,7 +254,7 @@ def _fault(samples: np.ndarray, sample_rate_hz: int, text: str, limits: Limits) 
     )
 
 
-def _bytes_hash(content: bytes | memoryview) -> str:
+def _bytes_hash(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 

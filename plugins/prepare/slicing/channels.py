@@ -14,6 +14,7 @@ import numpy as np
 from plugins.audio.tracks import Track
 from plugins.audio.waveforms import AudioError
 from plugins.prepare.slicing.crosstalk import Channel, frame_powers, frame_size
+from plugins.prepare.slicing.progress import Progress
 from plugins.prepare.slicing.tape import Span, Tape
 
 SIDES = ("left", "right")
@@ -40,12 +41,13 @@ class Voice:
 MIXED = Voice()
 
 
-def voices_of(path: Path, id_: str) -> list[Voice]:
-    """Those of the recording with that id. Raises `AudioError` if it has no two channels, or both
-    hold the same."""
+def voices_of(path: Path, id_: str, progress: Progress) -> list[Voice]:
+    """Those of the recording with that id. This is the first half of all passes through it.
+
+    Raises `AudioError` if it has no two channels, or both hold the same."""
     loudness = _loudness(path)
     channels = [Channel(index, loudness) for index in range(2)]
-    speech = [_speech(path, channel) for channel in channels]
+    speech = [_speech(path, channel, progress) for channel in channels]
     voices = []
     for channel, side in zip(channels, SIDES, strict=True):
         others = speech[1 - channel.index]
@@ -78,7 +80,7 @@ def _loudness(path: Path) -> tuple[float, float]:
     return float(left), float(right)
 
 
-def _speech(path: Path, channel: Channel) -> list[Span]:
+def _speech(path: Path, channel: Channel, progress: Progress) -> list[Span]:
     """When somebody speaks in that channel, in seconds of the recording."""
     spans: list[Span] = []
     with Track(path) as track:
@@ -87,4 +89,5 @@ def _speech(path: Path, channel: Channel) -> list[Span]:
             for start_s, end_s in stretch.speech:
                 spans.append((stretch.start_s + start_s, stretch.start_s + end_s))
             tape.advance(stretch.duration_s)
+            progress.at(tape.position_s, lap=channel.index, laps=2 * len(SIDES))
     return spans

@@ -242,24 +242,26 @@ class Slicer:
     def _sliced(self, recording: Recording, folder: Path, progress: Progress) -> list[SlicedClip]:
         script = self._script(recording)
         clips: list[tuple[SlicedClip, list[str]]] = []
-        voices = self._voices(recording)
-        for lap, voice in enumerate(voices):
+        voices = self._voices(recording, progress)
+        # Of two channels both have been listened to once by now.
+        laps = len(voices) if voices == [MIXED] else 2 * len(voices)
+        for lap, voice in enumerate(voices, start=laps - len(voices)):
             begin = len(clips)
             for piece, position_s in self._pieces(recording, voice):
                 if piece is not None:
                     name = f"{voice.name}{len(clips) - begin + 1:04}"
                     clip = written(f"{recording.id}-{name}", folder / f"{name}.flac", piece)
                     clips.append((clip, [word.text for word in piece.words]))
-                progress.at(position_s, lap=lap, laps=len(voices))
+                progress.at(position_s, lap=lap, laps=laps)
         clips.sort(key=lambda pair: pair[0].start_s)
         if script is None:
             return [clip for clip, _ in clips]
         texts = written_in(script, [words for _, words in clips])
         return [_as_written(clip, text) for (clip, _), text in zip(clips, texts, strict=True)]
 
-    def _voices(self, recording: Recording) -> list[Voice]:
+    def _voices(self, recording: Recording, progress: Progress) -> list[Voice]:
         if self._dialogues and self._number is None:
-            return voices_of(recording.path, recording.id)
+            return voices_of(recording.path, recording.id, progress)
         return [MIXED]
 
     def _pieces(self, recording: Recording, voice: Voice) -> Iterator[tuple[Piece | None, float]]:

@@ -5,17 +5,15 @@ next run, if they are whole and were made of the same."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import soundfile as sf
 import xxhash
 
-from plugins.audio.waveforms import to_pcm16
+from plugins.audio.waveforms import flac_of
 from plugins.corpora.utterance import collapse
 from plugins.files.disk import replace_when_done, sync
 from plugins.prepare.slicing.pieces import Piece
@@ -47,9 +45,7 @@ class SlicedClip:
 
 def written(id_: str, path: Path, piece: Piece) -> SlicedClip:
     """`piece`, once its sound has been written to `path`."""
-    buffer = io.BytesIO()
-    sf.write(buffer, to_pcm16(piece.sound), piece.sound_hz, format="FLAC", subtype="PCM_16")
-    content = buffer.getvalue()
+    content = flac_of(piece.sound, piece.sound_hz)
     # Only with clips.json, synced below, are they anybody's.
     path.write_bytes(content)
     judgement = piece.judgement

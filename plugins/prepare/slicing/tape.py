@@ -15,9 +15,9 @@ import numpy as np
 
 from plugins.audio.tracks import Resampler, Track
 from plugins.audio.waveforms import SAMPLE_RATE_HZ
+from plugins.hearing.recogniser import RATE_HZ as HEARING_HZ  # silero-vad's too
 from plugins.prepare.slicing.crosstalk import Channel, Crosstalk
 
-HEARING_HZ = 16_000  # of silero-vad and Whisper
 MAX_STRETCH_S = 29.0  # Whisper hears 30 s at once
 _LONG_PAUSE_S = 2.5  # always ends a stretch: in long silence Whisper invents words
 _LEAD_S = 0.4  # of the pause around a stretch that belongs to it
