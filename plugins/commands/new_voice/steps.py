@@ -124,10 +124,8 @@ class Voice:
         if fault:
             raise fault
         if self.minutes < recipe.FEWEST_MINUTES:
-            few = f"{self.minutes:.1f} minutes of speech are little"
-            print(
-                f"warning: {few}: {recipe.FEWEST_MINUTES:g} and more are what docs/recipe.md asks"
-            )
+            few = f"{self.minutes:.1f} minutes of speech are few"
+            print(f"warning: {few}; docs/recipe.md begins at {recipe.FEWEST_MINUTES:g}")
 
     def _write_settings(self) -> None:
         where = self.places
