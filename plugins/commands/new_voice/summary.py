@@ -8,7 +8,7 @@ from typing import Any
 
 from plugins.commands.new_voice.places import Places
 from plugins.commands.new_voice.state import State
-from plugins.evaluation.report import DIFFERENCE, SUMMARY, TRUTH, shown
+from plugins.evaluation.report import DIFFERENCE, STAR, SUMMARY, TRUTH, shown
 from plugins.evaluation.scores import METRICS
 from plugins.evaluation.speaking import BASE, TUNED
 from plugins.files.disk import read_json
@@ -51,7 +51,7 @@ def _speech(counts: Mapping[str, Any]) -> list[str]:
 
 
 def _table(scores: Mapping[str, Any]) -> list[str]:
-    """Base, tuned and the recordings; a star where the interval of the difference excludes 0."""
+    """Base, tuned and the recordings side by side."""
     lines = [f"{scores['items']} held-out clips".ljust(20)]
     names = [name for name in _COLUMNS if name in scores["systems"]]
     lines[0] += "".join(f"{name:>12}" for name in names)
@@ -67,6 +67,8 @@ def _table(scores: Mapping[str, Any]) -> list[str]:
         if paired and paired["low"] is not None and not paired["low"] <= 0 <= paired["high"]:
             line += "  *"
         lines.append(line)
+    if any(line.endswith("*") for line in lines):
+        lines.append(f"*: {STAR}")
     return lines
 
 
