@@ -15,7 +15,6 @@ import soundfile as sf
 import yaml
 from conftest import ROOT
 from helpers.checkpoints import RUN
-from helpers.commands import read, report
 
 from plugins.cli import main
 from plugins.commands.new_voice import process, recipe
@@ -184,11 +183,6 @@ def test_the_page_says_the_table() -> None:
     assert f"{second} up to an hour, {third} beyond" in line
 
 
-def test_a_cpu_trains_in_full_precision() -> None:
-    settings = recipe.settings_for(recipe.AMOUNTS[0], on_gpu=False)
-    assert (settings["use_cpu"], settings["torch_dtype"]) == (True, "float32")
-
-
 def test_all_steps_then_nothing(
     make: Callable[..., int], commands: Commands, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +272,14 @@ def test_too_little_is_recorded(
     assert not Path("ann").exists()
 
 
+def test_nothing_is_recorded(
+    make: Callable[..., int], commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("talks/a.wav").write_text("no sound")
+    assert make() == 1
+    assert "recordings: folder holds no recording that can be read" in error_of(capsys)
+
+
 @pytest.mark.parametrize(
     ("speakers", "rejected", "reason"),
     [
@@ -362,6 +364,7 @@ def test_the_doctor_says_no(
         (["--min_minutes", "0"], "min_minutes: 0.0 is below 1"),
         (["--asr", "large-v3"], "asr: 'large-v3' needs the language"),
         (["--model", "./nowhere"], "model: './nowhere' is no folder"),
+        (["--model", "lora"], "is a LoRA, on which no other one is trained"),
     ],
 )
 def test_options_that_cannot_be_meant(
@@ -371,6 +374,8 @@ def test_options_that_cannot_be_meant(
     commands: Commands,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    Path("lora").mkdir()
+    Path("lora/adapter_config.json").write_text("{}")
     assert make(*words) == 1
     assert reason in capsys.readouterr().err
     assert not commands.lines
@@ -492,12 +497,3 @@ def test_a_state_of_others(
         Path("ann/new_voice.json").write_text(content)
         assert make() == 1
         assert "new_voice.json" in error_of(capsys)
-
-
-def test_rows_and_report_are_those_of_the_preparation(
-    make: Callable[..., int], commands: Commands
-) -> None:
-    assert make() == 0
-    rows = Path("ann/data/ann_train.jsonl")
-    assert len(read(rows)) == 40
-    assert report(rows)["accepted"]["clips"] == 48

@@ -20,6 +20,7 @@ from plugins.audio.waveforms import AudioError
 from plugins.commands.new_voice.state import FILE
 from plugins.errors import UserError, problem
 from plugins.files import lock
+from plugins.files.untrusted import ADAPTER_CONFIG
 from plugins.prepare.outputs import rejected_path, report_paths, split_path
 
 
@@ -125,19 +126,24 @@ def check(options: Namespace) -> Places:
         reason = f"is no folder (looked in {os.getcwd()})"
         remedy = "give the folder that holds config.json, or a Hub id"
         raise _refused("model", model, reason, remedy)
+    if (Path(model) / ADAPTER_CONFIG).is_file():
+        reason = "is a LoRA, on which no other one is trained"
+        raise _refused("model", model, reason, "give its base, or merge it: higgs-audio export")
     return Places(folder, name)
 
 
-def minutes_of(recordings: list[Path]) -> float:
-    """As their headers say; of one that cannot be read nothing: its preparation says why."""
-    seconds = 0.0
+def minutes_of(recordings: list[Path]) -> tuple[float, bool]:
+    """As their headers say, and whether all of them do. One that cannot be read has none: its
+    preparation says why."""
+    seconds, is_known = 0.0, True
     for path in recordings:
         try:
             with Track(path) as track:
                 seconds += track.duration_s or 0.0
+                is_known = is_known and track.duration_s is not None
         except AudioError:
             continue
-    return seconds / 60
+    return seconds / 60, is_known
 
 
 def _refused(option: str, value: object, reason: str, remedy: str) -> UserError:

@@ -8,6 +8,7 @@ the command behind it goes on where it was."""
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import time
@@ -62,8 +63,9 @@ class Voice:
         """Raises UserError where the recordings cannot be enough, before the folder is made."""
         found = recordings_of(Path(self.options.recordings))
         self.recordings = [entry for entry in found if isinstance(entry, Recording)]
-        self.recorded_minutes = places.minutes_of([one.path for one in self.recordings])
-        if fault := verdict.too_short(self.recorded_minutes, self.options.min_minutes):
+        minutes, is_known = places.minutes_of([one.path for one in self.recordings])
+        self.recorded_minutes = minutes
+        if is_known and (fault := verdict.too_short(minutes, self.options.min_minutes)):
             raise fault
         import torch  # takes seconds: last
 
@@ -84,7 +86,7 @@ class Voice:
         self._training(max_steps)
         self._evaluation()
         with replace_when_done(self.places.page) as temporary:
-            temporary.write_text(_PAGE.format(name=self.places.name), encoding="utf-8")
+            temporary.write_text(_PAGE.format(name=html.escape(self.places.name)), encoding="utf-8")
 
     # --- the steps ---
 
@@ -102,30 +104,30 @@ class Voice:
         outputs = [rows, self.places.validation, self.places.test, self.places.counts]
         started_s = time.time()
         code = self._run(ROWS, words, inputs, outputs)
-        language = options.language or "en"
-        see = str(self.places.heard)
         if code:
-            if self._is_written_since(self.places.rejected, started_s) and code == 1:
-                kinds = self._rejected_kinds()
-                see = str(self.places.rejected)
-                if fault := verdict.nothing_fit(kinds, language=language, see=see):
-                    raise fault
+            is_new = self._is_written_since(self.places.rejected, started_s)
+            if is_new and not self.places.rows.exists():
+                self._judge(verdict.NOTHING_FIT, see=self.places.rejected)
             raise self._failed(ROWS, code)
         if code is not None:
             self.state.finish(ROWS, {})
         self.report = read_json(self.places.counts, "remove it and start the same command again")
-        fault = verdict.unfit(
-            self.report,
-            self._rejected_kinds(),
-            fewest_minutes=options.min_minutes,
-            language=language,
-            see=see,
-        )
-        if fault:
-            raise fault
+        self._judge(self.report, see=self.places.heard)
         if self.minutes < recipe.FEWEST_MINUTES:
             few = f"{self.minutes:.1f} minutes of speech are few"
             print(f"warning: {few}; docs/recipe.md begins at {recipe.FEWEST_MINUTES:g}")
+
+    def _judge(self, report: Mapping[str, Any], *, see: Path) -> None:
+        """Raises UserError if these recordings will not do. see: where they are heard."""
+        fault = verdict.unfit(
+            report,
+            self._rejected_kinds(),
+            fewest_minutes=self.options.min_minutes,
+            language=self.options.language or "en",
+            see=str(see),
+        )
+        if fault:
+            raise fault
 
     def _write_settings(self) -> None:
         where = self.places
@@ -168,7 +170,7 @@ class Voice:
         words = ["sft", str(self.places.settings), "--max_steps", str(_FEW_STEPS)]
         words += ["--output_dir", str(self.places.speed), "--save_strategy", "no"]
         words += ["--eval_strategy", "no", "--samples", "false", "--report_to", "none"]
-        inputs = self._training_inputs() | {"hours": hours, "device": self.device}
+        inputs = self._training_inputs()
         code = self._run(SPEED, words, inputs, [])
         if code:
             raise self._failed(SPEED, code)

@@ -12,6 +12,8 @@ from typing import Any
 from plugins.errors import UserError, problem
 from plugins.prepare.slicing.judging import NOT_UNDERSTOOD
 
+# The report of a preparation that has left no clip, and so none.
+NOTHING_FIT: Mapping[str, Any] = {"speakers": {}, "accepted": {"clips": 0, "hours": 0.0}}
 _ONE_VOICE = 0.95  # share of the speech; the others may be mistakes of the diarisation
 _MOST = 0.5  # of all clips
 _WRONG_WORDS = ("transcript: ", *NOT_UNDERSTOOD)
@@ -22,6 +24,8 @@ def too_short(recorded_minutes: float, fewest_minutes: float) -> UserError | Non
     """Before anything is heard: there cannot be more speech than sound."""
     if recorded_minutes >= fewest_minutes:
         return None
+    if not recorded_minutes:
+        return _unfit("folder", None, "holds no recording that can be read", "check RECORDINGS")
     return _unfit(
         "minutes",
         round(recorded_minutes, 1),
@@ -65,12 +69,6 @@ def unfit(
     if _count(rejected, _NOISE) > _MOST * rejected.total():
         remedy = f"record in a quiet room, without music; listen to the rejected: {see}"
     return _unfit("minutes", round(minutes, 1), reason, remedy)
-
-
-def nothing_fit(kinds: Mapping[str, int], *, language: str, see: str) -> UserError | None:
-    """As `unfit`, for a preparation that has left no clip, and so no report."""
-    nothing = {"speakers": {}, "accepted": {"clips": 0, "hours": 0.0}}
-    return unfit(nothing, kinds, fewest_minutes=1.0, language=language, see=see)
 
 
 def _other_voices(speakers: Mapping[str, Mapping[str, Any]]) -> UserError | None:
