@@ -363,7 +363,7 @@ def test_the_doctor_says_no(
         (["--hours", "nan"], "hours: nan is no time"),
         (["--min_minutes", "0"], "min_minutes: 0.0 is below 1"),
         (["--asr", "large-v3"], "asr: 'large-v3' needs the language"),
-        (["--model", "./nowhere"], "model: './nowhere' is no folder"),
+        (["--model", "./nowhere"], "model: './nowhere' not found"),
         (["--model", "lora"], "is a LoRA, on which no other one is trained"),
     ],
 )

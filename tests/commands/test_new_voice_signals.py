@@ -16,6 +16,9 @@ import psutil
 import pytest
 from conftest import ROOT
 
+from plugins.commands.new_voice.places import Places
+from plugins.errors import UserError
+from plugins.files.lock import release_all
 from plugins.training.signals import STOPPED
 
 RUN = """
@@ -109,3 +112,25 @@ def test_nobody_goes_on_alone(command: Path) -> None:
         process.wait()
         wait_for_end(child)
         assert not (command / "told").exists()
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    voice = tmp_path / "ann"
+    Places(voice, "ann").hold()  # makes the folder
+    release_all()
+    code = f"""
+from pathlib import Path
+from plugins.commands.new_voice.places import Places
+Places(Path({str(voice)!r}), "ann").hold()
+print(flush=True)
+input()
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match=f"is being made by process {other.pid} on"):
+            Places(voice, "ann").hold()
+        other.communicate(b"\n")
+    Places(voice, "ann").hold()
+    release_all()

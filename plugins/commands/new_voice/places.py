@@ -22,6 +22,7 @@ from plugins.errors import UserError, problem
 from plugins.files import lock
 from plugins.files.untrusted import ADAPTER_CONFIG
 from plugins.prepare.outputs import rejected_path, report_paths, split_path
+from plugins.training import start
 
 
 @dataclass(frozen=True)
@@ -120,15 +121,12 @@ def check(options: Namespace) -> Places:
         raise _refused("hours", options.hours, "is no time", "give hours, for example 2")
     if not 1 <= options.min_minutes < float("inf"):
         raise _refused("min_minutes", options.min_minutes, "is below 1", "give minutes")
-    model = options.model
-    is_path = model.startswith((".", "/", "~")) or model.count("/") > 1
-    if not Path(model).is_dir() and (is_path or os.path.lexists(model)):
-        reason = f"is no folder (looked in {os.getcwd()})"
-        remedy = "give the folder that holds config.json, or a Hub id"
-        raise _refused("model", model, reason, remedy)
-    if (Path(model) / ADAPTER_CONFIG).is_file():
+    # As the training will, an hour later: of its rows nothing is known yet.
+    start.check(["--model", options.model, "--dataset", "rows", "--output_dir", str(folder)])
+    if (Path(options.model) / ADAPTER_CONFIG).is_file():
         reason = "is a LoRA, on which no other one is trained"
-        raise _refused("model", model, reason, "give its base, or merge it: higgs-audio export")
+        remedy = "give its base, or merge it: higgs-audio export"
+        raise _refused("model", options.model, reason, remedy)
     return Places(folder, name)
 
 

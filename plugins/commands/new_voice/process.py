@@ -79,6 +79,8 @@ def run(words: Sequence[str], *, title: str, line: Callable[[str], None] | None 
         stdout=None if line is None else subprocess.PIPE,
         text=True,
         errors="replace",
+        # Into a pipe it would write when it ends.
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
         preexec_fn=_with_parent(),
     )
     _Now.child = process

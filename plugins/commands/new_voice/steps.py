@@ -28,6 +28,7 @@ from plugins.files.lines import text_lines
 from plugins.prepare.slicing.corpus import Recording, recordings_of
 from plugins.prepare.slicing.scripts import script_beside
 from plugins.training.saves import set_aside
+from plugins.training.signals import STOPPED
 
 ROWS, DOCTOR, SPEED = "rows", "doctor", "speed"
 TRAINING, EVALUATION = "training", "evaluation"
@@ -358,10 +359,12 @@ class Voice:
             self.state.spend(step, time.monotonic() - started_s)
 
     def _failed(self, step: str, code: int) -> UserError:
-        return UserError(
-            f"{self._title(step)} ended with exit code {code}, for the reason above; mend it and"
-            " start the same command again"
-        )
+        how, remedy = f"ended with exit code {code}, for the reason above", "mend it and "
+        if code < 0:
+            how, remedy = f"was killed by signal {-code} (out of memory?)", ""
+        elif code == STOPPED:
+            how, remedy = "was stopped by somebody else", ""
+        return UserError(f"{self._title(step)} {how}; {remedy}start the same command again")
 
     def _is_written_since(self, path: Path, started_s: float) -> bool:
         return path.is_file() and path.stat().st_mtime >= started_s - 1
