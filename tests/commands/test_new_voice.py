@@ -252,8 +252,8 @@ def test_too_few_hours(
 
 
 def test_more_hours_than_needed(make: Callable[..., int], commands: Commands) -> None:
-    assert make("--hours", "100", "--max_steps", "20") == 0
-    assert after(commands.lines[3], "--max_steps") == "20"
+    assert make("--hours", "100", "--max_steps", "6") == 0
+    assert after(commands.lines[3], "--max_steps") == "6"
 
 
 # --- data that will not do ---

@@ -184,7 +184,7 @@ class Voice:
         step_s = float(record.outcome["seconds per step"])
         steps = recipe.steps_in(hours, step_s=step_s, longest=longest)
         print(f"{step_s:.2f} s a step: {steps} of {longest} steps fit into {hours:g} hours")
-        if steps < recipe.NUM_SAVES:
+        if steps < min(recipe.NUM_SAVES, longest):
             raise problem(
                 source="options",
                 field="hours",
