@@ -2,10 +2,12 @@
 
     RECORDINGS --prepare--> rows --doctor--> proved --sft--> adapter --evaluate--> figures, a page
 
+places.py   the folder of a voice; options that cannot be meant
 recipe.py   how much speech -> the settings of its training, as a YAML file
 verdict.py  the report of a preparation -> why its data will not do
 state.py    which steps are done, and with what
 process.py  one command of the kit as a process; signals reach it
+adapter.py  the best checkpoint -> what speaks, with its card
 steps.py    the steps in their order: command line, what it hangs on, what it leaves
 summary.py  what came of it, for people
 

@@ -13,6 +13,7 @@ import yaml
 
 FEWEST_MINUTES = 10.0  # of speech: what the page's table begins with
 ROWS_PER_STEP = 16
+PLACES = ("model", "dataset", "val_dataset", "output_dir")  # settings that name files
 NUM_SAVES = 10  # evaluations and checkpoints of a run
 # Of --hours what steps may take; the rest is for evaluations, samples and checkpoints.
 _SHARE_OF_STEPS = 0.75
@@ -73,8 +74,8 @@ def training_file(
 ) -> str:
     """The YAML file `file` of the training. model: a folder if `is_folder`, else a Hub id."""
     settings = settings_for(amount_of(minutes), on_gpu=on_gpu)
-    settings |= {"model": model, "dataset": dataset, "val_dataset": val_dataset}
-    settings |= {"output_dir": output_dir, "use_hf": not is_folder}
+    settings |= dict(zip(PLACES, (model, dataset, val_dataset, output_dir), strict=True))
+    settings["use_hf"] = not is_folder
     if codec is not None:
         settings["model_kwargs"] |= {"codec": codec}
     head = _HEAD.format(minutes=minutes, file=file)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plugins import __version__
 from plugins.commands.new_voice import adapter, places, process, recipe, verdict
 from plugins.commands.new_voice.state import State
 from plugins.corpora import Rejected
@@ -27,6 +26,7 @@ from plugins.files.disk import read_json, replace_when_done
 from plugins.files.lines import text_lines
 from plugins.prepare.slicing.corpus import Recording, recordings_of
 from plugins.prepare.slicing.scripts import script_beside
+from plugins.training.config_file import read_config
 from plugins.training.saves import set_aside
 from plugins.training.signals import STOPPED
 
@@ -83,7 +83,9 @@ class Voice:
         self._rows()
         self._write_settings()
         self._doctor()
-        max_steps = self._speed() if SPEED in self.steps else self.options.max_steps
+        max_steps = None if self.options.max_steps is None else self._longest()
+        if SPEED in self.steps:
+            max_steps = self._speed()
         self._training(max_steps)
         self._evaluation()
         with replace_when_done(self.places.page) as temporary:
@@ -263,7 +265,7 @@ class Voice:
             if script is not None:
                 inputs[f"script {script.name} of {recording.id}"] = content_of(script)
         inputs |= {"name": options.name, "language": options.language, "asr": options.asr}
-        inputs |= {"one_voice": options.one_voice, "kit": __version__}
+        inputs["one_voice"] = options.one_voice
         return inputs | self._contents("codec", self._codec())
 
     def _model_inputs(self) -> dict[str, Any]:
@@ -282,12 +284,11 @@ class Voice:
 
     def _training_inputs(self) -> dict[str, Any]:
         where, inputs = self.places, self._model_inputs()
-        for title, path in (
-            ("training rows", where.rows),
-            ("validation rows", where.validation),
-            ("settings", where.settings),
-        ):
-            inputs[title] = self.state.content_of(path)
+        inputs["training rows"] = self.state.content_of(where.rows)
+        inputs["validation rows"] = self.state.content_of(where.validation)
+        for name, value in read_config(where.settings).items():
+            if name not in recipe.PLACES:  # what is there is compared, not where
+                inputs[f"setting {name}"] = value
         return inputs
 
     def _longest(self) -> int:
