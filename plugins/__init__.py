@@ -27,7 +27,7 @@ trainer.py                HiggsAudioTrainer: one loss, however a step is split; 
 evaluation/               did it learn: what several systems said -> scores side by side
 hearing/                  waveform -> words; what is heard against what is written
 prepare/                  utterances -> checked JSONL, code cache, report
-commands/                 the larger subcommands: speak, evaluate, app (a page), doctor, export
+commands/                 the larger subcommands: speak, evaluate, doctor, app, new-voice, export
 model_registration.py     3B and 7B for MS-SWIFT
 dataset_registration.py   its loader of our rows
 register.py               register_higgs_audio_all(); the file for --external_plugins

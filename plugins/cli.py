@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from plugins import __version__
 from plugins.errors import UserError
+from plugins.files.hub import MODELS_3B
 from plugins.files.installation import explained, require_device
 from plugins.training import launcher, sft_help, signals, start, terminal
 from plugins.training.arguments import single_words, translate
@@ -62,7 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "sft", help="fine-tune: every flag of `swift sft`, our settings, or a YAML file"
     )
-    for add in (_add_speak, _add_evaluate, _add_app, _add_export, _add_doctor, _add_convert):
+    for add in (
+        _add_speak,
+        _add_new_voice,
+        _add_evaluate,
+        _add_app,
+        _add_export,
+        _add_doctor,
+        _add_convert,
+    ):
         add(commands)
     return parser
 
@@ -172,6 +181,58 @@ def _add_speak(commands: Any) -> None:
         help="compile the step: faster once it is compiled (default: on a GPU)",
     )
     command.set_defaults(run=_of("speak"))
+
+
+def _add_new_voice(commands: Any) -> None:
+    command = commands.add_parser(
+        "new-voice",
+        help="recordings of one voice -> rows, checks, LoRA, evaluation: all in one command",
+        description="Prepare, doctor, sft and evaluate, one after the other, with what"
+        " docs/recipe.md has for that much speech; each line is shown. Killed or stopped, the same"
+        " command goes on.",
+    )
+    add = command.add_argument
+    add("recordings", metavar="RECORDINGS", help="folder of recordings of any length and format")
+    add("--name", required=True, help="of the voice")
+    add("--output", type=Path, metavar="FOLDER", help="where all goes (default: ./NAME)")
+    add(
+        "--model",
+        default=MODELS_3B[0],
+        help="base: checkpoint folder or Hub id (default: %(default)s)",
+    )
+    add("--codec", help="codec folder or Hub id (default: the one beside the model)")
+    add("--language", help="what is spoken, for example de (default: English)")
+    add("--asr", help="who hears the recordings: faster-whisper's folder or Hub id (as prepare's)")
+    add("--evaluation_asr", help="who judges the speech: folder or Hub id (as evaluate's --asr)")
+    add(
+        "--one_voice",
+        action="store_true",
+        help="it is all one speaker: do not look for others",
+    )
+    add(
+        "--min_minutes",
+        type=float,
+        default=5.0,
+        help="fewer minutes of fit speech are refused (default: %(default)s)",
+    )
+    add(
+        "--hours",
+        type=float,
+        help="time of the training: as many steps as fit, by the speed of the first ones (default:"
+        " as many as the recipe has)",
+    )
+    add("--max_steps", type=_positive, help="most steps of the training")
+    add(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="(default: the first GPU if there is one; another by CUDA_VISIBLE_DEVICES)",
+    )
+    add(
+        "--redo",
+        action="store_true",
+        help="train anew if recordings or options have changed; what is there is kept beside",
+    )
+    command.set_defaults(run=_of("new_voice"))
 
 
 def _add_evaluate(commands: Any) -> None:

@@ -3,6 +3,7 @@
 speak.py       one text into a file or a pipe
 speak_list.py  a list of texts into a folder, to be gone on with
 app/           a page in the browser
+new_voice/     recordings to a voice, by all the other commands in turn
 evaluate.py    a model's speech scored beside its base, the codec and the recordings
 doctor.py      everything that a training needs, proved before it
 export.py      base and LoRA -> one folder for a server, with its model card

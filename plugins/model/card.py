@@ -127,6 +127,14 @@ def complete(folder: Path, sections: Mapping[str, str]) -> Path | None:
     return None
 
 
+def section(text: str, title: str) -> str | None:
+    """The section `title` of a card, without its comments; None if it has none."""
+    found = _place(title).search(text)
+    if found is None:
+        return None
+    return "\n".join(found[0].splitlines()[1:-1])
+
+
 def _cards(folder: Path) -> Iterator[Path]:
     """The README files that may be about `folder`, nearest first."""
     places = [folder]

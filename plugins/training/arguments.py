@@ -309,7 +309,7 @@ def real_command(argv: list[str]) -> str:
 def speak_command(checkpoint: Path) -> str:
     """The shell's line that speaks with `checkpoint`."""
     name = os.path.relpath(checkpoint) if checkpoint.is_relative_to(Path.cwd()) else str(checkpoint)
-    return shlex.join([_typed("higgs-audio"), "speak", "--model", name, "--text", "Hello."])
+    return shlex.join([typed("higgs-audio"), "speak", "--model", name, "--text", "Hello."])
 
 
 def _without(words: Sequence[str], flags: set[str]) -> list[str]:
@@ -324,9 +324,9 @@ def _without(words: Sequence[str], flags: set[str]) -> list[str]:
 def _command(argv: list[str], dropped: set[str], added: list[str]) -> str:
     program = Path(argv[0])
     if program.name == "sft.py" and program.parent.name == "cli":
-        command = [_typed("swift"), "sft"]
+        command = [typed("swift"), "sft"]
     elif program == TRAIN_FILE:
-        command = [_typed("higgs-audio"), "sft"]
+        command = [typed("higgs-audio"), "sft"]
     else:
         command = [sys.executable, *argv[:1]]
     # A launcher gives each rank its number as a flag.
@@ -354,7 +354,7 @@ def _variables(argv: list[str], dropped: set[str]) -> Iterator[str]:
         yield f"MASTER_PORT={env['MASTER_PORT']}"
 
 
-def _typed(name: str) -> str:
+def typed(name: str) -> str:
     """A program of this environment, by its name if that is what a shell finds first, else by its
     path."""
     ours = Path(sys.executable).with_name(name)
