@@ -127,7 +127,7 @@ def safe_name(name: str) -> str:
     kept = re.sub(r"\s+", " ", kept).strip(" .").lstrip("-. ")
     stem, suffix = os.path.splitext(kept)
     room = _MAX_NAME_BYTES - len(suffix.encode())
-    if not re.search(r"\w", stem) or room < 1:
+    if not re.search(r"[^\W_]", stem) or room < 1:
         raise problem(
             source="page",
             field="file name",
