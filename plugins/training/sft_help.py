@@ -31,6 +31,7 @@ COMMON = {
     "gradient_accumulation_steps": "batches per step (default: so that 16 rows are one step)",
     "max_length": "longest row in text tokens and frames (default: the model's)",
     "torch_dtype": "bfloat16, float16 or float32 (default: the model's)",
+    "logging_steps": "steps between two lines of the log (default: 5)",
     "save_steps": "steps between checkpoints and evaluations (default: 500)",
     "save_total_limit": "checkpoints that are kept (default: all)",
     "deepspeed": "zero2 or zero3, for full fine-tuning on several GPUs",

@@ -291,12 +291,14 @@ def _check(clip: Clip, text: str) -> None:
 
 def _user_turns(row: Row) -> list[str]:
     """Empty for a row of another shape, which is kept as it is."""
-    turns = []
+    turns: list[str] = []
     messages = row.get("messages")
     for message in messages if isinstance(messages, list) else []:
         if isinstance(message, dict) and message.get("role") == "user":
-            turns.append(message.get("content"))
-    return turns if all(isinstance(turn, str) for turn in turns) else []
+            if not isinstance(message.get("content"), str):
+                return []
+            turns.append(message["content"])
+    return turns
 
 
 def _key(number: int, row: Row) -> str:
