@@ -65,6 +65,14 @@ def run(options: Namespace) -> int:
             reason="is below 1",
             remedy="give seconds of speech",
         )
+    if options.adapters is not None and options.model is None:
+        raise problem(
+            source="options",
+            field="adapters",
+            value=options.adapters,
+            reason="have no --model to belong to",
+            remedy="give --model",
+        )
     Workspace(options.workspace)  # refused before a model is loaded for nothing
     options.password = _password(options)
     port = _free_port(options.host, options.port)

@@ -51,9 +51,9 @@ class ListenTab:
                 )
                 load = gr.Button("Load", elem_id="load_model", scale=1)
             self._name = gr.Markdown(desk.name_html, elem_id="model_name")
-        with gr.Tab("Speak"):
+        with gr.Tab("Speak", elem_id="speak_tab"):
             self._compare = _speak_tab(desk, max_audio_s, self._controls)
-        with gr.Tab("Dialogue"):
+        with gr.Tab("Dialogue", elem_id="dialogue_tab"):
             _dialogue_tab(desk, max_audio_s, self._controls)
         desk.queue(load.click, self._load, [self.model], self._shown)
 

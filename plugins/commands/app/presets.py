@@ -95,8 +95,9 @@ def needs(model_config: Any, *, gib: float | None) -> dict[str, Need]:
 
     found = {}
     for name, preset in presets().items():
+        config = read_config(preset.file)
         try:
-            needed = estimate(model_config, TrainingPlan.from_config(read_config(preset.file), {}))
+            needed = estimate(model_config, TrainingPlan.from_config(config, {}))
         except (UserError, ValueError) as error:
             found[name] = Need(None, str(error))
             continue
