@@ -76,7 +76,7 @@ def test_base_and_tuned_say_the_same_with_one_seed(page: Page) -> None:
     assert not np.array_equal(base, tuned)
     # The seed that was shown makes the same speech again.
     page.click("#compare input")
-    page.click("button.label-wrap")
+    page.click("#speak_tab button.label-wrap")
     page.type("Seed", seed_of(line))
     page.picture("sampling")
     page.click("#generate")

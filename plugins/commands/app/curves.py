@@ -36,7 +36,7 @@ def records(run: Path) -> list[tuple[int, dict[str, Any]]]:
     found = []
     with suppress(OSError):
         for line in (run / LOG).read_text(encoding="utf-8", errors="replace").split("\n"):
-            with suppress(ValueError, LookupError, AttributeError, RecursionError):
+            with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 record = json.loads(line)
                 found.append((int(record[STEP].partition("/")[0]), record))
     return found
