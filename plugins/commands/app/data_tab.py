@@ -20,11 +20,12 @@ from plugins.commands.app.parts import BESIDE, errors_in_page, in_words, only_up
 from plugins.commands.app.reports import framed
 from plugins.commands.app.studio import Studio
 from plugins.commands.app.workspace import safe_name
-from plugins.errors import UserError
+from plugins.errors import UserError, problem
 from plugins.prepare.parser import parser_of
 
 _CLIPS = 8  # on one page
 _VIEWS = ("all", "doubtful first", "changed", "left out", "rejected")
+_DROPPED = (*audio.AUDIO_SUFFIXES, *audio.CONVERTIBLE_SUFFIXES, ".srt", ".vtt", ".txt")
 _NOT_ROWS = (".rejected.jsonl", ".transcripts.jsonl", ".original.jsonl", "clips.jsonl")
 
 
@@ -115,7 +116,8 @@ class DataTab:
             for file in files or ():
                 require_room(workspace)
                 try:
-                    kept.append(workspace.keep(Path(file), folder=folder, name=Path(file).name))
+                    name = _recording_name(Path(file).name)
+                    kept.append(workspace.keep(Path(file), folder=folder, name=name))
                 except UserError as error:
                     refused.append(in_words(error))
             lines = [f"{len(kept)} recordings kept in `{workspace.word(folder)}`"]
@@ -245,6 +247,20 @@ class ClipTable:
         except (UserError, OSError) as error:
             return [f"**not saved** · {html.escape(in_words(error))}", gr.skip()]
         return [f"{_note(clip)} · **saved**", _summary(clips, max(1, -(-len(clips) // _CLIPS)))]
+
+
+def _recording_name(name: str) -> str:
+    """Safe. Raises UserError for what is neither a recording nor the text of one."""
+    safe = safe_name(name)
+    if not safe.lower().endswith(_DROPPED):
+        raise problem(
+            source="page",
+            field="file name",
+            value=name,
+            reason="is that of no recording",
+            remedy="drop sound, films, or subtitles (.srt, .vtt, .txt) of the same name",
+        )
+    return safe
 
 
 def rows_of(studio: Studio) -> list[str]:
