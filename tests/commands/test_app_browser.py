@@ -62,7 +62,7 @@ def test_a_text_is_spoken_in_an_uploaded_voice(page: Page) -> None:
     )
     check(*page.audio("speech"), line)
     page.click("#speech .play-pause-button")
-    wait_for(lambda: page.find("#speech #time").text != "0:00", "the second second", seconds=5)
+    wait_for(lambda: page.find("#speech #time").text != "0:00", "the second second", seconds=20)
 
 
 def test_base_and_tuned_say_the_same_with_one_seed(page: Page) -> None:

@@ -25,8 +25,10 @@ class Page:
     def find(self, selector: str) -> Any:
         from selenium.webdriver.common.by import By
 
-        elements = wait_for(lambda: self.browser.find_elements(By.CSS_SELECTOR, selector), selector)
-        return elements[0]
+        def found() -> Any:
+            return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+        return wait_for(found, selector, seconds=60)[0]
 
     def type(self, name: str, text: str) -> None:
         from selenium.webdriver.common.keys import Keys
