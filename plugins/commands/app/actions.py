@@ -21,6 +21,9 @@ from plugins.settings import KNOBS, joined
 RECORDINGS, ROWS, RUNS = "recordings", "rows", "runs"
 EVALUATIONS, EXPORTS = "evaluations", "exports"
 LISTS = {"custom": "csv_file", "gpt_sovits": "list_file", "jsonl": "jsonl_file"}
+# Rows and lists may name files too: of the workspace, in which every command is run.
+_ROOT = "."
+_INSIDE = {"AUDIO_ROOT": _ROOT}
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -52,7 +55,7 @@ def prepare(models: Models, form: Mapping[str, Any]) -> Action:
         words += ["--input_dir", models.word(form["folder"], field="folder")]
     else:
         folder = workspace.existing(form["folder"], field="folder", folder=True)
-        words += ["--input_dir", workspace.word(folder)]
+        words += ["--input_dir", workspace.word(folder), "--audio_root", _ROOT]
     if flag := LISTS.get(kind):
         words += [f"--{flag}", workspace.word(workspace.existing(form["list"], field="list"))]
     output = f"{ROWS}/{_name(form['name'])}_train.jsonl"
@@ -92,7 +95,8 @@ def train(models: Models, form: Mapping[str, Any], preset: Preset) -> Action:
     words += ["--dataset", _rows(workspace, form["rows"], "rows")]
     if form["validation"]:
         words += ["--val_dataset", _rows(workspace, form["validation"], "validation")]
-    words += ["--output_dir", run, "--add_version", "false", "--resume_from_checkpoint", "auto"]
+    words += ["--audio_root", _ROOT, "--output_dir", run, "--add_version", "false"]
+    words += ["--resume_from_checkpoint", "auto"]
     settings = {name: value.strip() for name, value in form["settings"].items() if value.strip()}
     env = {}
     if form["device"] == "cpu":
@@ -114,7 +118,7 @@ def doctor(models: Models, form: Mapping[str, Any], preset: Preset) -> Action:
     if form["validation"]:
         words += ["--val_dataset", _rows(workspace, form["validation"], "validation")]
     words += ["--device", form["device"]]
-    return Action("doctor", tuple(words), "nothing is written", form["device"])
+    return Action("doctor", tuple(words), "nothing is written", form["device"], _INSIDE)
 
 
 def evaluate(models: Models, form: Mapping[str, Any]) -> Action:
@@ -128,7 +132,7 @@ def evaluate(models: Models, form: Mapping[str, Any]) -> Action:
     if form["language"].strip():
         words += ["--language", _value("language", form["language"])]
     words += ["--device", form["device"]]
-    return Action("evaluate", tuple(words), output, form["device"])
+    return Action("evaluate", tuple(words), output, form["device"], _INSIDE)
 
 
 def export(models: Models, form: Mapping[str, Any]) -> Action:
