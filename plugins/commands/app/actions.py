@@ -6,6 +6,7 @@ shell's user could do and a visitor must not: name a file outside of the workspa
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def train(models: Models, form: Mapping[str, Any], preset: Preset) -> Action:
         words += ["--use_cpu", "true"]
         settings.setdefault("torch_dtype", "float32")  # half of it is slower on a CPU
     elif form["device"].startswith("cuda:"):
-        env["CUDA_VISIBLE_DEVICES"] = form["device"].removeprefix("cuda:")
+        env["CUDA_VISIBLE_DEVICES"] = _gpu(int(form["device"].removeprefix("cuda:")))
     for name, value in settings.items():
         words += [f"--{name}", _setting(models, name, value)]
     return Action("sft", tuple(words), run, form["device"], env)
@@ -150,6 +151,12 @@ def convert(models: Models, form: Mapping[str, Any]) -> Action:
     output = f"{EXPORTS}/{_name(form['name'])}"
     source = workspace.word(workspace.existing(form["model"], field="model", folder=True))
     return Action("convert", ("convert", source, output, "--to", form["to"]), output)
+
+
+def _gpu(number: int) -> str:
+    """The name, for a command, of a GPU that torch counts in this process."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible[number] if number < len(visible) else str(number)
 
 
 def _rows(workspace: Workspace, typed: str | None, field: str) -> str:

@@ -90,7 +90,7 @@ class CompareTab:
         ]
 
     def _evaluations(self) -> list[str]:
-        folders = self._studio.workspace.folders("summary.json", "progress.jsonl")
+        folders = self._studio.workspace.folders("summary.json")
         return [folder for folder in folders if not folder.startswith("higgs_jobs/")]
 
     def _made(self) -> Any:

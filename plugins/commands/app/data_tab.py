@@ -214,7 +214,8 @@ class ClipTable:
             for clip in shown:
                 parts += self._part(clip)
             parts += _hidden() * (_CLIPS - len(shown))
-            return [_summary(clips, num_pages), [clip.key for clip in shown], *parts]
+            summary = f"{_summary(clips)} · {num_pages} pages"
+            return [summary, [clip.key for clip in shown], *parts]
 
     def _part(self, clip: Clip) -> list[Any]:
         played = self._played(clip)
@@ -246,7 +247,7 @@ class ClipTable:
             clips = corrected.clips()
         except (UserError, OSError) as error:
             return [f"**not saved** · {html.escape(in_words(error))}", gr.skip()]
-        return [f"{_note(clip)} · **saved**", _summary(clips, max(1, -(-len(clips) // _CLIPS)))]
+        return [f"{_note(clip)} · **saved**", _summary(clips)]
 
 
 def _recording_name(name: str) -> str:
@@ -305,13 +306,12 @@ def _in_view(clips: list[Clip], view: str) -> list[Clip]:
     return rows
 
 
-def _summary(clips: list[Clip], num_pages: int) -> str:
-    rows = [clip for clip in clips if not clip.is_rejected]
+def _summary(clips: list[Clip]) -> str:
+    num_rows = sum(not clip.is_rejected for clip in clips)
     kept = sum(clip.keep for clip in clips)
     changed = sum(clip.text != clip.was for clip in clips)
-    rejected = len(clips) - len(rows)
-    line = f"{kept} of {len(rows)} clips kept · {changed} texts corrected"
-    return f"{line} · {rejected} rejected, to be heard · {num_pages} pages"
+    line = f"{kept} of {num_rows} clips kept · {changed} texts corrected"
+    return f"{line} · {len(clips) - num_rows} rejected ones to be heard"
 
 
 def _note(clip: Clip) -> str:

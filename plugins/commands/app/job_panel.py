@@ -41,6 +41,7 @@ class JobPanel:
             label="The same in a shell",
             language="shell",
             interactive=False,
+            wrap_lines=True,
             elem_id=f"{elem_id}_command",
         )
         with gr.Row():

@@ -134,7 +134,8 @@ class Job:
 
     def stop(self) -> None:
         """Ask it to end in order; once more ends a training at once."""
-        (self.folder / runner.STOP).touch()
+        with suppress(OSError):  # a full disk keeps nobody from stopping
+            (self.folder / runner.STOP).touch()
         state = _read(self.folder / runner.STATE) or {}
         if self._lives("command"):
             with suppress(ProcessLookupError):

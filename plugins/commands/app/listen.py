@@ -121,10 +121,8 @@ def _speak_tab(desk: Desk, max_audio_s: float, all_controls: list[_Controls]) ->
             shown: Values = {beside: gr.update(visible=is_compared), base: None, base_line: ""}
             takes = [("", tuned, player, line)]
             if is_compared:
-                takes = [
-                    (" by the base", None, base, base_line),
-                    (" by the tuned", tuned, player, line),
-                ]
+                takes = [(" by the tuned", tuned, player, line)]
+                takes.insert(0, (" by the base", None, base, base_line))
             # The adapter is switched between the two takes: the queue lets nobody else speak then.
             for by, adapter, place, below in takes:
                 generator.use_adapter(adapter)

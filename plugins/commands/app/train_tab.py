@@ -53,12 +53,13 @@ class TrainTab:
         )
         self._panel.also("Check first: what the doctor proves", self._doctor, elem_id="doctor")
         self._of_run()
-        self._device.change(self._fitting, [self._base, self._device], self._of_memory, **BESIDE)
-        self._base.change(self._fitting, [self._base, self._device], self._of_memory, **BESIDE)
+        # By hand only: what is filled in again on a reload chooses nothing anew.
+        chosen_by_hand = [self._device.input, self._base.input]
+        gr.on(chosen_by_hand, self._fitting, [self._base, self._device], self._of_memory, **BESIDE)
         self._preset.change(
             self._defaults, self._preset, [self._about, *self._settings.values()], **BESIDE
         )
-        self._rows.change(self._suggested, self._rows, [self._validation, self._run], **BESIDE)
+        self._rows.input(self._suggested, self._rows, [self._validation, self._run], **BESIDE)
 
     def _choices_row(self) -> dict[str, Any]:
         studio, names = self._studio, list(presets())
@@ -190,6 +191,10 @@ class TrainTab:
             line += " · **no recipe has room here**: a larger card, or the CPU"
         return [line, gr.skip() if best is None or gib is None else best]
 
+    def _opened(self, base: str, device: str) -> list[Any]:
+        line, best = self._fitting(base, device)
+        return [line, best if self._panel.job is None else gr.skip()]
+
     def _defaults(self, name: str | None) -> list[Any]:
         preset = presets().get(name or "")
         values = preset.values() if preset is not None else {}
@@ -212,7 +217,7 @@ class TrainTab:
         outputs = [self._base, self._rows, self._validation]
         for event in (tab.select, page.load):
             event(self._choices, None, outputs, **BESIDE)
-        page.load(self._fitting, [self._base, self._device], self._of_memory, **BESIDE)
+        page.load(self._opened, [self._base, self._device], self._of_memory, **BESIDE)
         page.load(self._defaults, self._preset, [self._about, *self._settings.values()], **BESIDE)
         shown = [self._line, self._plot, self._step, self._seen]
         timer.tick(self._look, [self._group, self._seen], shown, **BESIDE)
