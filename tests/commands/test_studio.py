@@ -118,6 +118,7 @@ def test_a_job_of_one_page_is_seen_and_stopped_by_another(client: Client, server
     assert "device: 'cpu' has a job already: process " in message
     answer = client.call("stop_prepare")
     assert answer["success"], answer
+    # By its own page, or by another one: they see the same.
     folder = server.workspace / "higgs_jobs" / "0001-prepare"
     wait_for((folder / "result.json").exists, "the end", seconds=60)
     assert not (server.workspace / "rows" / "many_train.jsonl").exists()

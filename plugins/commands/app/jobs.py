@@ -36,11 +36,12 @@ PASSWORD = "HIGGS_AUDIO_PASSWORD"  # of the page, no command's
 FULL_BELOW = 32 << 20  # bytes free: a checkpoint, or a corpus, has no room
 _ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = (sys.executable, str(_ROOT / "plugins" / "__main__.py"))  # `higgs-audio`, of this Python
+_RUNNER = f"import sys; from {runner.__name__} import main; main(sys.argv[1])"
 _FOLDER = re.compile(r"(\d{4,})-(\w+)")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 _TAIL_BYTES = 1 << 16
 _MAX_REASON = 300  # characters
-_STARTS_IN_S = 20.0
+_STARTS_IN_S = 60.0  # of a machine that has much else to do
 
 Name = Literal["starting", "running", "stopping", "done", "stopped", "failed", "lost"]
 
@@ -172,11 +173,9 @@ def start(workspace: Workspace, action: Action, form: Mapping[str, Any]) -> Job:
         }
         with replace_when_done(folder / runner.JOB) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
-        _spawn(folder)
-        _await(job)
-    except BaseException:
-        if not (folder / runner.STATE).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        _await(job, _spawn(folder))
+    except (UserError, OSError):
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     return job
 
@@ -196,8 +195,7 @@ def resume(workspace: Workspace, job: Job) -> None:
     for name in (runner.STOP, runner.RESULT, runner.STATE):
         (job.folder / name).unlink(missing_ok=True)
     try:
-        _spawn(job.folder)
-        _await(job)
+        _await(job, _spawn(job.folder))
     except UserError:
         # It has ended as it had.
         (job.folder / runner.RESULT).unlink(missing_ok=True)
@@ -272,14 +270,14 @@ def _new_folder(workspace: Workspace, kind: str) -> Path:
             return folder
 
 
-def _spawn(folder: Path) -> None:
+def _spawn(folder: Path) -> subprocess.Popen[bytes]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO_")}
     env.pop(PASSWORD, None)
     # A checkout that is not installed must be importable too.
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), env.get("PYTHONPATH"))))
     with (folder / runner.LOG).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", runner.__name__, str(folder)],
+            [sys.executable, "-c", _RUNNER, str(folder)],
             cwd=_ROOT,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -289,10 +287,11 @@ def _spawn(folder: Path) -> None:
         )
     # A child that nobody waits for would stay in the table of processes.
     threading.Thread(target=process.wait, daemon=True).start()
+    return process
 
 
-def _await(job: Job) -> None:
-    """Until it runs or has ended."""
+def _await(job: Job, process: subprocess.Popen[bytes]) -> None:
+    """Until it runs or has ended; what does neither is ended."""
     end_s = time.monotonic() + _STARTS_IN_S
     while time.monotonic() < end_s:
         result = _read(job.folder / runner.RESULT)
@@ -307,6 +306,7 @@ def _await(job: Job) -> None:
         if result is not None or (job.folder / runner.STATE).exists():
             return
         time.sleep(0.05)
+    process.kill()  # its command, if there is one, hears that as SIGHUP
     reason = complaint(job.log()) or "its process says nothing"
     raise problem(
         source="page", field="job", value=job.name, reason=f"does not start ({reason})",

@@ -41,7 +41,9 @@ _PROGRESS_EVERY_S = 0.5
 _QUIET_S = 1.0  # after the command's end, for what its helpers still say
 
 
-def main(folder: Path) -> None:
+def main(name: str) -> None:
+    """name: of the job's folder."""
+    folder = Path(name)
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     # On a full disk this place is there already, and a rename needs none.
     result = folder / ".result"
@@ -164,7 +166,3 @@ def _end(place: Path, result: dict[str, Any]) -> None:
         with suppress(OSError):
             os.fsync(file.fileno())
     os.replace(place, place.with_name(RESULT))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
