@@ -3,6 +3,7 @@ workspace."""
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import io
 import json
@@ -29,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("studio"))
     yield server
     server.end(signal.SIGTERM)
-    assert list(server.temporary.iterdir()) == []
+    assert list(server.temporary.glob("higgs-audio-*")) == []
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_a_job_of_one_page_is_seen_and_stopped_by_another(client: Client, server
     command = started["output"]["data"][0]
     assert "higgs-audio prepare --dataset_type folder --input_dir corpus" in json.dumps(command)
     message = error(client.call("start_prepare", **fields))
-    assert "device: 'cpu' has a job already: process " in message
+    assert "device: 'cpu' has a job already: process " in html.unescape(message)
     answer = client.call("stop_prepare")
     assert answer["success"], answer
     # By its own page, or by another one: they see the same.

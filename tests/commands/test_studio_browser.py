@@ -43,7 +43,7 @@ def server(disk: Path) -> Iterator[Server]:
     from demo.run import build_model
 
     build_model(disk / "studio" / "base")
-    server = Server(disk)
+    server = Server(disk, "--max_audio_s", "2")
     yield server
     server.end(signal.SIGTERM)
 

@@ -47,7 +47,11 @@ class Server:
         env.pop("HF_HUB_OFFLINE", None)  # what it asks the network for should be seen
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
-        self.url = wait_for(self._address, "the server", seconds=300)
+        try:
+            self.url = wait_for(self._address, "the server", seconds=90)
+        except BaseException:
+            self.process.kill()
+            raise
 
     def _address(self) -> str | None:
         assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
