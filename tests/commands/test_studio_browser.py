@@ -69,7 +69,8 @@ class Studio(Page):
         field = self.find(f"#{name} input")
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
         field.send_keys(Keys.CONTROL + "a")
-        field.send_keys(Keys.BACKSPACE, text, Keys.ENTER, Keys.TAB)
+        # Enter would take the first choice that holds the text.
+        field.send_keys(Keys.BACKSPACE, text, Keys.TAB)
 
     def text(self, selector: str) -> str:
         script = "const e = document.querySelector(arguments[0]); return e ? e.textContent : ''"

@@ -32,6 +32,7 @@ from plugins.commands.app.studio import Studio, gib_of
 from plugins.errors import UserError, problem
 
 BASE = "bosonai/higgs-audio-v2-generation-3B-base"
+_RUN = "voice"  # until there is a better name
 _SAMPLES = 4
 _COLUMNS = ("step", "curve", "value")
 
@@ -53,13 +54,15 @@ class TrainTab:
         )
         self._panel.also("Check first: what the doctor proves", self._doctor, elem_id="doctor")
         self._of_run()
-        # By hand only: what is filled in again on a reload chooses nothing anew.
-        chosen_by_hand = [self._device.input, self._base.input]
-        gr.on(chosen_by_hand, self._fitting, [self._base, self._device], self._of_memory, **BESIDE)
+        inputs = [self._base, self._device]
+        # By hand only: what is filled in again on a reload chooses no recipe anew.
+        self._device.select(self._fitting, inputs, self._of_memory, **BESIDE)
+        self._base.change(lambda *chosen: self._fitting(*chosen)[0], inputs, self._memory, **BESIDE)
         self._preset.change(
             self._defaults, self._preset, [self._about, *self._settings.values()], **BESIDE
         )
-        self._rows.input(self._suggested, self._rows, [self._validation, self._run], **BESIDE)
+        suggested = [self._validation, self._run]
+        self._rows.input(self._suggested, [self._rows, *suggested], suggested, **BESIDE)
 
     def _choices_row(self) -> dict[str, Any]:
         studio, names = self._studio, list(presets())
@@ -86,7 +89,7 @@ class TrainTab:
                 allow_custom_value=True, elem_id="validation",
             )  # fmt: skip
             self._run = gr.Textbox(
-                "voice", label="Name of the run", info="the same name goes on with it",
+                _RUN, label="Name of the run", info="the same name goes on with it",
                 elem_id="run",
             )  # fmt: skip
         self._memory = gr.Markdown(elem_id="memory")
@@ -202,13 +205,17 @@ class TrainTab:
         about = html.escape(preset.about) if preset is not None else ""
         return [about.replace("\n", "<br>"), *shown]
 
-    def _suggested(self, rows: str | None) -> list[Any]:
-        """The validation rows beside, and a name."""
+    def _suggested(self, rows: str | None, validation: str | None, run: str) -> list[Any]:
+        """The validation rows beside, and a name, where nobody has chosen any: a list is asked
+        whenever it is left, too."""
         if not rows:
             return [gr.skip(), gr.skip()]
         beside = rows.replace("_train.jsonl", "_val.jsonl")
         is_there = beside != rows and beside in rows_of(self._studio)
-        return [beside if is_there else None, actions.name_for(rows)]
+        return [
+            beside if is_there and not validation else gr.skip(),
+            actions.name_for(rows) if run in ("", _RUN) else gr.skip(),
+        ]
 
     # --- what is shown ---
 
