@@ -280,12 +280,25 @@ def _add_evaluate(commands: Any) -> None:
 
 def _add_app(commands: Any) -> None:
     command = commands.add_parser(
-        "app", help="a page in the browser to speak with a model, on this machine only"
+        "app",
+        help="a page in the browser, on this machine only: prepare, train, listen, compare, export",
     )
-    _model_flags(command, required=True, adapters="; the page compares it with the base")
+    _model_flags(command, adapters="; the page compares it with the base")
     _scale_flag(command)
     command.add_argument(
+        "--workspace",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="all that the page reads and writes by path lies in it (default: the current folder)",
+    )
+    command.add_argument(
         "--host", default="127.0.0.1", help="others are reached by everybody (default: %(default)s)"
+    )
+    command.add_argument(
+        "--password",
+        help="asked for before anything is shown; in the environment, as HIGGS_AUDIO_PASSWORD, no"
+        " other user of the machine sees it",
     )
     command.add_argument(
         "--port", type=int, default=7860, help="0: a free one (default: %(default)s)"
@@ -293,7 +306,7 @@ def _add_app(commands: Any) -> None:
     command.add_argument(
         "--max_upload_mb",
         type=_positive,
-        default=25,
+        default=1024,
         help="largest recording, MiB (default: %(default)s)",
     )
     _max_audio_flag(command)

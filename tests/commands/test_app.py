@@ -105,6 +105,8 @@ def options(**changed: Any) -> Namespace:
         "codec": None,
         "device": None,
         "host": "127.0.0.1",
+        "workspace": Path(),
+        "password": None,
     }
     given |= {"port": 0, "max_upload_mb": 1, "max_audio_s": 40.0}
     return Namespace(**{**given, **changed})

@@ -15,6 +15,7 @@ import soundfile as sf
 from conftest import CORPUS
 from helpers.app import VOICE, Server, wait_for
 from helpers.browser import asked_for, chromium
+from helpers.pages import Page
 
 from plugins.audio import waveforms as audio
 
@@ -25,81 +26,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield driver
 
 
-class Page:
-    """The page as a user sees it."""
-
-    def __init__(self, browser: Any, url: str, pictures: Path) -> None:
-        self.browser, self.pictures = browser, pictures
-        browser.get(url)
-        self.find("#text textarea")
-
-    def find(self, selector: str) -> Any:
-        from selenium.webdriver.common.by import By
-
-        elements = wait_for(lambda: self.browser.find_elements(By.CSS_SELECTOR, selector), selector)
-        return elements[0]
-
-    def type(self, name: str, text: str) -> None:
-        from selenium.webdriver.common.keys import Keys
-
-        field = self.find(f"#{name} textarea, #{name} input, input[aria-label={name}]")
-        field.send_keys(Keys.CONTROL + "a")
-        field.send_keys(Keys.BACKSPACE, text)
-
-    def click(self, selector: str) -> None:
-        element = self.find(selector)
-        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
-
-    def upload(self, name: str, path: Path) -> None:
-        self.find(f"#{name} input[type=file]").send_keys(str(path))
-        self.find(f"#{name} [data-testid^=waveform]")
-
-    def picture(self, name: str) -> None:
-        """For eyes: in pytest's temporary folder."""
-        time.sleep(0.3)  # what fades in
-        self.browser.save_screenshot(str(self.pictures / f"{name}.png"))
-
-    def error(self) -> str:
-        """The message that is shown, which is then closed."""
-        text = str(wait_for(lambda: self.find(".toast-message-text").text, "the words of an error"))
-        self.click("[data-testid=toast-close]")
-        self.gone(".toast-body")
-        return text
-
-    def gone(self, selector: str) -> None:
-        script = f"return !document.querySelector('{selector}')"
-        wait_for(lambda: self.browser.execute_script(script), f"the end of {selector}")
-
-    def line(self, name: str) -> str:
-        """The one line about the speech; while it is spoken, and as that fades, progress stands in
-        its place."""
-        place = f"#{name}_line"
-
-        def is_whole() -> Any:
-            return re.fullmatch(r"\d+\.\d\d s · .*", self.find(place).text)
-
-        wait_for(is_whole, f"the line of {name}", seconds=30)
-        return self.find(place).text
-
-    def audio(self, name: str) -> tuple[float, bytes]:
-        """Seconds that the browser's own decoder finds in what the player offers to download, and
-        its bytes."""
-        link = self.find(f"#{name} a[download]").get_attribute("href")
-        script = """
-            const done = arguments[1], audio = new Audio(arguments[0]);
-            audio.onloadedmetadata = async () => {
-                const bytes = new Uint8Array(await (await fetch(arguments[0])).arrayBuffer());
-                done([audio.duration, Array.from(bytes)]);
-            };
-            audio.onerror = () => done([-1, []]);"""
-        duration_s, content = self.browser.execute_async_script(script, link)
-        return duration_s, bytes(content)
-
-
 @pytest.fixture
 def page(browser: Any, app_server: Server, tmp_path: Path) -> Page:
-    return Page(browser, app_server.url, tmp_path)
+    return Page(browser, app_server.url, tmp_path, begins_with="#text textarea")
 
 
 def seed_of(line: str) -> str:
@@ -133,7 +62,7 @@ def test_a_text_is_spoken_in_an_uploaded_voice(page: Page) -> None:
     )
     check(*page.audio("speech"), line)
     page.click("#speech .play-pause-button")
-    wait_for(lambda: page.find("#speech #time").text != "0:00", "the second second", seconds=5)
+    wait_for(lambda: page.find("#speech #time").text != "0:00", "the second second", seconds=20)
 
 
 def test_base_and_tuned_say_the_same_with_one_seed(page: Page) -> None:
@@ -147,7 +76,7 @@ def test_base_and_tuned_say_the_same_with_one_seed(page: Page) -> None:
     assert not np.array_equal(base, tuned)
     # The seed that was shown makes the same speech again.
     page.click("#compare input")
-    page.click("button.label-wrap")
+    page.click("#speak_tab button.label-wrap")
     page.type("Seed", seed_of(line))
     page.picture("sampling")
     page.click("#generate")
@@ -156,7 +85,7 @@ def test_base_and_tuned_say_the_same_with_one_seed(page: Page) -> None:
 
 
 def test_a_dialogue_is_spoken(page: Page) -> None:
-    page.click("button[role=tab]:nth-of-type(2)")
+    page.click("#dialogue_tab-button")
     page.picture("dialogue_empty")
     page.type("lines", "Alice: Hello there.\nBob: Hi!")
     for number, name in enumerate(("Alice", "Bob"), start=1):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.app import PATIENCE
 
 
 @contextmanager
@@ -34,8 +35,9 @@ def chromium(profile: Path) -> Iterator[Any]:
         chrome.add_argument(f"--{flag}")
     chrome.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=chrome, service=webdriver.ChromeService(chromedriver))
+    driver.command_executor.client_config.timeout = 120 * PATIENCE
     try:
-        driver.set_script_timeout(20)
+        driver.set_script_timeout(20 * PATIENCE)
         yield driver
     finally:
         driver.quit()

@@ -1,12 +1,29 @@
-"""`higgs-audio app`: a page on this machine to speak with a model.
+"""`higgs-audio app`: a page on this machine, from recordings to a voice.
 
-hosts.py   whether a request names this server
-fields.py  what the fields say -> what the generator is asked; knows no Gradio
-page.py    fields, buttons, players; needs Gradio
+workspace.py    the one folder that is read and written by path; safe names
+jobs.py         the kit's commands as processes that outlive tab and page, one per device
+runner.py       the process beside each of them: lock, log, exit code
+actions.py      what fields say -> the command that does it
+presets.py      the recipes, what they need, their settings explained
+corrections.py  what a listener changes of a preparation
+curves.py       a run's own log -> curves, samples
+votes.py        blind comparisons, kept
+hosts.py        whether a request names this server
+served.py       which files of the workspace a browser may fetch
+fields.py       what the fields of speaking say -> what the generator is asked
+parts.py        what tabs have in common; from here on Gradio is needed
+desk.py         where requests wait for the one model
+studio.py       what all tabs share
+reports.py      listening pages inside the page
+job_panel.py    Start, Stop, Resume, the shell's command, the log
+data_tab.py train_tab.py listen.py compare_tab.py export_tab.py    the tabs
+page.py         all of them, and their server
 
 This file opens the port, loads the model and ends in order. What a browser may do here is little:
-it sends fields and recordings, and hears what was said. It names no file, is given none but its
-own, asks no other host for anything, and what it sent is deleted with the server at the latest."""
+it sends fields and recordings, hears what was said, and starts commands of this kit in one folder.
+It is given no file but those of that folder that are listening pages or their sounds; the page asks
+no other host for anything (a job may: a base has to come from somewhere), and what was sent to be
+spoken is deleted with the server at the latest."""
 
 from __future__ import annotations
 
@@ -17,9 +34,10 @@ import socket
 import sys
 import threading
 from argparse import Namespace
-from pathlib import Path
 
 from plugins.commands.app.hosts import is_loopback
+from plugins.commands.app.jobs import PASSWORD
+from plugins.commands.app.workspace import Workspace
 from plugins.errors import problem
 from plugins.files.temporary import sweep, temporary_folder
 
@@ -47,6 +65,16 @@ def run(options: Namespace) -> int:
             reason="is below 1",
             remedy="give seconds of speech",
         )
+    if options.adapters is not None and options.model is None:
+        raise problem(
+            source="options",
+            field="adapters",
+            value=options.adapters,
+            reason="have no --model to belong to",
+            remedy="give --model",
+        )
+    Workspace(options.workspace)  # refused before a model is loaded for nothing
+    options.password = _password(options)
     port = _free_port(options.host, options.port)
     # As early as a command can be told, and turned into what ends it in order: its folder must not
     # stay behind.
@@ -68,28 +96,50 @@ def run(options: Namespace) -> int:
 
 def _serve(options: Namespace, port: int) -> None:
     from plugins.commands.app.page import build, launch
-    from plugins.inference import HiggsAudioGenerator
+    from plugins.commands.app.studio import open_studio
 
-    generator = HiggsAudioGenerator.from_pretrained(
-        options.model,
-        adapters=options.adapters,
-        adapter_scale=options.adapter_scale,
-        codec=options.codec,
-        device=options.device,
-    )
-    name = " + ".join(Path(path).name for path in (options.model, options.adapters) if path)
-    if options.adapter_scale != 1:
-        name += f", adapter_scale {options.adapter_scale:g}"
-    page = build(generator, name=name, max_audio_s=options.max_audio_s)
+    studio = open_studio(options)
+    page = build(studio, max_audio_s=options.max_audio_s)
     if not is_loopback(options.host):
-        warning = "everybody who reaches this machine can use the model, there is no password"
-        print(f"warning: --host {options.host}: {warning}", file=sys.stderr)
+        print(f"warning: --host {options.host}: {_warning(options)}", file=sys.stderr)
     try:
-        launch(page, host=options.host, port=port, max_upload_mb=options.max_upload_mb)
-        print(f"{name}: http://{options.host}:{port} (Ctrl+C ends it)", flush=True)
+        launch(page, options, studio, port=port)
+        address = f"http://{options.host}:{port}"
+        print(
+            f"{studio.desk.name}, {studio.workspace.root}: {address} (Ctrl+C ends it)", flush=True
+        )
         threading.Event().wait()
     finally:
         page.close(verbose=False)
+
+
+def _warning(options: Namespace) -> str:
+    if options.password is None:
+        reach = "everybody who reaches this machine can use the model, train and read the workspace"
+        return f"{reach}, there is no password; give --password or {PASSWORD}"
+    return "the password travels unencrypted: put a server with HTTPS before it"
+
+
+def _password(options: Namespace) -> str | None:
+    """Of the flag, else of the environment, which other users of the machine do not see."""
+    password: str | None = options.password
+    source = "--password"
+    if password is None and PASSWORD in os.environ:
+        password, source = os.environ.pop(PASSWORD), PASSWORD
+    elif password is not None:
+        print(
+            f"warning: --password is seen by all users of this machine; {PASSWORD} is not",
+            file=sys.stderr,
+        )
+    if password is not None and not password.strip():
+        raise problem(
+            source="options",
+            field=source,
+            value=password,
+            reason="is empty",
+            remedy="give one, or leave it out",
+        )
+    return password
 
 
 def _free_port(host: str, port: int) -> int:

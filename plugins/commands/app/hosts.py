@@ -2,7 +2,8 @@
 
 A page of a stranger may let its own name mean this machine, and then ask the server as if it were
 its own (DNS rebinding). What it cannot do is ask under a name that is the server's: so the `Host`
-header has to be one. Knows no Gradio."""
+header has to be one. Or it asks under the server's name, without being shown the answer, which
+would do to start a job: then a browser says whose page asks, in `Origin`. Knows no Gradio."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ class OnlyOwnNames:
         self._host = host
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan" or is_own(_name_in(scope), self._host):
+        if scope["type"] == "lifespan" or self._is_own(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
@@ -34,6 +35,14 @@ class OnlyOwnNames:
             headers = [(b"content-type", b"text/plain")]
             await send({"type": "http.response.start", "status": 403, "headers": headers})
             await send({"type": "http.response.body", "body": _REFUSAL})
+
+    def _is_own(self, scope: dict[str, Any]) -> bool:
+        names = [_name_in(scope)]
+        # Of programs that are no browser, and of a link that was clicked, there is none.
+        for key, value in scope["headers"]:
+            if key == b"origin":
+                names.append(value.decode("latin-1").partition("://")[2])
+        return all(is_own(name, self._host) for name in names)
 
 
 def _name_in(scope: dict[str, Any]) -> str:
