@@ -132,7 +132,7 @@ def section(text: str, title: str) -> str | None:
     found = _place(title).search(text)
     if found is None:
         return None
-    return "\n".join(found[0].splitlines()[1:-1])
+    return "\n".join(found[0].split("\n")[1:-1])
 
 
 def _cards(folder: Path) -> Iterator[Path]:

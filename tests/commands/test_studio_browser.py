@@ -215,7 +215,7 @@ def _train(page: Studio, server: Server, browser: Any) -> None:
     assert "20/20" in steps
     assert (server.workspace / "runs" / "ann" / "checkpoint-20").is_dir()
     page.until("#run_line", "step 20 of 20")
-    page.find("#curves canvas, #curves svg")
+    page.find("#curves g.mark-line path")
     page.find("#sample_0 [data-testid^=waveform]")
     page.picture("curves")
 

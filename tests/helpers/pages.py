@@ -54,8 +54,11 @@ class Page:
     def error(self) -> str:
         """The message that is shown, which is then closed."""
         text = str(wait_for(lambda: self.find(".toast-message-text").text, "the words of an error"))
-        self.click("[data-testid=toast-close]")
-        self.gone(".toast-body")
+        # It may go by itself meanwhile.
+        close = """
+            document.querySelector('[data-testid=toast-close]')?.click();
+            return !document.querySelector('.toast-body')"""
+        wait_for(lambda: self.browser.execute_script(close), "the end of an error")
         return text
 
     def gone(self, selector: str) -> None:

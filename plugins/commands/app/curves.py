@@ -91,7 +91,8 @@ def sample_steps(run: Path) -> list[int]:
     steps = []
     for folder in (run / SAMPLES).glob("step-*"):
         number = folder.name.removeprefix("step-")
-        if number.isdigit():
+        # The list comes when all are spoken.
+        if number.isdigit() and (folder / LIST).is_file():
             steps.append(int(number))
     return sorted(steps, reverse=True)
 

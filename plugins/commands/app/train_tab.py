@@ -34,7 +34,7 @@ from plugins.errors import UserError, problem
 BASE = "bosonai/higgs-audio-v2-generation-3B-base"
 _RUN = "voice"  # until there is a better name
 _SAMPLES = 4
-_COLUMNS = ("step", "curve", "value")
+_COLUMNS = {"step": int, "curve": str, "value": float}
 
 
 class TrainTab:
@@ -131,7 +131,7 @@ class TrainTab:
             self._group = gr.Dropdown(list(curves.GROUPS), value="loss", label="Curves",
                                       elem_id="curve_group", scale=1)  # fmt: skip
             self._plot = gr.LinePlot(
-                pd.DataFrame(columns=list(_COLUMNS)),
+                _table([]),
                 x="step", y="value", color="curve", height=320, elem_id="curves", scale=4,
                 show_label=False,
             )  # fmt: skip
@@ -256,7 +256,7 @@ class TrainTab:
         now = f"{group} {curves.stamp(run)}"
         if now == seen:
             return [gr.skip()] * 4
-        table = pd.DataFrame(curves.points(run, group), columns=list(_COLUMNS))
+        table = _table(curves.points(run, group))
         steps = list(map(str, curves.sample_steps(run)))
         choice = gr.update(choices=steps, value=steps[0]) if steps else gr.skip()
         return [html.escape(curves.summary(run)), table, choice, now]
@@ -276,6 +276,11 @@ class TrainTab:
             parts += [gr.update(visible=True), text, played]
         num_left = _SAMPLES - len(parts) // 3
         return parts + [gr.update(visible=False), "", None] * num_left
+
+
+def _table(points: list[tuple[int, str, float]]) -> pd.DataFrame:
+    """Of an empty column's type the plot would make names, and draw no line between them."""
+    return pd.DataFrame(points, columns=list(_COLUMNS)).astype(_COLUMNS)
 
 
 def _said(need: Need) -> str:

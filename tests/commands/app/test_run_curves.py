@@ -54,7 +54,8 @@ def test_samples_are_those_of_the_run(tmp_path: Path) -> None:
         (folder / "0.wav").touch()
         entry = {"file": name, "text": "Hi.", "seconds": 1.25, "stopped": True}
         (folder / curves.LIST).write_text(json.dumps(entry) + "\n{half")
-    (run / curves.SAMPLES / "step-x").mkdir()
+    for name in ("step-x", "step-20"):  # of 20 the list is not there yet
+        (run / curves.SAMPLES / name).mkdir()
     (tmp_path / "secret.wav").touch()
     assert curves.sample_steps(run) == [10, 0]
     (sample,) = curves.samples(run, 0)
