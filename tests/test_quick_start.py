@@ -199,5 +199,6 @@ def test_the_commands_of_readme_and_book_parse() -> None:
             if name.startswith(("configs/", "./train", "plugins/")):
                 assert (ROOT / name).is_file(), name
     assert parsed.pop("prepare") >= 4
-    assert set(parsed) == {"speak", "evaluate", "app", "export", "convert", "doctor"}
+    commands = {"speak", "evaluate", "app", "export", "convert", "doctor", "new-voice"}
+    assert set(parsed) == commands
     assert os.access(ROOT / "train_higgs_audio.sh", os.X_OK)

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 RECORDINGS = ROOT / "demo" / "corpus" / "wavs"
 _NAMES = ("slt-01", "slt-03", "slt-04", "slt-05", "slt-06")
 _SIZE = "400m"
+_STEPS = 60  # so many that it is stopped before it ends by itself
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +186,10 @@ def _train(page: Studio, server: Server, browser: Any) -> None:
     page.choose("train_rows", "rows/ann_train.jsonl")
     wait_for(lambda: page.value("#run input, #run textarea") == "ann", "the name of the run")
     for name, value in {
-        "max_steps": "20",
+        "max_steps": str(_STEPS),
         "per_device_train_batch_size": "2",
         "gradient_accumulation_steps": "1",
-        "save_steps": "10",
+        "save_steps": str(_STEPS // 2),
         "sample_texts": "Bring two warm blankets.",
     }.items():
         page.type(f"set_{name}", value)
@@ -203,19 +204,19 @@ def _train(page: Studio, server: Server, browser: Any) -> None:
     wait_for(lambda: log.is_file() and log.read_text().count('"loss"') >= 3, "steps", seconds=240)
     page.click("#stop_train_run")
     page.until("#train_run_state", "stopped", seconds=120)
-    page.until("#run_line", " of 20")
+    page.until("#run_line", f" of {_STEPS}")
     page.picture("stopped")
     page.click("#resume_train_run")
-    page.until("#train_run_state", "done", "failed", seconds=240)
+    page.until("#train_run_state", "done", "failed", seconds=400)
     page.picture("trained")
     assert "done, runs/ann" in page.text("#train_run_state"), (
         job(server, 2) / "log.txt"
     ).read_text()[-3000:]
     steps = [json.loads(line).get("global_step/max_steps") for line in log.open()]
-    assert "20/20" in steps
-    assert (server.workspace / "runs" / "ann" / "checkpoint-20").is_dir()
-    page.until("#run_line", "step 20 of 20")
-    page.find("#curves g.mark-line path")
+    assert f"{_STEPS}/{_STEPS}" in steps
+    assert (server.workspace / "runs" / "ann" / f"checkpoint-{_STEPS}").is_dir()
+    page.until("#run_line", f"step {_STEPS} of {_STEPS}")
+    page.find("#curves_loss g.mark-line path[stroke]")
     page.find("#sample_0 [data-testid^=waveform]")
     page.picture("curves")
 

@@ -4,6 +4,7 @@ run's own curves and samples while it goes. Needs Gradio."""
 from __future__ import annotations
 
 import html
+import math
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,13 @@ class TrainTab:
         with gr.Row():
             self._group = gr.Dropdown(list(curves.GROUPS), value="loss", label="Curves",
                                       elem_id="curve_group", scale=1)  # fmt: skip
-            self._plot = gr.LinePlot(
-                _table([]),
-                x="step", y="value", color="curve", height=320, elem_id="curves", scale=4,
-                show_label=False,
-            )  # fmt: skip
+            # One for each group: a plot keeps the colours of the names that it began with.
+            self._plots = {}
+            for group in curves.GROUPS:
+                self._plots[group] = gr.LinePlot(
+                    _table(group, []), x="step", y="value", color="curve", height=320, scale=4,
+                    visible=group == "loss", show_label=False, elem_id=f"curves_{group[:4]}",
+                )  # fmt: skip
         self._step = gr.Dropdown(
             [], label="Samples of step", allow_custom_value=True, elem_id="sample_step"
         )
@@ -226,7 +229,7 @@ class TrainTab:
             event(self._choices, None, outputs, **BESIDE)
         page.load(self._opened, [self._base, self._device], self._of_memory, **BESIDE)
         page.load(self._defaults, self._preset, [self._about, *self._settings.values()], **BESIDE)
-        shown = [self._line, self._plot, self._step, self._seen]
+        shown = [self._line, self._step, self._seen, *self._plots.values()]
         timer.tick(self._look, [self._group, self._seen], shown, **BESIDE)
         parts = [part for sample in self._samples for part in sample]
         self._step.change(self._heard, self._step, parts, **BESIDE)
@@ -251,15 +254,22 @@ class TrainTab:
 
     def _look(self, group: str, seen: str) -> list[Any]:
         run = self._folder
+        nothing = [gr.skip()] * (3 + len(self._plots))
         if run is None:
-            return [gr.skip()] * 4
+            return nothing
         now = f"{group} {curves.stamp(run)}"
         if now == seen:
-            return [gr.skip()] * 4
-        table = _table(curves.points(run, group))
+            return nothing
+        plots = []
+        for name in self._plots:
+            if name == group:
+                table = _table(group, curves.points(run, group))
+                plots.append(gr.update(value=table, visible=True))
+            else:
+                plots.append(gr.update(visible=False))
         steps = list(map(str, curves.sample_steps(run)))
         choice = gr.update(choices=steps, value=steps[0]) if steps else gr.skip()
-        return [html.escape(curves.summary(run)), table, choice, now]
+        return [html.escape(curves.summary(run)), choice, now, *plots]
 
     def _heard(self, step: str | None) -> list[Any]:
         run, parts = self._folder, []
@@ -278,8 +288,13 @@ class TrainTab:
         return parts + [gr.update(visible=False), "", None] * num_left
 
 
-def _table(points: list[tuple[int, str, float]]) -> pd.DataFrame:
-    """Of an empty column's type the plot would make names, and draw no line between them."""
+def _table(group: str, points: list[tuple[int, str, float]]) -> pd.DataFrame:
+    """Of numbers, however few, and with every name of the group: from its first table a plot takes
+    its axes and colours."""
+    there = {name for _, name, _ in points}
+    for name in curves.GROUPS[group]:
+        if name not in there:
+            points = [*points, (points[0][0] if points else 0, name, math.nan)]
     return pd.DataFrame(points, columns=list(_COLUMNS)).astype(_COLUMNS)
 
 
