@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from plugins import __version__
+from plugins.commands import flags
 from plugins.errors import UserError
 from plugins.files.hub import MODELS_3B
 from plugins.files.installation import explained, require_device
@@ -76,69 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model_flags(
-    command: argparse.ArgumentParser, *, required: bool = False, model: str = "", adapters: str = ""
-) -> None:
-    """model, adapters: what the command makes of them, after what they are."""
-    command.add_argument(
-        "--model",
-        required=required,
-        help=f"checkpoint folder (base, merged, or LoRA{model}) or Hub id",
-    )
-    command.add_argument("--adapters", help=f"LoRA folder on top of --model{adapters}")
-    command.add_argument(
-        "--codec", help="codec folder or Hub id (default: the one beside the model)"
-    )
-
-
-def _scale_flag(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--adapter_scale",
-        type=float,
-        default=1.0,
-        help="strength of the LoRA weights, 0 to 4: 0 is the base (default: %(default)s)",
-    )
-
-
-def _device_flag(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--device", help="cpu, cuda, cuda:1 ... (default: the first GPU if there is one)"
-    )
-
-
-def _max_audio_flag(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--max_audio_s",
-        type=float,
-        default=40.0,
-        help="longest speech of one piece in seconds (default: %(default)s)",
-    )
-
-
-def _speaking_flags(command: argparse.ArgumentParser, *, batch_size: int) -> None:
-    """How a model speaks, for the commands that are given texts."""
-    command.add_argument(
-        "--batch_size",
-        type=_positive,
-        default=batch_size,
-        help="texts spoken together (default: %(default)s)",
-    )
-    command.add_argument(
-        "--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)"
-    )
-    command.add_argument("--top_k", type=int, default=50, help="(default: %(default)s)")
-    command.add_argument("--top_p", type=float, default=0.95, help="(default: %(default)s)")
-    _max_audio_flag(command)
-    command.add_argument("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
-    _device_flag(command)
-
-
 def _add_speak(commands: Any) -> None:
     command = commands.add_parser(
         "speak", help="speak a text, or a list of them, with a base, merged or LoRA checkpoint"
     )
-    _model_flags(command, required=True)
-    _scale_flag(command)
+    flags.model_flags(command, required=True)
+    flags.scale_flag(command)
     command.add_argument("--text")
     command.add_argument(
         "--output",
@@ -167,7 +111,7 @@ def _add_speak(commands: Any) -> None:
         action="store_true",
         help="speak the text as it is written, however the model was trained",
     )
-    _speaking_flags(command, batch_size=1)
+    flags.speaking_flags(command, batch_size=1)
     command.add_argument("--seed", type=int, help="the same command and seed: the same speech")
     command.add_argument(
         "--deterministic",
@@ -221,7 +165,7 @@ def _add_new_voice(commands: Any) -> None:
         help="time of the training: as many steps as fit, by the speed of the first ones (default:"
         " as many as the recipe has)",
     )
-    add("--max_steps", type=_positive, help="most steps of the training")
+    add("--max_steps", type=flags.positive, help="most steps of the training")
     add(
         "--device",
         choices=("cpu", "cuda"),
@@ -240,10 +184,10 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         help="score a model's speech beside its base, the codec's ceiling and the recordings",
     )
-    _model_flags(
+    flags.model_flags(
         command, model=", compared with its base", adapters=", compared with the model without it"
     )
-    _scale_flag(command)
+    flags.scale_flag(command)
     command.add_argument("--base", help="what a fully fine-tuned --model is compared with")
     command.add_argument(
         "--dataset", required=True, help="JSONL, folder, Seed-TTS-eval .lst, or wav.scp and text"
@@ -262,7 +206,7 @@ def _add_evaluate(commands: Any) -> None:
         type=Path,
         help="recordings to score: folder of ID.wav, wav.scp, or JSONL of id and audio",
     )
-    command.add_argument("--limit", type=_positive, help="only the first rows")
+    command.add_argument("--limit", type=flags.positive, help="only the first rows")
     command.add_argument(
         "--language", default="en", help="of the texts, ISO 639-1 (default: %(default)s)"
     )
@@ -273,7 +217,7 @@ def _add_evaluate(commands: Any) -> None:
         "--speaker_model",
         help="x-vectors, for example WavLM: folder or Hub id (default: resemblyzer)",
     )
-    _speaking_flags(command, batch_size=4)
+    flags.speaking_flags(command, batch_size=4)
     command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     command.set_defaults(run=_of("evaluate"))
 
@@ -283,8 +227,8 @@ def _add_app(commands: Any) -> None:
         "app",
         help="a page in the browser, on this machine only: prepare, train, listen, compare, export",
     )
-    _model_flags(command, adapters="; the page compares it with the base")
-    _scale_flag(command)
+    flags.model_flags(command, adapters="; the page compares it with the base")
+    flags.scale_flag(command)
     command.add_argument(
         "--workspace",
         type=Path,
@@ -305,12 +249,12 @@ def _add_app(commands: Any) -> None:
     )
     command.add_argument(
         "--max_upload_mb",
-        type=_positive,
+        type=flags.positive,
         default=1024,
         help="largest recording, MiB (default: %(default)s)",
     )
-    _max_audio_flag(command)
-    _device_flag(command)
+    flags.max_audio_flag(command)
+    flags.device_flag(command)
     command.set_defaults(run=_of("app"))
 
 
@@ -318,7 +262,7 @@ def _add_export(commands: Any) -> None:
     command = commands.add_parser(
         "export", help="merge base and LoRA into one folder that vLLM-Omni serves"
     )
-    _model_flags(command, adapters=", whose base is --model's default")
+    flags.model_flags(command, adapters=", whose base is --model's default")
     command.add_argument("--output", type=Path, required=True, help="new folder")
     command.add_argument(
         "--dtype",
@@ -338,12 +282,12 @@ def _add_doctor(commands: Any) -> None:
         type=Path,
         help="YAML file of a run: memory is estimated, model and dataset taken",
     )
-    _model_flags(command)
+    flags.model_flags(command)
     command.add_argument("--dataset", nargs="+", metavar="FILE.jsonl")
     command.add_argument("--val_dataset", nargs="+", metavar="FILE.jsonl")
     command.add_argument(
         "--rows",
-        type=_positive,
+        type=flags.positive,
         default=4,
         help="rows that the model is tried on (default: %(default)s)",
     )
@@ -368,13 +312,6 @@ def _add_convert(commands: Any) -> None:
         "--to", choices=("native", "original"), default="native", help="(default: %(default)s)"
     )
     command.set_defaults(run=_convert)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
 
 
 def _sft(arguments: list[str]) -> NoReturn:

@@ -1,5 +1,6 @@
 """Subcommands of `higgs-audio` that are more than a few lines: the map.
 
+flags.py       flags that several of them have
 speak.py       one text into a file or a pipe
 speak_list.py  a list of texts into a folder, to be gone on with
 app/           a page in the browser

@@ -97,13 +97,7 @@ def _prepare(args: argparse.Namespace) -> int:
         if dialogues is not None:
             dialogues.require_any()
             clips = dialogues.rows
-        sides, num_crossing = _divided(args, clips)
-        if dialogues is not None:
-            sides = {name: add_voices(side, seed=args.seed) for name, side in sides.items()}
-        if args.references:
-            sides = _with_references(args, sides)
-        if args.encode_codes:
-            _encode(args, sides)
+        sides, num_crossing = _completed(args, clips)
         totals = None
         if dialogues is not None:
             totals = dialogues.totals(list(chain.from_iterable(sides.values())))
@@ -125,6 +119,18 @@ def _prepare(args: argparse.Namespace) -> int:
         )
     )
     return _EXIT_REJECTED if args.strict and rejected else 0
+
+
+def _completed(args: argparse.Namespace, clips: list[Clip]) -> tuple[Sides, int]:
+    """The sides of the split with all that their rows shall have, as `_divided`."""
+    sides, num_crossing = _divided(args, clips)
+    if args.dialogues:
+        sides = {name: add_voices(side, seed=args.seed) for name, side in sides.items()}
+    if args.references:
+        sides = _with_references(args, sides)
+    if args.encode_codes:
+        _encode(args, sides)
+    return sides, num_crossing
 
 
 # --- before anything is read ---

@@ -83,7 +83,7 @@ class Studio(Page):
 
         try:
             wait_for(has_one, f"{texts} in {selector}", seconds=seconds)
-        except BaseException:
+        except pytest.fail.Exception:
             self.picture("missing")
             print(f"{selector}: {self.text(selector)!r}")
             raise

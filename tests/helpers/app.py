@@ -49,7 +49,7 @@ class Server:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
         try:
             self.url = wait_for(self._address, "the server", seconds=90)
-        except BaseException:
+        except (pytest.fail.Exception, AssertionError):
             self.process.kill()
             raise
 

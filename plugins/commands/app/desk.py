@@ -38,7 +38,7 @@ class Desk:
         self._generator: HiggsAudioGenerator | None = None
         self._adapters, self.chosen = options.adapters, options.model
         if options.model is not None:
-            self._generator = self._loaded()
+            self._generator = self._loaded(self.chosen, self._adapters)
 
     @property
     def is_ready(self) -> bool:
@@ -56,7 +56,7 @@ class Desk:
                     reason="is not loaded",
                     remedy="choose a checkpoint under Model",
                 )
-            self._generator = self._loaded()
+            self._generator = self._loaded(self.chosen, self._adapters)
         return self._generator
 
     @property
@@ -98,14 +98,9 @@ class Desk:
         else:
             folder = self._workspace.existing(model or "", field="model", folder=True)
             chosen, adapters = str(folder), None
-        before = self.chosen, self._adapters
         self._drop()
-        try:
-            self.chosen, self._adapters = chosen, adapters
-            self._generator = self._loaded()
-        except BaseException:
-            self.chosen, self._adapters = before
-            raise
+        generator = self._loaded(chosen, adapters)
+        self.chosen, self._adapters, self._generator = chosen, adapters, generator
 
     def make_room(self, device: str) -> None:
         """For a job on `device`: the model leaves it, and comes back when it is asked to speak."""
@@ -116,11 +111,10 @@ class Desk:
         with self._lock:
             self._drop()
 
-    def _loaded(self) -> HiggsAudioGenerator:
-        assert self.chosen is not None
+    def _loaded(self, model: str, adapters: str | None) -> HiggsAudioGenerator:
         return HiggsAudioGenerator.from_pretrained(
-            self.chosen,
-            adapters=self._adapters,
+            model,
+            adapters=adapters,
             adapter_scale=self._options.adapter_scale,
             codec=self._options.codec,
             device=self._options.device,
