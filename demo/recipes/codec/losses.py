@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torchaudio
 from torch import Tensor
@@ -10,32 +12,35 @@ from plugins.audio.waveforms import SAMPLE_RATE_HZ
 
 # FFT size -> mel bands; none for the two short ones, whose bins are wider than bands.
 _BANDS = {128: None, 256: None, 512: 40, 1024: 80, 2048: 128}
+# A training takes half of the sizes in each step, which halves the price.
+TURNS = ((128, 512, 2048), (256, 1024))
 _FLOOR = 1e-4  # of full scale: -80 dB
 _LINEAR_WEIGHT = 0.3
 
 
 class SpectralLoss:
-    """L1 of log spectra plus 0.3 times the relative L1 of magnitudes, averaged over FFT sizes
-    128..2048."""
+    """L1 of log spectra plus 0.3 times the relative L1 of magnitudes, averaged over FFT
+    sizes."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         self._windows: dict[int, Tensor] = {}
         self._banks: dict[int, Tensor] = {}
         nyquist_hz = SAMPLE_RATE_HZ / 2
         for size, bands in _BANDS.items():
-            self._windows[size] = torch.hann_window(size)
+            self._windows[size] = torch.hann_window(size, device=device)
             if bands:
-                self._banks[size] = torchaudio.functional.melscale_fbanks(
+                bank = torchaudio.functional.melscale_fbanks(
                     size // 2 + 1, 0, nyquist_hz, bands, SAMPLE_RATE_HZ, mel_scale="slaney"
                 )
+                self._banks[size] = bank.to(device)
 
-    def __call__(self, decoded: Tensor, wanted: Tensor) -> Tensor:
+    def __call__(
+        self, decoded: Tensor, wanted: Tensor, *, sizes: Sequence[int] = tuple(_BANDS)
+    ) -> Tensor:
         """Two (B, N) -> scalar."""
         losses = []
-        for size in _BANDS:
-            ours = self._magnitudes(decoded, size)
-            with torch.no_grad():
-                theirs = self._magnitudes(wanted, size)
+        for size in sizes:
+            ours, theirs = self._magnitudes(decoded, size), self._magnitudes(wanted, size)
             linear = (ours - theirs).abs().mean() / theirs.mean().clamp(min=_FLOOR)
             logs = (self._log(ours, size) - self._log(theirs, size)).abs().mean()
             losses.append(logs + _LINEAR_WEIGHT * linear)

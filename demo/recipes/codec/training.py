@@ -1,20 +1,15 @@
-"""Encoder and decoder in two processes of one thread each; a step depends on the seed and its
-number only.
+"""Speech -> a codec: the encoder learns latents that are given, codebooks are fitted to what it
+then says, and the decoder learns the sound of quantised latents.
 
-First apart: one process teaches the encoder the latents, the other the decoder the sound of
-quantised latents. Then both train the decoder on what the trained encoder really gives, gradients
-averaged. A killed run goes on from the last checkpoint. Both networks are compiled, which needs a
-C++ compiler and saves a third of the time."""
+A step depends on the seed and its number only, and each part of the way leaves a file in `work`: a
+killed run goes on where it was. It computes on the GPU where there is one."""
 
 from __future__ import annotations
 
 import csv
 import math
-import os
-import signal
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from demo.recipes.codec import network, targets
-from demo.recipes.codec.corpus import HOP
-from demo.recipes.codec.losses import SpectralLoss
+from demo.recipes.codec import adversary, common, losses, network, targets
+from demo.recipes.codec.corpus import HOP, PIPER, Clips, Speech
+from demo.recipes.codec.targets import SOUND
+from demo.run import CODEC
 from plugins.audio import waveforms as audio
 from plugins.files import disk
 
-WORKERS = 2
-_SAVE_S = 180
-_MARGIN = 8  # frames: what lies farther off changes no latent
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_SAVE_S = 120
+_COMMON_WEIGHT = 0.5  # of its latents, beside those of the sound
 
 
 @dataclass(frozen=True)
@@ -41,14 +37,21 @@ class Recipe:
 
     seed: int = 0
     sentences: int = 700  # of each voice
-    encoder_steps: int = 12_000
-    solo_steps: int = 6_000  # of the decoder, while the encoder learns
-    joint_steps: int = 34_000  # of the decoder, in both processes
-    batch: int = 4  # per process
-    segment_frames: int = 20
+    warmup_steps: int = 300
+    encoder_steps: int = 22_000
     encoder_rate: float = 2e-3
-    decoder_rate: float = 1.5e-3
-    warmup_steps: int = 200
+    encoder_batch: int = 6
+    encoder_frames: int = 40  # of a segment
+    encoder_margin: int = 6  # of them at either end, where it does not hear enough
+    codebook_frames: int = 14_000  # of each voice, that the codebooks are fitted to
+    decoder_steps: int = 26_000
+    decoder_rate: float = 1e-3
+    decoder_batch: int = 4
+    decoder_frames: int = 24
+    average: float = 0.999  # the decoder that is stored: of its weights over some 1,000 steps
+    adversary_from: int = 3_500  # step of the decoder: first words, then sound
+    adversary_rate: float = 4e-4
+    adversary_ramp: int = 500  # steps
 
 
 @dataclass(frozen=True)
@@ -58,231 +61,199 @@ class Data:
     samples: np.ndarray  # (F * HOP,) int16
     latents: Tensor  # (F, LATENT): the encoder's targets, or the decoder's input
 
-    def batch(self, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, size: int, num_frames: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Random segments: waveforms (B, N), latents (B, LATENT, F)."""
-        num_starts = len(self.latents) - recipe.segment_frames
-        starts = torch.randint(num_starts, (recipe.batch,), generator=generator)
+        num_starts = len(self.latents) - num_frames
+        starts = torch.randint(num_starts, (size,), generator=generator)
         waveforms, latents = [], []
         for start in starts.tolist():
-            end = start + recipe.segment_frames
+            end = start + num_frames
             waveforms.append(audio.to_float(self.samples[start * HOP : end * HOP]))
             latents.append(self.latents[start:end].T)
-        return torch.from_numpy(np.stack(waveforms)), torch.stack(latents)
+        batch = torch.from_numpy(np.stack(waveforms)), torch.stack(latents)
+        return batch[0].to(DEVICE), batch[1].to(DEVICE)
+
+
+class Learner:
+    """A network and its optimiser."""
+
+    def __init__(
+        self, part: Any, *, rate: float, betas: tuple[float, float], max_norm: float = 1.0
+    ) -> None:
+        self.part, self.rate, self.max_norm = part.to(DEVICE), rate, max_norm
+        self.optimizer = torch.optim.Adam(part.parameters(), lr=rate, betas=betas)
+
+    def descend(self, loss: Tensor, *, share: float) -> None:
+        """One step, at that share of the rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.rate
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.part.parameters(), self.max_norm)
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"part": self.part.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.part.load_state_dict(state["part"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 class Run:
-    """One network's way through its steps: schedule, checkpoints, loss curve."""
+    """A training's way through its steps: checkpoints and loss curve. parts: all that changes."""
 
-    def __init__(
-        self, part: nn.Module, recipe: Recipe, path: Path, *, rate: float, steps: int
-    ) -> None:
-        self.part, self.recipe, self.path, self.rate, self.steps = part, recipe, path, rate, steps
-        self.optimizer = torch.optim.Adam(part.parameters(), lr=rate)
+    def __init__(self, path: Path, recipe: Recipe, **parts: Any) -> None:
+        self.path, self.recipe, self.parts = path, recipe, parts
         self.step = 0
         self.curve: list[tuple[int, float]] = []  # step, mean loss since the one before
-        self._losses: list[float] = []
+        self.losses: list[float] = []
         if path.exists():
-            state = torch.load(path, weights_only=True)
-            part.load_state_dict(state["part"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.curve, self._losses = state["step"], state["curve"], state["losses"]
+            state = torch.load(path, weights_only=True, map_location=DEVICE)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            self.step, self.curve, self.losses = state["step"], state["curve"], state["losses"]
 
-    def until(
-        self,
-        last: int,
-        loss_of: Callable[[torch.Generator], Tensor],
-        *,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
-        """Train to step `last`. loss_of: from a generator seeded by step and rank."""
+    def steps(self, last: int) -> Iterator[tuple[int, float, torch.Generator]]:
+        """Those that are left: number, share of the learning rates, randomness of its own."""
         saved_s = time.monotonic()
         while self.step < last:
+            # Linear warm-up, then half a cosine.
+            warmup = min(1.0, (self.step + 1) / self.recipe.warmup_steps)
+            share = warmup * 0.5 * (1 + math.cos(math.pi * self.step / last))
             # No state of a generator to save: a resumed run draws what a whole one would.
-            seed = (self.recipe.seed << 32) + self.step * WORKERS + rank
-            generator = torch.Generator().manual_seed(seed)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._rate()
-            self.optimizer.zero_grad()
-            loss = loss_of(generator)
-            loss.backward()
-            if ranks > 1:
-                _average_gradients(self.part, ranks)
-            nn.utils.clip_grad_norm_(self.part.parameters(), 1.0)
-            self.optimizer.step()
+            seed = (self.recipe.seed << 32) + self.step
+            yield self.step, max(share, 0.02), torch.Generator().manual_seed(seed)
             self.step += 1
-            if rank:  # all ranks have the same weights: one of them saves
-                continue
-            self._note(loss.item())
+            if self.step % 100 == 0:
+                self._note(last)
             if time.monotonic() - saved_s > _SAVE_S or self.step == last:
-                self.save()
+                self._save()
                 saved_s = time.monotonic()
 
-    def _rate(self) -> float:
-        """Linear warm-up, then half a cosine down to 0."""
-        warmup = min(1.0, (self.step + 1) / self.recipe.warmup_steps)
-        return self.rate * warmup * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+    def _note(self, last: int) -> None:
+        loss = sum(self.losses) / len(self.losses)
+        self.curve.append((self.step, loss))
+        self.losses = []
+        print(f"{self.path.stem} {self.step} of {last}: loss {loss:.4f}", flush=True)
 
-    def _note(self, loss: float) -> None:
-        self._losses.append(loss)
-        if self.step % 100 == 0:
-            self.curve.append((self.step, sum(self._losses) / len(self._losses)))
-            self._losses = []
-            if self.step % 500 == 0:
-                mean = self.curve[-1][1]
-                print(f"{self.path.stem} {self.step} of {self.steps}: loss {mean:.4f}", flush=True)
-
-    def save(self) -> None:
-        state = {
-            "part": self.part.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
-        _save({**state, "curve": self.curve, "losses": self._losses}, self.path)
+    def _save(self) -> None:
+        state: dict[str, Any] = {"step": self.step, "curve": self.curve, "losses": self.losses}
+        for name, part in self.parts.items():
+            state[name] = part.state_dict()
+        with disk.replace_when_done(self.path) as new:
+            torch.save(state, new)
 
 
-def train(recipe: Recipe, samples: Path, work: Path) -> Any:
-    """samples: (F * HOP,) int16 in a .npy file. Returns the codec; `work` takes what is between."""
-    # What a killed run has finished lies in `work`; each phase begins where it left off.
-    if not (work / "targets.pt").exists():
-        waveform = torch.from_numpy(audio.to_float(np.load(samples)))
-        latents = targets.principal(targets.log_mel(waveform))
-        _, quantised = targets.quantise(latents, targets.fit_codebooks(latents, seed=recipe.seed))
-        _save({"latents": latents, "quantised": quantised}, work / "targets.pt")
-    spawn(_apart, (recipe, samples, work), nprocs=WORKERS)
-    if not (work / "codes.pt").exists():
-        _save(_real_codes(recipe, np.load(samples, mmap_mode="r"), work), work / "codes.pt")
-    with tempfile.TemporaryDirectory() as meeting:
-        spawn(_together, (recipe, samples, work, f"file://{meeting}/point"), nprocs=WORKERS)
-    return assemble(recipe, work)
-
-
-def assemble(recipe: Recipe, work: Path) -> Any:
-    """The codec as far as its training has got; the encoder must have finished."""
-    codec = network.build(seed=recipe.seed)
-    state = torch.load(work / "codes.pt", weights_only=True)
-    codec.acoustic_encoder.load_state_dict(state["encoder"])
-    network.set_codebooks(codec, state["books"])
-    decoder = torch.load(work / "decoder.pt", weights_only=True)["part"]
-    codec.acoustic_decoder.load_state_dict(decoder)
+def train(recipe: Recipe, speech: Speech, start: Path, work: Path) -> Any:
+    """start: folder of the earlier codec, fetched if it is not there. Returns the codec; `work`
+    takes what is between."""
+    latents = _once(work / "targets.pt", lambda: _targets(speech))
+    codec = network.load(CODEC)  # its shape, and what lies between the parts
+    encoder = network.encoder(network.earlier(start), codec.acoustic_encoder, seed=recipe.seed)
+    parts = [*speech.shared.values(), *speech.warped.values()]
+    data = Data(np.concatenate([clips.samples for clips in parts]), latents)
+    _train_encoder(recipe, encoder, data, work / "encoder.pt")
+    samples = np.concatenate([clips.samples for clips in speech.own.values()])
+    frozen = _once(work / "frozen.pt", lambda: _freeze(recipe, encoder, speech, samples))
+    data = Data(samples, frozen["quantised"])
+    decoder = network.decoder(network.earlier(start), data.samples, data.latents)
+    codec.acoustic_encoder.load_state_dict(frozen["encoder"])
+    codec.acoustic_decoder = _train_decoder(recipe, decoder, data, work / "decoder.pt").cpu()
+    network.set_codebooks(codec, frozen["books"])
     return codec.eval()
+
+
+def _targets(speech: Speech) -> Tensor:
+    """(F, LATENT): of the shared clips, then of the warped ones."""
+
+    def features(clips: Clips) -> Tensor:
+        return targets.log_mel(torch.from_numpy(audio.to_float(clips.samples)))
+
+    shared = {voice: features(clips) for voice, clips in speech.shared.items()}
+    warped = [features(clips) for clips in speech.warped.values()]
+    sound = targets.principal(torch.cat([*shared.values(), *warped]))
+    return torch.cat([sound, common.latents(speech, shared)], dim=1)
+
+
+def _once(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` returns, or did before the run was killed."""
+    if not path.exists():
+        with disk.replace_when_done(path) as new:
+            torch.save(make(), new)
+    return torch.load(path, weights_only=True)
+
+
+def _train_encoder(recipe: Recipe, encoder: nn.Module, data: Data, path: Path) -> None:
+    learner = Learner(encoder, rate=recipe.encoder_rate, betas=(0.8, 0.99))
+    run, encode = Run(path, recipe, encoder=learner), torch.compile(encoder)
+    inside = slice(recipe.encoder_margin, recipe.encoder_frames - recipe.encoder_margin)
+    for _, share, generator in run.steps(recipe.encoder_steps):
+        waveforms, latents = data.batch(recipe.encoder_batch, recipe.encoder_frames, generator)
+        errors = (encode(waveforms[:, None]) - latents)[..., inside].square()
+        loss = errors[:, :SOUND].mean() + _COMMON_WEIGHT * errors[:, SOUND:].mean()
+        learner.descend(loss, share=share)
+        run.losses.append(loss.item())
+
+
+@torch.no_grad()
+def _freeze(recipe: Recipe, encoder: Any, speech: Speech, samples: np.ndarray) -> dict[str, Any]:
+    """The trained encoder as it will be stored, codebooks of its own latents, and the sound of
+    `samples` quantised, (F, LATENT)."""
+    encoder = encoder.cpu().eval()
+    targets.let_common_rule(encoder.conv2)
+    # Rounded as it will be stored: the codebooks are fitted to what it then says.
+    encoder = encoder.half().float()
+    latents = []
+    for part, share in ((speech.shared, 1.0), (speech.warped, 0.6)):
+        for voice, clips in part.items():
+            # The natural voice has the most to say.
+            num_frames = int(recipe.codebook_frames * (2 if voice == PIPER else share))
+            latents.append(network.encode(encoder, clips.samples[: num_frames * HOP]))
+    books = targets.fit_codebooks(torch.cat(latents), seed=recipe.seed)
+    _, quantised = targets.quantise(network.encode(encoder, samples), books)
+    quantised[:, SOUND:] = 0  # the decoder has no use for it
+    return {"encoder": encoder.state_dict(), "books": books, "quantised": quantised}
+
+
+def _train_decoder(recipe: Recipe, decoder: nn.Module, data: Data, path: Path) -> nn.Module:
+    """Returns the average of its weights."""
+    # The usual betas where an adversary changes what is wanted.
+    learner = Learner(decoder, rate=recipe.decoder_rate, betas=(0.8, 0.99))
+    averaged = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(recipe.average))
+    judges = Learner(
+        adversary.judges(seed=recipe.seed),
+        rate=recipe.adversary_rate,
+        betas=(0.5, 0.9),
+        max_norm=math.inf,
+    )
+    run = Run(path, recipe, decoder=learner, averaged=averaged, judges=judges)
+    difference, decode = losses.SpectralLoss(DEVICE), torch.compile(decoder)
+    for step, share, generator in run.steps(recipe.decoder_steps):
+        recorded, latents = data.batch(recipe.decoder_batch, recipe.decoder_frames, generator)
+        decoded = decode(latents)[:, 0]
+        loss = difference(decoded, recorded, sizes=losses.TURNS[step % 2])
+        run.losses.append(loss.item())
+        if (since := step - recipe.adversary_from) >= 0:
+            judge = judges.part[step % len(judges.part)]
+            judge.requires_grad_(True)
+            judges.descend(adversary.judge_loss(judge, decoded, recorded), share=max(share, 0.1))
+            judge.requires_grad_(False)
+            ramp = min(1.0, since / recipe.adversary_ramp)
+            loss = loss + ramp * adversary.decoder_loss(judge, decoded, recorded)
+        learner.descend(loss, share=share)
+        averaged.update_parameters(decoder)
+    return averaged.module
 
 
 def write_curves(work: Path, path: Path) -> None:
     """The loss curves of both networks as CSV."""
     with disk.replace_when_done(path) as new, open(new, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["network", "step", "loss"])
         for name in ("encoder", "decoder"):
-            for step, loss in torch.load(work / f"{name}.pt", weights_only=True)["curve"]:
+            checkpoint = torch.load(work / f"{name}.pt", weights_only=True, map_location="cpu")
+            for step, loss in checkpoint["curve"]:
                 writer.writerow([name, step, f"{loss:.4f}"])
-
-
-def _apart(rank: int, recipe: Recipe, samples: Path, work: Path) -> None:
-    _enter()
-    state = torch.load(work / "targets.pt", weights_only=True)
-    if rank == 0:
-        data = Data(np.load(samples, mmap_mode="r"), state["latents"])
-        encoder = network.build(seed=recipe.seed).acoustic_encoder
-        run = Run(
-            encoder,
-            recipe,
-            work / "encoder.pt",
-            rate=recipe.encoder_rate,
-            steps=recipe.encoder_steps,
-        )
-        # The plain module is saved: names of weights in a compiled one are others.
-        compiled = torch.compile(encoder)
-        run.until(
-            recipe.encoder_steps,
-            lambda generator: _encoder_loss(compiled, *data.batch(recipe, generator)),
-        )
-    else:
-        data = Data(np.load(samples, mmap_mode="r"), state["quantised"])
-        run, loss_of = _decoder_run(recipe, data, work)
-        run.until(recipe.solo_steps, loss_of)
-
-
-def _together(rank: int, recipe: Recipe, samples: Path, work: Path, meeting: str) -> None:
-    _enter()
-    # Both processes are on this machine, whatever its network looks like.
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORKERS)
-    quantised = torch.load(work / "codes.pt", weights_only=True)["quantised"]
-    data = Data(np.load(samples, mmap_mode="r"), quantised)
-    run, loss_of = _decoder_run(recipe, data, work)
-    run.until(run.steps, loss_of, rank=rank, ranks=WORKERS)
-    torch.distributed.destroy_process_group()
-
-
-def _enter() -> None:
-    torch.set_num_threads(1)
-    # `spawn` has a child interrupted when its parent dies, which one that a shell put into the
-    # background ignores.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _decoder_run(
-    recipe: Recipe, data: Data, work: Path
-) -> tuple[Run, Callable[[torch.Generator], Tensor]]:
-    decoder = network.build(seed=recipe.seed).acoustic_decoder
-    compiled, difference = torch.compile(decoder), SpectralLoss()
-    steps = recipe.solo_steps + recipe.joint_steps
-    run = Run(decoder, recipe, work / "decoder.pt", rate=recipe.decoder_rate, steps=steps)
-
-    def loss_of(generator: torch.Generator) -> Tensor:
-        waveforms, latents = data.batch(recipe, generator)
-        return difference(compiled(latents)[:, 0], waveforms)
-
-    return run, loss_of
-
-
-def _encoder_loss(
-    encoder: Callable[[Tensor], Tensor], waveforms: Tensor, latents: Tensor
-) -> Tensor:
-    return nn.functional.mse_loss(encoder(waveforms[:, None]), latents)
-
-
-@torch.no_grad()
-def _real_codes(recipe: Recipe, samples: np.ndarray, work: Path) -> dict[str, Any]:
-    """The trained encoder as it will be stored, codebooks of its own latents, and these quantised,
-    (F, LATENT)."""
-    encoder = network.build(seed=recipe.seed).acoustic_encoder
-    encoder.load_state_dict(torch.load(work / "encoder.pt", weights_only=True)["part"])
-    # Rounded as it will be stored: the codebooks are fitted to what it then says.
-    encoder = encoder.half().float()
-    wanted, parts = torch.load(work / "targets.pt", weights_only=True)["latents"], []
-    for first in range(0, len(wanted), 500):
-        before, last = min(first, _MARGIN), min(first + 500, len(wanted))
-        heard = audio.to_float(samples[(first - before) * HOP : (last + _MARGIN) * HOP])
-        # (1, 1, N) -> (1, LATENT, F); the margins go again.
-        latents = encoder(torch.from_numpy(heard)[None, None])[0].T
-        parts.append(latents[before : before + last - first])
-    latents = torch.cat(parts)
-    books = targets.fit_codebooks(latents, seed=recipe.seed).half().float()
-    _, quantised = targets.quantise(latents, books)
-    by_encoder = (latents - wanted).square().mean() / wanted.var()
-    by_codebooks = (latents - quantised).square().mean() / latents.var()
-    print(
-        f"of the latents' variance the encoder misses {by_encoder:.4f},"
-        f" the codebooks {by_codebooks:.4f}"
-    )
-    return {"encoder": encoder.state_dict(), "books": books, "quantised": quantised}
-
-
-def _average_gradients(part: nn.Module, ranks: int) -> None:
-    gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
-    # In one message: each has its price, however short it is.
-    flat = torch.cat(list(map(torch.flatten, gradients)))
-    torch.distributed.all_reduce(flat)
-    flat /= ranks
-    start = 0
-    for gradient in gradients:
-        mean = flat[start : start + gradient.numel()]
-        gradient.copy_(mean.view_as(gradient))
-        start += gradient.numel()
-
-
-def _save(state: dict[str, Any], path: Path) -> None:
-    with disk.replace_when_done(path) as new:
-        torch.save(state, new)
