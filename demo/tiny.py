@@ -1,9 +1,9 @@
-"""A tiny Higgs-Audio V2 with tokenizer and codec, random weights, real classes: for the demo and
-the tests.
+"""A tiny Higgs-Audio V2 with tokenizer and codec, random weights, real classes: for the tests, and
+where the base begins.
 
 The codec is for the tests: its codebooks are filled with residuals of real speech, so its codes
-vary as real ones do; its decoder is random, so what it plays is noise. The demo takes the trained
-one of demo/codec/."""
+vary as real ones do; its decoder is random, so what it plays is noise. A trained one lies in
+demo/codec/."""
 
 from __future__ import annotations
 
@@ -93,6 +93,12 @@ def build_tokenizer(texts: Iterable[str], *, num_merges: int = 100) -> PreTraine
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return with_specials(tokenizer)
+
+
+def with_specials(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """As transformers holds it. tokenizer: its vocabulary has SPECIAL_TOKENS."""
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|begin_of_text|>",
