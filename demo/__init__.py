@@ -1,2 +1,2 @@
-"""The embedded default: a tiny model and codec of the real classes, and one run of prepare -> train
--> speak."""
+"""The embedded default: a base that reads, its codec, and one run of prepare -> train -> speak in a
+voice that it never heard."""

@@ -1,214 +1,200 @@
-"""`make demo`: a small model, the embedded codec; prepare -> train -> speak -> score by commands
-that users type.
+"""`make demo`: a base that reads, and four minutes of a voice that it never heard; LoRA; and the
+voice says what neither has heard. All by commands that users type.
 
-The model starts at random and learns the embedded corpus by heart (`demo.rows`). Then it is asked
-for
+    prepare    40 recordings -> rows with codes, each alone and after another one (its reference)
+    doctor     is all as it must be?
+    train      LoRA on the base, configs/demo.yaml
+    plain      24 new sentences, nobody named: the base in a voice of its own, the tuned one in the
+               new voice
+    shown      the same after a recording of the new voice: what the base can do untrained
+    dialogue   the new voice and one of the base's, by turns
 
-    learnt     the sentences, each in the voice that it has when nobody is named
-    cloned     each in the other voice, after a reference that it was never trained with
-    dialogue   two sentences that never stood together, hers and his
-
-and `higgs-audio evaluate` tells how much of that a recogniser understands, beside the recordings
-and the codec."""
+`higgs-audio evaluate` tells how much of that a recogniser understands, how much ends by itself and
+whose voice it is, beside the recordings and the codec, and writes pages to listen to."""
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from demo import rows, tiny
-from plugins.audio.codec import CODEC_FOLDER
-from plugins.data.wording import INSTRUCTION, MULTI_SPEAKER_INSTRUCTION
-from plugins.errors import UserError
+from demo.commands import ROOT, run, script
 from plugins.files.lines import text_lines
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
 
-ROOT = Path(__file__).resolve().parents[1]
-CORPUS = ROOT / "demo" / "corpus"
+BASE = ROOT / "demo" / "base"
 CODEC = ROOT / "demo" / "codec"
+VOICE = ROOT / "demo" / "voice"
 OUT = ROOT / "demo" / "out"
-DATA = OUT / "data"
-_FINISHED = OUT / "finished.json"
-_WRITTEN = ("model", "data", "logs", "run", "learnt", "cloned", "spoken", "dialogue")
-# Five million parameters.
-_SIZE = {
-    "hidden_size": 192,
-    "intermediate_size": 384,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
-}
+DATA, LOGS = OUT / "data", OUT / "logs"
+FINISHED = OUT / "finished.json"
+_WRITTEN = ("data", "logs", "run", "plain", "shown", "spoken")
 _PREPARE = """
-    --dataset_type custom --input_dir demo/corpus --csv_file demo/corpus/metadata.csv
-    --speaker_column speaker --validate --encode_codes --codec demo/codec
-    --output_file demo/out/data/clips.jsonl
+    --dataset_type custom --input_dir demo/voice --speaker_column speaker --validate
+    --encode_codes --codec demo/base/audio_tokenizer
 """
-_CURVES = """
-    loss loss_text loss_audio loss_audio_cb0 loss_audio_cb7 acc_audio_cb0 loss_aux
-"""
-_MAX_AUDIO_S = 8.0  # the longest clip has 4.6 s
+# Of the table: what it is, in which evaluation, by which name.
+_LINES = (
+    ("the recordings", "plain", "truth"),
+    ("the recordings through the codec", "plain", "codec"),
+    ("base", "plain", "base"),
+    ("base after a recording", "shown", "base"),
+    ("tuned", "plain", "tuned"),
+    ("tuned after a recording", "shown", "tuned"),
+)
+_SAMPLING = Sampling(temperature=0.0)
+_MAX_AUDIO_S = 12.0  # the longest recording has 6
+_CURVES = ("loss_audio", "loss_audio_cb0", "loss_audio_cb7", "acc_audio_cb0")
 _WHERE = """
-listen    demo/out/learnt/audio/model/*.wav, demo/out/cloned/audio/model/*.wav, \
-demo/out/spoken/dialogue.wav
-beside    demo/out/learnt/audio/codec/*.wav: recordings through the codec; \
-demo/corpus/wavs: themselves
-pictures  demo/out/{learnt,cloned}/report.png, demo/out/run/images/*.png
+listen    demo/out/shown/report.html, demo/out/plain/report.html: all systems side by side
+          demo/out/spoken/dialogue.wav
+recordings demo/voice/wavs
 curves    tensorboard --logdir demo/out/run/runs"""
 
 
 def main() -> int:
     started_s = time.monotonic()
-    if _FINISHED.is_file():
-        stopped = json.loads(_FINISHED.read_text(encoding="utf-8"))["stopped"]
-        _curves(OUT / "run" / "logging.jsonl")
-        _summary(stopped)
+    if FINISHED.is_file():
+        _summary()
         print(f"nothing was trained again: {OUT} holds a finished demo; `rm -r {OUT}` starts anew")
         return 0
     for name in _WRITTEN:  # of a run that did not finish; what else lies there stays
         shutil.rmtree(OUT / name, ignore_errors=True)
-    build_model(OUT / "model")
-    _run("prepare", sys.executable, "prepare_dataset.py", *_PREPARE.split())
-    clips = _read(DATA / "clips.jsonl")
-    _write("train", rows.trained(clips))
-    _write("learnt", rows.plain(clips))
-    _write("cloned", rows.cloned(clips))
-    _run("train", _script("swift"), "sft", "configs/demo.yaml")
+    _prepare("alone", "metadata.csv")
+    _prepare("referenced", "metadata.csv", "--references")
+    _prepare("unseen", "unseen.csv")
+    run("doctor", LOGS, script("higgs-audio"), "doctor", "--config", "configs/demo.yaml")
+    run("train", LOGS, script("swift"), "sft", "configs/demo.yaml")
     # configs/demo.yaml saves once, at the end.
     (checkpoint,) = (OUT / "run").glob("checkpoint-*")
-    # Greedy: what was learnt by heart has one most likely code at each step.
-    model = ["--model", str(checkpoint.relative_to(ROOT)), "--temperature", "0"]
-    model += ["--max_audio_s", str(_MAX_AUDIO_S)]
-    _evaluate("learnt", *model)
-    _evaluate("cloned", *model)
-    stopped = _converse(checkpoint, rows.lines(clips))
-    _evaluate("dialogue", "--generated", "demo/out/spoken")
-    _curves(OUT / "run" / "logging.jsonl")
-    _summary(stopped)
-    _FINISHED.write_text(json.dumps({"stopped": stopped}) + "\n", encoding="utf-8")
+    reference, *_ = _read("alone")
+    asked = _read("unseen")
+    _write("plain", asked)
+    _write("shown", (_after(row, reference) for row in asked))
+    for name in ("plain", "shown"):
+        _evaluate(name, checkpoint)
+    stopped = _converse(checkpoint, reference, asked)
+    FINISHED.write_text(json.dumps({"dialogue_stopped": stopped}) + "\n", encoding="utf-8")
+    _summary()
     print(f"total {time.monotonic() - started_s:.0f} s")
     return 0
 
 
-def build_model(folder: Path) -> None:
-    """A random Higgs of five million parameters with the embedded codec; its tokenizer knows the
-    corpus."""
-    texts = [line.split("|")[1] for _, line in text_lines(CORPUS / "metadata.csv")]
-    texts += [INSTRUCTION, MULTI_SPEAKER_INSTRUCTION]
-    tokenizer = tiny.build_tokenizer(texts, num_merges=300)
-    tiny.build_model(folder, tokenizer, **_SIZE)
-    # Only what a codec is loaded from: demo/codec/ also holds its pictures and figures.
-    (folder / CODEC_FOLDER).mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(CODEC / name, folder / CODEC_FOLDER)
+def _prepare(name: str, table: str, *options: str) -> None:
+    files = ("--csv_file", f"demo/voice/{table}", "--output_file", f"demo/out/data/{name}.jsonl")
+    run(
+        f"prepare {name}",
+        LOGS,
+        sys.executable,
+        "prepare_dataset.py",
+        *_PREPARE.split(),
+        *files,
+        *options,
+    )
 
 
-def _write(name: str, written: Iterable[rows.Row]) -> None:
-    with (DATA / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-        for row in written:
-            file.write(json.dumps(row) + "\n")
+def _after(row: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
+    """The row, asked for after a recording of the voice."""
+    return {
+        **row,
+        "reference_audio": reference["audios"],
+        "reference_text": [_text(reference)],
+        "reference_codes": reference["audio_codes"],
+    }
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for _, line in text_lines(path)]
+def _evaluate(name: str, checkpoint: Path) -> None:
+    model = (
+        "--model",
+        str(BASE.relative_to(ROOT)),
+        "--adapters",
+        str(checkpoint.relative_to(ROOT)),
+    )
+    drawing = ("--temperature", str(_SAMPLING.temperature), "--max_audio_s", str(_MAX_AUDIO_S))
+    files = ("--dataset", f"demo/out/data/{name}.jsonl", "--output", f"demo/out/{name}")
+    run(f"evaluate {name}", LOGS, script("higgs-audio"), "evaluate", *model, *drawing, *files)
 
 
-def _converse(checkpoint: Path, lines: Sequence[dict[str, str]]) -> bool:
-    """Speak the dialogue; whether each line ended by itself."""
-    speech = HiggsAudioGenerator.from_pretrained(str(checkpoint)).synthesize_multi_speaker(
+def _converse(
+    checkpoint: Path, reference: Mapping[str, Any], asked: Iterable[Mapping[str, Any]]
+) -> bool:
+    """The new voice and one of the base's, by turns; whether each line ended by itself."""
+    _, (_, partner) = text_lines(VOICE / "partner.csv")
+    audio, said, name = partner.split("|")
+    voices = {
+        reference["speaker"]: (reference["audios"][0], _text(reference)),
+        name: (str(VOICE / audio), said),
+    }
+    lines = []
+    for row, speaker in zip(asked, [*voices] * 2, strict=False):
+        lines.append({"speaker": speaker, "text": _text(row)})
+    generator = HiggsAudioGenerator.from_pretrained(str(BASE), adapters=str(checkpoint))
+    speech = generator.synthesize_multi_speaker(
         lines,
+        voices,
+        separately=True,
         output_path=OUT / "spoken" / "dialogue.wav",
-        sampling=Sampling(temperature=0),
+        sampling=_SAMPLING,
         max_audio_s=_MAX_AUDIO_S,
     )
-    said = " ".join(line["text"] for line in lines)
-    _write("dialogue", [{"id": "dialogue", "messages": [{"role": "user", "content": said}]}])
     return speech.stopped
 
 
-def _evaluate(name: str, *arguments: str) -> None:
-    files = ("--dataset", f"demo/out/data/{name}.jsonl", "--output", f"demo/out/{name}")
-    _run(f"evaluate {name}", _script("higgs-audio"), "evaluate", *arguments, *files)
+def _text(row: Mapping[str, Any]) -> str:
+    """What is said in a row that is one clip."""
+    return str(row["messages"][0]["content"])
 
 
-def _run(title: str, *command: str) -> None:
-    """Run one step from the root, its output in demo/out/logs/. Raises UserError with the end of
-    that log."""
-    shown = shlex.join([Path(command[0]).name, *command[1:]])
-    print(f"\n== {title}: {shown}", flush=True)
-    log, started_s = OUT / "logs" / f"{title.replace(' ', '_')}.txt", time.monotonic()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # The same numbers on every machine, and no look at the net for what lies here.
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.run(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
-    # The whole log has pages of progress; its end says what went wrong.
-    if process.returncode:
-        end = "\n".join(log.read_text(encoding="utf-8").split("\n")[-15:])
-        raise UserError(
-            f"step '{title}' failed with exit code {process.returncode} (log: {log})\n{end}"
-        )
-    print(f"   {time.monotonic() - started_s:.0f} s", flush=True)
+def _write(name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    with (DATA / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
 
 
-def _script(name: str) -> str:
-    """Of this environment, which need not be the active one."""
-    return str(Path(sys.executable).with_name(name))
+def _read(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for _, line in text_lines(DATA / f"{name}.jsonl")]
 
 
-def _curves(log: Path) -> None:
-    # Evaluations and the end of the training are records of the same file.
-    steps = [record for record in _read(log) if "loss_audio" in record]
+def _summary() -> None:
+    """What a recogniser understood, how much ended by itself, and how near the voice came."""
+    steps = []
+    for _, line in text_lines(OUT / "run" / "logging.jsonl"):
+        record = json.loads(line)
+        # Evaluations and the end of the training are records of the same file.
+        if "loss_audio" in record:
+            steps.append(record)
     print(f"\n== summary\n{'curve':<16}{'first':>10}{'last':>10}")
-    for name in _CURVES.split():
+    for name in _CURVES:
         print(f"{name:<16}{steps[0][name]:>10.4f}{steps[-1][name]:>10.4f}")
-
-
-def _summary(stopped: bool) -> None:
-    """What a recogniser understood, how much ended by itself, and whose voice it was."""
-    summaries: dict[str, Any] = {}
-    for name in ("learnt", "cloned", "dialogue"):
+    scores = {}
+    for name in ("plain", "shown"):
         text = (OUT / name / "summary.json").read_text(encoding="utf-8")
-        summaries[name] = json.loads(text)
-    print(f"\n{'':<12}{'word error rate':^36}{'stopped':>9}{'similarity':^23}")
-    line = "{:<12}{:>11}{:>12}{:>12}{:>10}{:>13}{:>11}"
-    print(line.format("", "originals", "codec", "spoken", "", "voice asked", "the other"))
-    for name in ("learnt", "cloned"):
-        summary = summaries[name]
+        scores[name] = json.loads(text)
+    print(f"\n{'24 new sentences':<32}{'word error rate':>16}{'stopped':>10}{'similarity':>12}")
+    for title, name, system in _LINES:
+        of_system = scores[name]["systems"][system]["scores"]
         cells = (
-            _share(_score(summary, "truth", "wer")),
-            _share(_score(summary, "codec", "wer")),
-            _share(_score(summary, "model", "wer")),
-            _share(_score(summary, "model", "stopped")),
-            _number(_score(summary, "model", "similarity")),
-            _number(_score(summary, "model", "similarity_others")),
+            _share(of_system["wer"]),
+            _share(of_system["stopped"]),
+            _number(of_system["similarity"]),
         )
-        print(line.format(name, *cells))
-    # Its recordings were never one clip: nothing to compare it with.
-    spoken = _share(_score(summaries["dialogue"], "generated", "wer"))
-    print(f"{'dialogue':<12}{'':>11}{'':>12}{spoken:>12}{_share(float(stopped)):>10}")
-    for reason in summaries["learnt"]["missing"].values():
+        print("{:<32}{:>16}{:>10}{:>12}".format(title, *cells))
+    stopped = json.loads(FINISHED.read_text(encoding="utf-8"))["dialogue_stopped"]
+    print(f"the dialogue {'ended' if stopped else 'did not end'} by itself")
+    for reason in scores["plain"]["missing"].values():
         print(f"missing: {reason}")
     print(_WHERE)
 
 
-def _score(summary: dict[str, Any], system: str, name: str) -> float | None:
-    score = summary["systems"][system]["scores"][name]
-    if score is None:  # its package is not installed
-        return None
-    return float(score["mean"])
+def _share(score: Mapping[str, Any] | None) -> str:
+    """Without a score its package is not installed, or it says nothing of this system."""
+    return "-" if score is None else f"{100 * score['mean']:.1f} %"
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(score: Mapping[str, Any] | None) -> str:
+    return "-" if score is None else f"{score['mean']:.3f}"

@@ -125,11 +125,12 @@ def test_fsdp2_differs_from_the_preset_in_what_it_saves_only() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_settings_exist_and_agree_with_their_defaults(path: Path) -> None:
     """Only learning rates differ from the code: the code's default is the rate of the rest of the
-    model."""
+    model. The demo's base has a codec of its own, whose codebooks weigh as it was trained."""
     kwargs = load(path)["model_kwargs"]
     check_knob_names(kwargs, path.name)
     for name, value in kwargs.items():
-        if name != "audio_learning_rate":
+        own = {"audio_codebook_weights"} if path.name == "demo.yaml" else set()
+        if name not in {"audio_learning_rate", *own}:
             assert value == getattr(HiggsAudioSettings(), name), name
 
 

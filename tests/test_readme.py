@@ -41,7 +41,7 @@ def test_what_the_four_commands_print_is_what_they_print(monkeypatch: pytest.Mon
     """The lines of a real run, held by the functions that make them."""
     text = section("Your voice in four commands").partition("```text\n")[2].partition("```")[0]
     rows, doctor, sft, speak = text.splitlines()
-    sides: Any = {"train": range(15), "val": range(1)}
+    sides: Any = {"train": range(39), "val": range(1)}
     assert rows == f"rows      {_rows(sides)}"
     nats = r"[\d.]+ nats per code after their own texts, [\d.]+ after another row's"
     assert re.fullmatch(f"ok      texts: {nats}", doctor)

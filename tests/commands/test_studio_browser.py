@@ -19,7 +19,7 @@ from helpers.browser import chromium
 from helpers.pages import Page
 
 pytestmark = pytest.mark.slow
-RECORDINGS = ROOT / "demo" / "corpus" / "wavs"
+RECORDINGS = ROOT / "tests" / "by_heart" / "corpus" / "wavs"
 _NAMES = ("slt-01", "slt-03", "slt-04", "slt-05", "slt-06")
 _SIZE = "400m"
 _STEPS = 60  # so many that it is stopped before it ends by itself
@@ -41,9 +41,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def server(disk: Path) -> Iterator[Server]:
-    from demo.run import build_model
-
-    build_model(disk / "studio" / "base")
+    shutil.copytree(ROOT / "demo" / "base", disk / "studio" / "base")
     server = Server(disk, "--max_audio_s", "2")
     yield server
     server.end(signal.SIGTERM)
