@@ -55,7 +55,7 @@ PARITY := tests/model/test_modeling.py tests/model/test_audio_tower_model.py tes
 
 test-slow: install $(VENV)/.deepspeed
 	# Two files of tests at a time: most of them wait for processes that import.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not exhaustive" -n 2 --dist loadfile --no-loadscope-reorder
 	NATIVE_LAYERS=1 $(BIN)/python -m pytest -m "not slow" $(PARITY)
 
 faults: install

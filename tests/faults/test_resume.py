@@ -279,6 +279,7 @@ def test_killed_at_some_effects(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_at_every_effect(command: Callable[..., Any], whole: Path, tmp_path: Path) -> None:
     numbers = itertools.count(1)  # shared by both threads; taking the next one is atomic
 
