@@ -1,7 +1,7 @@
 """What LoRA makes of a voice that the embedded base never heard: by clips, rank and steps, and with
 known failures. Figures and a picture for docs/recipe.md.
 
-    python -m benchmarks.voices          # an hour and a half on one quiet core; needs flite
+    python -m benchmarks.voices          # some 40 minutes of one core; needs flite
 
 Recordings of flite's `rms` --prepare_dataset.py--> rows --the real trainer, in a process of its own
 per run--> checkpoints --> 24 sentences that neither base nor LoRA saw, and 8 in each voice of the
@@ -26,10 +26,10 @@ from benchmarks import planted
 from benchmarks.measure import ROOT, machine, write_json
 from demo.commands import run as command
 from demo.recipes.base import corpus, phrases
+from demo.recipes.base.evaluate import scene
 from demo.run import BASE, VOICE
 from plugins.audio.codec import CODEC_FOLDER, Codec
 from plugins.audio.waveforms import SAMPLE_RATE_HZ
-from plugins.data.tokens import SCENE_END, SCENE_START
 from plugins.evaluation import run as work
 from plugins.evaluation import scorers, speaking
 from plugins.evaluation.items import Item, read_items
@@ -93,8 +93,7 @@ def prepare(folder: Path) -> None:
     with open(folder / "known.jsonl", "w", encoding="utf-8") as file:
         for voice in corpus.VOICES:
             for number, text in enumerate(phrases.lines("heldout.txt")[24 : 24 + _KNOWN]):
-                scene = {"role": "system", "content": f"{SCENE_START}\n{voice}\n{SCENE_END}"}
-                asked = [scene, {"role": "user", "content": text}]
+                asked = [scene(voice), {"role": "user", "content": text}]
                 row = {"id": f"{voice}-{number:02d}", "messages": asked, "speaker": voice}
                 file.write(json.dumps(row) + "\n")
 

@@ -1,4 +1,4 @@
-"""`make demo`: a base that reads, and four minutes of a voice that it never heard; LoRA; and the
+"""`make demo`: a base that reads, and 40 recordings of a voice that it never heard; LoRA; and the
 voice says what neither has heard. All by commands that users type.
 
     prepare    40 recordings -> rows with codes, each alone and after another one (its reference)

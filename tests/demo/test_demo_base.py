@@ -308,6 +308,18 @@ def _not_found(name: str, **options: object) -> None:
     raise OSError(name)
 
 
+def test_some_of_the_codes_that_are_shown_are_other_frames() -> None:
+    """What begins and ends a clip stays, and nothing hangs on more than the seed."""
+    frames = torch.arange(2 * 50 * 8).view(2, 50, 8)
+    frames[:, 0], frames[:, -1] = NUM_CODES, NUM_CODES + 1
+    shown = training._misheard(frames, 0.1, seed=3)
+    assert (shown[:, [0, -1]] == frames[:, [0, -1]]).all()
+    assert 0.05 < (shown != frames).float().mean() < 0.12
+    assert (shown % 8 == frames % 8)[:, 1:-1].all(), "of the same codebook"
+    assert (training._misheard(frames, 0.1, seed=3) == shown).all()
+    assert (training._misheard(frames, 0.0, seed=3) == frames).all()
+
+
 def test_a_killed_run_ends_with_the_same_weights(
     spoken: list[corpus.Clip], tmp_path: Path, random_model: Path
 ) -> None:

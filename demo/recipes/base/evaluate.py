@@ -67,16 +67,23 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         path = folder / f"{voice}.wav"
         said = corpus.at_rate_of_codec(corpus.speaker(voice).speak(_REFERENCE).samples, voice)
         audio.save_wav(path, said, audio.SAMPLE_RATE_HZ)
-        scene = {"role": "system", "content": f"{SCENE_START}\n{voice}\n{SCENE_END}"}
         reference = {"reference_audio": [str(path)], "reference_text": [_REFERENCE]}
         for prefix, name in _LISTS.items():
             for number, text in enumerate(phrases.lines(name)):
                 asked = {"role": "user", "content": text}
-                named = {"id": f"{prefix}{voice}_named-{number:02d}", "messages": [scene, asked]}
+                named = {
+                    "id": f"{prefix}{voice}_named-{number:02d}",
+                    "messages": [scene(voice), asked],
+                }
                 shown = {"id": f"{prefix}{voice}_shown-{number:02d}", "messages": [asked]}
                 rows += [named, {**shown, **reference}]
     # One way after the other: what is alike is spoken in one batch.
     return sorted(rows, key=lambda row: row["id"])
+
+
+def scene(voice: str) -> dict[str, str]:
+    """The message that names a voice of the base."""
+    return {"role": "system", "content": f"{SCENE_START}\n{voice}\n{SCENE_END}"}
 
 
 def figures_of(name: str, items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
