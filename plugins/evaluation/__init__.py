@@ -6,7 +6,6 @@ items.py        test rows -> what each system has to say, and in whose voice
 formats.py      Seed-TTS-eval's `meta.lst` and VERSA's `wav.scp` and `text`, read and written
 speaking.py     the systems (base, tuned ...), and batches of prompts -> speeches or failures
 run.py          the resumable work: every clip is spoken once and heard once, through any kill
-scorers.py      waveform -> transcript, speaker embedding, predicted quality; which are missing
 scores.py       what was heard -> scores of each item
 statistics.py   scores of items -> means with 95 % intervals, and paired differences
 report.py       per-item JSONL, summary.json, Markdown

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +29,9 @@ from plugins.audio import waveforms as audio
 from plugins.audio.codec import Codec
 from plugins.errors import UserError, problem
 from plugins.evaluation.items import Item
-from plugins.evaluation.scorers import RATE_HZ, Scorer
 from plugins.evaluation.speaking import System, seeded, speak_batch
 from plugins.files import disk
+from plugins.hearing.scorers import RATE_HZ, Scorer
 from plugins.speaking.sampling import Sampling
 
 PROGRESS, AUDIO = "progress.jsonl", "audio"
@@ -47,6 +47,7 @@ class Clip:
     path: Path | None = None
     stopped: bool | None = None  # None: nobody had to stop
     error: str | None = None
+    takes: tuple[dict[str, Any], ...] = ()  # of several: what was heard in each
 
 
 class Journal:
@@ -180,6 +181,8 @@ def say(
     codec: the identity of the one it speaks through."""
     # All that a clip depends on, but for the prompts.
     how = [system.name, system.depends_on, codec, repr(sampling), seed, max_audio_s]
+    if sampling.best_of > 1:
+        how.append(["best_of", sampling.best_of])
 
     def speak(batch: Sequence[Item]) -> list[Clip]:
         samplings = [seeded(sampling, seed, item.id) for item in batch]
@@ -193,7 +196,8 @@ def say(
                 continue
             path = _wav(folder, system.name, item)
             outcome.save(path)
-            clips.append(Clip(path, stopped=outcome.stopped))
+            takes = tuple(asdict(take) for take in outcome.takes)
+            clips.append(Clip(path, stopped=outcome.stopped, takes=takes))
         return clips
 
     keyed = []
@@ -346,7 +350,10 @@ def _do_missing(
 def _record(clip: Clip, folder: Path) -> dict[str, Any]:
     if clip.path is None:
         return {"stopped": clip.stopped, "error": clip.error}
-    written = {"file": clip.path.relative_to(folder).as_posix(), "sha256": file_hash(clip.path)}
+    file = clip.path.relative_to(folder).as_posix()
+    written: dict[str, Any] = {"file": file, "sha256": file_hash(clip.path)}
+    if clip.takes:
+        written["takes"] = list(clip.takes)
     return {**written, "stopped": clip.stopped}
 
 
@@ -361,7 +368,8 @@ def _recall(records: list[dict[str, Any]] | None, folder: Path) -> list[Clip] | 
         # The whole batch is made again: alone, a clip might come out otherwise.
         if not path.is_file() or file_hash(path) != record["sha256"]:
             return None
-        clips.append(Clip(path, stopped=record["stopped"]))
+        takes = tuple(record.get("takes", ()))
+        clips.append(Clip(path, stopped=record["stopped"], takes=takes))
     return clips or None
 
 
