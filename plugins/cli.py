@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from plugins import __version__
-from plugins.commands import flags
+from plugins.commands import flags, preference_flags
 from plugins.errors import UserError
 from plugins.files.hub import MODELS_3B
 from plugins.files.installation import explained, require_device
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_speak,
         _add_new_voice,
         _add_evaluate,
+        _add_preferences,
         _add_app,
         _add_export,
         _add_doctor,
@@ -217,6 +218,18 @@ def _add_evaluate(commands: Any) -> None:
     flags.speaking_flags(command, batch_size=4)
     command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     command.set_defaults(run=_of("evaluate"))
+
+
+def _add_preferences(commands: Any) -> None:
+    command = commands.add_parser(
+        "preferences",
+        help="speak texts several times: the best takes to train on, and pairs for DPO",
+        description="Takes of each text, with fixed seeds, are heard and ranked: OUTPUT gets pairs"
+        " of the best and a clearly worse one, OUTPUT_best.jsonl the best ones. The same command"
+        " goes on after a kill.",
+    )
+    preference_flags.add_to(command)
+    command.set_defaults(run=_of("preferences"))
 
 
 def _add_app(commands: Any) -> None:

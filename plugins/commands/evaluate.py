@@ -23,18 +23,10 @@ from plugins.audio.codec import Codec, find_codec
 from plugins.errors import problem
 from plugins.evaluation import formats, report
 from plugins.evaluation.items import Item, read_items
+from plugins.evaluation.journal import PROGRESS, Journal, check_folder
 from plugins.evaluation.page import PAGE, page
 from plugins.evaluation.plots import PICTURE, picture
-from plugins.evaluation.run import (
-    PROGRESS,
-    Clip,
-    Journal,
-    beside,
-    check_folder,
-    hear,
-    round_trips,
-    say,
-)
+from plugins.evaluation.run import Clip, beside, hear, round_trips, say
 from plugins.evaluation.scores import score
 from plugins.evaluation.speaking import System, systems
 from plugins.files import disk

@@ -19,7 +19,7 @@ import numpy as np
 from plugins.commands.speak_list import OPTIONS, plan, speak_all
 from plugins.errors import UserError, problem
 from plugins.files.disk import require_writable
-from plugins.hearing.takes import Judge, lines_of, load_judge
+from plugins.hearing.takes import Judge, load_judge, take_lines
 from plugins.inference import HiggsAudioGenerator
 from plugins.model.adapter_scale import require_scale
 from plugins.speaking.sampling import Sampling
@@ -91,7 +91,7 @@ def _run(options: Namespace) -> int:
     else:
         speech = generator.generate(options.text, **wanted)
         speech.save(options.output)
-        for line in lines_of(speech.takes):
+        for line in take_lines(speech.takes):
             print(line)
         print(f"{options.output}: {_described(speech)}", flush=True)
     return 0 if speech.stopped else TRUNCATED

@@ -132,7 +132,7 @@ def load_judge(
     return Judge(scorers, language=language), [one for one in missing if one.name == "voice"]
 
 
-def lines_of(takes: Sequence[Take]) -> list[str]:
+def take_lines(takes: Sequence[Take]) -> list[str]:
     """One for each take; that which is kept is marked."""
     lines = []
     for number, take in enumerate(takes, start=1):

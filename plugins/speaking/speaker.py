@@ -163,13 +163,13 @@ class Speaker:
             for row, frame in zip(rows, frames, strict=True):
                 delayed[row].append(frame)
         spoken: list[Speech | UserError] = []
-        for dialogue, frames in zip(dialogues, delayed, strict=True):
+        for dialogue, of_row in zip(dialogues, delayed, strict=True):
             try:
-                codes = self.codes_of(frames, dialogue)
+                codes = self.codes_of(of_row, dialogue)
             except UserError as error:
                 spoken.append(error)
                 continue
-            spoken.append(self._speech(dialogue, self.codec.decode(codes), codes, frames))
+            spoken.append(self._speech(dialogue, self.codec.decode(codes), codes, of_row))
         return spoken
 
     def perform(
