@@ -25,16 +25,7 @@ PLUGINS = ROOT / "plugins"
 HEAVY = {"torch", "torchaudio", "swift", "transformers", "datasets", "numpy"}
 HEAVY_FOR_COMMANDS = HEAVY - {"numpy"}  # what reads audio needs it at once
 COMMANDS = ("sft", "speak", "convert", "doctor", "export", "app", "evaluate", "preferences")
-    "sft",
-    "speak",
-    "convert",
-    "doctor",
-    "export",
-    "app",
-    "evaluate",
-    "new-voice",
-    "preferences",
-)
+COMMANDS += ("new-voice",)
 Graph = dict[str, set[str]]
 
 
