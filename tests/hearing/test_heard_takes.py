@@ -46,7 +46,7 @@ def test_what_was_cut_is_better_than_nothing_and_equal_takes_keep_their_order() 
     assert best_first([replace(GOOD, duration_s=9.0), GOOD]) == [0, 1]
 
 
-def test_a_take_is_heard_by_words_and_voice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_take_is_heard_by_words_and_voice() -> None:
     pytest.importorskip("jiwer")
     pytest.importorskip("whisper_normalizer")
     heard: list[int] = []
