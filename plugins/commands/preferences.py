@@ -241,12 +241,12 @@ def _summarize(
     examples: dict[str, str] = {}
     for id_, chosen in verdicts.items():
         if chosen.reason is not None:
-            reason = chosen.reason
+            reason, example = chosen.reason, id_
             # Each text's own words would make a kind of their own of every failure.
             if taken[id_].error is not None:
-                reason = "cannot be spoken"
+                reason, example = "cannot be spoken", chosen.reason
             reasons[reason] += 1
-            examples.setdefault(reason, f"{id_}: {chosen.reason}")
+            examples.setdefault(reason, example)
     for reason, count in reasons.most_common():
         print(f"without a pair: {count}: {reason} (first: {examples[reason]})", file=sys.stderr)
 
