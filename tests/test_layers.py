@@ -24,8 +24,7 @@ PLUGINS = ROOT / "plugins"
 # What takes seconds to import, or half of one.
 HEAVY = {"torch", "torchaudio", "swift", "transformers", "datasets", "numpy"}
 HEAVY_FOR_COMMANDS = HEAVY - {"numpy"}  # what reads audio needs it at once
-COMMANDS = ("sft", "speak", "convert", "doctor", "export", "app", "evaluate", "preferences")
-COMMANDS += ("new-voice",)
+COMMANDS = ("sft", "speak", "convert", "doctor", "export", "app", "evaluate", "new-voice")
 Graph = dict[str, set[str]]
 
 
@@ -192,7 +191,7 @@ def test_preparing_needs_no_torch() -> None:
 
 
 def test_help_starts_fast() -> None:
-    words = [["--help"], ["--version"]]
+    words = [["--help"], ["--version"], ["preferences", "--help"]]
     words += [[command, "--help"] for command in COMMANDS]
     run_anew(f"""
 from plugins.cli import main
