@@ -221,15 +221,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_preferences(commands: Any) -> None:
-    command = commands.add_parser(
-        "preferences",
-        help="speak texts several times: the best takes to train on, and pairs for DPO",
-        description="Takes of each text, with fixed seeds, are heard and ranked: OUTPUT gets pairs"
-        " of the best and a clearly worse one, OUTPUT_best.jsonl the best ones. The same command"
-        " goes on after a kill.",
-    )
-    preference_flags.add_to(command)
-    command.set_defaults(run=_of("preferences"))
+    preference_flags.add_command(commands).set_defaults(run=_of("preferences"))
 
 
 def _add_app(commands: Any) -> None:

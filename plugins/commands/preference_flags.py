@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from plugins.commands import flags
 
 
-def add_to(command: argparse.ArgumentParser) -> None:
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Beside the other `commands` of a parser."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "preferences",
+        help="speak texts several times: the best takes to train on, and pairs for DPO",
+        description="Takes of each text, with fixed seeds, are heard and ranked: OUTPUT gets pairs"
+        " of the best and a clearly worse one, OUTPUT_best.jsonl the best ones. The same command"
+        " goes on after a kill.",
+    )
     flags.model_flags(command, required=True)
     flags.scale_flag(command)
     add = command.add_argument
@@ -45,6 +54,7 @@ def add_to(command: argparse.ArgumentParser) -> None:
     )
     flags.hearing_flags(command)
     flags.speaking_flags(command, batch_size=2)
+    return command
 
 
 def _shard(text: str) -> tuple[int, int]:
