@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,7 @@ class Taking:
         seed: int,
         max_audio_s: float,
     ) -> None:
-        """All that `waiting` names. Raises UserError if the shard is being done
-        already."""
+        """All that `waiting` names. Raises UserError if the shard is being done already."""
         self._folder.mkdir(parents=True, exist_ok=True)
         held = self._folder / f".{shard.journal}.lock"
         if (holder := lock.take(held)) is not None:
@@ -125,6 +125,8 @@ class Taking:
             )
         try:
             waiting = self.waiting(shard)
+            items = chain.from_iterable(batch for _, batch in waiting)
+            disk.remove_strays(map(self._file, items))  # half a file that a kill has left
             title = f"shard {shard.number} of {shard.count}" if shard.count > 1 else "takes"
             total = sum(len(batch) for _, batch in waiting)
             with (
@@ -152,6 +154,9 @@ class Taking:
             found |= {item.id: of_item for item, of_item in zip(batch, taken, strict=False)}
         return found
 
+    def _file(self, item: Item) -> Path:
+        return self._folder / f"{item.id}.npz"
+
     def _done(self) -> dict[str, Any]:
         done: dict[str, Any] = {}
         for path in sorted(self._folder.glob(_KIND)):
@@ -168,7 +173,7 @@ class Taking:
                 codes[str(number)] = speech.codes.cpu().numpy().astype(np.int16)
         content = io.BytesIO()
         np.savez_compressed(content, **codes)
-        file = self._folder / f"{item.id}.npz"
+        file = self._file(item)
         with disk.replace_when_done(file) as temporary:
             temporary.write_bytes(content.getvalue())
         takes = [asdict(replace(take, is_best=False)) for take in outcome.heard]
@@ -185,7 +190,7 @@ class Taking:
             if "error" in record:
                 taken.append(Taken([], error=record["error"]))
                 continue
-            file = self._folder / f"{item.id}.npz"
+            file = self._file(item)
             if not file.is_file() or disk.file_hash(file) != record["sha256"]:
                 return None
             taken.append(Taken([Take(**take) for take in record["takes"]], file))

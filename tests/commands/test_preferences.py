@@ -104,6 +104,8 @@ def test_a_killed_one_goes_on_and_several_processes_share_the_work(
         patch.setattr(Journal, "put", put_or_die)
         status = in_child(lambda: make(tiny, texts, parts, "--shard", "1/2"))
     assert status == -signal.SIGKILL
+    stray = parts.parent / "pairs_takes" / f".DEMO-0003.npz.{'0' * 32}.tmp"
+    stray.write_bytes(b"half")
     assert not parts.exists()
     capsys.readouterr()
     assert make(tiny, texts, parts, "--shard", "2/2") == 0
