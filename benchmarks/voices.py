@@ -31,11 +31,13 @@ from demo.run import BASE, VOICE
 from plugins.audio.codec import CODEC_FOLDER, Codec
 from plugins.audio.waveforms import SAMPLE_RATE_HZ
 from plugins.evaluation import run as work
-from plugins.evaluation import scorers, speaking
+from plugins.evaluation import speaking
 from plugins.evaluation.items import Item, read_items
+from plugins.evaluation.journal import Journal
 from plugins.evaluation.scores import METRICS, column, score
 from plugins.evaluation.statistics import estimate
 from plugins.files.fingerprint import fingerprint
+from plugins.hearing import scorers
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
 
@@ -170,7 +172,7 @@ def train(name: str, folder: Path) -> None:
 class Judge:
     """Who speaks, and what is heard of it; all in one journal."""
 
-    def __init__(self, folder: Path, journal: work.Journal) -> None:
+    def __init__(self, folder: Path, journal: Journal) -> None:
         self._folder, self._journal = folder, journal
         path = str(BASE / CODEC_FOLDER)
         self._codec, self._identity = Codec(path), fingerprint(Path(path))
@@ -230,7 +232,7 @@ class Judge:
 
 def judged(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and steps -> what was heard, trained first if need be."""
-    with work.Journal(folder / "journal.jsonl", {}) as journal:
+    with Journal(folder / "journal.jsonl", {}) as journal:
         judge = Judge(folder, journal)
         yield "codec", judge.of_codec()
         yield "base", judge.base()

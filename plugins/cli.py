@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from plugins import __version__
-from plugins.commands import flags
+from plugins.commands import flags, preference_flags
 from plugins.errors import UserError
 from plugins.files.hub import MODELS_3B
 from plugins.files.installation import explained, require_device
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_speak,
         _add_new_voice,
         _add_evaluate,
+        _add_preferences,
         _add_app,
         _add_export,
         _add_doctor,
@@ -113,6 +114,8 @@ def _add_speak(commands: Any) -> None:
     )
     flags.speaking_flags(command, batch_size=1)
     command.add_argument("--seed", type=int, help="the same command and seed: the same speech")
+    flags.best_of_flag(command)
+    flags.hearing_flags(command)
     command.add_argument(
         "--deterministic",
         action="store_true",
@@ -207,19 +210,18 @@ def _add_evaluate(commands: Any) -> None:
         help="recordings to score: folder of ID.wav, wav.scp, or JSONL of id and audio",
     )
     command.add_argument("--limit", type=flags.positive, help="only the first rows")
+    flags.hearing_flags(command)
+    flags.best_of_flag(command)
     command.add_argument(
-        "--language", default="en", help="of the texts, ISO 639-1 (default: %(default)s)"
-    )
-    command.add_argument(
-        "--asr", help="recogniser: folder or Hub id (default: Whisper tiny.en, which ships inside)"
-    )
-    command.add_argument(
-        "--speaker_model",
-        help="x-vectors, for example WavLM: folder or Hub id (default: resemblyzer)",
+        "--best_of_asr", help="who hears the takes of --best_of (default: as --asr)"
     )
     flags.speaking_flags(command, batch_size=4)
     command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     command.set_defaults(run=_of("evaluate"))
+
+
+def _add_preferences(commands: Any) -> None:
+    preference_flags.add_command(commands).set_defaults(run=_of("preferences"))
 
 
 def _add_app(commands: Any) -> None:

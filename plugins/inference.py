@@ -21,11 +21,13 @@ from plugins.data.dialogue import Dialogue
 from plugins.data.text import MAX_CHARS
 from plugins.errors import did_you_mean, problem
 from plugins.files.disk import require_writable
+from plugins.hearing.takes import Judge
 from plugins.model.load import bare, load_model
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speaker import Speaker, require_duration
 from plugins.speaking.speech import Speech, SpeechStream, join, suffix_of
+from plugins.speaking.takes import Takes
 from plugins.speaking.voices import AnyPath, Request, Script, Transcript, Voice, voices_of
 
 logger = logging.getLogger(__name__)
@@ -117,6 +119,29 @@ class HiggsAudioGenerator:
     def settings(self) -> HiggsAudioSettings:
         """Those of the weights that speak."""
         return self.speaker.settings
+
+    @property
+    def judge(self) -> Judge | None:
+        """Who hears the takes of `Sampling(best_of=...)`; None: what ships with this kit, loaded
+        when it is needed. Another: `plugins.hearing.takes.load_judge`."""
+        return self.speaker.judge
+
+    @judge.setter
+    def judge(self, judge: Judge | None) -> None:
+        self.speaker.judge = judge
+
+    def takes(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        samplings: Sequence[Sampling],
+        max_audio_s: float = 40.0,
+        references: Sequence[str | None] | None = None,
+    ) -> list[Takes]:
+        """As `speak`, but all `best_of` takes of each dialogue. references: the voices they are
+        compared with, where they are not those of the dialogues."""
+        self.speaker.begin()
+        return self.speaker.takes(dialogues, samplings, max_audio_s, references)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -261,12 +286,22 @@ class HiggsAudioGenerator:
     ) -> SpeechStream:
         """As `generate`, in pieces as they are spoken: the first after 0.7 s of audio, later ones
         of up to `chunk_frames` frames of 40 ms. Joined they are what `generate` returns for this
-        text alone, and so is `stream.speech` at the end. options: those of `generate`."""
+        text alone, and so is `stream.speech` at the end. options: those of `generate`. Raises
+        UserError for `best_of`, too: which take is the best is known when all have been heard."""
         require_duration(max_audio_s)
+        sampling = sampling or Sampling()
+        if sampling.best_of > 1:
+            raise problem(
+                source="request",
+                field="best_of",
+                value=sampling.best_of,
+                reason="takes cannot be streamed: the best is known when all have been heard",
+                remedy="give 1, or do not stream",
+            )
         script = self.script(text, **options)
         # Here and not when the first chunk is asked for: bad options are refused at once.
         decoder = StreamDecoder(self.codec, chunk_frames=chunk_frames)
-        chunks = self.speaker.stream(script, sampling or Sampling(), max_audio_s, decoder)
+        chunks = self.speaker.stream(script, sampling, max_audio_s, decoder)
         return SpeechStream(chunks, self.codec.sample_rate_hz)
 
     def synthesize_multi_speaker(

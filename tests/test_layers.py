@@ -191,7 +191,7 @@ def test_preparing_needs_no_torch() -> None:
 
 
 def test_help_starts_fast() -> None:
-    words = [["--help"], ["--version"]]
+    words = [["--help"], ["--version"], ["preferences", "--help"]]
     words += [[command, "--help"] for command in COMMANDS]
     run_anew(f"""
 from plugins.cli import main

@@ -19,7 +19,7 @@ from plugins.data.sources import read_rows
 from plugins.data.text import clean_transcript
 from plugins.evaluation import formats
 from plugins.evaluation.items import read_items
-from plugins.evaluation.run import Journal
+from plugins.evaluation.journal import Journal
 from plugins.settings import HiggsAudioSettings
 from plugins.training.preflight.report import Finding
 

@@ -6,6 +6,8 @@ speak_list.py  a list of texts into a folder, to be gone on with
 app/           a page in the browser
 new_voice/     recordings to a voice, by all the other commands in turn
 evaluate.py    a model's speech scored beside its base, the codec and the recordings
+preferences.py texts -> takes of each: the best ones to train on, pairs for DPO
+preference_flags.py    its flags
 doctor.py      everything that a training needs, proved before it
 export.py      base and LoRA -> one folder for a server, with its model card
 vllm_omni.py   what vLLM-Omni reads of such a folder

@@ -23,24 +23,17 @@ from plugins.audio.codec import Codec, find_codec
 from plugins.errors import problem
 from plugins.evaluation import formats, report
 from plugins.evaluation.items import Item, read_items
+from plugins.evaluation.journal import PROGRESS, Journal, check_folder
 from plugins.evaluation.page import PAGE, page
 from plugins.evaluation.plots import PICTURE, picture
-from plugins.evaluation.run import (
-    PROGRESS,
-    Clip,
-    Journal,
-    beside,
-    check_folder,
-    hear,
-    round_trips,
-    say,
-)
-from plugins.evaluation.scorers import Missing, Scorer, load_scorers
+from plugins.evaluation.run import Clip, beside, hear, round_trips, say
 from plugins.evaluation.scores import score
 from plugins.evaluation.speaking import System, systems
 from plugins.files import disk
 from plugins.files.fingerprint import fingerprint
 from plugins.files.hub import local_folder
+from plugins.hearing.scorers import Missing, Scorer, load_scorers
+from plugins.hearing.takes import Judge, load_judge
 from plugins.model import load as checkpoint
 from plugins.model.adapter_scale import require_scale
 from plugins.model.card import METRICS, complete
@@ -66,7 +59,7 @@ def run(options: Namespace) -> int:
     _check_systems(options)
     require_scale(options.adapter_scale, has_adapter=options.model is not None)
     require_duration(options.max_audio_s)  # the generator would refuse it item by item
-    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, best_of=options.best_of)
     _check_output(options)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     scorers, missing = load_scorers(
@@ -160,6 +153,7 @@ def _contest(options: Namespace, sampling: Sampling) -> _Contest:
         codec = Codec(codec_path, device=options.device)
         held["codec"] = fingerprint(Path(local_folder(codec_path, option="codec")))
     if options.model is not None and codec is not None:
+        judge = _judge(options)
         spoken = systems(
             options.model,
             adapters=options.adapters,
@@ -168,6 +162,7 @@ def _contest(options: Namespace, sampling: Sampling) -> _Contest:
             adapter_scale=options.adapter_scale,
             device=options.device,
             quantization=options.quantization,
+            judge=judge,
         )
         held |= {system.name: system.depends_on for system in spoken}
         # Of all systems: those that the tuned one was trained with.
@@ -177,6 +172,8 @@ def _contest(options: Namespace, sampling: Sampling) -> _Contest:
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
         }
+        if judge is not None:
+            held["best_of"] = {"takes": sampling.best_of, "judge": judge.identity}
         held |= {
             "seed": options.seed,
             "max_audio_s": options.max_audio_s,
@@ -184,6 +181,19 @@ def _contest(options: Namespace, sampling: Sampling) -> _Contest:
         }
     items = read_items(options.dataset, settings, limit=options.limit)
     return _Contest(spoken, codec, items, held)
+
+
+def _judge(options: Namespace) -> Judge | None:
+    """Of the takes: what is missing of it is missing for the scores too, which say so."""
+    if options.best_of == 1:
+        return None
+    judge, _ = load_judge(
+        asr=options.best_of_asr or options.asr,
+        speaker_model=options.speaker_model,
+        language=options.language,
+        device=options.device,
+    )
+    return judge
 
 
 def _columns(

@@ -62,6 +62,31 @@ def speaking_flags(command: argparse.ArgumentParser, *, batch_size: int) -> None
     device_flag(command)
 
 
+def best_of_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--best_of",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="speak N takes of each text and keep the one with the fewest wrong words, then the"
+        " likest voice (default: %(default)s)",
+    )
+
+
+def hearing_flags(command: argparse.ArgumentParser) -> None:
+    """Who hears what was spoken."""
+    command.add_argument(
+        "--language", default="en", help="of the texts, ISO 639-1 (default: %(default)s)"
+    )
+    command.add_argument(
+        "--asr", help="recogniser: folder or Hub id (default: Whisper tiny.en, which ships inside)"
+    )
+    command.add_argument(
+        "--speaker_model",
+        help="x-vectors, for example WavLM: folder or Hub id (default: resemblyzer)",
+    )
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:

@@ -19,6 +19,7 @@ import numpy as np
 from plugins.commands.speak_list import OPTIONS, plan, speak_all
 from plugins.errors import UserError, problem
 from plugins.files.disk import require_writable
+from plugins.hearing.takes import Judge, load_judge, take_lines
 from plugins.inference import HiggsAudioGenerator
 from plugins.model.adapter_scale import require_scale
 from plugins.speaking.sampling import Sampling
@@ -47,9 +48,16 @@ def run(options: Namespace) -> int:
 def _run(options: Namespace) -> int:
     # All that can be wrong is found before a model is loaded, or minutes are spoken, for nothing.
     _check(options)
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, seed=options.seed)
+    sampling = Sampling(
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        seed=options.seed,
+        best_of=options.best_of,
+    )
     require_duration(options.max_audio_s)
     require_scale(options.adapter_scale)
+    judge = judge_of(options) if options.best_of > 1 else None
     requests = None
     if options.input is not None:
         requests = plan(options, sampling.seed)
@@ -63,6 +71,7 @@ def _run(options: Namespace) -> int:
         cuda_graphs=options.cuda_graphs,
         deterministic=options.deterministic,
     )
+    generator.judge = judge
     generator.merge_adapter()  # nobody will switch it off
     clean_text = False if options.raw_text else None  # None: as the model was trained
     if requests is not None:
@@ -82,11 +91,35 @@ def _run(options: Namespace) -> int:
     else:
         speech = generator.generate(options.text, **wanted)
         speech.save(options.output)
+        for line in take_lines(speech.takes):
+            print(line)
         print(f"{options.output}: {_described(speech)}", flush=True)
     return 0 if speech.stopped else TRUNCATED
 
 
+def judge_of(options: Namespace) -> Judge:
+    """Who hears the takes. Raises UserError if nobody hears their words; prints what else is
+    missing."""
+    judge, missing = load_judge(
+        asr=options.asr,
+        speaker_model=options.speaker_model,
+        language=options.language,
+        device=options.device or "cpu",
+    )
+    for scorer in missing:
+        print(f"missing: {scorer.name}: {scorer}; takes are compared without", file=sys.stderr)
+    return judge
+
+
 def _check(options: Namespace) -> None:
+    if options.stream is not None and options.best_of > 1:
+        raise problem(
+            source="options",
+            field="best_of",
+            value=options.best_of,
+            reason="takes cannot be streamed: the best is known when all have been heard",
+            remedy="leave --stream out",
+        )
     if options.cuda_graphs and options.deterministic:
         raise problem(
             source="options",

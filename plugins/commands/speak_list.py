@@ -19,7 +19,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def _spoken(
 
 def _keep(line: Line, speech: Speech, folder: Path, results: Any) -> None:
     """Write ID.wav and its line of RESULTS."""
-    row = {
+    row: dict[str, Any] = {
         "id": line.id,
         "file": f"{line.id}.wav",
         "text": speech.text,
@@ -192,6 +192,8 @@ def _keep(line: Line, speech: Speech, folder: Path, results: Any) -> None:
         "stopped": speech.stopped,
         "key": line.key,
     }
+    if speech.takes:
+        row["takes"] = [asdict(take) for take in speech.takes]
     file = folder / f"{line.id}.wav"
     try:
         with disk.replace_when_done(file) as temporary:
@@ -339,6 +341,9 @@ def _key(request: list[Any], options: Namespace) -> str:
     drawing = [options.temperature, options.top_k, options.top_p]
     if options.deterministic:  # without it, as lists were spoken before it was there
         drawing.append("deterministic")
+    if options.best_of > 1:
+        judge = [options.language, options.asr, options.speaker_model]
+        drawing.append(["best_of", options.best_of, *judge])
     if options.adapter_scale != 1:
         drawing.append(["adapter_scale", options.adapter_scale])
     everything = json.dumps([*request, *model, *drawing, options.raw_text])

@@ -22,6 +22,7 @@ from typing import Any
 
 from plugins.corpora.canonical import (
     AUDIO_TAG,
+    KEY_COLUMNS,
     ROW_SOURCE,
     RowError,
     require_other_recordings,
@@ -42,8 +43,8 @@ def dialogue_from_row(
     them.
 
     training: assistant turns that the row does not mark with `"loss": false` are targets, and there
-    must be one. Raises UserError for empty text, clips that do not match the assistant turns, codes
-    of the wrong shape."""
+    must be one; without it, a row may be a text whose clip there is not yet. Raises UserError for
+    empty text, clips that do not match the assistant turns, codes of the wrong shape."""
     source = row[ROW_SOURCE]
     raw = row["raw_prompt"] or settings.raw_prompt
     clean = settings.clean_text and not raw
@@ -55,6 +56,8 @@ def dialogue_from_row(
     targets = clips_of(row, "audios", "audio_codes", source)
     # Faults are told by the number that the message has in the row.
     first_index = len(row["messages"]) - len(messages)
+    if not training and _is_unanswered(row):
+        messages = messages[:-1]
     turns = tuple(
         _turns(messages, iter(targets), source, raw=raw, clean=clean, first_index=first_index)
     )
@@ -86,6 +89,14 @@ def dialogue_from_row(
             remedy="add reference_text or a system message",
         )
     return Dialogue(turns, references, system, None, source)
+
+
+def _is_unanswered(row: Mapping[str, Any]) -> bool:
+    """A text alone (``{"text": ...}``) is read with an empty turn behind it, for a clip that there
+    is not."""
+    clips = row["audios"] or row["audio_codes"] or row.get(KEY_COLUMNS["audio_codes"])
+    last = row["messages"][-1]
+    return not clips and last["role"] == "assistant" and not last["content"].strip()
 
 
 def text_to_say(text: str, *, raw: bool, clean: bool) -> str:

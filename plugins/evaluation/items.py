@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Item:
     dialogue: Dialogue  # ends with the turn to be answered
     truth: str | None = None  # the recording of it
     speaker: str | None = None  # as the row names the voice
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # canonical
 
     @property
     def reference(self) -> str | None:
@@ -65,7 +66,8 @@ def read_items(
     taken: set[str] = set()
     for row, labels in _rows(source, settings)[:limit]:
         dialogue = dialogue_from_row(row, settings, training=False)
-        items.append(_item(dialogue, _asked(row, settings), labels, taken))
+        item = _item(dialogue, _asked(row, settings), labels, taken)
+        items.append(replace(item, row=row))
         taken.add(items[-1].id)
     return items
 

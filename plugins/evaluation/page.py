@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from plugins.evaluation import report
-from plugins.evaluation.run import Clip, flat
+from plugins.evaluation.journal import flat
+from plugins.evaluation.run import Clip
 from plugins.evaluation.scores import METRICS, column
 from plugins.hearing import page as form
 from plugins.hearing.page import text
+from plugins.hearing.takes import Take, take_lines
 from plugins.hearing.text import align, whisper_style
 
 PAGE = "report.html"
@@ -106,6 +108,8 @@ def _cell(name: str, row: Row, clip: Clip, folder: Path, language: str) -> str:
         marked = _marked(row["text"], said["transcript"], language)
         html.append(f'<p dir="auto" lang="{text(language)}">{marked}</p>')
     html.append(f'<p class="small">{text(" · ".join(shown))}</p>')
+    for line in take_lines([Take(**take) for take in said.get("takes", ())]):
+        html.append(f'<p class="small">{text(line)}</p>')
     return "\n".join([*html, "</td>"])
 
 

@@ -15,11 +15,11 @@ from plugins.corpora.utterance import collapse
 from plugins.evaluation import formats
 from plugins.evaluation.items import Item
 from plugins.evaluation.run import AUDIO
-from plugins.evaluation.scorers import Missing, Scorer
 from plugins.evaluation.scores import METRICS, Metric, column
 from plugins.evaluation.speaking import BASE, MODEL, TUNED
 from plugins.evaluation.statistics import RESAMPLES, Estimate, difference, estimate
 from plugins.files.disk import replace_when_done
+from plugins.hearing.scorers import Missing, Scorer
 
 ITEMS, SUMMARY, REPORT = "items.jsonl", "summary.json", "report.md"
 DIFFERENCE = f"{TUNED} - {BASE}"
@@ -166,6 +166,10 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"prompts: {prompts}, {why}")
     if scale := summary["settings"].get(TUNED, {}).get("adapter_scale"):
         lines.append(f"adapter_scale: {scale:g}, of **{TUNED}**")
+    if best_of := summary["settings"].get("best_of"):
+        lines.append(f"best of {best_of['takes']} takes, heard by {'; '.join(best_of['judge'])}")
+        if set(best_of["judge"]) & set(summary["scorers"].values()):
+            lines.append("who chose the takes scores them too: its own errors look fewer")
     if warning := misheard(summary):
         lines.append(f"warning: {warning}")
     for name, reason in summary["missing"].items():

@@ -1,9 +1,7 @@
 """The work of an evaluation, resumable: items and systems -> clips on disk -> what was heard in
 them. Scores are computed elsewhere.
 
-    FOLDER/progress.jsonl       first the settings: another model or seed needs another folder.
-                                Then what is done, one line each: key of everything that it
-                                depends on, and its outcome
+    FOLDER/progress.jsonl       the settings, and what is done (`plugins.evaluation.journal`)
     FOLDER/audio/SYSTEM/ID.wav  what was said
 
 The settings are on disk before the first clip: a folder with files but without them is not an
@@ -17,26 +15,24 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
 from plugins.audio import waveforms as audio
 from plugins.audio.codec import Codec
-from plugins.errors import UserError, problem
+from plugins.errors import UserError
 from plugins.evaluation.items import Item
-from plugins.evaluation.scorers import RATE_HZ, Scorer
+from plugins.evaluation.journal import Journal
 from plugins.evaluation.speaking import System, seeded, speak_batch
 from plugins.files import disk
+from plugins.hearing.scorers import RATE_HZ, Scorer
 from plugins.speaking.sampling import Sampling
 
-PROGRESS, AUDIO = "progress.jsonl", "audio"
-_SETTINGS = "settings"
-_BEGINNING = f'["{_SETTINGS}", '.encode()  # of every journal
+AUDIO = "audio"
 Heard = Mapping[str, Any]  # name of a scorer -> what it heard
 
 
@@ -47,121 +43,7 @@ class Clip:
     path: Path | None = None
     stopped: bool | None = None  # None: nobody had to stop
     error: str | None = None
-
-
-class Journal:
-    """Key -> value, both JSON, on disk as soon as they are put; before the first of them the
-    settings that they hold under. `with` closes it.
-
-    Raises UserError if the journal at `path` was begun with other `settings`: clips of two models
-    must not be compared as those of one."""
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut off
-        self._done: dict[str, Any] = {}
-        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-            try:
-                key, value = json.loads(line)
-                self._done[key] = value
-            except (ValueError, TypeError, RecursionError):
-                raise problem(
-                    source=f"{path}:{number}",
-                    field="line",
-                    value=line.decode(errors="replace"),
-                    reason="is damaged",
-                    remedy="delete the line",
-                ) from None
-        held = self._done.get(_SETTINGS, None if whole else {})
-        # A kill may have cut off the very first line: of that, too, the beginning is ours.
-        is_ours = content[: len(_BEGINNING)] == _BEGINNING[: len(content)]
-        if not is_ours or not isinstance(held, Mapping):
-            raise problem(
-                source=str(path),
-                field="file",
-                value=path.name,
-                reason="does not begin with the settings of an evaluation",
-                remedy="give another --output",
-            )
-        if self._done:
-            _compare(held, settings, str(path))
-        # Last, for a journal that was refused is not touched. What a kill left of a line goes.
-        self._settings = settings
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        self._file.truncate(len(whole))
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def get(self, key: str) -> Any:
-        return self._done.get(key)
-
-    def begin(self) -> None:
-        """Write the settings, if they are not there. Not at once: a model that does not load begins
-        no evaluation."""
-        if not self._done:
-            self.put(_SETTINGS, self._settings)
-
-    def put(self, key: str, value: Any) -> None:
-        if key != _SETTINGS:
-            self.begin()
-        self._file.write(json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
-        # To the system, which outlives a kill; only a power cut could lose the last lines.
-        self._file.flush()
-        self._done[key] = value
-
-
-def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raise UserError if `folder` is no folder, or holds files but no evaluation; overwrite: that
-    it may."""
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir():
-        raise _output_problem(folder, "is no folder", "name a new one")
-    others = sorted(set(os.listdir(folder)) - {PROGRESS})
-    if others and not overwrite and not _is_begun(folder / PROGRESS):
-        shown = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
-        raise _output_problem(
-            folder,
-            f"holds files, but no evaluation ({shown})",
-            "name a new folder, or write beside these files and over those of the same names with"
-            " --overwrite",
-        )
-
-
-def _output_problem(folder: Path, reason: str, remedy: str) -> UserError:
-    return problem(
-        source="options", field="output", value=str(folder), reason=reason, remedy=remedy
-    )
-
-
-def _is_begun(journal: Path) -> bool:
-    try:
-        with journal.open("rb") as file:
-            # The rest may be long, and is checked when the journal is opened.
-            key, _ = json.loads(file.readline())
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
-    return bool(key == _SETTINGS)
-
-
-def _compare(held: Mapping[str, Any], asked: Mapping[str, Any], place: str) -> None:
-    old, new = flat(held), flat(asked)
-    for name in old | new:  # in the order of the journal
-        if old.get(name) != new.get(name):
-            raise problem(
-                source=place,
-                field=name,
-                value=old.get(name),
-                reason=f"is what the evaluation there was made with, not {new.get(name)!r}",
-                remedy="give another --output, or delete this one",
-            )
+    takes: tuple[dict[str, Any], ...] = ()  # of several: what was heard in each
 
 
 def say(
@@ -180,6 +62,8 @@ def say(
     codec: the identity of the one it speaks through."""
     # All that a clip depends on, but for the prompts.
     how = [system.name, system.depends_on, codec, repr(sampling), seed, max_audio_s]
+    if sampling.best_of > 1:
+        how.append(["best_of", sampling.best_of])
 
     def speak(batch: Sequence[Item]) -> list[Clip]:
         samplings = [seeded(sampling, seed, item.id) for item in batch]
@@ -193,7 +77,8 @@ def say(
                 continue
             path = _wav(folder, system.name, item)
             outcome.save(path)
-            clips.append(Clip(path, stopped=outcome.stopped))
+            takes = tuple(asdict(take) for take in outcome.takes)
+            clips.append(Clip(path, stopped=outcome.stopped, takes=takes))
         return clips
 
     keyed = []
@@ -296,17 +181,6 @@ def file_hash(path: str | Path) -> str:
         raise audio.AudioError(path, reason, "mend the path") from None
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"tuned": {"model": ...}}` -> `{"tuned.model": ...}`."""
-    entries: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            entries |= flat(value, f"{prefix}{name}.")
-        else:
-            entries[f"{prefix}{name}"] = value
-    return entries
-
-
 def _hear(path: Path, scorers: Sequence[Scorer], journal: Journal) -> Heard:
     content = file_hash(path)
     heard: dict[str, Any] = {}
@@ -346,7 +220,10 @@ def _do_missing(
 def _record(clip: Clip, folder: Path) -> dict[str, Any]:
     if clip.path is None:
         return {"stopped": clip.stopped, "error": clip.error}
-    written = {"file": clip.path.relative_to(folder).as_posix(), "sha256": file_hash(clip.path)}
+    file = clip.path.relative_to(folder).as_posix()
+    written: dict[str, Any] = {"file": file, "sha256": file_hash(clip.path)}
+    if clip.takes:
+        written["takes"] = list(clip.takes)
     return {**written, "stopped": clip.stopped}
 
 
@@ -361,7 +238,8 @@ def _recall(records: list[dict[str, Any]] | None, folder: Path) -> list[Clip] | 
         # The whole batch is made again: alone, a clip might come out otherwise.
         if not path.is_file() or file_hash(path) != record["sha256"]:
             return None
-        clips.append(Clip(path, stopped=record["stopped"]))
+        takes = tuple(record.get("takes", ()))
+        clips.append(Clip(path, stopped=record["stopped"], takes=takes))
     return clips or None
 
 

@@ -31,6 +31,7 @@ import numpy as np
 from plugins.evaluation.items import Item
 from plugins.evaluation.run import Clip, Heard
 from plugins.evaluation.statistics import Score
+from plugins.hearing.scorers import cosine
 from plugins.hearing.text import character_errors, seed_style, whisper_style, word_errors
 
 
@@ -97,6 +98,8 @@ def score(
                 scores[scorer] = sounds.get(scorer)
             scores |= _sound_scores(sounds.get("sound"), truth.get("sound"))
             scores["stopped"] = None if clip.stopped is None else float(clip.stopped and not error)
+            if clip.takes:
+                scores["takes"] = list(clip.takes)
             systems[name] = scores
         rows.append({"id": item.id, "text": item.text, "speaker": item.speaker, "systems": systems})
     return rows
@@ -137,10 +140,10 @@ def _voice_scores(
         return {}
     scores: dict[str, Any] = {"similarity": None, "similarity_others": None}
     if anchor is not None:
-        scores["similarity"] = _cosine(voice, anchor)
+        scores["similarity"] = cosine(voice, anchor)
     if others:
         # Exact in any order, so that more speakers do not change the last digit by their order.
-        total = math.fsum(_cosine(voice, other) for other in others)
+        total = math.fsum(cosine(voice, other) for other in others)
         scores["similarity_others"] = total / len(others)
     return scores
 
@@ -204,12 +207,5 @@ def _mean(voices: Sequence[np.ndarray | None]) -> np.ndarray | None:
     known = [voice for voice in voices if voice is not None]
     if not known:
         return None
-    # Whole numbers again, for the exact products of `_cosine`.
+    # Whole numbers again, for the exact products of `cosine`.
     return np.rint(np.sum(known, axis=0) / len(known)).astype(np.int64)
-
-
-def _cosine(a: Sequence[int] | np.ndarray, b: np.ndarray) -> float:
-    """Of whole numbers, so exact: a sum of floats may end in another digit in another process."""
-    a = np.asarray(a, dtype=np.int64)
-    # Silence may have no voice at all: it resembles nobody.
-    return int(a @ b) / max(math.sqrt(int(a @ a) * int(b @ b)), 1.0)

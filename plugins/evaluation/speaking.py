@@ -17,6 +17,7 @@ from plugins.audio.codec import Codec
 from plugins.data.dialogue import Dialogue
 from plugins.errors import UserError, problem
 from plugins.files.fingerprint import fingerprint
+from plugins.hearing.takes import Judge
 from plugins.inference import HiggsAudioGenerator
 from plugins.model import load as checkpoint
 from plugins.model.adapter_scale import require_scale
@@ -41,8 +42,9 @@ class System:
 class _Loader:
     """Folder -> its generator, kept until another folder's is asked for."""
 
-    def __init__(self, codec: Codec, **options: Any) -> None:
-        self._codec, self._options = codec, options  # those of `load_model`
+    def __init__(self, codec: Codec, judge: Judge | None, **options: Any) -> None:
+        self._codec, self._judge = codec, judge
+        self._options = options  # those of `load_model`
         self._loaded: dict[str, HiggsAudioGenerator] = {}
 
     def __call__(self, folder: str, adapters: str | None = None) -> HiggsAudioGenerator:
@@ -52,6 +54,7 @@ class _Loader:
             gc.collect()
             parts = load_model(folder, adapters=adapters, **self._options)
             self._loaded[folder] = HiggsAudioGenerator(*parts, codec=self._codec)
+            self._loaded[folder].judge = self._judge
             # This loads the codec: what is wrong with it is no fault of the first item.
             assert self._codec.model is not None
         return self._loaded[folder]
@@ -66,10 +69,11 @@ def systems(
     adapter_scale: float = 1.0,
     device: str = "cpu",
     quantization: Quantization | None = None,
+    judge: Judge | None = None,
 ) -> list[System]:
     """`base` and `tuned` for LoRA weights (whose base is itself with them switched off) and for a
     model beside the one it came from; `model` alone otherwise. Models are loaded when they speak,
-    one at a time, and share `codec`.
+    one at a time, and share `codec`. judge: of the takes, if several are spoken.
 
     Raises UserError if a folder is not there, LoRA weights are given another base, or a scale
     is given without them.
@@ -79,7 +83,9 @@ def systems(
         reason, remedy = "is not the base of the LoRA weights", "leave it out: they name theirs"
         raise problem(source="options", field="base", value=base, reason=reason, remedy=remedy)
     require_scale(adapter_scale, has_adapter=own is not None)
-    load = _Loader(codec, adapter_scale=adapter_scale, device=device, quantization=quantization)
+    load = _Loader(
+        codec, judge, adapter_scale=adapter_scale, device=device, quantization=quantization
+    )
     # Another device or version rounds, and so draws, otherwise.
     common = {
         "device": torch.device(device).type,

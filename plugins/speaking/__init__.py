@@ -8,5 +8,6 @@ decoding.py   prompts -> delayed frames: the loop, and which rows go on
 step.py       delayed frames -> logits of the next ones: the audio half of the model
 sampling.py   logits -> codes
 graphs.py     steps -> the same steps, compiled, and each recorded as one CUDA graph
+takes.py      several takes of one prompt, the best first
 speech.py     waveforms and their codes, joined and saved
 """

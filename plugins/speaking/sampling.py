@@ -5,9 +5,10 @@ choice of. This file knows neither the model nor which rows go on."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 
 import torch
@@ -17,6 +18,8 @@ from plugins.errors import UserError, problem
 
 SEEDS = (-(2**63), 2**64 - 1)  # the least and the greatest that torch takes
 _MAX_WINDOW = 10_000  # frames, more than a prompt can have
+_MAX_TAKES = 1000
+_MAX_SEED = 2**48  # of those that are drawn, or made of another: every generator takes them
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,10 @@ class Sampling:
     `ras_max_repeats` times among the last `ras_window` frames of its codebook is drawn again
     without temperature. 0 is off; greedy never uses it. seed: the same seed draws with the same
     random numbers, alone or in a batch (docs/guarantees.md says where that is the same speech);
-    None: from torch's global state."""
+    None: from torch's global state.
+
+    best_of: of that many takes, each with a seed of its own, the best is kept
+    (`plugins.hearing.takes`); the first has `seed` itself."""
 
     temperature: float = 0.3
     top_k: int = 50
@@ -35,6 +41,8 @@ class Sampling:
     ras_window: int = 7
     ras_max_repeats: int = 2
     seed: int | None = None
+    # Not in `repr`, which journals of before it was there hold.
+    best_of: int = field(default=1, repr=False)
 
     def __post_init__(self) -> None:
         if not _is_real(self.temperature):
@@ -48,6 +56,23 @@ class Sampling:
         self._require_whole("ras_max_repeats", 0, _MAX_WINDOW, "give 0 to switch it off")
         if self.seed is not None:
             self._require_whole("seed", *SEEDS, "give a smaller one, or none")
+        self._require_whole("best_of", 1, _MAX_TAKES, "give a number of takes")
+        if self.best_of > 1 and self.temperature == 0:
+            raise self._refused(
+                "best_of", "takes are all the same at temperature 0", "give a temperature, or 1"
+            )
+
+    def takes(self) -> list[Sampling]:
+        """One for each take; their seeds follow from `seed`, or are drawn."""
+        if self.best_of == 1:
+            return [self]
+        seed = int(torch.randint(_MAX_SEED, ())) if self.seed is None else self.seed
+        takes = [replace(self, seed=seed, best_of=1)]
+        for number in range(1, self.best_of):
+            digest = hashlib.sha256(f"{seed} take {number}".encode()).digest()
+            other = int.from_bytes(digest, "big") % _MAX_SEED
+            takes.append(replace(self, seed=other, best_of=1))
+        return takes
 
     def _require_whole(self, field: str, least: int, most: int, remedy: str) -> None:
         value = getattr(self, field)

@@ -9,11 +9,13 @@ LoRA weights speak."""
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,16 @@ from plugins.data.prompt import encode
 from plugins.data.tokens import SpecialTokens
 from plugins.delay_pattern import num_delayed_frames, undo_delay
 from plugins.errors import UserError, problem
+from plugins.hearing.takes import Judge, load_judge
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.decoding import Stage, decode, fits
 from plugins.speaking.graphs import can_be_recorded
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech, join
+from plugins.speaking.takes import Takes, judged
 from plugins.speaking.voices import Script, last_text
+
+logger = logging.getLogger(__name__)
 
 _MAX_AUDIO_S = 86_400  # a day: rather a slip than a wish
 # Of a prompt beside its clips: four pieces of text, system message, what delays and turns add.
@@ -94,29 +100,77 @@ class Speaker:
         # Codes of references (K, F), by path and time of change.
         self._references: dict[tuple[str, int], Tensor] = {}
         self._is_stopped = threading.Event()
+        self.judge: Judge | None = None  # of takes; None: loaded when the first have been spoken
 
     def speak(
         self, dialogues: Sequence[Dialogue], *, samplings: Sequence[Sampling], max_audio_s: float
     ) -> list[Speech]:
-        """The next turn of each dialogue, in one batch, or in as few as fit into memory. Clips may
-        be paths still.
+        """The next turn of each dialogue, in one batch, or in as few as fit into memory; the best
+        of several takes where `best_of` asks for them. Clips may be paths still.
 
-        Raises UserError naming the dialogue's source if one says nothing, and if a prompt leaves no
-        room."""
-        require_duration(max_audio_s)
+        Raises UserError naming the dialogue's source if one says nothing, if a prompt leaves no
+        room, and if there is nobody to hear the takes."""
         started_s = time.perf_counter()
+        spoken: Iterable[Speech | UserError]
+        if any(sampling.best_of > 1 for sampling in samplings):
+            spoken = [takes.best for takes in self.takes(dialogues, samplings, max_audio_s)]
+        else:
+            spoken = self._spoken(dialogues, samplings, max_audio_s)
+        took_s = time.perf_counter() - started_s
+        speeches = []
+        for speech in spoken:
+            if isinstance(speech, UserError):
+                raise speech
+            speeches.append(replace(speech, took_s=took_s))
+        return speeches
+
+    def takes(
+        self,
+        dialogues: Sequence[Dialogue],
+        samplings: Sequence[Sampling],
+        max_audio_s: float,
+        references: Sequence[str | None] | None = None,
+    ) -> list[Takes]:
+        """All takes of each dialogue, spoken in one batch and heard one by one. references: the
+        voices they are compared with, where they are not those of the dialogues."""
+        if self.judge is None:
+            self.judge, missing = load_judge()
+            for scorer in missing:
+                logger.warning("takes are ranked without their voice: %s", scorer)
+        takes_of = [sampling.takes() for sampling in samplings]
+        repeated: list[Dialogue] = []
+        for dialogue, takes in zip(dialogues, takes_of, strict=True):
+            repeated += [dialogue] * len(takes)
+        spoken = iter(self._spoken(repeated, [*chain(*takes_of)], max_audio_s))
+        results = []
+        for i, takes in enumerate(takes_of):
+            speeches = list(islice(spoken, len(takes)))
+            if self._is_stopped.is_set():
+                raise UserError("stopped")
+            reference = None if references is None else references[i]
+            results.append(judged(dialogues[i], speeches, takes, self.judge, reference=reference))
+        return results
+
+    def _spoken(
+        self, dialogues: Sequence[Dialogue], samplings: Sequence[Sampling], max_audio_s: float
+    ) -> list[Speech | UserError]:
+        """The next turn of each dialogue, or why there is none."""
+        require_duration(max_audio_s)
         samples = list(map(self.prompt, dialogues))
         max_steps = [self._max_steps(sample, max_audio_s) for sample in samples]
         delayed: list[list[Tensor]] = [[] for _ in samples]
         for rows, frames in self._decode(samples, samplings, max_steps):
             for row, frame in zip(rows, frames, strict=True):
                 delayed[row].append(frame)
-        # Before any is decoded: a row that says nothing is an error of the whole batch.
-        codes = list(map(self.codes_of, delayed, dialogues))
-        waveforms = list(map(self.codec.decode, codes))
-        took_s = time.perf_counter() - started_s
-        parts = zip(dialogues, waveforms, codes, delayed, strict=True)
-        return [self._speech(*part, took_s) for part in parts]
+        spoken: list[Speech | UserError] = []
+        for dialogue, of_row in zip(dialogues, delayed, strict=True):
+            try:
+                codes = self.codes_of(of_row, dialogue)
+            except UserError as error:
+                spoken.append(error)
+                continue
+            spoken.append(self._speech(dialogue, self.codec.decode(codes), codes, of_row))
+        return spoken
 
     def perform(
         self, scripts: Sequence[Script], *, samplings: Sequence[Sampling], max_audio_s: float
@@ -303,7 +357,7 @@ class Speaker:
         waveform: np.ndarray,
         codes: Tensor,
         delayed: list[Tensor],
-        took_s: float,
+        took_s: float = 0.0,
     ) -> Speech:
         return Speech(
             audio=waveform,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from plugins.audio import waveforms as audio
 from plugins.errors import UserError, problem
 from plugins.files import disk
+from plugins.hearing.takes import Take
 
 # What can be written: suffix -> container and encoding, as libsndfile calls them.
 FORMATS = {
@@ -38,6 +40,9 @@ class Speech:
     stopped: bool  # the model ended by itself; False: it was cut at `max_audio_s`
     text: str
     took_s: float  # wall time, of the whole batch if it was spoken in one
+    # With `best_of`: what was heard in each take of it, in the order of their seeds; of a speech in
+    # several pieces those of the first come first.
+    takes: tuple[Take, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
@@ -122,6 +127,7 @@ def join(parts: Sequence[Speech], *, pause_s: float = 0.0, trim: bool = False) -
         stopped=all(part.stopped for part in parts),
         text=" ".join(part.text for part in parts),
         took_s=sum(part.took_s for part in parts),
+        takes=tuple(chain.from_iterable(part.takes for part in parts)),
     )
 
 

@@ -21,7 +21,7 @@ from plugins.data.dialogue import Dialogue, Turn
 from plugins.errors import UserError
 from plugins.evaluation import formats
 from plugins.evaluation.items import read_items
-from plugins.evaluation.run import Journal
+from plugins.evaluation.journal import Journal
 from plugins.evaluation.speaking import seeded, speak_batch
 from plugins.inference import HiggsAudioGenerator
 from plugins.model import card as model_card

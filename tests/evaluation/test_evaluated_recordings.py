@@ -15,7 +15,7 @@ from helpers.evaluation import evaluate, rows_to_say
 
 from plugins.errors import UserError
 from plugins.evaluation import formats
-from plugins.evaluation.run import Journal
+from plugins.evaluation.journal import Journal
 
 # Of two rows of three.
 RECORDINGS = {id_: str(CORPUS / "wavs" / f"{id_}.flac") for id_ in ("DEMO-0001", "DEMO-0002")}

@@ -21,7 +21,7 @@ from helpers.recorded import RATE_HZ, SOUNDS, decoded, require_sounds, transcrip
 
 from plugins.audio import waveforms as audio
 from plugins.cli import main
-from plugins.evaluation.scorers import load_scorers
+from plugins.hearing.scorers import load_scorers
 
 NUM_CLIPS, MIN_S, MAX_S = 24, 2.0, 6.0
 

@@ -18,8 +18,8 @@ from helpers.commands import contents
 from helpers.evaluation import evaluate
 
 from plugins.commands import evaluate as command
-from plugins.evaluation.scorers import Scorer
 from plugins.hearing import page as page_module
+from plugins.hearing.scorers import Scorer
 
 HOSTILE = "<script>document.title='bad'</script> & \"q\" 'a' <img src=x onerror=alert(1)> مرحبا"
 # Of everything: the recogniser's ears are not what is tried here.

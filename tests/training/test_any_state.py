@@ -14,7 +14,7 @@ import pytest
 
 from plugins.commands import speak_list
 from plugins.errors import UserError
-from plugins.evaluation.run import PROGRESS, Journal, check_folder
+from plugins.evaluation.journal import PROGRESS, Journal, check_folder
 from plugins.files import checkpoints
 from plugins.settings import SETTINGS_FILE, HiggsAudioSettings
 from plugins.training import saves

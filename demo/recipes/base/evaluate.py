@@ -20,11 +20,11 @@ from plugins.audio import waveforms as audio
 from plugins.data.tokens import SCENE_END, SCENE_START
 from plugins.errors import UserError
 from plugins.evaluation.report import ITEMS, SUMMARY
-from plugins.evaluation.scorers import fingerprint
 from plugins.evaluation.scores import METRICS, column
 from plugins.evaluation.speaking import MODEL
 from plugins.evaluation.statistics import estimate
 from plugins.files import disk
+from plugins.files.fingerprint import fingerprint
 from plugins.files.lines import text_lines
 
 _LISTS = {"": "heldout.txt", "oov_": "unknown.txt"}

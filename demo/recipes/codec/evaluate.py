@@ -24,7 +24,7 @@ from demo.run import CODEC
 from plugins.audio.codec import NUM_CODES, Codec
 from plugins.audio.waveforms import SAMPLE_RATE_HZ
 from plugins.errors import UserError
-from plugins.evaluation.scorers import RATE_HZ, load_scorers
+from plugins.hearing.scorers import RATE_HZ, load_scorers
 from plugins.hearing.text import whisper_style, word_errors
 
 

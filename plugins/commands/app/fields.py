@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import problem
+from plugins.hearing.takes import take_lines
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
 from plugins.speaking.voices import Voice
@@ -19,12 +20,14 @@ from plugins.speaking.voices import Voice
 MAX_SEED = 2**31 - 1  # a browser's numbers are exact up to 2**53; this one can be read out
 
 
-def sampling_of(temperature: float, top_k: int, top_p: float, seed: int | None) -> Sampling:
+def sampling_of(
+    temperature: float, top_k: int, top_p: float, seed: int | None, best_of: int = 1
+) -> Sampling:
     """With a seed that can be told, drawn if none is given."""
     if seed is None:
         seed = secrets.randbelow(MAX_SEED)
     # A slider gives floats.
-    return Sampling(float(temperature), int(top_k), float(top_p), seed=seed)
+    return Sampling(float(temperature), int(top_k), float(top_p), seed=seed, best_of=int(best_of))
 
 
 def voice_of(description: str, recording: str | None, transcript: str) -> dict[str, Any]:
@@ -121,9 +124,12 @@ def require_uploads(recordings: Iterable[str | None]) -> None:
 
 
 def line_of(speech: Speech, seed: int | None) -> str:
-    """A line of Markdown under the player."""
+    """A line of Markdown under the player, and one for each take."""
     end = "stopped by itself"
     if speech.truncated:
         end = "**truncated**: cut at the limit, it did not stop by itself"
     factor = f"real-time factor {speech.real_time_factor:.2f}"
-    return f"{speech.duration_s:.2f} s · {factor} · seed {seed} · {end}"
+    line = f"{speech.duration_s:.2f} s · {factor} · seed {seed} · {end}"
+    # Not what was heard: Markdown would take its marks for its own.
+    marked = [take.replace(" *", " **kept**") for take in take_lines(speech.takes)]
+    return "\n\n".join([line, *marked])

@@ -24,6 +24,7 @@ from plugins.speaking.speech import Speech
 from plugins.speaking.voices import MAX_REFERENCE_S, MIN_REFERENCE_S, require_short
 
 _NUM_VOICES = 4
+_MAX_TAKES = 8  # one visitor's takes are spoken while the others wait
 _EXAMPLES = [
     ["The birch canoe slid on the smooth planks.", "Indoor quiet", "warm, unhurried"],
     ["No way! You really did it? [laugh]", "A busy street", "young, excited"],
@@ -126,13 +127,17 @@ def _speak_tab(desk: Desk, max_audio_s: float, all_controls: list[_Controls]) ->
             # The adapter is switched between the two takes: the queue lets nobody else speak then.
             for by, adapter, place, below in takes:
                 generator.use_adapter(adapter)
-                stream = generator.stream(values[text], **options)
-                spoken_s = 0.0
-                for chunk in stream:
-                    spoken_s += len(chunk) / stream.sample_rate
-                    progress((int(spoken_s), None), unit=f"s spoken{by}")
-                shown[place] = _played(stream.speech)
-                shown[below] = line_of(stream.speech, options["sampling"].seed)
+                if options["sampling"].best_of > 1:
+                    speech = generator.generate(values[text], **options)
+                else:
+                    stream = generator.stream(values[text], **options)
+                    spoken_s = 0.0
+                    for chunk in stream:
+                        spoken_s += len(chunk) / stream.sample_rate
+                        progress((int(spoken_s), None), unit=f"s spoken{by}")
+                    speech = stream.speech
+                shown[place] = _played(speech)
+                shown[below] = line_of(speech, options["sampling"].seed)
             return shown
 
     inputs = {text, scene, description, recording, transcript, compare, *controls.fields}
@@ -231,16 +236,25 @@ class _Controls:
                     info="punctuation, units and [laugh] as the model's own examples write them;"
                     " set as it was trained",
                 )
-        self.fields = (temperature, top_k, top_p, seed, longest_s, self.clean_text)
+                best_of = gr.Slider(
+                    1,
+                    _MAX_TAKES,
+                    1,
+                    step=1,
+                    label="Best of",
+                    info="so many takes: the one with the fewest wrong words, then the likest"
+                    " voice, is kept",
+                )
+        self.fields = (temperature, top_k, top_p, seed, longest_s, self.clean_text, best_of)
 
     def options(self, values: Values) -> dict[str, Any]:
         """For the generator."""
-        temperature, top_k, top_p, seed, longest_s, clean_text = (
+        temperature, top_k, top_p, seed, longest_s, clean_text, best_of = (
             values[field] for field in self.fields
         )
         if complaint := self._desk.generator.mismatch(clean_text):
             gr.Warning(complaint)
-        sampling = sampling_of(temperature, top_k, top_p, seed)
+        sampling = sampling_of(temperature, top_k, top_p, seed, best_of)
         return {"sampling": sampling, "max_audio_s": longest_s, "clean_text": clean_text}
 
 

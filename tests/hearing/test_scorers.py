@@ -14,7 +14,7 @@ from conftest import CORPUS
 from helpers.evaluation import evaluate, rows_to_say
 
 from plugins.errors import UserError
-from plugins.evaluation import scorers
+from plugins.hearing import scorers
 
 
 def test_a_silent_share() -> None:

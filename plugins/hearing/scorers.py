@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -101,6 +102,14 @@ def load_scorers(
         else:
             missing.append(scorer)
     return loaded, missing
+
+
+def cosine(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> float:
+    """Of two voices. Of whole numbers, so exact: a sum of floats may end in another digit in
+    another process."""
+    a, b = np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64)
+    # Silence may have no voice at all: it resembles nobody.
+    return int(a @ b) / max(math.sqrt(int(a @ a) * int(b @ b)), 1.0)
 
 
 def _transcript(asr: str | None, language: str, device: str) -> Scorer | Missing:
