@@ -34,7 +34,7 @@ REGISTER_FILE = Path(__file__).resolve().parent / "plugins" / "register.py"
 _OURS = REGISTER_FILE.parts[-2:]
 MODEL_TYPES = "higgs-audio-"  # what they begin with
 _PUBLISHED = ("bosonai/higgs-audio-v2-generation-3B-base", "bosonai/higgs-tts-2-3b-base")
-_TRAINING = {"sft", "pt"}  # of MS-SWIFT's commands
+_TRAINING = {"sft", "pt", "rlhf"}  # of MS-SWIFT's commands
 
 # Of transformers itself: any other name is a repository of a hub, whose kernel would be run.
 _ATTENTION = (

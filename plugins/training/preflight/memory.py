@@ -237,6 +237,8 @@ def _states(sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]
     weights: float = sizes.trained * per_trained
     if plan.tuner != "full":
         weights += (sizes.base - sizes.quantized) * loaded  # frozen
+    if plan.has_reference:
+        weights += sizes.base * loaded
     weights /= _shards(plan, 3)
     gradients = sizes.trained * per_trained / _shards(plan, 2)
     optimizer = sizes.trained * per_state / _shards(plan, 1)
