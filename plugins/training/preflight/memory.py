@@ -16,6 +16,7 @@ heads repeated:
     offloaded     of ZeRO-3 only the activations and 3 GiB stay on a device;
                   18 P of host memory, 16 P without weights
 
+On preferences B is that of both answers, and a full fine-tuning has 2 P more, of its reference.
 Every position has a label, and is an audio frame or a trained text token: both FFNs cost the same,
 their heads do not. The text head, 16 times as wide, runs on trained text only
 (`plugins.model.loss`): three tokens of a row that is one clip, and what `text_tokens_per_row` finds

@@ -1,0 +1,152 @@
+"""DPO through MS-SWIFT's own pipeline, on the tiny model: that unseen pairs are preferred rightly,
+that a step is exact, that a resumed run is the same, and that faults are one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import corpus_rows, write_jsonl
+from helpers.sft import BIN, IN_ORDER, coded, flags, log_of, run, weights_of
+
+from plugins.errors import UserError
+
+pytestmark = pytest.mark.slow
+NUM_PAIRS = 12
+HELD_OUT = 4
+LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+
+
+def pairs(tiny: Path) -> list[dict[str, Any]]:
+    """Each clip of the corpus before the same with a voice that is stuck in its first frame."""
+    rows = coded(tiny, corpus_rows(NUM_PAIRS + HELD_OUT))
+    for row in rows:
+        (codes,) = row["audio_codes"]
+        codes = codes[:40]
+        del row["audios"]
+        row["audio_codes"] = [codes]
+        row["rejected_audio_codes"] = [codes[:1] * (len(codes) - 3)]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def files(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder, rows = tmp_path_factory.mktemp("pairs"), pairs(tiny)
+    return {
+        "dataset": write_jsonl(folder / "train.jsonl", rows[:NUM_PAIRS]),
+        "val_dataset": write_jsonl(folder / "validation.jsonl", rows[NUM_PAIRS:]),
+    }
+
+
+def rlhf(model: Path, files: dict[str, Path], out: Path, **options: Any) -> list[dict[str, Any]]:
+    """`higgs-audio rlhf` in this process; returns the logged records."""
+    from plugins.train import main
+
+    main(words(model, files, out, **options))
+    return log_of(out)
+
+
+def words(model: Path, files: dict[str, Path], out: Path, **options: Any) -> list[str]:
+    values: dict[str, Any] = {"rlhf_type": "dpo", "gradient_checkpointing": "false", **options}
+    if "val_dataset" not in values:
+        values["val_dataset"] = files["val_dataset"]
+    return flags(model, files["dataset"], out, **values)
+
+
+def test_unseen_pairs_are_preferred_rightly(
+    tiny: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """From 0.5, of a model that is its own reference, to all of them."""
+    options = {"max_steps": 30, "learning_rate": 1e-3, "eval_steps": 10, "eval_on_start": "true"}
+    records = rlhf(tiny, files, tmp_path / "out", eval_strategy="steps", **LORA, **options)
+    evaluated = [record for record in records if "eval_rewards/accuracies" in record]
+    assert evaluated[0]["eval_rewards/accuracies"] == 0.5
+    assert evaluated[0]["eval_rewards/margins"] == 0
+    assert evaluated[0]["eval_loss"] == pytest.approx(0.6931472, abs=1e-6)
+    assert evaluated[-1]["eval_rewards/accuracies"] == 1
+    assert evaluated[-1]["eval_rewards/margins"] > 1
+    assert evaluated[-1]["eval_loss"] < 0.3
+    trained = [record for record in records if "rewards/margins" in record]
+    names = {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "loss_audio"}
+    for record in trained:
+        assert names <= record.keys()
+    assert trained[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
+    assert trained[-1]["rewards/chosen"] > trained[-1]["rewards/rejected"]
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_a_step_is_the_same_for_every_split_of_its_pairs(
+    tuner: str, tiny: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """4 x 1, 1 x 4 and two processes x 1 x 2; two steps, as in the first all margins are 0."""
+    options: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-3, "rpo_alpha": 0.5, **IN_ORDER}
+    options |= {"val_dataset": None, "warmup_ratio": 0, "max_grad_norm": 1e6}
+    options |= LORA if tuner == "lora" else {"tuner_type": "full"}
+
+    def steps(name: str, batch: int, accumulation: int) -> list[dict[str, Any]]:
+        split = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        return rlhf(tiny, files, tmp_path / name, **split, **options)
+
+    whole = steps("4x1", 4, 1)
+    of_splits = [steps("1x4", 1, 4)]
+    if tuner == "lora":
+        two = {**options, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
+        arguments = words(tiny, files, tmp_path / "2", **two, ddp_backend="gloo")
+        done = run(str(BIN / "swift"), "rlhf", *arguments, NPROC_PER_NODE="2")
+        assert done.returncode == 0, done.stderr[-3000:]
+        of_splits.append(log_of(tmp_path / "2"))
+    names = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "logps/rejected", "loss_audio")
+    for records in of_splits:
+        for record, expected in zip(records[:2], whole[:2], strict=True):
+            for name in names:
+                assert record[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_a_resumed_run_equals_one_that_is_not(
+    tuner: str, tiny: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """The reference of a full fine-tuning stays the model that it began with."""
+    options: dict[str, Any] = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-3}
+    options |= {"val_dataset": None, "save_total_limit": 4}
+    options |= LORA if tuner == "lora" else {"tuner_type": "full"}
+    once = rlhf(tiny, files, tmp_path / "once", **options)
+    checkpoint = tmp_path / "once" / "checkpoint-2"
+    again = tmp_path / "again"
+    resumed = rlhf(tiny, files, again, resume_from_checkpoint=checkpoint, **options)
+    for name in ("loss", "rewards/margins", "rewards/chosen", "logps/rejected"):
+        assert resumed[0][name] == once[2][name], name
+    first, second = (weights_of(folder / "checkpoint-4") for folder in (tmp_path / "once", again))
+    for name, weight in first.items():
+        assert weight.equal(second[name]), name
+
+
+def test_another_beta_is_another_run(tiny: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    options = {"max_steps": 2, "save_steps": 1, "val_dataset": None, **LORA}
+    rlhf(tiny, files, tmp_path / "out", **options)
+    resumed = {"resume_from_checkpoint": tmp_path / "out" / "checkpoint-1", "beta": 0.5}
+    with pytest.raises(UserError, match=r"is of another run(?s:.*)beta: 0.1 in the checkpoint"):
+        rlhf(tiny, files, tmp_path / "again", **options, **resumed)
+
+
+def test_faults_are_one_line(tiny: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", coded(tiny, corpus_rows(2)))
+    with pytest.raises(UserError, match=r"rows.jsonl:1 \(rejected\): rejected_audios: None is"):
+        rlhf(tiny, {"dataset": rows}, tmp_path / "out", val_dataset=None)
+    with pytest.raises(UserError, match="packing: True does not keep the answers of a pair apart"):
+        rlhf(tiny, files, tmp_path / "out", packing="true")
+    with pytest.raises(UserError, match="'--betta' is unknown; did you mean 'beta'"):
+        rlhf(tiny, files, tmp_path / "out", betta=1)
+
+
+def test_a_dry_run_shows_what_would_be_trained(
+    tiny: Path, files: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        rlhf(tiny, files, tmp_path / "out", dry_run="true", **LORA)
+    assert end.value.code == 0
+    said = capfd.readouterr()
+    text = said.out + said.err
+    assert "labels: 4 rows are as by definition" in text
+    assert "higgs-audio rlhf" in text
