@@ -10,9 +10,11 @@ Not MS-SWIFT's own trainer: that takes log-probabilities from one (B, S, V) of l
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
+from swift.trainers import Seq2SeqTrainingArguments
 from torch import Tensor
 
 from plugins.model.loss import LossSums, combine
@@ -51,13 +53,15 @@ class HiggsAudioPreferenceTrainer(HiggsAudioTrainer):
         ref_model: Any = None,
         **kwargs: Any,
     ) -> None:
-        # transformers' trainer asks for these, which MS-SWIFT's arguments of preferences lack.
-        args.predict_with_generate, args.generation_config = False, None
+        # transformers' trainer asks for them, and MS-SWIFT's arguments of preferences lack some.
+        for field in fields(Seq2SeqTrainingArguments):
+            if not hasattr(args, field.name):
+                setattr(args, field.name, field.default)
         self.preference_loss = loss_of(args)
         if args.disable_dropout:
             without_dropout(model)
         super().__init__(model=model, args=args, template=template, **kwargs)
-        self.reference = None
+        self.reference: Any = None
         if ref_model is not None:
             self.reference = prepared(self, ref_model)
 

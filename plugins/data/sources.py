@@ -93,8 +93,8 @@ def _require_clip(dialogue: Dialogue) -> None:
         raise problem(
             source=dialogue.source,
             field="messages",
-            value="no clip",
-            reason="is trained: preferences compare clips",
+            value=None,
+            reason="train no clip, and preferences compare clips",
             remedy="give the answer a turn with a clip",
         )
 

@@ -26,6 +26,7 @@ from plugins.model.config import HiggsAudioV2Config
 from plugins.model.dual_ffn import CACHE, use_index_once_layers
 from plugins.model.loss import (
     LossSums,
+    Summing,
     apart,
     audio_loss_sums,
     predicting,
@@ -174,9 +175,10 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         rows_apart: bool,
     ) -> DualLossOutput:
         assert self.text_lm_head is not None, "training needs it: load with use_text_head=True"
-        sum_text, sum_audio = together, together
+        sum_text: Summing = together
+        sum_audio: Summing = together
         if rows_apart:
-            sum_text, sum_audio = (apart(indices, *labels.shape) for indices in places)
+            sum_text, sum_audio = (apart(rows, *labels.shape) for rows in places)
         text_rows, text_targets = shifted_rows(hidden, labels, places[0])
         text = text_loss_sums(text_rows, text_targets, self.text_lm_head, sum_text)
 

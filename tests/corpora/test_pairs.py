@@ -78,8 +78,8 @@ def test_what_is_a_pair(pair: dict[str, Any], rejected: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (row(audios=[A]), r"\(rejected\): rejected_audios: None is missing: .*; give it, or"),
-        (row(audios=[A], rejected_audios=[]), r"rejected_audios: None is missing"),
+        (row(audios=[A]), r"\(rejected\): rejected_audios is missing: .*; give it, or"),
+        (row(audios=[A], rejected_audios=[]), r"rejected_audios is missing"),
         (row(audios=[A], rejected_audios=[A]), "are the chosen clips themselves; leave the row"),
         (row(audio_codes=CODES, rejected_audio_codes=CODES), "are the chosen clips themselves"),
         (
@@ -127,9 +127,9 @@ def test_a_file_of_pairs_is_checked_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read_rows(str(file), SETTINGS, check=lambda dialogue: None, pairs=True)
     first, second, third = str(error.value).splitlines()
-    assert "faulty.jsonl:2 (rejected): rejected_audios: None is missing" in first
+    assert "faulty.jsonl:2 (rejected): rejected_audios is missing" in first
     assert "faulty.jsonl:3 (rejected): audio_codes[0]: [1, 7] is not [F][8]" in second
-    assert "faulty.jsonl:4: messages: " in third
+    assert "faulty.jsonl:4: messages has no turn to train on" in third
 
 
 def test_fine_tuning_takes_the_chosen_answer(tmp_path: Path) -> None:

@@ -15,18 +15,19 @@ from plugins.errors import UserError
 pytestmark = pytest.mark.slow
 NUM_PAIRS = 12
 HELD_OUT = 4
+HUM = 7
 LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
 def pairs(tiny: Path) -> list[dict[str, Any]]:
-    """Each clip of the corpus before the same with a voice that is stuck in its first frame."""
+    """Each clip of the corpus, and in its place a hum: one code in all frames and codebooks."""
     rows = coded(tiny, corpus_rows(NUM_PAIRS + HELD_OUT))
     for row in rows:
         (codes,) = row["audio_codes"]
         codes = codes[:40]
         del row["audios"]
         row["audio_codes"] = [codes]
-        row["rejected_audio_codes"] = [codes[:1] * (len(codes) - 3)]
+        row["rejected_audio_codes"] = [[[HUM] * 8] * (len(codes) - 3)]
     return rows
 
 
@@ -132,7 +133,7 @@ def test_another_beta_is_another_run(tiny: Path, files: dict[str, Path], tmp_pat
 
 def test_faults_are_one_line(tiny: Path, files: dict[str, Path], tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", coded(tiny, corpus_rows(2)))
-    with pytest.raises(UserError, match=r"rows.jsonl:1 \(rejected\): rejected_audios: None is"):
+    with pytest.raises(UserError, match=r"rows.jsonl:1 \(rejected\): rejected_audios is missing"):
         rlhf(tiny, {"dataset": rows}, tmp_path / "out", val_dataset=None)
     with pytest.raises(UserError, match="packing: True does not keep the answers of a pair apart"):
         rlhf(tiny, files, tmp_path / "out", packing="true")
@@ -148,5 +149,5 @@ def test_a_dry_run_shows_what_would_be_trained(
     assert end.value.code == 0
     said = capfd.readouterr()
     text = said.out + said.err
-    assert "labels: 4 rows are as by definition" in text
+    assert "labels: 8 rows are as by definition" in text
     assert "higgs-audio rlhf" in text
