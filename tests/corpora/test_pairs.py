@@ -129,7 +129,7 @@ def test_a_file_of_pairs_is_checked_whole(tmp_path: Path) -> None:
     first, second, third = str(error.value).splitlines()
     assert "faulty.jsonl:2 (rejected): rejected_audios is missing" in first
     assert "faulty.jsonl:3 (rejected): audio_codes[0]: [1, 7] is not [F][8]" in second
-    assert "faulty.jsonl:4: messages has no turn to train on" in third
+    assert "faulty.jsonl:4: messages: ['user', 'assistant'] has no turn" in third
 
 
 def test_fine_tuning_takes_the_chosen_answer(tmp_path: Path) -> None:
