@@ -289,6 +289,9 @@ def _add_doctor(commands: Any) -> None:
     command.add_argument("--dataset", nargs="+", metavar="FILE.jsonl")
     command.add_argument("--val_dataset", nargs="+", metavar="FILE.jsonl")
     command.add_argument(
+        "--rlhf_type", choices=("dpo",), help="rows are pairs, as `higgs-audio rlhf` takes them"
+    )
+    command.add_argument(
         "--rows",
         type=flags.positive,
         default=4,

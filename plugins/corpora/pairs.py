@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plugins.corpora.canonical import AUDIO_TAG, KEY_COLUMNS, canonical_row
+from plugins.corpora.canonical import AUDIO_TAG, KEY_COLUMNS, ROW_SOURCE, canonical_row
 from plugins.corpora.shapes import RowError, in_our_shape
 from plugins.settings import HiggsAudioSettings
 
@@ -33,7 +33,7 @@ def canonical_pair(
 
     Raises UserError as `canonical_row`, and for answers that cannot be compared."""
     chosen = canonical_row(row, source, settings, beside=beside)
-    place = f"{source} (rejected)"
+    place = _place(source)
     try:
         answer = {**chosen, **_answer(row)}
         if answer["messages"] is None:
@@ -42,12 +42,27 @@ def canonical_pair(
         _check(chosen, rejected)
     except RowError as error:
         raise error.at(place) from None
-    return chosen, rejected
+    # The same but for tags, which stand for a clip each.
+    return chosen, {**rejected, "messages": chosen["messages"]}
 
 
 def with_rejected(chosen: dict[str, Any], rejected: Mapping[str, Any]) -> dict[str, Any]:
     """Both of `canonical_pair` as one row of a table."""
     return {**chosen, **{column: rejected[name] for name, column in REJECTED.items()}}
+
+
+def answers_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The canonical rows of the answers of a row of a table, the chosen one first: of a pair two,
+    else one."""
+    chosen = dict(row)
+    if not row.keys() >= set(REJECTED.values()):
+        return [chosen]
+    clips = {name: chosen.pop(column) for name, column in REJECTED.items()}
+    return [chosen, {**chosen, **clips, ROW_SOURCE: _place(chosen[ROW_SOURCE])}]
+
+
+def _place(source: str) -> str:
+    return f"{source} (rejected)"
 
 
 def _answer(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def dict_of(sample: EncodedSample, *, has_tower: bool) -> dict[str, Any]:
     return encoded
 
 
-def answers_of(encoded: dict[str, Any]) -> list[dict[str, Any]]:
+def encoded_answers(encoded: dict[str, Any]) -> list[dict[str, Any]]:
     """What `_encode` returned for each answer of an encoded row: two of a pair, whose names
     MS-SWIFT has put a word in front of; else one."""
     if "input_ids" in encoded:

@@ -23,7 +23,7 @@ from torch.utils.data import get_worker_info
 
 from plugins.corpora.canonical import ROW_SOURCE
 from plugins.errors import problem
-from plugins.ms_swift.dicts import answers_of
+from plugins.ms_swift.dicts import encoded_answers
 from plugins.training import signals
 from plugins.training.packs import single_rows
 
@@ -49,7 +49,7 @@ class NamedRows:
                 signal.signal(number, signal.SIG_IGN)
         sources = []
         for row in single_rows(rows):
-            sources.append(answers_of(row)[0].get(ROW_SOURCE, "row"))
+            sources.append(encoded_answers(row)[0].get(ROW_SOURCE, "row"))
         return {**self.collate(rows), ROW_SOURCE: sources}
 
 

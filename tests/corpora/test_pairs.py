@@ -9,7 +9,7 @@ import pytest
 from conftest import CORPUS, write_jsonl
 
 from plugins.corpora.canonical import COLUMNS, KEY_COLUMNS, PAIR_COLUMNS
-from plugins.corpora.pairs import REJECTED, canonical_pair, with_rejected
+from plugins.corpora.pairs import REJECTED, answers_of, canonical_pair, with_rejected
 from plugins.data.rows import dialogue_from_row
 from plugins.data.sources import read_rows
 from plugins.errors import UserError
@@ -70,9 +70,9 @@ def test_what_is_a_pair(pair: dict[str, Any], rejected: dict[str, Any]) -> None:
         assert next(dialogue_from_row(answer, SETTINGS).targets())
     # In a table: what MS-SWIFT then takes apart again.
     together = with_rejected(chosen, other)
-    assert {name: together[column] for name, column in REJECTED.items()} == {
-        name: other[name] for name in REJECTED
-    }
+    assert set(together) == {*chosen, *REJECTED.values()}
+    assert answers_of(together) == [chosen, other]
+    assert answers_of(chosen) == [chosen]
 
 
 @pytest.mark.parametrize(
