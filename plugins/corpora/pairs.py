@@ -42,7 +42,7 @@ def canonical_pair(
         _check(chosen, rejected)
     except RowError as error:
         raise error.at(place) from None
-    # The same but for tags, which stand for a clip each.
+    # Equal but for tags, and which turns are trained.
     return chosen, {**rejected, "messages": chosen["messages"]}
 
 
@@ -92,16 +92,17 @@ def _check(chosen: Mapping[str, Any], rejected: Mapping[str, Any]) -> None:
         )
     if _clips(chosen) == _clips(rejected):
         reason, remedy = "are the chosen clips themselves", "leave the row out"
-        raise RowError(field=REJECTED["audios"], value="clips", reason=reason, remedy=remedy)
+        raise RowError(field=REJECTED["audios"], value=None, reason=reason, remedy=remedy)
 
 
-def _prompt(row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def _prompt(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is said, by whom; which turns are trained the chosen answer says for both."""
     turns = []
     for message in row["messages"]:
         content = message["content"]
         if message["role"] == "assistant" and not content.strip():
             content = AUDIO_TAG  # an empty turn is one clip
-        turns.append((message["role"], content, message["loss"]))
+        turns.append((message["role"], content))
     return turns
 
 

@@ -151,3 +151,22 @@ def test_a_dry_run_shows_what_would_be_trained(
     text = said.out + said.err
     assert "labels: 8 rows are as by definition" in text
     assert "higgs-audio rlhf" in text
+
+
+def test_the_doctor_looks_at_both_answers(
+    tiny: Path, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from plugins.cli import main
+
+    def doctor(rows: Path) -> tuple[int, str]:
+        code = main(["doctor", "--model", str(tiny), "--dataset", str(rows), "--rlhf_type", "dpo"])
+        return code, capsys.readouterr().out
+
+    code, out = doctor(files["dataset"])
+    assert code == 0, out
+    assert f"{NUM_PAIRS} pairs, every audio header read" in out
+    first, *others = pairs(tiny)[:2]
+    first["rejected_audio_codes"] = [[[1024] * 8]]
+    code, out = doctor(write_jsonl(tmp_path / "faulty.jsonl", [first, *others]))
+    assert code == 1
+    assert "faulty.jsonl:1 (rejected): audio_codes[0]: 1024 is outside 0..1023" in out
