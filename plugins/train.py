@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> Any:
     arguments = config_first(sys.argv[1:] if argv is None else argv)
     with _own_environment(argv), terminal.quiet() as log:
         from swift.cli.main import parse_yaml_args
-        from swift.pipelines import SwiftRLHF, SwiftSft
+        from swift.pipelines import SwiftSft
+        from swift.pipelines.train.rlhf import SwiftRLHF
 
         from plugins.register import register_higgs_audio_all
         from plugins.training import run_lock
