@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from typing import Literal
 
 from plugins.settings import HiggsAudioSettings
 
@@ -57,7 +56,7 @@ The same in a YAML file, as in configs/; a flag wins over the file. NPROC_PER_NO
 environment starts N processes. All flags: swift {command} --help"""
 
 
-def text(command: Literal["sft", "rlhf"] = "sft") -> str:
+def text(command: str = "sft") -> str:
     lines = [f"usage: {USAGE.format(command=command)}", "", _WHAT[command], ""]
     lines.append("flags that most runs use:")
     for flag, meaning in COMMON.items():

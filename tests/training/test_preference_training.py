@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import corpus_rows, write_jsonl
-from helpers.sft import BIN, IN_ORDER, coded, flags, log_of, run, weights_of
+from helpers.sft import BIN, IN_ORDER, coded, flags, heard, log_of, run, weights_of
 
 from plugins.errors import UserError
 
@@ -59,7 +59,8 @@ def test_unseen_pairs_are_preferred_rightly(
     tiny: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
     """From 0.5, of a model that is its own reference, to all of them."""
-    options = {"max_steps": 30, "learning_rate": 1e-3, "eval_steps": 10, "eval_on_start": "true"}
+    options: dict[str, Any] = {"max_steps": 30, "learning_rate": 1e-3, "eval_steps": 10}
+    options |= {"eval_on_start": "true", "gradient_accumulation_steps": 1}
     records = rlhf(tiny, files, tmp_path / "out", eval_strategy="steps", **LORA, **options)
     evaluated = [record for record in records if "eval_rewards/accuracies" in record]
     assert evaluated[0]["eval_rewards/accuracies"] == 0.5
@@ -142,15 +143,13 @@ def test_faults_are_one_line(tiny: Path, files: dict[str, Path], tmp_path: Path)
 
 
 def test_a_dry_run_shows_what_would_be_trained(
-    tiny: Path, files: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny: Path, files: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(SystemExit) as end:
+    with heard(caplog), pytest.raises(SystemExit) as end:
         rlhf(tiny, files, tmp_path / "out", dry_run="true", **LORA)
     assert end.value.code == 0
-    said = capfd.readouterr()
-    text = said.out + said.err
-    assert "labels: 8 rows are as by definition" in text
-    assert "higgs-audio rlhf" in text
+    assert "labels: 8 rows are as by definition" in caplog.text
+    assert "higgs-audio rlhf --model_type" in caplog.text
 
 
 def test_the_doctor_looks_at_both_answers(

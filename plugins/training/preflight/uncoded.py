@@ -19,7 +19,7 @@ _CLIPS = {
     "reference_audio": ("reference_codes", KEY_COLUMNS["reference_codes"]),
 }
 # Of a rejected answer, where rows are pairs.
-_OF_REJECTED = {REJECTED["audios"]: tuple(REJECTED[name] for name in _CLIPS["audios"])}
+_OF_REJECTED = {REJECTED["audios"]: (REJECTED["audio_codes"], REJECTED[KEY_COLUMNS["audio_codes"]])}
 
 
 def warning(trainer: Any) -> str | None:
