@@ -129,11 +129,16 @@ def _torchs_own(check_padding_free: Callable[..., None]) -> Callable[..., None]:
     return with_torchs_own
 
 
+def _require_ours(folder: Path) -> None:
+    """Raise UserError if the model in `folder` is none of ours, or not to be trusted."""
+    format_of(folder)
+    check_model(folder)
+
+
 def _checked_model(get_model_info: Callable[..., Any]) -> Callable[..., Any]:
     def check_first(model_dir: str, model_type: str | None, quantization_config: Any) -> Any:
         if model_type in MODEL_TYPES:
-            format_of(Path(model_dir))
-            check_model(Path(model_dir))
+            _require_ours(Path(model_dir))
         return get_model_info(model_dir, model_type, quantization_config)
 
     return check_first
@@ -148,7 +153,7 @@ def _checked_reference(prepare: Callable[..., Any]) -> Callable[..., Any]:
         if model_type in MODEL_TYPES and isinstance(model, str):
             where = {"revision": revision, "use_hf": args.use_hf, "hub_token": args.hub_token}
             # As MS-SWIFT does next: of a hub's model its configs only.
-            check_model(Path(safe_snapshot_download(model, download_model=False, **where)))
+            _require_ours(Path(safe_snapshot_download(model, download_model=False, **where)))
         return prepare(self, key, origin_key, model_type, revision)
 
     return check_first
