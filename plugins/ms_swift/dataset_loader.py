@@ -32,7 +32,7 @@ from plugins.data.clips import LowRates, measured
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
 from plugins.data.sources import all_of, read_rows
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.settings import HiggsAudioSettings
 
 # Explicit, because `Dataset.from_list` would take the columns of the first row only and guess types
@@ -140,13 +140,9 @@ def aligned(dataset: Any, template: RowTemplate) -> Any:
     if dataset is None or ROW_SOURCE in (dataset.column_names or ()):
         return dataset
     if template.compares:
-        raise problem(
-            source="options",
-            field="dataset",
-            value="a dataset that is registered with MS-SWIFT",
-            reason="compares no clips",
-            remedy="leave it out: preferences are learnt from JSONL files (docs/preferences.md)",
-        )
+        if isinstance(dataset, IterableDataset):  # one of ours may not know its columns
+            return dataset.map(_require_pair)
+        raise _no_pair(_name(next(iter(dataset), {})))
     if isinstance(dataset, IterableDataset):
         return dataset.map(
             lambda row, number: _row_of_another(row, number, template),
@@ -165,6 +161,23 @@ def aligned(dataset: Any, template: RowTemplate) -> Any:
     rows = all_of(reads)
     features = {**FEATURES, **(_LENGTHS if template.is_training else {}), _NAME: Value("string")}
     return Dataset.from_list(rows, features=Features(features))
+
+
+def _require_pair(row: dict[str, Any]) -> dict[str, Any]:
+    """`row`, which our loader has read."""
+    if not row.get(ROW_SOURCE):
+        raise _no_pair(_name(row))
+    return row
+
+
+def _no_pair(name: str) -> UserError:
+    return problem(
+        source="options",
+        field="dataset",
+        value=name,
+        reason="is registered with MS-SWIFT, and has no rejected clips",
+        remedy="leave it out: pairs are read from JSONL files (docs/preferences.md)",
+    )
 
 
 def _place(row: Mapping[str, Any], number: int) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -163,8 +164,6 @@ def prepared(trainer: Any, reference: Any) -> Any:
         from trl.models.utils import prepare_deepspeed
 
         return prepare_deepspeed(reference, trainer.accelerator)
-    if trainer.is_fsdp_enabled:
-        from swift.rlhf_trainers.utils import prepare_fsdp
-
-        return prepare_fsdp(reference, trainer.accelerator)
+    if trainer.accelerator.is_fsdp2:
+        return fsdp2_prepare_model(trainer.accelerator, reference)
     return trainer.accelerator.prepare_model(reference, evaluation_mode=True)
