@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from conftest import corpus_rows, write_jsonl
-from helpers.sft import BIN, IN_ORDER, coded, flags, heard, log_of, run, weights_of
+from helpers.processes import TIMEOUT_S, ended, running, torchrun
+from helpers.sft import BIN, IN_ORDER, REGISTER, coded, flags, heard, log_of, run, weights_of
+from helpers.sharding import FSDP_ON_CPU
 
 from plugins.errors import UserError
 
@@ -106,6 +108,29 @@ def test_a_step_is_the_same_for_every_split_of_its_pairs(
         for record, expected in zip(records[:2], whole[:2], strict=True):
             for name in names:
                 assert record[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_sharded_weights_are_trained_the_same(
+    tuner: str, tiny: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """FSDP2 of two processes: the reference, adapter off or a second model, is sharded too."""
+    plugin = tmp_path / "fsdp_on_cpu.py"
+    plugin.write_text(FSDP_ON_CPU, encoding="utf-8")
+    options: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-3, "warmup_ratio": 0, **IN_ORDER}
+    options |= {"gradient_accumulation_steps": 1, "fp16": "false", "save_strategy": "no"}
+    options |= LORA if tuner == "lora" else {"tuner_type": "full"}
+    whole = rlhf(tiny, files, tmp_path / "whole", **options)
+    sharded = {"fsdp": "fsdp2", "external_plugins": [REGISTER, plugin]}
+    sharded |= {"per_device_train_batch_size": 2}
+    arguments = words(tiny, files, tmp_path / "sharded", **{**options, **sharded})
+    with running(*torchrun(*arguments)) as process:
+        output = ended(process, TIMEOUT_S)
+    assert process.returncode == 0, output[-3000:]
+    names = {"loss", "grad_norm", "rewards/margins", "logps/chosen", "eval_loss"}
+    for record, expected in zip(log_of(tmp_path / "sharded")[:3], whole[:3], strict=True):
+        for name in names & expected.keys():
+            assert record[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), name
 
 
 @pytest.mark.parametrize("tuner", ["lora", "full"])
