@@ -34,7 +34,7 @@ REGISTER_FILE = Path(__file__).resolve().parent / "plugins" / "register.py"
 _OURS = REGISTER_FILE.parts[-2:]
 MODEL_TYPES = "higgs-audio-"  # what they begin with
 _PUBLISHED = ("bosonai/higgs-audio-v2-generation-3B-base", "bosonai/higgs-tts-2-3b-base")
-_TRAINING = {"sft", "pt"}  # of MS-SWIFT's commands
+_TRAINING = {"sft", "pt", "rlhf"}  # of MS-SWIFT's commands
 
 # Of transformers itself: any other name is a repository of a hub, whose kernel would be run.
 _ATTENTION = (
@@ -154,7 +154,8 @@ def _require_type(program: Path, words: list[str]) -> None:
         if name.lstrip("-") == "model" and (value in _PUBLISHED or _holds_ours(value)):
             remedy = f"add --model_type {MODEL_TYPES}v2-3b (or -7b)"
             if words[0] in _TRAINING:
-                remedy += ", or use `higgs-audio sft`, which needs none"
+                ours = "rlhf" if words[0] == "rlhf" else "sft"
+                remedy += f", or use `higgs-audio {ours}`, which needs none"
             sys.exit(f"error: command line: --model: {value!r} has no --model_type; {remedy}")
 
 

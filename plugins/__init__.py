@@ -28,6 +28,7 @@ evaluation/               did it learn: what several systems said -> scores side
 hearing/                  waveform -> words; what is heard against what is written
 prepare/                  utterances -> checked JSONL, code cache, report
 commands/                 the larger subcommands: speak, evaluate, doctor, app, new-voice, export
+preference_trainer.py     HiggsAudioPreferenceTrainer: the same on pairs of clips (DPO)
 model_registration.py     3B and 7B for MS-SWIFT
 dataset_registration.py   its loader of our rows
 register.py               register_higgs_audio_all(); the file for --external_plugins

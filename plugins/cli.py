@@ -20,7 +20,7 @@ from plugins.errors import UserError
 from plugins.files.hub import MODELS_3B
 from plugins.files.installation import explained, require_device
 from plugins.training import launcher, sft_help, signals, start, terminal
-from plugins.training.arguments import single_words, translate
+from plugins.training.arguments import command_of, single_words, translate
 from plugins.training.config_file import config_first
 
 
@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["sft"]:
-        # Its flags are MS-SWIFT's: argparse here knows none of them.
+    if arguments[:1] in (["sft"], ["rlhf"]):
+        # Their flags are MS-SWIFT's: argparse here knows none of them.
         if {"-h", "--help"} & set(arguments):
-            print(sft_help.text())
+            print(sft_help.text(arguments[0]))
             return 0
-        _sft(arguments[1:])
+        _train(*arguments)
     if arguments[:1] == ["prepare"]:
         from plugins.prepare.cli import main as prepare
 
@@ -57,12 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("higgs-audio", description=exit_codes)
     parser.add_argument("--version", action="version", version=f"higgs-audio-swift {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    # Both take the words after their name before this parser sees them.
+    # They take the words after their name before this parser sees them.
     commands.add_parser(
         "prepare", help="turn a corpus into rows: what prepare_dataset.py does, by the same flags"
     )
     commands.add_parser(
         "sft", help="fine-tune: every flag of `swift sft`, our settings, or a YAML file"
+    )
+    commands.add_parser(
+        "rlhf", help="train on pairs of a better and a worse clip (DPO): as `swift rlhf`"
     )
     for add in (
         _add_speak,
@@ -288,6 +291,9 @@ def _add_doctor(commands: Any) -> None:
     command.add_argument("--dataset", nargs="+", metavar="FILE.jsonl")
     command.add_argument("--val_dataset", nargs="+", metavar="FILE.jsonl")
     command.add_argument(
+        "--rlhf_type", choices=("dpo",), help="rows are pairs, as `higgs-audio rlhf` takes them"
+    )
+    command.add_argument(
         "--rows",
         type=flags.positive,
         default=4,
@@ -316,9 +322,9 @@ def _add_convert(commands: Any) -> None:
     command.set_defaults(run=_convert)
 
 
-def _sft(arguments: list[str]) -> NoReturn:
-    """As `swift sft`, with YAML files and NPROC_PER_NODE, but with our training file and our
-    launcher."""
+def _train(command: str, *arguments: str) -> NoReturn:
+    """As `swift sft` or `swift rlhf`, with YAML files and NPROC_PER_NODE, but with our training
+    file and our launcher."""
     words = config_first(arguments)
     signals.end_cleanly()  # first: MS-SWIFT's import takes seconds in which Ctrl-C may come
     from swift.cli.main import get_torchrun_args, parse_yaml_args
@@ -330,6 +336,8 @@ def _sft(arguments: list[str]) -> NoReturn:
         folders.append(os.environ["PYTHONPATH"])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     parse_yaml_args(words)  # first: its `ENV:` may say how many processes there are
+    if command == "rlhf" and command_of(words) != "rlhf":
+        words += ["--rlhf_type", "dpo"]
     # Here, where it is said once and at once; the training itself starts seconds later.
     start.check(translate(single_words(words)))
     torchrun = get_torchrun_args()

@@ -5,7 +5,8 @@ names.
     main(["--model_type", "higgs-audio-v2-3b", "--model", "...", "--dataset", "data/train.jsonl"])
 
 `higgs-audio sft` runs this file through MS-SWIFT's launcher, so YAML files and `NPROC_PER_NODE`
-work as there. What the words mean is `plugins.training.arguments`."""
+work as there; `higgs-audio rlhf` adds `--rlhf_type dpo`, which makes it `swift rlhf`. What the
+words mean is `plugins.training.arguments`."""
 
 from __future__ import annotations
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
     with _own_environment(argv), terminal.quiet() as log:
         from swift.cli.main import parse_yaml_args
         from swift.pipelines import SwiftSft
+        from swift.pipelines.train.rlhf import SwiftRLHF
 
         from plugins.register import register_higgs_audio_all
         from plugins.training import run_lock
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> Any:
             if folder is not None and Path(folder).is_dir():
                 run_lock.hold(folder)  # before a model is loaded for nothing
             with start.explained_start(rest):
-                training = SwiftSft(rest)
+                pipeline = SwiftRLHF if words.command_of(rest) == "rlhf" else SwiftSft
+                training = pipeline(rest)
             run_lock.hold(training.args.output_dir)  # before anything is written there
             if os.environ.get("RANK", "0") == "0":
                 _say_where(log.into(Path(training.args.output_dir)))

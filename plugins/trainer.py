@@ -39,12 +39,26 @@ from plugins.training.stopping import Stopping
 
 logger = get_logger()
 
+# Task of MS-SWIFT -> its trainer, and ours.
+TRAINERS = {
+    "causal_lm": ("swift.trainers.Seq2SeqTrainer", "plugins.trainer.HiggsAudioTrainer"),
+    "dpo": (
+        "swift.rlhf_trainers.DPOTrainer",
+        "plugins.preference_trainer.HiggsAudioPreferenceTrainer",
+    ),
+}
+
 
 class HiggsAudioTrainer(Seq2SeqTrainer):
     """MS-SWIFT's trainer with our denominators, optimizer and metrics. For any other model: the
     base itself."""
 
     data_collator: Any
+    meter_class = LossMeter
+
+    @staticmethod
+    def for_other_models() -> Any:
+        return Seq2SeqTrainer
 
     def __new__(cls, *args: Any, template: Any = None, **kwargs: Any) -> Any:
         if isinstance(template, HiggsAudioTemplate):
@@ -58,7 +72,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                 reason=f"is no template for this model, which needs {TEMPLATE_TYPE!r}",
                 remedy="leave --template out",
             )
-        return Seq2SeqTrainer(*args, template=template, **kwargs)
+        return cls.for_other_models()(*args, template=template, **kwargs)
 
     def __init__(
         self, *, model: Any, args: Any, template: HiggsAudioTemplate, **kwargs: Any
@@ -72,8 +86,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         # By mode; a checkpoint holds their sums (`plugins.training.resume`).
         self.batches = BatchMeter()
         self.meters: dict[str, Any] = {
-            "train": LossMeter(),
-            "eval": LossMeter(),
+            "train": self.meter_class(),
+            "eval": self.meter_class(),
             "batches": self.batches,
         }
         super().__init__(model=model, args=args, template=template, **kwargs)
@@ -231,18 +245,23 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = self.loss_and_outputs(model, inputs, num_items_in_batch)
         self.meters["train" if self.model.training else "eval"].add(outputs)
         if self.model.training:
             self.sick_steps.add(self.rows, loss)
             self.batches.add(inputs)
         return (loss, outputs) if return_outputs else loss
 
+    def loss_and_outputs(self, model: Any, inputs: Any, num_items: Any) -> tuple[Any, Any]:
+        """This rank's part of the loss of a step, times the number of ranks, and the sums that it
+        is made of. num_items: what `_get_num_items_in_batch` counts."""
+        return super().compute_loss(model, inputs, True, num_items)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         mode = "train" if self.model.training else "eval"
         sums = self.meters[mode].drain()
         if sums is not None:
-            self._add_losses(logs, mode, *sums)
+            self.add_losses(logs, mode, *sums)
         if "train_loss" in logs:
             # The base divides the sum over all steps by the number of those since the last resume.
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
@@ -255,8 +274,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         with exhausted.log_line(self):
             super().log(logs, *args, **kwargs)
 
-    def _add_losses(
-        self, logs: dict[str, float], mode: str, text: LossSums, audio: LossSums
+    def add_losses(
+        self, logs: dict[str, float], mode: str, text: LossSums, audio: LossSums, *rest: Tensor
     ) -> None:
         """The metrics of both losses, and a warning if they are too good."""
         prefix = "" if mode == "train" else "eval_"
@@ -266,6 +285,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             # The base averages over batches; over the whole set it is the same formula as in
             # training.
             logs["eval_loss"] = self._loss_of(text, audio)
+        if self.template.compares:
+            return  # clips that the model has spoken itself are predicted as well as it speaks
         if leaked := memorised_codebooks(logs, mode, self.state.epoch or 0.0):
             shown = ", ".join(f"{name} {loss:.2f}" for name, loss in leaked.items())
             logger.warning(
@@ -293,10 +314,13 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
         self.template.settings.save(folder)
 
     def _loss_of(self, text: LossSums, audio: LossSums) -> float:
-        weights = LossWeights.of(self.template.settings, len(audio.count))
+        weights = self.loss_weights()
         return float(
             combine(text, audio, num_text=text.count, num_frames=audio.count[0], weights=weights)
         )
+
+    def loss_weights(self) -> LossWeights:
+        return LossWeights.of(self.template.settings, self.template.tokens.num_codebooks)
 
 
 def _say(text: str) -> None:
@@ -323,9 +347,11 @@ def _settle_output_folder(output_dir: Path, settings: HiggsAudioSettings) -> Non
 
 def register() -> None:
     """Idempotent. Raises UserError if another plugin has put its own trainer there."""
-    mapping, ours = TrainerFactory.TRAINER_MAPPING, "plugins.trainer.HiggsAudioTrainer"
-    if mapping["causal_lm"] not in {"swift.trainers.Seq2SeqTrainer", ours}:
-        other = mapping["causal_lm"]
-        raise UserError(f"another plugin has registered the trainer {other}; use one of the two")
-    mapping["causal_lm"] = ours
+    mapping = TrainerFactory.TRAINER_MAPPING
+    for task, (theirs, ours) in TRAINERS.items():
+        if (other := mapping[task]) not in {theirs, ours}:
+            raise UserError(
+                f"another plugin has registered the trainer {other}; use one of the two"
+            )
+        mapping[task] = ours
     optimizers_map[OPTIMIZER] = HiggsAudioOptimizerCallback

@@ -191,8 +191,8 @@ def test_the_commands_of_readme_and_book_parse() -> None:
         if words[:2] in (["python", "prepare_dataset.py"], ["higgs-audio", "prepare"]):
             parse_prepare(words[2:])
             parsed["prepare"] += 1
-        # The flags of `sft` are MS-SWIFT's: tests/test_configs.py.
-        elif words[0] == "higgs-audio" and words[1] not in {"sft", "--help"}:
+        # The flags of these two are MS-SWIFT's: tests/test_configs.py.
+        elif words[0] == "higgs-audio" and words[1] not in {"sft", "rlhf", "--help"}:
             command_parser().parse_args(words[1:])
             parsed[words[1]] += 1
         for name in words:

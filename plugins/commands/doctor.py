@@ -21,6 +21,7 @@ import torch
 from plugins.audio.codec import Codec, find_codec
 from plugins.collator import collate
 from plugins.corpora.canonical import as_list
+from plugins.corpora.pairs import answers_of
 from plugins.data.clips import LowRates, check_clips, stand_ins, with_clips
 from plugins.data.dialogue import Dialogue, EncodedSample, Turn
 from plugins.data.prompt import encode
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace, report: Report) -> int:
     if config and checkpoint is not None:
         # The design document's name of the flag, then MS-SWIFT's, then its default.
         tuner = config.get("sft_type", config.get("tuner_type", "lora"))
-        config = {**config, "tuner_type": tuner}
+        config = {**config, "tuner_type": tuner, "rlhf_type": options.rlhf_type}
         check_memory(report, checkpoint.model.config, config, rows=sizes)
     return 1 if report.failed else 0
 
@@ -91,6 +92,7 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
     options.adapters = options.adapters or next(iter(as_list(config.get("adapters"))), None)
     options.dataset = options.dataset or as_list(config.get("dataset"))
     options.val_dataset = options.val_dataset or as_list(config.get("val_dataset"))
+    options.rlhf_type = options.rlhf_type or config.get("rlhf_type")
     for name in ("model", "dataset"):
         if not getattr(options, name):
             raise problem(
@@ -150,23 +152,25 @@ def _check_dataset(
     """Returns the sizes of the rows that are trained on."""
     settings = checkpoint.settings
     low = LowRates()
-    rows = _read(options.dataset, settings, low)
+    rows, rejected = _read(options.dataset, options, settings, low)
     dialogues = [dialogue_from_row(row, settings) for row in rows]
-    report.add("dataset", "ok", f"{len(dialogues)} rows, every audio header read")
-    validation = _read(options.val_dataset, settings, low)
+    kind = "pairs" if rejected else "rows"
+    report.add("dataset", "ok", f"{len(dialogues)} {kind}, every audio header read")
+    validation, _ = _read(options.val_dataset, options, settings, low)
     if low.warning is not None:
         report.add("sample rates", "warning", low.warning)
-    sizes = [_size(dialogue, checkpoint) for dialogue in dialogues]
+    answers = [*dialogues, *(dialogue_from_row(row, settings) for row in rejected)]
+    sizes = [_size(dialogue, checkpoint) for dialogue in answers]
     # A run would stop at such a row only when it comes to it.
     if max_length:
-        _check_lengths(dialogues, sizes, int(max_length))
-    check_references(report, dialogues)
+        _check_lengths(answers, sizes, int(max_length))
+    check_references(report, answers)
     held_out = target_paths(dialogue_from_row(row, settings) for row in validation)
     check_split(report, target_paths(dialogues), held_out)
     with report.catching("codec"):
-        check_codec(report, checkpoint.codec, dialogues)
+        check_codec(report, checkpoint.codec, answers)
     with report.catching("audio_codes"):
-        check_given_codes(report, checkpoint.codec, dialogues)
+        check_given_codes(report, checkpoint.codec, answers)
     check_texts(report, rows, settings, checkpoint.origin)
     _check_prompts(report, rows, checkpoint)
     if report.failed and report.failed[-1].check == "codec":
@@ -192,18 +196,23 @@ def _check_model(
 
 
 def _read(
-    files: Sequence[str], settings: HiggsAudioSettings, low: LowRates
-) -> list[dict[str, Any]]:
-    """The canonical rows of all files, every audio header looked at."""
+    files: Sequence[str], options: argparse.Namespace, settings: HiggsAudioSettings, low: LowRates
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The canonical rows of all files, every audio header looked at; apart those of the rejected
+    answers of pairs."""
 
     def check(dialogue: Dialogue) -> None:
         check_clips(dialogue, settings)
         low.look_at(dialogue)
 
     rows: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
     for file in files:
-        rows.extend(read_rows(file, settings, check=check))
-    return rows
+        for row in read_rows(file, settings, check=check, pairs=bool(options.rlhf_type)):
+            chosen, *others = answers_of(row)
+            rows.append(chosen)
+            rejected += others
+    return rows, rejected
 
 
 def _size(dialogue: Dialogue, checkpoint: _Checkpoint) -> RowSize:

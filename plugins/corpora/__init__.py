@@ -16,6 +16,7 @@ recordings.py      the files that a list names, perhaps on another system
 tables.py          LJSpeech, CSV and TSV, GPT-SoVITS lists
 shapes.py          rows as other programs write them -> rows of ours
 canonical.py       one shape for rows, for training and for jsonl.py
+pairs.py           rows with a rejected answer beside the chosen one
 jsonl.py           our own rows
 dataset_tables.py  the tables in a Hugging Face dataset (imports `datasets` when called)
 huggingface.py     a Hugging Face dataset

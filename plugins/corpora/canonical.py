@@ -47,13 +47,27 @@ COLUMNS = (
 )
 # Codes that a row names (FOLDER#KEY) stand in columns of their own once the row is canonical.
 KEY_COLUMNS = {"audio_codes": "audio_code_keys", "reference_codes": "reference_code_keys"}
-# MS-SWIFT's name: the positions that the row takes, in a list of one.
+# Of a row with two answers (`plugins.corpora.pairs`).
+PAIR_COLUMNS = (
+    "rejected_messages",
+    "rejected_audios",
+    "rejected_audio_codes",
+    "rejected_audio_code_keys",
+)
+# MS-SWIFT's name: the positions that the row takes, in a list of one, or of a pair in two.
 LENGTHS = "lengths"
 # Counted only.
 SPEAKER = "speaker"
 # Accepted and not read; `dataset` and the lengths are in the files that MS-SWIFT writes itself.
 _METADATA_COLUMNS = ("id", SPEAKER, "language", "duration_s", "dataset", LENGTHS)
-KNOWN_COLUMNS = {*COLUMNS, *KEY_COLUMNS.values(), *_METADATA_COLUMNS, ROW_SOURCE, "audio"}
+KNOWN_COLUMNS = {
+    *COLUMNS,
+    *KEY_COLUMNS.values(),
+    *PAIR_COLUMNS,
+    *_METADATA_COLUMNS,
+    ROW_SOURCE,
+    "audio",
+}
 # MS-SWIFT's placeholder of one clip inside a content.
 AUDIO_TAG = "<audio>"
 
@@ -93,7 +107,9 @@ def parse_row(line: str, columns: Mapping[str, str] | None = None) -> dict[str, 
         # A mistyped `reference_audio` would train without one.
         if column not in KNOWN_COLUMNS:
             # Those that people write, without the ones in which we keep what we made of them.
-            remedy = did_you_mean(column, {*COLUMNS, *_METADATA_COLUMNS, "audio"})
+            remedy = did_you_mean(
+                column, {*COLUMNS, *PAIR_COLUMNS[:-1], *_METADATA_COLUMNS, "audio"}
+            )
             raise RowError(field="column", value=column, reason="is unknown", remedy=remedy)
     return row
 

@@ -24,6 +24,7 @@ from plugins.corpora import (
     read_huggingface,
 )
 from plugins.corpora.canonical import RowError, canonical_row, parse_row
+from plugins.corpora.pairs import canonical_pair, with_rejected
 from plugins.data.clips import measured
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
@@ -40,6 +41,7 @@ def read_rows(
     *,
     check: Callable[[Dialogue], None],
     training: bool = True,
+    pairs: bool = False,
     columns: Mapping[str, str] | None = None,
     subset: str | None = None,
     max_problems: int = 20,
@@ -50,8 +52,9 @@ def read_rows(
     source: a JSONL file; a folder of recordings with a ``.txt`` or ``.lab`` beside each; a folder
     or Hub id of a Hugging Face dataset (columns `text`, `audio`, and `speaker`, `id`, `language` if
     `columns` names them), whose `subset` is its configuration. training: there must be something to
-    train on. Raises UserError with one line per faulty row, the first `max_problems` of them:
-    nothing is dropped in silence."""
+    train on. pairs: each row has a rejected answer too, which is checked after the chosen one.
+    Raises UserError with one line per faulty row, the first `max_problems` of them: nothing is
+    dropped in silence."""
     beside = Path(source).resolve().parent if Path(source).is_file() else None
     places = _rows(source, columns or {}, subset, is_jailed=bool(settings.audio_root))
     if settings.audio_root and not source.endswith(".jsonl"):
@@ -59,9 +62,16 @@ def read_rows(
         settings = dataclasses.replace(settings, audio_root=None)
 
     def checked(place: str, read: Callable[[], Row]) -> Row:
-        row = canonical_row(read(), place, settings, beside=beside)
-        check(measured(dialogue_from_row(row, settings, training=training)))
-        return row
+        if not pairs:
+            row = canonical_row(read(), place, settings, beside=beside)
+            check(measured(dialogue_from_row(row, settings, training=training)))
+            return row
+        chosen, rejected = canonical_pair(read(), place, settings, beside=beside)
+        for answer in (chosen, rejected):
+            dialogue = dialogue_from_row(answer, settings, training=training)
+            _require_clip(dialogue)
+            check(measured(dialogue))
+        return with_rejected(chosen, rejected)
 
     # The bar shows itself where the reading takes more than two seconds.
     bar = tqdm(places, desc=source, unit=" rows", delay=2, disable=None)
@@ -76,6 +86,17 @@ def read_rows(
             remedy="prepare it again with prepare_dataset.py",
         )
     return rows
+
+
+def _require_clip(dialogue: Dialogue) -> None:
+    if next(dialogue.targets(), None) is None:
+        raise problem(
+            source=dialogue.source,
+            field="messages",
+            value=None,
+            reason="train no clip, and preferences compare clips",
+            remedy="give the answer a turn with a clip",
+        )
 
 
 def all_of(reads: Iterable[tuple[str, Callable[[], Row]]], *, max_problems: int = 20) -> list[Row]:

@@ -7,6 +7,7 @@ packed_attention.py rows that share a sequence: torch's own flash attention, and
 audio_tower.py      log-mel features -> embeddings of a Whisper encoder
 rows.py             rows picked out of a batch and put back; all masks of a step in one wait
 loss.py             labelled hidden rows -> sums and counts; `combine` -> scalar
+preferences.py      sums of pairs of clips -> how much the better one is preferred (DPO)
 weights.py          which key lies where, in native and original folders, complete and of its shape
 original_format.py  what a folder says it is; boson-multimodal's config.json <-> the native one
 joined.py           matrices that read the same -> one in memory, for speaking

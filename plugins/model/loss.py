@@ -2,7 +2,7 @@
 neither the model nor where the rows come from.
 
 Nothing here divides before `combine`: a sum over rows can be added over micro-batches and ranks, a
-mean cannot.
+mean cannot. Sums are over the whole batch, or apart for each of its rows (`apart`).
 
     loss = w_text  * T / N_text
          + w_audio * sum_k u_k A_k / (N_frames * sum_k u_k)
@@ -33,7 +33,8 @@ PIECE = 2**24  # logits that are in fp32 at a time: 64 MB
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over trained predictions; addable. fp32 tensors on the model's device."""
+    """Sums over trained predictions; addable. fp32 tensors on the model's device; apart for each
+    row of a batch fp64, with B in front of each shape."""
 
     loss: Tensor  # () for text, (K,) for audio: cross-entropy
     z: Tensor  # (): squared log-partition
@@ -96,20 +97,48 @@ def shifted_rows(
     return take(hidden.flatten(0, 1), places), targets
 
 
-def text_loss_sums(rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> LossSums:
+Summing = Callable[[Tensor], Tensor]  # (R, ...) -> (...), or apart: (B, ...)
+
+
+def together(values: Tensor) -> Tensor:
+    return values.sum(dim=0)
+
+
+def apart(places: Tensor, batch_size: int, num_positions: int) -> Summing:
+    """Sums for each row of a batch. places (R,): in (B * S,), of the R values that are summed."""
+    row_of = places // num_positions  # (R,)
+
+    def summed(values: Tensor) -> Tensor:
+        # fp64: a clip is thousands of nats, and two of them differ by a few.
+        sums = values.new_zeros((batch_size, *values.shape[1:]), dtype=torch.float64)
+        return sums.index_add(0, row_of, values.double())
+
+    return summed
+
+
+def text_loss_sums(
+    rows: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    summed: Summing = together,
+) -> LossSums:
     """rows (R, H), targets (R,), head: (R, H) -> (R, V). Sums over the R trained text tokens."""
     loss, log_partition, correct = CrossEntropy.apply(head(rows), targets)
     return LossSums(
-        loss=loss.sum(),
-        z=log_partition.square().sum(),
-        correct=correct.sum(),
+        loss=summed(loss),
+        z=summed(log_partition.square()),
+        correct=summed(correct),
         # A tensor like the others, which ranks can add.
-        count=torch.ones_like(loss).sum(),
+        count=summed(torch.ones_like(loss)),
     )
 
 
 def audio_loss_sums(
-    rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], codebook_size: int
+    rows: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    codebook_size: int,
+    summed: Summing = together,
 ) -> LossSums:
     """rows (R, H), targets (R, K) with -100 where codebook k is not trained, head: (R, H) -> (R, K
     * C).
@@ -123,10 +152,10 @@ def audio_loss_sums(
     correct = correct.view_as(targets)
     trained = (targets != IGNORE_INDEX).float()
     return LossSums(
-        loss=loss.sum(dim=0),  # untrained entries are 0
-        z=(log_partition.square() * trained).sum(),
-        correct=correct.sum(dim=0),
-        count=trained.sum(dim=0),
+        loss=summed(loss),  # untrained entries are 0
+        z=summed(log_partition.square() * trained).sum(dim=-1),
+        correct=summed(correct),
+        count=summed(trained),
     )
 
 

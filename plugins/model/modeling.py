@@ -26,18 +26,21 @@ from plugins.model.config import HiggsAudioV2Config
 from plugins.model.dual_ffn import CACHE, use_index_once_layers
 from plugins.model.loss import (
     LossSums,
+    Summing,
+    apart,
     audio_loss_sums,
     predicting,
     shifted_rows,
     text_loss_sums,
+    together,
 )
 from plugins.model.rows import places_of, true_first
 
 
 @dataclass
 class DualLossOutput(ModelOutput):
-    """Sums over the trained predictions of one batch (`plugins.model.loss`). `loss` is filled in by
-    the template.
+    """Sums over the trained predictions of one batch (`plugins.model.loss`), or apart for its rows,
+    with B in front of each shape. `loss` is filled in by the template.
 
     Flat tensors, not nested objects: DDP, autocast and `Trainer` walk the fields of a model output.
     """
@@ -114,10 +117,13 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         audio_features: Tensor | None = None,
         audio_feature_attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
+        rows_apart: bool = False,
         **kwargs: Any,
     ) -> Any:
         """With `labels` (B, S) and `audio_labels` (B, T, K), both unshifted: a `DualLossOutput`.
         Without: as native. kwargs: among them the cache, under the name that transformers gives it.
+
+        rows_apart: sums for each row of a batch that is not packed.
 
         audio_features (A, M, 3000), audio_feature_attention_mask (A, 3000): for the audio tower, if
         the model has one."""
@@ -147,7 +153,7 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
                 inputs["audio_input_ids"] = _real_first(audio_input_ids, audio_input_ids_mask)[None]
                 inputs["audio_input_ids_mask"] = None
             hidden = self.model(**inputs).last_hidden_state  # (B, S, H)
-        return self._dual_loss(hidden, labels, audio_labels, places)
+        return self._dual_loss(hidden, labels, audio_labels, places, rows_apart=rows_apart)
 
     def _places(
         self, labels: Tensor, audio_labels: Tensor, input_ids: Tensor, frames_mask: Tensor
@@ -160,15 +166,25 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         return text, audio
 
     def _dual_loss(
-        self, hidden: Tensor, labels: Tensor, audio_labels: Tensor, places: tuple[Tensor, Tensor]
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        audio_labels: Tensor,
+        places: tuple[Tensor, Tensor],
+        *,
+        rows_apart: bool,
     ) -> DualLossOutput:
         assert self.text_lm_head is not None, "training needs it: load with use_text_head=True"
+        sum_text: Summing = together
+        sum_audio: Summing = together
+        if rows_apart:
+            sum_text, sum_audio = (apart(rows, *labels.shape) for rows in places)
         text_rows, text_targets = shifted_rows(hidden, labels, places[0])
-        text = text_loss_sums(text_rows, text_targets, self.text_lm_head)
+        text = text_loss_sums(text_rows, text_targets, self.text_lm_head, sum_text)
 
         audio_rows, audio_targets = shifted_rows(hidden, audio_labels, places[1])
         size = self.config.codebook_size
-        audio = audio_loss_sums(audio_rows, audio_targets, self.audio_lm_head, size)
+        audio = audio_loss_sums(audio_rows, audio_targets, self.audio_lm_head, size, sum_audio)
         return DualLossOutput(
             text_loss=text.loss,
             text_z=text.z,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -26,11 +27,12 @@ from plugins.corpora.canonical import (
     SPEAKER,
     canonical_row,
 )
+from plugins.corpora.pairs import REJECTED
 from plugins.data.clips import LowRates, measured
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
 from plugins.data.sources import all_of, read_rows
-from plugins.errors import problem
+from plugins.errors import UserError, problem
 from plugins.settings import HiggsAudioSettings
 
 # Explicit, because `Dataset.from_list` would take the columns of the first row only and guess types
@@ -53,7 +55,9 @@ FEATURES = Features(
 )
 
 
-_WITH_LENGTHS = Features({**FEATURES, LENGTHS: List(Value("int32"))})
+_LENGTHS = {LENGTHS: List(Value("int32"))}
+# The clips of the rejected answers of pairs, as those of the chosen ones.
+_REJECTED = {column: FEATURES[name] for name, column in REJECTED.items()}
 # MS-SWIFT's column of the dataset that a row is from.
 _NAME = "dataset"
 
@@ -67,6 +71,10 @@ class RowTemplate(Protocol):
 
     @property
     def is_training(self) -> bool: ...
+
+    @property
+    def compares(self) -> bool:
+        """Whether a row is a pair of answers."""
 
     def check_dialogue(self, dialogue: Dialogue) -> int:
         """The positions that the row takes; raises UserError for a faulty one."""
@@ -106,17 +114,21 @@ class HiggsDatasetLoader(DatasetLoader):
                 template.settings,
                 check=check,
                 training=template.is_training,
+                pairs=template.compares,
                 columns=self.columns,
                 subset=next(iter(subsets), None),
             )
         if low.warning is not None:
             logger.warning(low.warning)
-        features = FEATURES
+        features = dict(FEATURES)
+        if template.compares:
+            features |= _REJECTED
         if template.is_training and not self.streaming:
-            for row, length in zip(rows, lengths, strict=True):
-                row[LENGTHS] = [length]
-            features = _WITH_LENGTHS
-        dataset = Dataset.from_list(rows, features=features)
+            in_order = iter(lengths)  # of a pair those of both answers
+            for row in rows:
+                row[LENGTHS] = list(islice(in_order, 2 if template.compares else 1))
+            features |= _LENGTHS
+        dataset = Dataset.from_list(rows, features=Features(features))
         return dataset.to_iterable_dataset() if self.streaming else dataset
 
 
@@ -127,6 +139,10 @@ def aligned(dataset: Any, template: RowTemplate) -> Any:
     Raises UserError for rows that are neither, or faulty; a stream does when it comes to one."""
     if dataset is None or ROW_SOURCE in (dataset.column_names or ()):
         return dataset
+    if template.compares:
+        if isinstance(dataset, IterableDataset):  # one of ours may not know its columns
+            return dataset.map(_require_pair)
+        raise _no_pair(_name(next(iter(dataset), {})))
     if isinstance(dataset, IterableDataset):
         return dataset.map(
             lambda row, number: _row_of_another(row, number, template),
@@ -143,8 +159,25 @@ def aligned(dataset: Any, template: RowTemplate) -> Any:
 
     reads = ((_place(row, i), partial(checked, i, row)) for i, row in enumerate(dataset))
     rows = all_of(reads)
-    features = _WITH_LENGTHS if template.is_training else FEATURES
-    return Dataset.from_list(rows, features=Features({**features, _NAME: Value("string")}))
+    features = {**FEATURES, **(_LENGTHS if template.is_training else {}), _NAME: Value("string")}
+    return Dataset.from_list(rows, features=Features(features))
+
+
+def _require_pair(row: dict[str, Any]) -> dict[str, Any]:
+    """`row`, which our loader has read."""
+    if not row.get(ROW_SOURCE):
+        raise _no_pair(_name(row))
+    return row
+
+
+def _no_pair(name: str) -> UserError:
+    return problem(
+        source="options",
+        field="dataset",
+        value=name,
+        reason="is registered with MS-SWIFT, and has no rejected clips",
+        remedy="leave it out: pairs are read from JSONL files (docs/preferences.md)",
+    )
 
 
 def _place(row: Mapping[str, Any], number: int) -> str:

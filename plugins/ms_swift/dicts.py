@@ -35,6 +35,21 @@ def dict_of(sample: EncodedSample, *, has_tower: bool) -> dict[str, Any]:
     return encoded
 
 
+def encoded_answers(encoded: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `_encode` returned for each answer of an encoded row: two of a pair, whose names
+    MS-SWIFT has put a word in front of; else one."""
+    if "input_ids" in encoded:
+        return [encoded]
+    answers = []
+    for prefix in ("chosen_", "rejected_"):
+        answer = {}
+        for name, value in encoded.items():
+            if name.startswith(prefix):
+                answer[name.removeprefix(prefix)] = value
+        answers.append(answer)
+    return answers
+
+
 def sample_of(encoded: dict[str, Any]) -> EncodedSample:
     """What `_encode` returned, after MS-SWIFT has carried it through a dataset."""
     return EncodedSample(

@@ -23,8 +23,9 @@ from swift.dataset.register import DatasetMeta
 from swift.infer_engine import TransformersEngine
 from swift.model import model_meta
 from swift.pipelines.base import SwiftPipeline
+from swift.pipelines.train.rlhf import SwiftRLHF
 from swift.tuners import Swift
-from swift.utils import get_logger
+from swift.utils import get_logger, safe_snapshot_download
 
 from plugins.corpora.canonical import LENGTHS
 from plugins.errors import problem
@@ -128,12 +129,32 @@ def _torchs_own(check_padding_free: Callable[..., None]) -> Callable[..., None]:
     return with_torchs_own
 
 
+def _require_ours(folder: Path) -> None:
+    """Raise UserError if the model in `folder` is none of ours, or not to be trusted."""
+    format_of(folder)
+    check_model(folder)
+
+
 def _checked_model(get_model_info: Callable[..., Any]) -> Callable[..., Any]:
     def check_first(model_dir: str, model_type: str | None, quantization_config: Any) -> Any:
         if model_type in MODEL_TYPES:
-            format_of(Path(model_dir))
-            check_model(Path(model_dir))
+            _require_ours(Path(model_dir))
         return get_model_info(model_dir, model_type, quantization_config)
+
+    return check_first
+
+
+def _checked_reference(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    def check_first(
+        self: Any, key: str, origin_key: str, model_type: str | None, revision: str | None
+    ) -> Any:
+        args = self.args
+        model = getattr(args, f"{key}_model")
+        if model_type in MODEL_TYPES and isinstance(model, str):
+            where = {"revision": revision, "use_hf": args.use_hf, "hub_token": args.hub_token}
+            # As MS-SWIFT does next: of a hub's model its configs only.
+            _require_ours(Path(safe_snapshot_download(model, download_model=False, **where)))
+        return prepare(self, key, origin_key, model_type, revision)
 
     return check_first
 
@@ -250,6 +271,14 @@ PATCHES = (
         " that transformers does not know, a stranger's auto_map runs a file of his",
         without="code of foreign checkpoints may be run",
         may_go_with="test_a_config_is_read_without_running_code",
+    ),
+    Patch(
+        SwiftRLHF,
+        "_prepare_single_model",
+        _checked_reference,
+        reason="the config.json of a reference is read with trust_remote_code=True before the model"
+        " type is asked for",
+        without="code of foreign reference models may be run",
     ),
     Patch(
         Swift,

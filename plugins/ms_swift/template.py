@@ -119,6 +119,12 @@ class HiggsAudioTemplate(Template):
 
     # Rows.
 
+    @property
+    def compares(self) -> bool:
+        """Whether a row is a pair of answers, `swift rlhf`. The base encodes and collates each as a
+        row of its own, the chosen ones of a batch before the rejected ones."""
+        return self.mode == "rlhf"
+
     def check_dialogue(self, dialogue: Dialogue) -> int:
         """How many positions the row takes, to the token, from its text and the headers of its
         audio files.

@@ -3,8 +3,9 @@
 before     arguments.py    words of the command line -> MS-SWIFT's; the line that resumes a run
            config_file.py  the YAML file of a run
            start.py        what a run lacks, in one line
-           sft_help.py     `higgs-audio sft --help`
+           sft_help.py     `higgs-audio sft --help`, and that of `rlhf`
            options.py      what would silently train something else is refused
+           preferences.py  what `rlhf` has beside: its options, its meter, the reference
            run_lock.py     one training at a time writes an output folder
            tuning.py       what MS-SWIFT's tuner options train, and whether loading finds it
            preflight/      what is about to be trained, proved before the first step

@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from plugins.errors import UserError, did_you_mean, problem
 from plugins.settings import KNOBS, HiggsAudioSettings, joined
@@ -163,12 +164,19 @@ def _words(flag: str, values: list[str]) -> list[str]:
     return [flag, *values] if flag else values
 
 
+def command_of(arguments: Sequence[str]) -> Literal["sft", "rlhf"]:
+    """Which of MS-SWIFT's commands the flags are of."""
+    return "rlhf" if "--rlhf_type" in single_words(arguments) else "sft"
+
+
 def check_flags(arguments: Sequence[str]) -> None:
     """Raise UserError for a flag that MS-SWIFT does not know; it would say so only after making the
     output folder."""
-    from swift.arguments import SftArguments
+    from swift.arguments import RLHFArguments, SftArguments
 
-    known = set(SftArguments.__dataclass_fields__)
+    command = command_of(arguments)
+    takes = RLHFArguments if command == "rlhf" else SftArguments
+    known = set(takes.__dataclass_fields__)
     for flag, _ in _by_flag(arguments):
         name = flag.removeprefix("--")
         if flag in FORMER and name not in known:
@@ -186,17 +194,17 @@ def check_flags(arguments: Sequence[str]) -> None:
                 field="flag",
                 value=flag,
                 reason="is unknown",
-                remedy=f"{did_you_mean(name, names)}; `higgs-audio sft --help` lists flags",
+                remedy=f"{did_you_mean(name, names)}; `higgs-audio {command} --help` lists flags",
             )
 
 
 def check_model(arguments: Sequence[str]) -> None:
-    """Raise UserError if the folder after `--model` is no Higgs-Audio V2, before MS-SWIFT runs its
-    code."""
+    """Raise UserError if the folder after `--model`, or `--ref_model`, is no Higgs-Audio V2, before
+    MS-SWIFT runs its code."""
     from plugins.model.load import load_config
 
     for flag, values in _by_flag(arguments):
-        if flag == "--model" and values and Path(values[0]).is_dir():
+        if flag in ("--model", "--ref_model") and values and Path(values[0]).is_dir():
             load_config(Path(values[0]))
 
 
@@ -323,10 +331,10 @@ def _without(words: Sequence[str], flags: set[str]) -> list[str]:
 
 def _command(argv: list[str], dropped: set[str], added: list[str]) -> str:
     program = Path(argv[0])
-    if program.name == "sft.py" and program.parent.name == "cli":
-        command = [typed("swift"), "sft"]
+    if program.name in ("sft.py", "rlhf.py") and program.parent.name == "cli":
+        command = [typed("swift"), program.stem]
     elif program == TRAIN_FILE:
-        command = [typed("higgs-audio"), "sft"]
+        command = [typed("higgs-audio"), command_of(argv)]
     else:
         command = [sys.executable, *argv[:1]]
     # A launcher gives each rank its number as a flag.

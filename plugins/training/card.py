@@ -38,6 +38,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _CURVES = (
     "loss", "loss_text", "loss_audio", "loss_audio_cb0", "acc_audio_cb0",
     "eval_loss", "eval_loss_text", "eval_loss_audio", "eval_acc_audio_cb0",
+    "rewards/accuracies", "rewards/margins", "eval_rewards/accuracies", "eval_rewards/margins",
     "sample_stop_rate", "sample_seconds",
 )  # fmt: skip
 _SPEAK = """\

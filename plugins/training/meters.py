@@ -61,15 +61,21 @@ class LossMeter(Meter):
     """Running sums of both losses, turned into metrics only when they are logged."""
 
     def add(self, outputs: DualLossOutput) -> None:
+        self.add_row(self.row_of(outputs))
+
+    def row_of(self, outputs: DualLossOutput) -> Tensor:
         text, audio = outputs.text, outputs.audio
         scalars = torch.stack([text.loss, text.z, text.correct, text.count, audio.z])
-        self.add_row(torch.cat([scalars, audio.loss, audio.correct, audio.count]))  # (5 + 3 K,)
+        return torch.cat([scalars, audio.loss, audio.correct, audio.count])  # (5 + 3 K,)
 
     def drain(self) -> tuple[LossSums, LossSums] | None:
         """The sums since the last call over all ranks, on the CPU; None if there were none."""
         total = self.take()
-        if total is None:
-            return None
+        return None if total is None else self.sums_of(total)
+
+    @staticmethod
+    def sums_of(total: Tensor) -> tuple[LossSums, LossSums]:
+        """Of text and audio, from a sum of rows."""
         text_loss, text_z, text_correct, text_count, audio_z, *rest = total.unbind()
         audio_loss, audio_correct, audio_count = torch.stack(rest).chunk(3)
         text = LossSums(text_loss, text_z, text_correct, text_count)

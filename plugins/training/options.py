@@ -8,6 +8,7 @@ from typing import Any
 from swift.dataset import IterablePackingDataset, PackingDataset
 
 from plugins.errors import UserError, problem
+from plugins.training import preferences
 from plugins.training.optimizer import OPTIMIZER
 
 _TEXT_ONLY = "recomputes a text loss on logits that are not text"
@@ -17,10 +18,9 @@ _DEFAULT = "leave it at its default"
 
 def refuse_other_losses(args: Any, model: Any) -> None:
     """Raise UserError for what MS-SWIFT trains with trainers of its own, which know text only:
-    `swift rlhf`, classifiers, embeddings and rerankers."""
-    if kind := getattr(args, "rlhf_type", None):
-        reason = "compares texts, and rows of speech have none to compare"
-        raise _refused("rlhf_type", kind, reason, "use `higgs-audio sft` or `swift sft`")
+    all of `swift rlhf` but DPO, classifiers, embeddings and rerankers."""
+    if getattr(args, "rlhf_type", None):
+        preferences.check(args)
     if args.task_type != "causal_lm":
         raise _refused("task_type", args.task_type, "trains on text only", "leave it out")
 
@@ -45,19 +45,18 @@ def refuse_unsupported(args: Any, template: Any, train_dataset: Any = None) -> N
 
 def _unsupported(args: Any, template: Any) -> Iterator[tuple[str, Any, str]]:
     """Option, its value, and what it would do."""
-    if template._loss_scale != "default":
+    # What of a row is trained its own marks say; MS-SWIFT's default for preferences is no wish.
+    if template._loss_scale != ("last_round" if template.compares else "default"):
         yield "loss_scale", template._loss_scale, _TEXT_ONLY
     if template.sequence_parallel_size != 1:
         yield "sequence_parallel_size", template.sequence_parallel_size, _TEXT_ONLY
     if template.truncation_strategy != "raise":
         yield "truncation_strategy", template.truncation_strategy, "cuts clips"
     # None, False or 0 unless they are asked for.
-    for option in (
-        "enable_dft_loss",
-        "enable_channel_loss",
-        "loss_type",
-        "label_smoothing_factor",
-    ):
+    of_text = ["enable_dft_loss", "enable_channel_loss", "label_smoothing_factor"]
+    if not template.compares:
+        of_text.append("loss_type")
+    for option in of_text:
         if getattr(args, option):
             yield option, getattr(args, option), _TEXT_ONLY
     if args.predict_with_generate:

@@ -46,8 +46,9 @@ _OPTIONS = (
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate",
     "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm", "optim",
     "bf16", "fp16", "train_dataloader_shuffle", "group_by_length", "dataloader_drop_last",
+    "loss_type", "beta", "rpo_alpha", "label_smoothing",
 )  # fmt: skip
-_MODEL = ("model", "tuner_type")
+_MODEL = ("model", "tuner_type", "ref_model")
 _PACKING = ("packing", "packing_length", "packing_strategy")
 _ADAPTER = (
     "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex", "use_rslora",

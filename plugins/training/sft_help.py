@@ -1,4 +1,5 @@
-"""`higgs-audio sft --help`: the flags that people use, our settings, where all others are listed.
+"""`higgs-audio sft --help`, and that of `rlhf`: the flags that people use, our settings, where all
+others are listed.
 
 Imports neither torch nor MS-SWIFT; a test holds that MS-SWIFT knows each flag."""
 
@@ -9,7 +10,11 @@ import textwrap
 
 from plugins.settings import HiggsAudioSettings
 
-USAGE = "higgs-audio sft [CONFIG.yaml] [--FLAG VALUE ...]"
+USAGE = "higgs-audio {command} [CONFIG.yaml] [--FLAG VALUE ...]"
+_WHAT = {
+    "sft": "Fine-tune Higgs-Audio V2.",
+    "rlhf": "Train Higgs-Audio V2 on pairs of a better and a worse clip (docs/preferences.md).",
+}
 
 # Defaults are MS-SWIFT's; those of a file in configs/ stand there.
 COMMON = {
@@ -37,19 +42,33 @@ COMMON = {
     "deepspeed": "zero2 or zero3, for full fine-tuning on several GPUs",
     "use_cpu": "true: train on the CPU",
 }
+# Of `rlhf` alone.
+PREFERENCES = {
+    "rlhf_type": "dpo, which is the only one for speech",
+    "beta": "how dear it is to leave the reference (default: 0.1)",
+    "loss_type": "sigmoid, sigmoid_norm or ipo; the last two per code (default: sigmoid)",
+    "rpo_alpha": "weight of the loss of fine-tuning, of the chosen clips (default: none)",
+    "label_smoothing": "share of pairs that are the wrong way round (default: 0)",
+    "ref_model": "of tuner_type full: folder of the reference (default: that of --model)",
+}
 _END = """\
 The same in a YAML file, as in configs/; a flag wins over the file. NPROC_PER_NODE=N in the
-environment starts N processes. All flags: swift sft --help"""
+environment starts N processes. All flags: swift {command} --help"""
 
 
-def text() -> str:
-    lines = [f"usage: {USAGE}", "", "Fine-tune Higgs-Audio V2.", "", "flags that most runs use:"]
+def text(command: str = "sft") -> str:
+    lines = [f"usage: {USAGE.format(command=command)}", "", _WHAT[command], ""]
+    lines.append("flags that most runs use:")
     for flag, meaning in COMMON.items():
         lines += _entry(flag, meaning)
+    if command == "rlhf":
+        lines += ["", "flags of preferences:"]
+        for flag, meaning in PREFERENCES.items():
+            lines += _entry(flag, meaning)
     lines += ["", "settings of this kit:"]
     for knob in dataclasses.fields(HiggsAudioSettings):
         lines += _entry(knob.name, knob.metadata["help"] + _default(knob.default))
-    return "\n".join([*lines, "", _END])
+    return "\n".join([*lines, "", _END.format(command=command)])
 
 
 def _default(value: object) -> str:

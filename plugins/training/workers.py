@@ -23,6 +23,7 @@ from torch.utils.data import get_worker_info
 
 from plugins.corpora.canonical import ROW_SOURCE
 from plugins.errors import problem
+from plugins.ms_swift.dicts import encoded_answers
 from plugins.training import signals
 from plugins.training.packs import single_rows
 
@@ -46,7 +47,9 @@ class NamedRows:
             # their batches.
             for number in signals.SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-        sources = [row.get(ROW_SOURCE, "row") for row in single_rows(rows)]
+        sources = []
+        for row in single_rows(rows):
+            sources.append(encoded_answers(row)[0].get(ROW_SOURCE, "row"))
         return {**self.collate(rows), ROW_SOURCE: sources}
 
 

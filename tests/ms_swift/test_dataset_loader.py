@@ -250,3 +250,42 @@ def test_clips_below_16_khz_are_warned_of(tmp_path: Path, monkeypatch: pytest.Mo
     said.clear()
     load(write_jsonl(tmp_path / "train.jsonl", rows[:1]))
     assert said == []
+
+
+def test_pairs_keep_both_answers(
+    template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through MS-SWIFT's own encoding and collating of `swift rlhf`: the chosen rows of a batch,
+    then the rejected ones."""
+    from datasets import Dataset
+    from swift.dataset import load_dataset
+
+    from plugins.ms_swift.dataset_loader import aligned
+    from plugins.ms_swift.dicts import encoded_answers, sample_of
+
+    monkeypatch.setattr(template, "mode", "rlhf")
+    codes = {"better": [[[1] * 8] * 4], "worse": [[[2] * 8] * 6]}
+    rows = corpus_rows(2)
+    for row in rows:
+        del row["audios"]
+        row |= {"audio_codes": codes["better"], "rejected_audio_codes": codes["worse"]}
+    dataset, _ = load_dataset([str(write_jsonl(tmp_path / "pairs.jsonl", rows))], shuffle=False)
+    assert dataset[0]["rejected_audio_codes"] == codes["worse"]
+    encoded = [template.encode(row) for row in dataset]
+    for row, pair in zip(dataset, encoded, strict=True):
+        chosen, rejected = map(sample_of, encoded_answers(pair))
+        assert (chosen.clips[0].unique().tolist(), chosen.clips[0].shape[1]) == ([1], 4)
+        assert (rejected.clips[0].unique().tolist(), rejected.clips[0].shape[1]) == ([2], 6)
+        assert row["lengths"] == [len(chosen.input_ids), len(rejected.input_ids)]
+        assert row["lengths"][1] == row["lengths"][0] + 2
+    batch = template.data_collator(encoded)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [
+        *(row["lengths"][0] for row in dataset),
+        *(row["lengths"][1] for row in dataset),
+    ]
+    other = Dataset.from_list([{"messages": rows[0]["messages"], "dataset": "someone/texts"}])
+    with pytest.raises(UserError, match="dataset: 'someone/texts' is registered with MS-SWIFT"):
+        aligned(other, template)
+    stream = aligned(other.to_iterable_dataset(), template)
+    with pytest.raises(UserError, match="has no rejected clips"):
+        next(iter(stream))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ROOT
 
+from plugins.errors import UserError
 from plugins.ms_swift import patches
 from plugins.ms_swift.patches import PATCHES, Patch
 from plugins.register import register_higgs_audio_all
@@ -68,3 +72,26 @@ def test_pipelines_of_other_models_run_as_before(monkeypatch: pytest.MonkeyPatch
 
     assert Other().main() == "ran"
     assert HiggsDatasetLoader.template is None
+
+
+def test_the_code_of_a_reference_model_is_not_run(tmp_path: Path, marker: Path) -> None:
+    """MS-SWIFT asks a reference's config for its task before it asks for its model type."""
+    from swift.pipelines.train.rlhf import SwiftRLHF
+
+    (tmp_path / "hostile.py").write_text(
+        "from transformers import PretrainedConfig\n"
+        f"open({str(marker)!r}, 'w').close()\n"
+        "class Config(PretrainedConfig):\n    model_type = 'hostile'\n",
+        encoding="utf-8",
+    )
+    config = {"model_type": "hostile", "auto_map": {"AutoConfig": "hostile.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    # The proof of concept: where nothing guards, it runs.
+    SwiftRLHF._get_model_task_type(str(tmp_path))
+    assert marker.exists()
+    marker.unlink()
+    args = SimpleNamespace(ref_model=str(tmp_path), use_hf=None, hub_token=None)
+    run: Any = SimpleNamespace(args=args)
+    with pytest.raises(UserError, match="model_type"):
+        SwiftRLHF._prepare_single_model(run, "ref", "ref", "higgs-audio-v2-3b", None)
+    assert not marker.exists()

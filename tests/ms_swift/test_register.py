@@ -65,13 +65,18 @@ def test_our_columns_survive_ms_swifts_preprocessing() -> None:
 
 
 def test_other_models_get_ms_swifts_own_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from swift.rlhf_trainers import DPOTrainer
     from swift.trainers import Seq2SeqTrainer
 
+    from plugins.preference_trainer import HiggsAudioPreferenceTrainer
     from plugins.trainer import HiggsAudioTrainer
 
     monkeypatch.setattr(Seq2SeqTrainer, "__init__", lambda self, **kwargs: None)
+    monkeypatch.setattr(DPOTrainer, "__init__", lambda self, **kwargs: None)
     trainer: Any = HiggsAudioTrainer(model=None, args=None, template=object())
     assert type(trainer) is Seq2SeqTrainer
+    trainer = HiggsAudioPreferenceTrainer(model=None, args=None, template=object(), ref_model=None)
+    assert type(trainer) is DPOTrainer
     ours = SimpleNamespace(model_meta=SimpleNamespace(template="higgs_audio_v2"))
     with pytest.raises(UserError, match="template: 'object' is no template for this model"):
         HiggsAudioTrainer(model=ours, args=None, template=object())
@@ -102,6 +107,7 @@ def test_options_that_would_change_the_loss_in_silence_are_refused(
         "_loss_scale": "default",
         "sequence_parallel_size": 1,
         "truncation_strategy": "raise",
+        "compares": False,
     }
     args: dict[str, Any] = {
         "enable_dft_loss": False,

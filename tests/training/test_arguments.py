@@ -19,6 +19,7 @@ from plugins.train import main
 from plugins.training.arguments import (
     FORMER,
     REGISTER_FILE,
+    check_flags,
     check_output_dir,
     real_command,
     resolve_resume,
@@ -273,6 +274,23 @@ def test_the_resume_command_is_what_was_typed_but_for_the_folder(
     assert resume_command([PYTHON_FILES[name]], Path("out/checkpoint-7")).startswith(
         f"{BIN / name} sft --resume"
     )
+
+
+@pytest.mark.usefixtures("_active")
+def test_a_training_on_preferences_is_resumed_as_one() -> None:
+    for name, file in (("swift", "rlhf.py"), ("higgs-audio", "train.py")):
+        program = str(Path(PYTHON_FILES[name]).with_name(file))
+        argv = [program, "--model", "m", "--rlhf_type", "dpo"]
+        line = resume_command(argv, Path("out/checkpoint-7"))
+        assert line.startswith(f"{name} rlhf --model m --rlhf_type dpo --resume_from_checkpoint")
+
+
+def test_flags_of_preferences_are_known_where_they_are_meant() -> None:
+    check_flags(["--rlhf_type", "dpo", "--beta", "0.5", "--rpo_alpha", "1"])
+    with pytest.raises(UserError, match=r"'--beta' is unknown; .*`higgs-audio sft --help`"):
+        check_flags(["--beta", "0.5"])
+    with pytest.raises(UserError, match=r"'--betta' is unknown; did you mean 'beta'.* rlhf --help"):
+        check_flags(["--rlhf_type", "dpo", "--betta", "0.5"])
 
 
 @pytest.mark.usefixtures("_active")

@@ -14,8 +14,8 @@ from plugins.errors import UserError
 from plugins.training.options import refuse_other_losses
 
 OTHERS: list[tuple[dict[str, Any], str]] = [
-    ({"rlhf_type": "dpo"}, "rlhf_type: 'dpo' compares texts, .*; use `higgs-audio sft` or"),
-    ({"rlhf_type": "grpo"}, "rlhf_type: 'grpo' compares texts"),
+    ({"rlhf_type": "grpo"}, "rlhf_type: 'grpo' compares texts, .*; use dpo"),
+    ({"rlhf_type": "kto"}, "rlhf_type: 'kto' compares texts"),
     ({"task_type": "seq_cls"}, "task_type: 'seq_cls' trains on text only; leave it out"),
     ({"task_type": "embedding"}, "task_type: 'embedding' trains"),
     ({"task_type": "reranker"}, "task_type: 'reranker' trains"),
@@ -33,6 +33,50 @@ def test_losses_of_text_are_refused(options: dict[str, Any], message: str) -> No
 def test_a_fine_tuning_is_not() -> None:
     refuse_other_losses(SimpleNamespace(task_type="causal_lm"), None)
     refuse_other_losses(SimpleNamespace(task_type="causal_lm", rlhf_type=None), None)
+
+
+PREFERENCES: dict[str, Any] = {
+    "task_type": "causal_lm", "rlhf_type": "dpo", "tuner_type": "lora", "loss_type": "sigmoid",
+    "beta": 0.1, "label_smoothing": 0.0, "rpo_alpha": None, "packing": False,
+    "padding_free": False, "loss_weights": None, "ld_alpha": None, "sync_ref_model": False,
+    "ref_adapters": [], "adapters": [], "resume_only_model": False, "init_weights": "true",
+    "lora_bias": "none", "ref_model": None, "model": "base",
+}  # fmt: skip
+NOT_OF_SPEECH: list[tuple[dict[str, Any], str]] = [
+    ({"packing": True}, "packing: True does not keep the answers of a pair apart; leave it out"),
+    ({"padding_free": True}, "padding_free: True does not keep"),
+    ({"loss_type": "hinge"}, r"loss_type: 'hinge' is not available; give one of .*sigmoid_norm"),
+    ({"loss_type": ["sigmoid", "sft"]}, "loss_type: 'sigmoid sft' is not available"),
+    ({"loss_weights": [1.0]}, "loss_weights: .* is not available for speech"),
+    ({"ld_alpha": 0.5}, "ld_alpha: 0.5 is not available"),
+    ({"sync_ref_model": True}, "sync_ref_model: True is not"),
+    ({"beta": 0.0}, "beta: 0.0 leaves nothing to learn"),
+    ({"rpo_alpha": -1.0}, "rpo_alpha: -1.0 unlearns what is chosen"),
+    ({"label_smoothing": 0.5}, "label_smoothing: 0.5 is no share"),
+    ({"label_smoothing": 0.1, "loss_type": "ipo"}, "label_smoothing: 0.1 has no meaning for"),
+    ({"ref_adapters": ["tuned"]}, "ref_adapters: 'tuned' is no reference here; merge it"),
+    ({"adapters": ["tuned"]}, "adapters: 'tuned' is not part of the reference, .*; merge it"),
+    ({"init_weights": "pissa"}, "init_weights: 'pissa' changes the model, which is the reference"),
+    ({"lora_bias": "all"}, "lora_bias: 'all' trains the model itself"),
+    (
+        {"tuner_type": "full", "resume_only_model": True, "model": "c", "ref_model": "c"},
+        "ref_model: 'c' would be the checkpoint that is resumed",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), NOT_OF_SPEECH)
+def test_other_preferences_are_refused(options: dict[str, Any], message: str) -> None:
+    """They would silently be learnt otherwise, or from another reference than is meant."""
+    with pytest.raises(UserError, match=f"^options: {message}"):
+        refuse_other_losses(SimpleNamespace(**{**PREFERENCES, **options}), None)
+
+
+def test_preferences_are_not() -> None:
+    resumed = {"adapters": ["checkpoint-2"], "resume_only_model": True}
+    losses: list[dict[str, Any]] = [{"loss_type": "ipo"}, {"loss_type": ["sigmoid_norm"]}]
+    for options in (*losses, {"rpo_alpha": 0.1, "label_smoothing": 0.1}, resumed):
+        refuse_other_losses(SimpleNamespace(**{**PREFERENCES, **options}), None)
 
 
 IN_SWIFT = """

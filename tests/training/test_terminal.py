@@ -101,13 +101,18 @@ def test_a_training_shows_plan_findings_and_how_to_speak(
 
 
 def test_help_lists_our_settings_and_flags_that_are_there() -> None:
-    from swift.arguments import SftArguments
+    from swift.arguments import RLHFArguments, SftArguments
 
     text = sft_help.text()
     for name in (*KNOBS, *sft_help.COMMON):
         assert f"  --{name}" in text
     assert len(sft_help.COMMON) >= 20
     assert set(sft_help.COMMON) <= set(SftArguments.__dataclass_fields__)
+    of_preferences = sft_help.text("rlhf")
+    for name in sft_help.PREFERENCES:
+        assert f"--{name}" in of_preferences
+        assert f"--{name} " not in text
+    assert set(sft_help.PREFERENCES) <= set(RLHFArguments.__dataclass_fields__)
     assert "All flags: swift sft --help" in text
     assert max(map(len, text.splitlines())) <= 100
 

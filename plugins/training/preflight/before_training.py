@@ -18,7 +18,7 @@ from plugins.corpora.canonical import KEY_COLUMNS, ROW_SOURCE
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row, text_to_say
 from plugins.errors import UserError
-from plugins.ms_swift.dicts import sample_of
+from plugins.ms_swift.dicts import encoded_answers, sample_of
 from plugins.settings import HiggsAudioSettings, trained_with
 from plugins.training import tuning
 from plugins.training.packs import single_rows, table_of
@@ -57,8 +57,12 @@ def run(trainer: Any, say: Callable[[str], None]) -> Report:
 def _check_rows(report: Report, trainer: Any) -> None:
     """Labels of the first rows, and what the model makes of them."""
     template = trainer.template
-    encoded = list(islice(single_rows(iter(trainer.train_dataset)), _NUM_ROWS))
-    rows: list[Row] = [(sample_of(row), trainer.data_collator([row])) for row in encoded]
+    encoded: list[dict[str, Any]] = []
+    for row in islice(single_rows(iter(trainer.train_dataset)), _NUM_ROWS):
+        encoded += encoded_answers(row)
+    # A pair is collated as two rows: each is looked at by itself.
+    collate = template._data_collator if template.compares else trainer.data_collator
+    rows: list[Row] = [(sample_of(row), collate([row])) for row in encoded]
     check_labels(report, rows, template.tokens, template.tokenizer)
     if template.settings.dry_run and rows:
         text = render(*rows[0], template.tokens, template.tokenizer)

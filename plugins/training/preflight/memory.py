@@ -16,6 +16,7 @@ heads repeated:
     offloaded     of ZeRO-3 only the activations and 3 GiB stay on a device;
                   18 P of host memory, 16 P without weights
 
+On preferences B is that of both answers, and a full fine-tuning has 2 P more, of its reference.
 Every position has a label, and is an audio frame or a trained text token: both FFNs cost the same,
 their heads do not. The text head, 16 times as wide, runs on trained text only
 (`plugins.model.loss`): three tokens of a row that is one clip, and what `text_tokens_per_row` finds
@@ -237,6 +238,8 @@ def _states(sizes: ModelSizes, plan: TrainingPlan) -> tuple[float, float, float]
     weights: float = sizes.trained * per_trained
     if plan.tuner != "full":
         weights += (sizes.base - sizes.quantized) * loaded  # frozen
+    if plan.has_reference:
+        weights += sizes.base * loaded
     weights /= _shards(plan, 3)
     gradients = sizes.trained * per_trained / _shards(plan, 2)
     optimizer = sizes.trained * per_state / _shards(plan, 1)

@@ -33,6 +33,7 @@ class TrainingPlan:
     offload_weights: bool = False
     fsdp2: bool = False
     packing: bool = False  # rows fill each other's up to max_length
+    has_reference: bool = False  # a second model, whose weights are not trained
 
     @classmethod
     def from_config(
@@ -49,6 +50,7 @@ class TrainingPlan:
         if isinstance(names, str):
             names = names.split()
         zero, fsdp = _deepspeed_section(config.get("deepspeed")), _fsdp_section(config.get("fsdp"))
+        compares = bool(config.get("rlhf_type"))
         checkpointing = str(config.get("gradient_checkpointing", True)).lower() == "true"
         if fsdp is not None and fsdp.get("activation_checkpointing"):
             # FSDP2 checkpoints by itself; MS-SWIFT then switches the flag off (sft_args.py).
@@ -58,7 +60,8 @@ class TrainingPlan:
             lora_rank=int(config.get("lora_rank", 8)),
             target_modules=config.get("target_regex") or tuple(names),
             dtype=_dtype(config),
-            batch_size=int(config.get("per_device_train_batch_size", 1)),
+            # A pair of answers is two rows.
+            batch_size=int(config.get("per_device_train_batch_size", 1)) * (2 if compares else 1),
             # Without it MS-SWIFT takes the model's max_position_embeddings.
             max_length=int(config.get("max_length") or 2048),
             gradient_checkpointing=checkpointing,
@@ -68,6 +71,7 @@ class TrainingPlan:
             offload_weights=_is_offloaded(zero, "offload_param"),
             fsdp2=fsdp is not None,
             packing=str(config.get("packing", False)).lower() == "true",
+            has_reference=compares and _tuner(config) == "full",
         )
 
     @property

@@ -4,22 +4,35 @@ Trainer in, one line out, before the first step."""
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import pyarrow.compute as pc
 
 from plugins.corpora.canonical import KEY_COLUMNS
+from plugins.corpora.pairs import REJECTED
 from plugins.training.packs import table_of
 
-# Recordings, and their codes as the row has them.
-_CLIPS = {"audios": "audio_codes", "reference_audio": "reference_codes"}
+# Recordings, and their codes as the row has them, or names them.
+_CLIPS = {
+    "audios": ("audio_codes", KEY_COLUMNS["audio_codes"]),
+    "reference_audio": ("reference_codes", KEY_COLUMNS["reference_codes"]),
+}
+# Of a rejected answer, where rows are pairs.
+_OF_REJECTED = {REJECTED["audios"]: (REJECTED["audio_codes"], REJECTED[KEY_COLUMNS["audio_codes"]])}
 
 
 def warning(trainer: Any) -> str | None:
     """None on a CPU, for a stream, which cannot be looked through, and if all clips have codes."""
     rows = table_of(trainer.train_dataset)
-    columns = [*_CLIPS, *KEY_COLUMNS, *KEY_COLUMNS.values()]
-    is_table = hasattr(rows, "__len__") and {*columns} <= {*(rows.column_names or ())}
+    there = {*(getattr(rows, "column_names", None) or ())}
+    clips = dict(_CLIPS)
+    if there.issuperset(_OF_REJECTED):
+        clips |= _OF_REJECTED
+    columns = [*clips]
+    for names in clips.values():
+        columns += names
+    is_table = hasattr(rows, "__len__") and there.issuperset(columns)
     if not is_table or not is_on_gpu(trainer.args):
         return None
     # Counted where they lie: codes of a whole corpus would fill the memory as Python lists.
@@ -29,10 +42,10 @@ def warning(trainer: Any) -> str | None:
         return pc.fill_null(pc.list_value_length(table[column]), 0)
 
     is_uncoded = []
-    for recordings, codes in _CLIPS.items():
-        coded = pc.max_element_wise(lengths(codes), lengths(KEY_COLUMNS[codes]))
+    for recordings, (codes, keys) in clips.items():
+        coded = pc.max_element_wise(lengths(codes), lengths(keys))
         is_uncoded.append(pc.less(coded, lengths(recordings)))
-    num_uncoded = pc.sum(pc.or_(*is_uncoded)).as_py()
+    num_uncoded = pc.sum(reduce(pc.or_, is_uncoded)).as_py()
     if not num_uncoded:
         return None
     return (

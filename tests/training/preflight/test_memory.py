@@ -260,6 +260,21 @@ def test_trained_text_is_counted() -> None:
     assert "2048 trained text tokens a row" in render(many)
 
 
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_preferences_take_two_answers_and_a_reference(tuner: str) -> None:
+    """Of a full fine-tuning a second model, in the dtype that it is loaded in."""
+    options = {"tuner_type": tuner, "per_device_train_batch_size": 4}
+    of_rows, of_pairs = (
+        TrainingPlan.from_config({**options, **more}, {}) for more in ({}, {"rlhf_type": "dpo"})
+    )
+    assert (of_rows.batch_size, of_pairs.batch_size) == (4, 8)
+    assert of_pairs.has_reference == (tuner == "full")
+    before, after = estimate(tiny_config(), of_rows), estimate(tiny_config(), of_pairs)
+    assert after.activations == pytest.approx(2 * before.activations, rel=1e-6)
+    reference = 2 * before.sizes.base if tuner == "full" else 0
+    assert after.weights - before.weights == reference
+
+
 def test_a_table_and_a_verdict() -> None:
     result = estimate(CONFIG_3B, LORA_3B)
     table = render(result)
