@@ -26,8 +26,9 @@ training/preflight/       what is proved before the first step
 trainer.py                HiggsAudioTrainer: one loss, however a step is split; audio learning rate
 evaluation/               did it learn: what several systems said -> scores side by side
 hearing/                  waveform -> words; what is heard against what is written
+serving/                  the speech endpoint of OpenAI's clients: HTTP -> orders -> one batch
 prepare/                  utterances -> checked JSONL, code cache, report
-commands/                 the larger subcommands: speak, evaluate, doctor, app, new-voice, export
+commands/                 the larger subcommands: speak, serve, evaluate, doctor, app, export ...
 model_registration.py     3B and 7B for MS-SWIFT
 dataset_registration.py   its loader of our rows
 register.py               register_higgs_audio_all(); the file for --external_plugins

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from plugins import __version__
-from plugins.commands import flags
+from plugins.commands import flags, serve_flags
 from plugins.errors import UserError
 from plugins.files.hub import MODELS_3B
 from plugins.files.installation import explained, require_device
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_new_voice,
         _add_evaluate,
         _add_app,
+        serve_flags.add,
         _add_export,
         _add_doctor,
         _add_convert,

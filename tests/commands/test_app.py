@@ -26,9 +26,9 @@ from helpers.trees import in_memory_mb, silence
 
 from plugins.commands.app import run
 from plugins.commands.app.fields import line_of, lines_of, sampling_of, voice_of, voices_of
-from plugins.commands.app.hosts import is_own
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
+from plugins.serving.hosts import is_own
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
 from plugins.speaking.voices import Voice
