@@ -171,9 +171,7 @@ class _Answer:
         asked, service = self._asked, self._service
         assert asked is not None
         if upload is not None and choice.voice is not None:
-            message = (
-                "request: reference: is given beside a voice that has one; give one of the two"
-            )
+            message = "request: reference: is given beside a voice that has one; give one of them"
             raise Refusal(400, message)
         if asked.transcript is not None and upload is None:
             raise Refusal(400, "request: reference_text: has no reference; send a recording")

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -203,7 +203,8 @@ class Engine:
         arrived: asyncio.Queue[Item] = asyncio.Queue()
 
         def emit(item: Item) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, item)
+            with suppress(RuntimeError):  # the loop has ended, and with it who waited
+                loop.call_soon_threadsafe(arrived.put_nowait, item)
 
         decoder = StreamDecoder(self._generator.codec, chunk_frames=_FRAMES_PER_PIECE)
         job = _Job(order, line, decoder, emit)
@@ -274,10 +275,10 @@ class Engine:
         if joining:
             if not self._jobs:
                 self._use(joining[0].order.adapter)
+            self._jobs |= {job.row: job for job in joining}
             self._batch.join([job.row for job in joining])
             for job in joining:
                 job.line.push(self._first_frame)
-                self._jobs[job.row] = job
         if not self._jobs:
             return
         for row, frame in self._batch.step():

@@ -29,7 +29,17 @@ class _Server(uvicorn.Server):
 def serve(app: Any, listening: socket.socket, *, num_connections: int, drain_s: float) -> None:
     """Until SIGINT or SIGTERM; then for as long as requests need, `drain_s` at most. A second
     signal ends at once."""
-    config = uvicorn.Config(
+    server = _Server(config(app, num_connections=num_connections, drain_s=drain_s))
+    # uvicorn raises the signal again when it has ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt:
+        logger.info("stopped")
+
+
+def config(app: Any, *, num_connections: int, drain_s: float) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http=PatientProtocol,
         ws="none",
@@ -41,9 +51,3 @@ def serve(app: Any, listening: socket.socket, *, num_connections: int, drain_s: 
         limit_concurrency=num_connections,
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    # uvicorn raises the signal again when it has ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        _Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:
-        logger.info("stopped")
