@@ -41,7 +41,8 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 def run(options: Namespace) -> int:
     """The subcommand: serve until a signal. Its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # All that can be wrong is found before a model is loaded for nothing.
     require_duration(options.max_audio_s)
     require_scale(options.adapter_scale)

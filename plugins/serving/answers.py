@@ -118,7 +118,7 @@ async def _read(request: Request, service: Service) -> tuple[Asked, bytes | None
                 elif name == _UPLOAD:
                     upload = await value.read()
                 else:
-                    raise Refusal(400, f"request: {name[:100]!r} is no file; send {_UPLOAD!r}")
+                    raise Refusal(400, f"request: {name[:100]!r} takes no file; send {_UPLOAD!r}")
         fields = fields_of_form(texts)
     else:
         fields = fields_of_json(await request.body())

