@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_evaluate,
         _add_app,
         serve_flags.add,
+        _add_inspect,
         _add_export,
         _add_doctor,
         _add_convert,
@@ -313,6 +314,14 @@ def _add_convert(commands: Any) -> None:
         "--to", choices=("native", "original"), default="native", help="(default: %(default)s)"
     )
     command.set_defaults(run=_convert)
+
+
+def _add_inspect(commands: Any) -> None:
+    command = commands.add_parser(
+        "inspect", help="whether audio files say that they are synthetic, and what made them"
+    )
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    command.set_defaults(run=_of("inspect_files"))
 
 
 def _sft(arguments: list[str]) -> NoReturn:

@@ -14,6 +14,7 @@ import socket
 import sys
 from argparse import Namespace
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from plugins.commands.serve_flags import TOKEN
@@ -48,6 +49,15 @@ def run(options: Namespace) -> int:
     require_scale(options.adapter_scale)
     if not 1 <= options.time_limit_s < math.inf:
         raise _refused("time_limit_s", options.time_limit_s, "is no time", "give seconds")
+    if options.max_upload_mb is not None and find_spec("python_multipart") is None:
+        raise _refused(
+            "max_upload_mb",
+            options.max_upload_mb,
+            "needs python-multipart",
+            'pip install -e ".[serve]"',
+        )
+    if not options.marks:
+        logger.warning("--no-marks: files do not say that they are synthetic")
     token = _token(options)
     adapters = _adapters(options.adapters)
     Voices(Path(options.model).name, list(adapters), options.voices)
@@ -105,6 +115,7 @@ def _service(options: Namespace, adapters: dict[str, str], stack: ExitStack) -> 
         max_audio_s=options.max_audio_s,
         uploads=uploads,
         logs_texts=options.log_texts,
+        marks=options.marks,
     )
 
 

@@ -74,6 +74,12 @@ def add(commands: Any) -> None:
         help="largest recording that a request may bring, MiB (default: none may)",
     )
     add("--log_texts", action="store_true", help="write what is spoken into the log")
+    add(
+        "--marks",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="files and answers say that they are synthetic (default: they do)",
+    )
     add("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
     flags.device_flag(command)
     command.set_defaults(run=_run)

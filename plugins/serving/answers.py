@@ -20,6 +20,7 @@ import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
+from plugins.audio.marks import Mark
 from plugins.data.clips import with_clips
 from plugins.data.dialogue import AudioClip
 from plugins.errors import UserError
@@ -52,6 +53,7 @@ class Service:
     max_audio_s: float
     uploads: Path | None = None
     logs_texts: bool = False
+    marks: bool = True  # files say that they are synthetic
     metrics: Metrics = field(default_factory=Metrics)
     # Recordings are encoded one at a time: on a CPU one takes as long as it lasts.
     encoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoder"))
@@ -133,6 +135,7 @@ class _Answer:
         self._id = uuid.uuid4().hex[:12]
         self._began_s = time.monotonic()
         self._asked: Asked | None = None
+        self._mark: Mark | None = None
         self._num_samples = 0
         self.has_begun = False
 
@@ -140,6 +143,8 @@ class _Answer:
         self._asked = asked
         service = self._service
         choice = service.voices.choose(asked.model or service.voices.models()[0], asked.voice)
+        if service.marks:
+            self._mark = Mark.of_today(service.voices.models()[0], choice.adapter)
         # Beside the loop, and recordings that nobody has encoded yet one after the other.
         pool = None if upload is None else service.encoders
         loop = asyncio.get_running_loop()
@@ -258,7 +263,8 @@ class _Answer:
     def _encoder(self) -> Encoder:
         assert self._asked is not None
         rate = self._service.generator.codec.sample_rate_hz
-        return Encoder(self._asked.format, rate, in_pieces=self._asked.stream is not None)
+        in_pieces = self._asked.stream is not None
+        return Encoder(self._asked.format, rate, in_pieces=in_pieces, mark=self._mark)
 
     def _heard(self, samples: np.ndarray) -> None:
         if not self._num_samples:
@@ -273,6 +279,8 @@ class _Answer:
             "x-seed": str(self._asked.sampling.seed),
             "x-content-type-options": "nosniff",
         }
+        if self._mark is not None:
+            headers["x-synthetic-speech"] = self._mark.text
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         self.has_begun = True
         await self._sent({"type": "http.response.start", "status": 200, "headers": pairs})

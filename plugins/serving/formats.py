@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile as sf
 
+from plugins.audio.marks import Mark
 from plugins.audio.waveforms import to_pcm16
 
 _BLOCK_SAMPLES = 1 << 16  # libsndfile's Ogg overflows its stack if it gets minutes at once
@@ -35,15 +36,17 @@ FORMATS = {
 
 class Encoder:
     """name: of `FORMATS`. in_pieces: bytes are wanted as soon as there are some; else at the end,
-    and then the header says how long it is."""
+    and then the header says how long it is. mark: goes into the file, if it has a place for it."""
 
-    def __init__(self, name: str, sample_rate_hz: int, *, in_pieces: bool) -> None:
+    def __init__(
+        self, name: str, sample_rate_hz: int, *, in_pieces: bool, mark: Mark | None = None
+    ) -> None:
         self._format, self._in_pieces = FORMATS[name], in_pieces
         self._bytes, self._num_taken = io.BytesIO(), 0
         self._file: sf.SoundFile | None = None
         if self._format.container == "WAV" and in_pieces:
             # libsndfile would say that it is empty, and mend it at the end, when it has been sent.
-            self._bytes.write(_wav_header(sample_rate_hz))
+            self._bytes.write(_wav_header(sample_rate_hz, mark))
         elif self._format.container is not None:
             self._file = sf.SoundFile(
                 self._bytes,
@@ -53,6 +56,8 @@ class Encoder:
                 format=self._format.container,
                 subtype=self._format.encoding,
             )
+            if mark is not None:
+                mark.put(self._file)
 
     def push(self, samples: np.ndarray) -> bytes:
         """The bytes that are ready: often none."""
@@ -77,8 +82,11 @@ class Encoder:
         return new
 
 
-def _wav_header(sample_rate_hz: int) -> bytes:
+def _wav_header(sample_rate_hz: int, mark: Mark | None) -> bytes:
     """Of mono 16 bit of any length."""
     form = struct.pack("<HHIIHH", 1, 1, sample_rate_hz, 2 * sample_rate_hz, 2, 16)
-    parts = (b"RIFF", struct.pack("<I", _UNKNOWN), b"WAVE", b"fmt ", struct.pack("<I", len(form)))
-    return b"".join((*parts, form, b"data", struct.pack("<I", _UNKNOWN)))
+    parts = [b"RIFF", struct.pack("<I", _UNKNOWN), b"WAVE", b"fmt ", struct.pack("<I", len(form))]
+    parts.append(form)
+    if mark is not None:
+        parts.append(mark.riff_list())
+    return b"".join([*parts, b"data", struct.pack("<I", _UNKNOWN)])
