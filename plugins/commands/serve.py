@@ -60,7 +60,7 @@ def run(options: Namespace) -> int:
         logger.warning("--no-marks: files do not say that they are synthetic")
     token = _token(options)
     adapters = _adapters(options.adapters)
-    Voices(Path(options.model).name, list(adapters), options.voices)
+    Voices(_model_name(options), list(adapters), options.voices)
     if not is_loopback(options.host) and token is None:
         warning = f"everybody who reaches this machine can use the model; give {TOKEN}"
         print(f"warning: --host {options.host}: {warning}", file=sys.stderr)
@@ -93,7 +93,7 @@ def _service(options: Namespace, adapters: dict[str, str], stack: ExitStack) -> 
         device=options.device,
         quantization=options.quantization,
     )
-    voices = Voices(Path(options.model).name, generator.adapters, options.voices)
+    voices = Voices(_model_name(options), generator.adapters, options.voices)
     _encode_references(generator, voices)
     kind = generator.model.device.type
     engine = Engine(
@@ -129,6 +129,11 @@ def _encode_references(generator: HiggsAudioGenerator, voices: Voices) -> None:
         except UserError as error:
             raise UserError(f"{voice.audio}: {error}") from None
         logger.info(f"voice {number} of {len(references)}: {name}")
+
+
+def _model_name(options: Namespace) -> str:
+    """Of a folder, or the last part of a Hub id."""
+    return Path(options.model).resolve().name or "model"
 
 
 def _adapters(given: list[str]) -> dict[str, str]:

@@ -58,7 +58,7 @@ def build(service: Service, *, host: str, token: str | None, max_upload_bytes: i
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        message = f"request: {request.method} {request.url.path[:100]!r}: {error.detail}"
+        message = f"request: {request.method} {request.scope['path'][:100]!r}: {error.detail}"
         return error_answer(error.status_code, message, error.headers)
 
     @app.exception_handler(Exception)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,13 @@ from plugins.speaking.sampling import Sampling
 
 _STREAMS = ("audio", "sse")
 _MAX_WORDS_CHARS = 1000  # of a scene or a transcript
-_NUMBERS = {"seed": int, "top_k": int, "temperature": float, "top_p": float, "speed": float}
+_NUMBERS: dict[str, Callable[[str], float]] = {
+    "seed": int,
+    "top_k": int,
+    "temperature": float,
+    "top_p": float,
+    "speed": float,
+}
 _TEXTS = (
     "model",
     "input",

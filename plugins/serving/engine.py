@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -131,6 +131,7 @@ class Engine:
         num_steps = num_delayed_frames(num_frames, generator.tokens.num_codebooks)
         self._length = _PROMPT_LENGTH + num_steps
         self._adapter = next(iter(generator.adapters), None)
+        generator.use_adapter(self._adapter)  # whichever spoke before
         self._batch = self._new_batch()
         self._jobs: dict[Row, _Job] = {}  # of the rows of the batch
         self._waiting: deque[_Job] = deque()
@@ -196,7 +197,7 @@ class Engine:
         thread of the server. Raises UserError for what cannot be heard, or leaves no room."""
         return self._speaker.line(order.script, [], order.max_audio_s)
 
-    async def speak(self, order: Order, line: Line) -> AsyncIterator[np.ndarray | Ended]:
+    async def speak(self, order: Order, line: Line) -> AsyncGenerator[np.ndarray | Ended, None]:
         """Samples (N,) float32, at last `Ended`. Who iterates no more leaves the batch before the
         next frame. Raises UserError if nothing was said, TooLate."""
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -126,7 +126,7 @@ class Guard:
         raise Refusal(415, f"{message}; send application/json")
 
 
-def _values(scope: dict[str, Any], name: bytes) -> Iterable[bytes] | Any:
+def _values(scope: dict[str, Any], name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key == name]
 
 

@@ -94,6 +94,8 @@ class Speaker:
         self._stage = Stage() if cuda_graphs else None
         # Codes of references (K, F), by path and time of change.
         self._references: dict[tuple[str, int], Tensor] = {}
+        # A fast tokenizer does not take two threads at once.
+        self._tokenizing = threading.Lock()
         self._is_stopped = threading.Event()
 
     @property
@@ -212,7 +214,8 @@ class Speaker:
         for clip in dialogue.clips():
             if clip.path is not None and clip.codes is not None:
                 self._references[_identity(clip.path)] = clip.codes
-        return encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
+        with self._tokenizing:
+            return encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
 
     def _recalled(self, clip: AudioClip) -> AudioClip:
         """A reference is encoded once: on a CPU that takes as long as it lasts."""
