@@ -320,8 +320,8 @@ class Speaking:
     def shift(self, num_rows: int, by: int) -> None:
         """See `AudioStep.shift`."""
         self._num_filled += by
-        if by and num_rows:
-            self._model_step.shift(num_rows, by)
+        self._numbers[num_rows:] = 0
+        self._model_step.shift(num_rows, by)
 
     def move(self, row: int, target: int) -> None:
         """`row` takes the place of the row `target`, which has ended."""

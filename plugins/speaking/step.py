@@ -107,7 +107,11 @@ class AudioStep:
 
     def shift(self, num_rows: int, by: int) -> None:
         """All that the first rows remember moves `by` places to the right, or to the left over
-        places that are none of theirs."""
+        places that are none of theirs. The others speak no more."""
+        # A step of a power of two of rows computes them on: not beyond the last position.
+        self._positions[num_rows:] = 0
+        if by == 0:
+            return
         for tensor in (*self.keys, *self.values):
             tensor[:num_rows] = tensor[:num_rows].roll(by, dims=2)
         self._allowed[:num_rows] = self._allowed[:num_rows].roll(by, dims=3)

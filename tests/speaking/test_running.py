@@ -111,7 +111,7 @@ def test_the_cache_moves_when_it_is_full_and_when_half_of_it_is_nobodys(
 
     monkeypatch.setattr(decoding, "AudioStep", Watched)
     batch = RunningBatch(generator.model, generator.tokens, num_rows=2, length=8)
-    numbers = [1, 2, 0, 3, 5, 4, 0, 3, 2, 1, 0, 5]
+    numbers = [0, 4, 3, 1, 2, 5, 0, 3, 2, 1, 0, 5]
     rows = [row_of(generator, number) for number in numbers]
     frames = run(batch, rows, lambda _: True)
     assert_as_alone(frames, [alone[number] for number in numbers])
@@ -178,3 +178,31 @@ def test_recorded_steps_say_the_same(
     rows = [row_of(generator, number) for number in range(len(LIMITS))]
     assert_as_alone(run(batch, rows, lambda _: chance.random() < 0.3), alone)
     assert len(addresses) == generator.model.config.num_hidden_layers + 1
+
+
+def test_who_has_ended_is_not_computed_beyond_the_room(
+    generator: HiggsAudioGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rows take the step of four: the fourth, which nobody is, was counted on for ever."""
+    monkeypatch.setattr(decoding, "compiled", lambda function, varying: function)
+    steps: list[Any] = []
+
+    class Watched(decoding.AudioStep):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            steps.append(self)
+
+    monkeypatch.setattr(decoding, "AudioStep", Watched)
+    batch = RunningBatch(
+        generator.model, generator.tokens, num_rows=4, length=256, is_recorded=True
+    )
+    rows = [row_of(generator, 3) for _ in range(40)]
+    waiting, num_steps = rows[3:], 0
+    batch.join(rows[:3])
+    while batch.rows:
+        said = batch.step()
+        num_steps += 1
+        if len(said) > len(batch.rows) and waiting:
+            batch.join([waiting.pop() for _ in range(min(3 - len(batch.rows), len(waiting)))])
+        assert int(steps[0]._positions.max()) <= 256
+    assert num_steps > 2 * 256
