@@ -24,7 +24,18 @@ PLUGINS = ROOT / "plugins"
 # What takes seconds to import, or half of one.
 HEAVY = {"torch", "torchaudio", "swift", "transformers", "datasets", "numpy"}
 HEAVY_FOR_COMMANDS = HEAVY - {"numpy"}  # what reads audio needs it at once
-COMMANDS = ("sft", "speak", "convert", "doctor", "export", "app", "serve", "evaluate", "new-voice")
+COMMANDS = (
+    "sft",
+    "speak",
+    "convert",
+    "doctor",
+    "export",
+    "app",
+    "serve",
+    "inspect",
+    "evaluate",
+    "new-voice",
+)
 Graph = dict[str, set[str]]
 
 

@@ -18,6 +18,13 @@ def add(commands: Any) -> None:
         description="Requests share one batch: each joins at the next frame and leaves when it has"
         " ended. Ctrl-C or SIGTERM lets what is spoken end. What is answered: docs/serve.md.",
     )
+    _add_speakers(command)
+    _add_limits(command)
+    command.set_defaults(run=_run)
+
+
+def _add_speakers(command: argparse.ArgumentParser) -> None:
+    """Who speaks, where."""
     add = command.add_argument
     add("--model", required=True, help="checkpoint folder (base, merged, or LoRA) or Hub id")
     add(
@@ -44,6 +51,13 @@ def add(commands: Any) -> None:
         help=f"that each request has to bring; in the environment, as {TOKEN}, no other user of the"
         " machine sees it",
     )
+    add("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
+    flags.device_flag(command)
+
+
+def _add_limits(command: argparse.ArgumentParser) -> None:
+    """How much, and what is said of it."""
+    add = command.add_argument
     add(
         "--batch_size",
         type=flags.positive,
@@ -80,9 +94,6 @@ def add(commands: Any) -> None:
         default=True,
         help="files and answers say that they are synthetic (default: they do)",
     )
-    add("--quantization", choices=("4bit", "8bit"), help="load with bitsandbytes")
-    flags.device_flag(command)
-    command.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
