@@ -2,7 +2,7 @@
 samples, which stay as they are.
 
     WAV   RIFF INFO: ICMT, ISFT, ICRD         MP3    ID3v2
-    FLAC, Ogg   Vorbis comments: COMMENT, SOFTWARE, DATE
+    FLAC, Ogg   Vorbis comments: COMMENT, DATE, SOFTWARE or ENCODER
 
 The comment is JSON, whatever the file: {"synthetic": true, "software": ..., "model": ...,
 "adapter": ..., "date": ...}. It is for those who ask, not against those who hide: whoever copies

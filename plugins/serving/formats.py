@@ -16,6 +16,8 @@ from plugins.audio.waveforms import to_pcm16
 
 _BLOCK_SAMPLES = 1 << 16  # libsndfile's Ogg overflows its stack if it gets minutes at once
 _UNKNOWN = 0xFFFFFFFF  # a length that nobody knows yet
+# 80 kbit/s: of a stream without its length players tell the time by its bytes.
+_STREAMED_MP3 = {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Encoder:
             # libsndfile would say that it is empty, and mend it at the end, when it has been sent.
             self._bytes.write(_wav_header(sample_rate_hz, mark))
         elif self._format.container is not None:
+            is_streamed_mp3 = in_pieces and self._format.container == "MP3"
             self._file = sf.SoundFile(
                 self._bytes,
                 "w",
@@ -55,6 +58,7 @@ class Encoder:
                 channels=1,
                 format=self._format.container,
                 subtype=self._format.encoding,
+                **(_STREAMED_MP3 if is_streamed_mp3 else {}),
             )
             if mark is not None:
                 mark.put(self._file)

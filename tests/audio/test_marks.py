@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+from helpers.sounds import decoded
 
 from plugins.audio.marks import SOFTWARE, Mark, mark_in
 from plugins.audio.waveforms import AudioError
@@ -38,7 +39,7 @@ def test_a_mark_is_read_back_and_the_samples_stay(
     plain.write_bytes(file_of(name, None, in_pieces=in_pieces))
     assert mark_in(marked) == MARK
     assert mark_in(plain) is None
-    assert np.array_equal(sf.read(marked)[0], sf.read(plain)[0])
+    assert np.array_equal(decoded(marked), decoded(plain))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -58,7 +59,8 @@ def test_another_reader_finds_it(tmp_path: Path, name: str) -> None:
         else:
             text = tags["comment"][0]
             assert tags["date"][0] == MARK.date
-            assert tags["software"][0].startswith(SOFTWARE)
+            software = "encoder" if name == "opus" else "software"
+            assert tags[software][0].startswith(SOFTWARE)
     assert json.loads(text) == {
         "synthetic": True,
         "model": "higgs-3B",

@@ -4,7 +4,6 @@ generator speaks."""
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import soundfile as sf
 from conftest import CORPUS
 from helpers.serving import MAX_AUDIO_S, Served, lora_folders, served
+from helpers.sounds import decoded
 
 from plugins.audio.waveforms import to_pcm16
 from plugins.inference import HiggsAudioGenerator
@@ -79,9 +78,7 @@ def client(server: Served) -> Any:
 def samples_of(data: bytes, format_: str) -> np.ndarray:
     if format_ == "pcm":
         return np.frombuffer(data, dtype="<i2")
-    samples, rate = sf.read(io.BytesIO(data), dtype="int16")
-    assert rate == 24_000
-    return samples
+    return decoded(data)
 
 
 def asked(**fields: Any) -> dict[str, Any]:
