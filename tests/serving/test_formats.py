@@ -35,10 +35,7 @@ def test_what_is_decoded_is_what_was_said(name: str, in_pieces: bool) -> None:
     data, parts = file_of(name, in_pieces=in_pieces)
     assert any(parts[:-1]) == in_pieces
     wanted = to_pcm16(np.concatenate(pieces()))
-    if name == "pcm":
-        samples = np.frombuffer(data, dtype="<i2")
-    else:
-        samples = decoded(data)
+    samples = np.frombuffer(data, dtype="<i2") if name == "pcm" else decoded(data)
     if name in ("wav", "flac", "pcm"):
         assert np.array_equal(samples, wanted)
     else:
