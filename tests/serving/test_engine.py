@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers.serving import MAX_AUDIO_S, engine_of, heard, lora_folders, order_of
 
 from plugins.inference import HiggsAudioGenerator
@@ -25,7 +26,9 @@ TEXTS = ("Hello.", "The harbour lights went out one by one.", LONG, "A word.", "
 @pytest.fixture(scope="module")
 def generator(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> HiggsAudioGenerator:
     adapters = lora_folders(tiny, tmp_path_factory.mktemp("loras"), "ann", "bob")
-    generator = HiggsAudioGenerator.from_pretrained(str(tiny), adapters=adapters)
+    # In float64, as tests/speaking/test_running.py says; test_openai.py speaks in float32.
+    options: dict[str, Any] = {"adapters": adapters, "dtype": torch.float64}
+    generator = HiggsAudioGenerator.from_pretrained(str(tiny), **options)
     generator.use_adapter(None)
     return generator
 
@@ -216,8 +219,6 @@ def test_what_closes_ends_who_waits(generator: HiggsAudioGenerator) -> None:
 
 
 def test_a_seed_of_torch_is_not_touched(generator: HiggsAudioGenerator, engine: Engine) -> None:
-    import torch
-
     before = torch.get_rng_state()
     order = order_of(generator, "Hello.", 3)
     assert order.sampling == Sampling(temperature=1.0, seed=3)
