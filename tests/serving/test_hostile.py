@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from helpers.app import wait_for
 from helpers.serving import Served, served
 
 from plugins.inference import HiggsAudioGenerator
-from plugins.serving import guard
+from plugins.serving import answers, guard
 
 TOKEN = "a-token"
 SPEECH = "/v1/audio/speech"
@@ -313,6 +314,29 @@ def test_who_leaves_is_spoken_no_more(
         assert engine.num_computed == num_computed < 1000
         metrics = server.service.metrics.text({})
         assert 'requests_total{status="gone"} 1' in metrics
+
+
+def test_who_takes_nothing_has_left(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket is open, and full."""
+    monkeypatch.setattr(answers, "_SEND_TIME_S", 0.05)
+
+    async def never(message: Any) -> None:
+        await asyncio.sleep(3600)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    messages = [{"type": "http.request", "body": body(stream_format="audio"), "more_body": False}]
+
+    async def first() -> dict[str, Any]:
+        return messages.pop() if messages else await receive()
+
+    kind = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": SPEECH, "headers": kind}
+    asyncio.run(answers.SpeechRoute(server.service)(scope, first, never))
+    engine = server.service.engine
+    wait_for(lambda: not engine.num_speaking and not engine.num_waiting, "the end of the row")
 
 
 def test_under_another_name_it_does_not_answer(
