@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -239,24 +239,25 @@ class _Answer:
     async def _pieces(self, items: AsyncIterator[np.ndarray | Ended]) -> None:
         """The header goes with the first samples: until then a fault still has a status."""
         assert self._asked is not None
-        encoder = self._encoder()
         is_event = self._asked.stream == "sse"
         media_type = "text/event-stream" if is_event else FORMATS[self._asked.format].media_type
         try:
-            async for item in items:
-                if isinstance(item, Ended):
-                    data, ended = encoder.finish(), item
-                else:
-                    self._heard(item)
-                    data = encoder.push(item)
-                if not self.has_begun:
-                    await self._start(media_type, {"cache-control": "no-store"})
-                if data:
-                    await self._body(_delta(data) if is_event else data)
+            with closing(self._encoder()) as encoder:
+                async for item in items:
+                    if isinstance(item, Ended):
+                        data, ended = encoder.finish(), item
+                    else:
+                        self._heard(item)
+                        data = encoder.push(item)
+                    if not self.has_begun:
+                        await self._start(media_type, {"cache-control": "no-store"})
+                    if data:
+                        await self._body(_delta(data) if is_event else data)
         except Exception as error:
             if self.has_begun and is_event and not isinstance(error, Gone):
                 message = str(_refusal_of(error))
-                await self._body(_event({"type": "error", "error": {"message": message}}))
+                event = _event({"type": "error", "error": {"message": message}})
+                await self._body(event, is_last=True)
             raise
         await self._body(_done(ended) if is_event else b"", is_last=True)
 

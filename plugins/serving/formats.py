@@ -75,9 +75,13 @@ class Encoder:
 
     def finish(self) -> bytes:
         """All other bytes."""
+        self.close()
+        return self._taken()
+
+    def close(self) -> None:
+        """Also of what nobody waits for any more: libsndfile would write to the end."""
         if self._file is not None:
             self._file.close()
-        return self._taken()
 
     def _taken(self) -> bytes:
         # Of what has been taken, a header say, nothing is given again.

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from helpers.sounds import decoded
 from plugins.audio.waveforms import to_pcm16
 from plugins.inference import HiggsAudioGenerator
 from plugins.serving.formats import FORMATS
+from plugins.speaking.running import RunningBatch
 from plugins.speaking.sampling import Sampling
 
 openai = pytest.importorskip("openai")
@@ -132,6 +135,35 @@ def test_events(client: Any, expected: dict[str, np.ndarray]) -> None:
     usage = done["usage"]
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
     assert usage["output_tokens"] == len(expected["stream"]) // 960
+
+
+def test_a_fault_in_the_middle_is_an_event(
+    client: Any, server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The status was sent long before; a stream of bytes just breaks off."""
+    step, numbers = RunningBatch.step, count()
+
+    def fail(batch: RunningBatch) -> Any:
+        # After the first samples, which come with frame 19.
+        if next(numbers) % 30 == 29:
+            time.sleep(1)  # the samples before it are on their way
+            raise RuntimeError("CUDA out of memory")
+        return step(batch)
+
+    monkeypatch.setattr(RunningBatch, "step", fail)
+    fields = asked(response_format="pcm", stream_format="sse")
+    with client.audio.speech.with_streaming_response.create(**fields) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    last = json.loads(lines[-1].removeprefix("data: "))
+    assert last["type"] == "error"
+    assert "memory" not in last["error"]["message"], "that is the log's business"
+    numbers = count()
+    fields = asked(response_format="pcm")
+    with (
+        pytest.raises(Exception, match=r"closed|peer|incomplete"),
+        client.audio.speech.with_streaming_response.create(**fields) as answer,
+    ):
+        list(answer.iter_bytes())
 
 
 @pytest.mark.parametrize(
