@@ -24,11 +24,11 @@ ms_swift/                 what knows MS-SWIFT's insides: its template, for train
 training/                 what surrounds the steps: launch, meters, guards, resume, samples
 training/preflight/       what is proved before the first step
 trainer.py                HiggsAudioTrainer: one loss, however a step is split; audio learning rate
+preference_trainer.py     HiggsAudioPreferenceTrainer: the same on pairs of clips (DPO)
 evaluation/               did it learn: what several systems said -> scores side by side
 hearing/                  waveform -> words; what is heard against what is written
 prepare/                  utterances -> checked JSONL, code cache, report
-commands/                 the larger subcommands: speak, evaluate, doctor, app, new-voice, export
-preference_trainer.py     HiggsAudioPreferenceTrainer: the same on pairs of clips (DPO)
+commands/                 the larger subcommands: speak, serve, evaluate, doctor, app, export ...
 model_registration.py     3B and 7B for MS-SWIFT
 dataset_registration.py   its loader of our rows
 register.py               register_higgs_audio_all(); the file for --external_plugins

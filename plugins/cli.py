@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from plugins import __version__
-from plugins.commands import flags, preference_flags
+from plugins.commands import flags, preference_flags, serve_flags
 from plugins.errors import UserError
 from plugins.files.hub import MODELS_3B
 from plugins.files.installation import explained, require_device
@@ -73,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_evaluate,
         _add_preferences,
         _add_app,
+        serve_flags.add,
+        _add_inspect,
         _add_export,
         _add_doctor,
         _add_convert,
@@ -320,6 +322,14 @@ def _add_convert(commands: Any) -> None:
         "--to", choices=("native", "original"), default="native", help="(default: %(default)s)"
     )
     command.set_defaults(run=_convert)
+
+
+def _add_inspect(commands: Any) -> None:
+    command = commands.add_parser(
+        "inspect", help="whether audio files say that they are synthetic, and what made them"
+    )
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    command.set_defaults(run=_of("inspect_files"))
 
 
 def _train(command: str, *arguments: str) -> NoReturn:

@@ -150,6 +150,12 @@ class HiggsAudioGenerator:
             return ()
         return tuple(self._adapted.peft_config)
 
+    def settings_of(self, adapter: str | None) -> HiggsAudioSettings:
+        """Those of these LoRA weights, or of the base, whoever speaks."""
+        if adapter is None and self.adapters and self._settings_of:
+            return HiggsAudioSettings.of_checkpoint(Path(self.model.config.name_or_path))
+        return self._settings_of.get(adapter or "", self.settings)
+
     def use_adapter(self, name: str | None) -> None:
         """Speak with these LoRA weights and their prompts from now on; for None with the base's own
         weights, and the prompts as they were. Nothing is loaded for it. Raises UserError for an

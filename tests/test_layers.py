@@ -24,7 +24,20 @@ PLUGINS = ROOT / "plugins"
 # What takes seconds to import, or half of one.
 HEAVY = {"torch", "torchaudio", "swift", "transformers", "datasets", "numpy"}
 HEAVY_FOR_COMMANDS = HEAVY - {"numpy"}  # what reads audio needs it at once
-COMMANDS = ("sft", "rlhf", "speak", "convert", "doctor", "export", "app", "evaluate", "new-voice")
+COMMANDS = (
+    "sft",
+    "rlhf",
+    "speak",
+    "convert",
+    "doctor",
+    "export",
+    "app",
+    "serve",
+    "inspect",
+    "evaluate",
+    "new-voice",
+    "preferences",
+)
 Graph = dict[str, set[str]]
 
 

@@ -4,7 +4,7 @@ In: a batch of prompts (B, S). Out: for each step the rows that still speak and 
 (R, K). It does what transformers' `generate` does for this model, to the code
 (tests/speaking/test_decoding.py), and what that cannot: rows with and without clips in one batch, a
 start and a random state of its own per row, rows that leave the batch when they have ended, and
-frames as they come. What a step needs and changes are tensors (`_Speaking`), so it can be compiled
+frames as they come. What a step needs and changes are tensors (`Speaking`), so it can be compiled
 and recorded; which rows go on is the host's affair (`_Rows`). This file knows neither texts nor
 waveforms."""
 
@@ -33,7 +33,7 @@ from plugins.speaking.step import AudioStep, bytes_per_position, first
 STEPS_AHEAD = {"cuda": 1}
 # Positions that recorded steps look at more than need be, at most: for each such piece of a speech
 # there is a recording.
-_PIECE = 256
+PIECE = 256
 _CACHE_BYTES = 5 * 2**30  # of one batch: 32 rows of 1280 positions of the 3B model in bfloat16
 
 Step = tuple[list[int], Tensor]  # rows, as numbers in 0..B-1, and their frames (R, K) on the CPU
@@ -105,22 +105,22 @@ class Stage:
     that need less room."""
 
     def __init__(self) -> None:
-        self._free: _Speaking | None = None
+        self._free: Speaking | None = None
 
     @contextmanager
-    def lent(self, model: Any, tokens: SpecialTokens, room: Room) -> Iterator[_Speaking]:
+    def lent(self, model: Any, tokens: SpecialTokens, room: Room) -> Iterator[Speaking]:
         """For one speech. Who comes while it is lent (between two pieces of a stream, say) gets
         another."""
         speaking, self._free = self._free, None
         if speaking is not None and not speaking.is_of(model):
             speaking = None
         if speaking is None or room not in speaking.room:
-            room = Room(round_up(room.num_rows), _round_up(room.length, _PIECE), room.window)
+            room = Room(round_up(room.num_rows), round_to(room.length, PIECE), room.window)
             if speaking is not None:
                 wider = room.wide_as(speaking.room)
                 room = wider if fits(model, wider.num_rows, wider.length) else room
             speaking = None  # freed before there is another
-            speaking = _Speaking(model, tokens, room, Recordings(model.device))
+            speaking = Speaking(model, tokens, room, Recordings(model.device))
         try:
             yield speaking
         finally:
@@ -131,16 +131,16 @@ class _NoStage:
     """Each speech has room of its own, which goes with it."""
 
     @contextmanager
-    def lent(self, model: Any, tokens: SpecialTokens, room: Room) -> Iterator[_Speaking]:
+    def lent(self, model: Any, tokens: SpecialTokens, room: Room) -> Iterator[Speaking]:
         # Kernels of attention want rows of masks to begin at multiples of 16 bytes.
-        room = Room(room.num_rows, _round_up(room.length, 8), room.window)
-        yield _Speaking(model, tokens, room, None)
+        room = Room(room.num_rows, round_to(room.length, 8), room.window)
+        yield Speaking(model, tokens, room, None)
 
 
 _NO_STAGE = _NoStage()
 
 
-def _round_up(number: int, multiple: int) -> int:
+def round_to(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
@@ -160,11 +160,11 @@ def _decode_ahead(rows: _Rows, steps_ahead: int) -> Iterator[Step]:
     """The same steps from a device that works while the host reads: it computes `steps_ahead` more
     of them, for rows of which some may turn out to have ended."""
     num_computed, num_read = 1, 0
-    arriving = deque([(rows.places, *_sent(rows.frames))])
+    arriving = deque([(rows.places, *sent(rows.frames))])
     while rows.numbers:
         if num_computed < rows.max_steps():
             rows.advance()
-            arriving.append((rows.places, *_sent(rows.frames)))
+            arriving.append((rows.places, *sent(rows.frames)))
             num_computed += 1
             if len(arriving) <= steps_ahead:
                 continue
@@ -176,7 +176,7 @@ def _decode_ahead(rows: _Rows, steps_ahead: int) -> Iterator[Step]:
         rows.let_go(rows.ended(numbers, frames, num_read))
 
 
-def _sent(frames: Tensor) -> tuple[Tensor, Callable[[], None]]:
+def sent(frames: Tensor) -> tuple[Tensor, Callable[[], None]]:
     """A copy of `frames` on its way to the host, and what waits until it is there."""
     copy = frames.to("cpu", non_blocking=True, copy=True)
     if frames.device.type != "cuda":
@@ -189,7 +189,7 @@ def _sent(frames: Tensor) -> tuple[Tensor, Callable[[], None]]:
 class _Rows:
     """The host's side: which rows still speak."""
 
-    def __init__(self, speaking: _Speaking, stream_eos: int, max_steps: Sequence[int]) -> None:
+    def __init__(self, speaking: Speaking, stream_eos: int, max_steps: Sequence[int]) -> None:
         self.numbers = list(range(len(max_steps)))
         # The numbers of the tensors' first rows; some may have ended.
         self.places = self.numbers
@@ -234,7 +234,7 @@ class _Rows:
             self.places = self.numbers
 
 
-class _Speaking:
+class Speaking:
     """The device's side, tensors only: the last frames of the rows that still speak, what these
     leave of a choice, and the model behind them. It can begin again and again.
 
@@ -243,7 +243,13 @@ class _Speaking:
     cache, behind a mask."""
 
     def __init__(
-        self, model: Any, tokens: SpecialTokens, room: Room, recordings: Recordings | None
+        self,
+        model: Any,
+        tokens: SpecialTokens,
+        room: Room,
+        recordings: Recordings | None,
+        *,
+        is_masked: bool = False,
     ) -> None:
         self.model, self.room = model, room
         self._lies = model.device, model.dtype
@@ -252,7 +258,7 @@ class _Speaking:
         if recordings is not None:
             layer = compiled(step.audio_layer, step.VARYING)
             drawn = compiled(sampling.drawn_codes, sampling.VARYING)
-        is_masked = recordings is not None
+        is_masked = is_masked or recordings is not None
         device, num_codebooks = model.device, tokens.num_codebooks
         # No piece of the cache is the whole: to the compiler that would be another kind of tensor.
         length = room.length + 8 if is_masked else room.length
@@ -263,9 +269,9 @@ class _Speaking:
         self._recent = torch.zeros(
             room.num_rows, room.window, num_codebooks, dtype=torch.long, device=device
         )
-        # Frames since a row's first stream EOS, and the number of the step whose frames these are.
+        # Frames since a row's first stream EOS, and the number of the step whose frame this is.
         self._ended = torch.zeros(room.num_rows, dtype=torch.long, device=device)
-        self._number = torch.zeros(1, dtype=torch.long, device=device)
+        self._numbers = torch.zeros(room.num_rows, dtype=torch.long, device=device)
         self._codebooks = torch.arange(num_codebooks, device=device)
         self._num_filled = 0
         self._weights: tuple[Any, ...] = ()
@@ -276,19 +282,55 @@ class _Speaking:
 
     def begin(self, batch: dict[str, Tensor], sampler: Sampler) -> None:
         mask = batch["attention_mask"]
+        self._model_step.begin(self._read(batch), mask)
+        self._num_filled = mask.shape[1]
+        self._start(slice(None), sampler, 0)
+
+    def join(self, batch: dict[str, Tensor], sampler: Sampler, row: int) -> None:
+        """Rows from `row` on, all that are above the ones that speak. Needs masks."""
+        mask = batch["attention_mask"]
+        cache = self._read(batch)
+        if row == 0:
+            self._num_filled = 0
+        self.shift(row, max(0, mask.shape[1] - self._num_filled))
+        self._model_step.join(cache, mask, row, self._num_filled)
+        self._start(slice(row, row + len(mask)), sampler, row)
+
+    def _read(self, batch: dict[str, Tensor]) -> DynamicCache:
         cache = DynamicCache(config=self.model.config)
         # A row's first token is at position 0, wherever its padding ends.
-        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        positions = (batch["attention_mask"].cumsum(dim=-1) - 1).clamp(min=0)
         self.model.hidden_states(**batch, position_ids=positions, cache=cache)
-        self._model_step.begin(cache, mask)
-        self._num_filled = mask.shape[1]
-        self._sampler.become(sampler)
-        self.frames.fill_(self._tokens.stream_bos)
-        self._recent.fill_(-1)
-        self._ended.zero_()
-        self._number.zero_()
-        if self._recordings is not None:
+        return cache
+
+    def _start(self, rows: slice, sampler: Sampler, row: int) -> None:
+        self._sampler.join(sampler, row)
+        self.frames[rows] = self._tokens.stream_bos
+        self._recent[rows] = -1
+        self._ended[rows] = 0
+        self._numbers[rows] = 0
+        if self._recordings is not None and row == 0:
             self._weights = _weights(self.model)
+
+    @property
+    def num_filled(self) -> int:
+        """Places of the cache, of prompts and frames, up to the next frame's."""
+        return self._num_filled
+
+    def shift(self, num_rows: int, by: int) -> None:
+        """See `AudioStep.shift`."""
+        self._num_filled += by
+        self._numbers[num_rows:] = 0
+        self._model_step.shift(num_rows, by)
+
+    def move(self, row: int, target: int) -> None:
+        """`row` takes the place of the row `target`, which has ended."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            tensor[target] = tensor[row]
+            return tensor
+
+        self._keep(moved)
 
     def step(self, num_rows: int) -> None:
         """For the first `num_rows` rows."""
@@ -296,21 +338,21 @@ class _Speaking:
         if self._recordings is None:
             self.advance(num_rows, self._num_filled)
             return
-        num_rows, end = round_up(num_rows), _round_up(self._num_filled, _PIECE)
+        num_rows, end = round_up(num_rows), round_to(self._num_filled, PIECE)
         key = (num_rows, end, self._sampler.kind, self._weights)
         self._recordings.run(key, partial(self.advance, num_rows, end))
 
     def advance(self, num_rows: int, end: int) -> None:
         """`frames` becomes the next ones. Nothing here may ask for a value: the host would wait for
         the device."""
-        rows = (self.frames, self._recent, self._ended)
-        frames, recent, ended = (first(tensor, num_rows) for tensor in rows)
-        self._number.add_(1)
+        rows = (self.frames, self._recent, self._ended, self._numbers)
+        frames, recent, ended, numbers = (first(tensor, num_rows) for tensor in rows)
+        numbers.add_(1)
         codes = frames.where(frames < self._tokens.num_codes, -1)
         recent.copy_(torch.cat([recent[:, 1:], codes[:, None]], dim=1))
-        drawn = self._sampler.draw(self._model_step(frames, end), recent, self._number)
+        drawn = self._sampler.draw(self._model_step(frames, end), recent, numbers)
         # Codebook k begins k steps later than the first.
-        drawn = torch.where(self._codebooks >= self._number, self._tokens.stream_bos, drawn)
+        drawn = torch.where(self._codebooks >= numbers[:, None], self._tokens.stream_bos, drawn)
         # The first EOS of a row may come in any codebook; from the next frame on they follow one by
         # one.
         follows = self._codebooks < ended[:, None]
@@ -332,10 +374,13 @@ class _Speaking:
             tensor[: len(staying)] = staying  # addresses are recorded
             return tensor
 
+        self._keep(kept)
+
+    def _keep(self, kept: Callable[[Tensor], Tensor]) -> None:
         self._model_step.keep(kept)
         self._sampler.keep(kept)
         self.frames, self._recent = kept(self.frames), kept(self._recent)
-        self._ended = kept(self._ended)
+        self._ended, self._numbers = kept(self._ended), kept(self._numbers)
 
 
 def _weights(model: Any) -> tuple[Any, ...]:

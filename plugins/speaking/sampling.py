@@ -132,13 +132,17 @@ class Sampler:
         """What the host decides of a draw: steps of one kind do the same work."""
         return self._only_greedy, self._max_candidates
 
-    def become(self, other: Sampler) -> None:
-        """Draw as `other` does from now on, out of tensors that stay where they are and may hold
-        more rows and steps."""
+    def join(self, other: Sampler, row: int) -> None:
+        """The rows from `row` on draw as those of `other` from now on, out of tensors that stay
+        where they are and may hold more rows and steps. Above them nobody speaks."""
         num_rows, num_steps = other._uniform.shape[:2]
-        self._uniform[:num_rows, :num_steps] = other._uniform
-        self._values[:num_rows] = other._values
-        self._only_greedy, self._max_candidates = other.kind
+        self._uniform[row : row + num_rows, :num_steps] = other._uniform
+        self._values[row : row + num_rows] = other._values
+        is_greedy, max_candidates = other.kind
+        if row:
+            is_greedy = is_greedy and self._only_greedy
+            max_candidates = max(max_candidates, self._max_candidates)
+        self._only_greedy, self._max_candidates = is_greedy, max_candidates
 
     def keep(self, kept: Callable[[Tensor], Tensor]) -> None:
         """Let rows go: `kept` (R, ...) -> what stays of it."""
@@ -146,14 +150,15 @@ class Sampler:
 
     def draw(self, logits: Tensor, recent: Tensor, step: Tensor) -> Tensor:
         """For the first rows: logits (R, K, C) float32, recent (R, window, K): their last frames,
-        specials as -1; step (1,) -> codes (R, K) int64."""
+        specials as -1; step (R,): the number of each row's frame -> codes (R, K) int64."""
         if self._only_greedy:
             return logits.argmax(dim=-1)
         num_rows = len(logits)
         values, uniform = self._values, self._uniform
         if len(values) != num_rows:
             values, uniform = values[:num_rows], uniform[:num_rows]
-        uniform = uniform.index_select(1, step).squeeze(1)  # (R, K, 2)
+        steps = step.view(-1, 1, 1, 1).expand(num_rows, 1, *uniform.shape[2:])
+        uniform = uniform.gather(1, steps).squeeze(1)  # (R, K, 2)
         return self._drawn(logits, values, uniform, recent, self._max_candidates)
 
 

@@ -37,6 +37,7 @@ from plugins.hearing.takes import Judge, load_judge
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.decoding import Stage, decode, fits
 from plugins.speaking.graphs import can_be_recorded
+from plugins.speaking.line import Line, in_range
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech, join
 from plugins.speaking.takes import Takes, judged
@@ -99,8 +100,15 @@ class Speaker:
         self._stage = Stage() if cuda_graphs else None
         # Codes of references (K, F), by path and time of change.
         self._references: dict[tuple[str, int], Tensor] = {}
+        # A fast tokenizer does not take two threads at once.
+        self._tokenizing = threading.Lock()
         self._is_stopped = threading.Event()
         self.judge: Judge | None = None  # of takes; None: loaded when the first have been spoken
+
+    @property
+    def compiles(self) -> bool:
+        """Whether steps are compiled, and recorded on a GPU."""
+        return self._stage is not None
 
     def speak(
         self, dialogues: Sequence[Dialogue], *, samplings: Sequence[Sampling], max_audio_s: float
@@ -187,7 +195,8 @@ class Speaker:
             for row, script in enumerate(scripts):
                 if len(spoken[row]) < len(script.lines):
                     rows.append(row)
-                    prompts.append(self.next_line(script, spoken[row], max_audio_s))
+                    said = [speech.codes for speech in spoken[row]]
+                    prompts.append(self.next_line(script, said, max_audio_s))
                     chosen.append(samplings[row])
             if not rows:
                 return spoken
@@ -203,43 +212,26 @@ class Speaker:
         spoken: list[Speech] = []
         while len(spoken) < len(script.lines):
             started_s = time.perf_counter()
-            dialogue = self.next_line(script, spoken, max_audio_s)
-            sample = self.prompt(dialogue)
-            max_steps = self._max_steps(sample, max_audio_s)
-            delayed: list[Tensor] = []
+            line = self.line(script, [speech.codes for speech in spoken], max_audio_s)
             chunks: list[np.ndarray] = []
-            for chunk in self._chunks(sample, sampling, max_steps, decoder, delayed):
+            for chunk in self._chunks(line, sampling, decoder):
                 if len(chunk):
                     chunks.append(chunk)
                     yield chunk
-            codes = self.codes_of(delayed, dialogue)
+            codes = self.codes_of(line.delayed, line.dialogue)
             took_s = time.perf_counter() - started_s
             waveform = np.concatenate(chunks)
-            spoken.append(self._speech(dialogue, waveform, codes, delayed, took_s))
+            spoken.append(self._speech(line.dialogue, waveform, codes, line.delayed, took_s))
         yield join(spoken)
 
     def _chunks(
-        self,
-        sample: EncodedSample,
-        sampling: Sampling,
-        max_steps: int,
-        decoder: StreamDecoder,
-        delayed: list[Tensor],
+        self, line: Line, sampling: Sampling, decoder: StreamDecoder
     ) -> Iterator[np.ndarray]:
-        """Samples of one line, often none; its delayed frames (K,) are put into `delayed`."""
-        num_codebooks = self.tokens.num_codebooks
-        has_ended = False
-        for _, frames in self._decode([sample], [sampling], [max_steps]):
-            delayed.append(frames[0])
-            # The first K steps complete no frame, and what the last step allowed completes is the
-            # first frame that `codes_of` cuts.
-            if has_ended or not num_codebooks < len(delayed) < max_steps:
-                continue
-            # The codes of one frame lie on a diagonal: the last codebook's came just now.
-            codes = torch.stack(delayed[-num_codebooks:]).diagonal()
-            has_ended = bool((codes == self.tokens.stream_eos).any())
-            if not has_ended:
-                yield decoder.push(self._in_range(codes[:, None]))
+        """Samples of one line, often none."""
+        for _, frames in self._decode([line.sample], [sampling], [line.max_steps]):
+            codes = line.push(frames[0])
+            if codes is not None:
+                yield decoder.push(codes)
         # The frames that waited for neighbours which never came.
         yield decoder.finish()
 
@@ -251,14 +243,20 @@ class Speaker:
         """End, from another thread, what is being spoken: it raises UserError within a frame."""
         self._is_stopped.set()
 
-    def next_line(self, script: Script, spoken: Sequence[Speech], max_audio_s: float) -> Dialogue:
-        """The next prompt, with as much of what was spoken as leaves room for the longest
-        answer."""
+    def line(self, script: Script, spoken: Sequence[Tensor], max_audio_s: float) -> Line:
+        """The line after those whose codes (K, F) are `spoken`, ready to be spoken."""
+        dialogue = self.next_line(script, spoken, max_audio_s)
+        sample = self.prompt(dialogue)
+        return Line(dialogue, sample, self._max_steps(sample, max_audio_s), self.tokens)
+
+    def next_line(self, script: Script, spoken: Sequence[Tensor], max_audio_s: float) -> Dialogue:
+        """The next prompt, with as much of what was spoken, codes (K, F), as leaves room for the
+        longest answer."""
         room = self.model.config.max_position_embeddings - _TEXT_POSITIONS
         room -= math.ceil(max_audio_s * FRAMES_PER_S)
         for clip in script.whole.clips():
             room -= num_frames(clip, script.whole.source)
-        return script.next_line([speech.codes for speech in spoken], max_frames=room)
+        return script.next_line(spoken, max_frames=room)
 
     def prompt(self, dialogue: Dialogue) -> EncodedSample:
         """`dialogue` in token ids up to where the assistant speaks, every clip in codes.
@@ -270,7 +268,8 @@ class Speaker:
         for clip in dialogue.clips():
             if clip.path is not None and clip.codes is not None:
                 self._references[_identity(clip.path)] = clip.codes
-        return encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
+        with self._tokenizing:
+            return encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
 
     def _recalled(self, clip: AudioClip) -> AudioClip:
         """A reference is encoded once: on a CPU that takes as long as it lasts."""
@@ -344,12 +343,7 @@ class Speaker:
             reason = "gave no audio: the model stopped at once"
             text = last_text(dialogue)
             raise UserError(f"{dialogue.source}: text: {text!r} {reason}; train it longer")
-        return self._in_range(codes[:, :num_frames])
-
-    def _in_range(self, codes: Tensor) -> Tensor:
-        """A stray stream BOS, which is trained nowhere, becomes the last code, as in transformers'
-        own processor."""
-        return codes.clamp(max=self.tokens.num_codes - 1)
+        return in_range(codes[:, :num_frames], self.tokens)
 
     def _speech(
         self,

@@ -70,7 +70,15 @@ class AudioStep:
     def begin(self, cache: DynamicCache, mask: Tensor) -> None:
         """Go on from these prompts. cache: left-padded, after a forward pass; it is taken over.
         mask (B, S): their attention mask."""
-        num_rows, num_prompt = mask.shape
+        self._is_masked = self._always_masked or bool((mask == 0).any())
+        self._positions.zero_()
+        self._allowed.zero_()
+        self.join(cache, mask, 0, mask.shape[1])
+
+    def join(self, cache: DynamicCache, mask: Tensor, row: int, place: int) -> None:
+        """These prompts, as of `begin`, become the rows from `row` on, beside those that speak.
+        They end before `place`, where the next frame of all rows goes."""
+        rows, places = slice(row, row + len(mask)), slice(place - mask.shape[1], place)
         layers: Any = cache.layers
         for i, layer in enumerate(layers):
             for room, name in ((self.keys, "keys"), (self.values, "values")):
@@ -80,23 +88,34 @@ class AudioStep:
                     room.append(filled.new_zeros(*size, filled.shape[-1]))
                 else:
                     # Zeros, not what was there: a masked NaN would still spoil the sum.
-                    room[i][:num_rows, :, num_prompt:] = 0
-                room[i][:num_rows, :, :num_prompt] = filled
+                    room[i][rows, :, : places.start] = 0
+                    room[i][rows, :, place:] = 0
+                room[i][rows, :, places] = filled
                 setattr(layer, name, None)  # freed at once, not after the last layer
         if self._turns is None:
-            places = torch.arange(self._allowed.shape[-1], device=mask.device)
-            cos, sin = self._model.model.rotary_emb(self.keys[0], places[None])
+            every = torch.arange(self._allowed.shape[-1], device=mask.device)
+            cos, sin = self._model.model.rotary_emb(self.keys[0], every[None])
             self._turns = cos[0, :, None, None], sin[0, :, None, None]
         # Anew, since a model may move between two speeches.
         self._joined.clear()
         for layer in self._model.model.layers:
             self._joined.append([joined(modules) for modules in groups(layer)])
-        self._is_masked = self._always_masked or bool((mask == 0).any())
-        self._place.fill_(num_prompt)
-        self._positions.zero_()
-        self._positions[:num_rows] = mask.sum(dim=-1)
-        self._allowed.zero_()
-        self._allowed[:num_rows, 0, 0, :num_prompt] = mask.bool()
+        self._place.fill_(place)
+        self._positions[rows] = mask.sum(dim=-1)
+        self._allowed[rows] = False
+        self._allowed[rows, 0, 0, places] = mask.bool()
+
+    def shift(self, num_rows: int, by: int) -> None:
+        """All that the first rows remember moves `by` places to the right, or to the left over
+        places that are none of theirs. The others speak no more."""
+        # A step of a power of two of rows computes them on: not beyond the last position.
+        self._positions[num_rows:] = 0
+        if by == 0:
+            return
+        for tensor in (*self.keys, *self.values):
+            tensor[:num_rows] = tensor[:num_rows].roll(by, dims=2)
+        self._allowed[:num_rows] = self._allowed[:num_rows].roll(by, dims=3)
+        self._place.add_(by)
 
     def keep(self, kept: Callable[[Tensor], Tensor]) -> None:
         """Let rows go: `kept` (R, ...) -> what stays of it."""

@@ -26,7 +26,7 @@ from helpers.trees import in_memory_mb, silence
 
 from plugins.commands.app import run
 from plugins.commands.app.fields import line_of, lines_of, sampling_of, voice_of, voices_of
-from plugins.commands.app.hosts import is_own
+from plugins.commands.hosts import is_own
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling

@@ -116,8 +116,7 @@ def test_what_was_spoken_is_forgotten_before_there_is_no_room(
 ) -> None:
     """Of 2048 positions three lines of 40 s would take 3000."""
     script = generator.script("One sentence. Another one. A third one. A fourth.", max_chars=14)
-    codes = torch.zeros(8, 1000, dtype=torch.long)
-    spoken = [Speech(np.zeros(1), 24_000, codes, False, "x", 1.0)] * 3
+    spoken = [torch.zeros(8, 1000, dtype=torch.long)] * 3
     long = generator.speaker.next_line(script, spoken, 40.0)
     short = generator.speaker.next_line(script, spoken, 10.0)
     assert texts(long) == ["A fourth."]

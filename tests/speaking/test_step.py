@@ -37,7 +37,7 @@ def speaking(generator: HiggsAudioGenerator, num_steps: int, sampling: Sampling 
     sampler = Sampler(samplings, num_steps, generator.tokens.num_codebooks, "cpu")
     length = batch["input_ids"].shape[1] + num_steps - 1
     room = decoding.Room(len(REQUESTS), length, sampler.window)
-    spoken = decoding._Speaking(generator.model, generator.tokens, room, None)
+    spoken = decoding.Speaking(generator.model, generator.tokens, room, None)
     spoken.begin(batch, sampler)
     return spoken
 

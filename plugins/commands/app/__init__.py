@@ -8,7 +8,6 @@ presets.py      the recipes, what they need, their settings explained
 corrections.py  what a listener changes of a preparation
 curves.py       a run's own log -> curves, samples
 votes.py        blind comparisons, kept
-hosts.py        whether a request names this server
 served.py       which files of the workspace a browser may fetch
 fields.py       what the fields of speaking say -> what the generator is asked
 parts.py        what tabs have in common; from here on Gradio is needed
@@ -35,9 +34,9 @@ import sys
 import threading
 from argparse import Namespace
 
-from plugins.commands.app.hosts import is_loopback
 from plugins.commands.app.jobs import PASSWORD
 from plugins.commands.app.workspace import Workspace
+from plugins.commands.hosts import is_loopback
 from plugins.errors import problem
 from plugins.files.temporary import sweep, temporary_folder
 

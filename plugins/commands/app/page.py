@@ -12,11 +12,11 @@ from starlette.middleware import Middleware
 from plugins.commands.app.compare_tab import CompareTab
 from plugins.commands.app.data_tab import DataTab
 from plugins.commands.app.export_tab import ExportTab
-from plugins.commands.app.hosts import OnlyOwnNames
 from plugins.commands.app.listen import ListenTab
 from plugins.commands.app.served import OnlyReports
 from plugins.commands.app.studio import Studio
 from plugins.commands.app.train_tab import TrainTab
+from plugins.commands.hosts import OnlyOwnNames
 
 _CLEANED_EVERY_S, _KEPT_S = 600, 3600  # uploads and speeches
 _MAX_WAITING = 64

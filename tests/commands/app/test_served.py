@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from plugins.commands.app.hosts import OnlyOwnNames
 from plugins.commands.app.served import OnlyReports
+from plugins.commands.hosts import OnlyOwnNames
 
 
 class Answer:

@@ -3,7 +3,7 @@
 A page of a stranger may let its own name mean this machine, and then ask the server as if it were
 its own (DNS rebinding). What it cannot do is ask under a name that is the server's: so the `Host`
 header has to be one. Or it asks under the server's name, without being shown the answer, which
-would do to start a job: then a browser says whose page asks, in `Origin`. Knows no Gradio."""
+would do to start a job: then a browser says whose page asks, in `Origin`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,83 @@
+"""Synthetic speech says what it is, inside its file: provenance that machines read, beside the
+samples, which stay as they are.
+
+    WAV   RIFF INFO: ICMT, ISFT, ICRD         MP3    ID3v2
+    FLAC, Ogg   Vorbis comments: COMMENT, DATE, SOFTWARE or ENCODER
+
+The comment is JSON, whatever the file: {"synthetic": true, "software": ..., "model": ...,
+"adapter": ..., "date": ...}. It is for those who ask, not against those who hide: whoever copies
+the samples only leaves it behind."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import soundfile as sf
+
+from plugins import __version__
+from plugins.audio.waveforms import AudioError
+
+SOFTWARE = f"higgs-audio-swift {__version__}"
+_MOST_CHARS = 200  # of a name
+
+
+@dataclass(frozen=True)
+class Mark:
+    """model, adapter: names, not paths. date: of the day, UTC, ISO 8601."""
+
+    model: str
+    adapter: str | None
+    date: str
+    software: str = SOFTWARE
+
+    @classmethod
+    def of_today(cls, model: str, adapter: str | None) -> Mark:
+        day = datetime.now(timezone.utc).date().isoformat()
+        name = None if adapter is None else adapter[:_MOST_CHARS]
+        return cls(model[:_MOST_CHARS], name, day)
+
+    @property
+    def text(self) -> str:
+        """JSON of ASCII letters in one line: for files, and for the header of an HTTP answer."""
+        return json.dumps({"synthetic": True, **asdict(self)})
+
+    def put(self, file: sf.SoundFile) -> None:
+        """Into a file that is open for writing, before its first sample."""
+        file.comment, file.date = self.text, self.date
+        file.software = self.software
+
+    def riff_list(self) -> bytes:
+        """The LIST INFO chunk of a WAV file."""
+        body = b"INFO"
+        for name, text in ((b"ICMT", self.text), (b"ICRD", self.date), (b"ISFT", self.software)):
+            data = text.encode() + b"\0"
+            body += name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+        return b"LIST" + struct.pack("<I", len(body)) + body
+
+
+def mark_in(path: str | Path) -> Mark | None:
+    """The mark of a file, if it has one. Raises AudioError for what is no audio."""
+    try:
+        with sf.SoundFile(str(path)) as file:
+            comment = file.comment
+    except (OSError, sf.SoundFileError) as error:
+        reason = getattr(error, "error_string", None) or str(error)
+        raise AudioError(path, f"cannot be read ({reason})", "give an audio file") from None
+    try:
+        entries: Any = json.loads(comment)
+    except ValueError:
+        return None
+    if not isinstance(entries, dict) or entries.get("synthetic") is not True:
+        return None
+    texts = {}
+    for name in ("model", "adapter", "date", "software"):
+        value = entries.get(name)
+        texts[name] = value[:_MOST_CHARS] if isinstance(value, str) else None
+    return Mark(
+        texts["model"] or "?", texts["adapter"], texts["date"] or "?", texts["software"] or "?"
+    )
