@@ -352,7 +352,7 @@ def test_pairs_of_takes_are_what_the_loader_reads(
 def test_faults_of_rejected_answers_name_them(
     template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Too long, or damaged behind a header that is whole: of that a training hears in the middle."""
+    """Too long, or damaged behind a whole header: of that a training hears in its middle."""
     monkeypatch.setattr(template, "mode", "rlhf")
     damaged = tmp_path / "damaged.flac"
     (row, other) = corpus_rows(2)
@@ -364,8 +364,9 @@ def test_faults_of_rejected_answers_name_them(
         with pytest.raises(UserError) as error:
             load(write_jsonl(tmp_path / "pairs.jsonl", [long]))
     (line,) = str(error.value).splitlines()
-    assert "pairs.jsonl:1 (rejected): row: 3" in line
-    assert "tokens and frames are more than max_length 200; raise --max_length or cut" in line
+    assert "pairs.jsonl:1 (rejected): row: 402 tokens and frames are more than" in line
+    assert "max_length 200; raise --max_length or cut" in line
     (read,) = load(write_jsonl(tmp_path / "damaged.jsonl", [fine]))
-    with pytest.raises(UserError, match=r"damaged.jsonl:1 \(rejected\): audios\[0\]: .*damaged.flac"):
+    reason = r"damaged.jsonl:1 \(rejected\): audio: .*damaged.flac' does not decode to its end"
+    with pytest.raises(UserError, match=reason):
         template.encode(read)

@@ -89,7 +89,7 @@ def test_only_weights_of_preferences_are_gone_on_from(
     if fingerprint == {"beta": 0.1}:
         refuse_other_losses(args, None)
         return
-    with pytest.raises(UserError, match="resume_from_checkpoint: .* is not part of the reference"):
+    with pytest.raises(UserError, match=r"resume_from_checkpoint: .* is not part of the reference"):
         refuse_other_losses(args, None)
 
 
