@@ -27,11 +27,13 @@ from plugins.model.modeling import DualLossOutput
 from plugins.model.preferences import LOSSES, NAMES, PreferenceLoss
 from plugins.training.meters import LossMeter
 from plugins.training.resume import RUN_FILE
+from plugins.training.start import check_type
 
 
 def check(args: Any) -> None:
     """args: MS-SWIFT's, of `swift rlhf`. Raises UserError for what this kit does not train, or
     with which the reference would be another model than is meant."""
+    check_type(args.rlhf_type)
     for option, value, reason, remedy in _unavailable(args):
         raise problem(source="options", field=option, value=value, reason=reason, remedy=remedy)
     loss = loss_of(args)
@@ -65,9 +67,6 @@ _MERGE = "merge it into the model first (higgs-audio export), and train on from 
 
 def _unavailable(args: Any) -> Iterator[tuple[str, Any, str, str]]:
     """Option, its value, what it would do, and what to do instead."""
-    if args.rlhf_type != "dpo":
-        reason = "compares texts, and is not available for speech"
-        yield "rlhf_type", args.rlhf_type, reason, "use dpo (docs/preferences.md)"
     for option in ("packing", "padding_free"):
         if getattr(args, option):
             yield option, True, "does not keep the answers of a pair apart", "leave it out"
