@@ -16,6 +16,7 @@ from helpers.sft import BIN, IN_ORDER, REGISTER, coded, flags, heard, log_of, ru
 from helpers.sharding import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
 
 from plugins.errors import UserError
+from plugins.training.preflight import before_training
 
 pytestmark = pytest.mark.slow
 NUM_PAIRS = 12
@@ -216,13 +217,27 @@ def test_faults_are_one_line(tiny: Path, files: dict[str, Path], tmp_path: Path)
 
 
 def test_a_dry_run_shows_what_would_be_trained(
-    tiny: Path, files: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Labels of both answers are looked at; the model is asked of the chosen ones only."""
+    asked: list[str] = []
+
+    def check_offsets(report: Any, model: Any, rows: list[Any], tokens: Any, chance: str) -> None:
+        asked.extend(sample.source.rpartition(":")[2] for sample, _ in rows)
+
+    monkeypatch.setattr(before_training, "check_offsets", check_offsets)
     with heard(caplog), pytest.raises(SystemExit) as end:
         rlhf(tiny, files, tmp_path / "out", dry_run="true", **LORA)
     assert end.value.code == 0
     assert "labels: 8 rows are as by definition" in caplog.text
     assert "higgs-audio rlhf --model_type" in caplog.text
+    assert f"{NUM_PAIRS} pairs, " in caplog.text
+    assert f"in {2 * NUM_PAIRS} clips" in caplog.text
+    assert asked == ["1", "2", "3", "4"]
 
 
 def test_the_doctor_looks_at_both_answers(
