@@ -237,7 +237,8 @@ def test_a_dry_run_shows_what_would_be_trained(
     assert "higgs-audio rlhf --model_type" in caplog.text
     assert f"{NUM_PAIRS} pairs, " in caplog.text
     assert f"in {2 * NUM_PAIRS} clips" in caplog.text
-    assert asked == ["1", "2", "3", "4"]
+    assert len(asked) == 4
+    assert all(map(str.isdigit, asked)), "no place ends in (rejected)"
 
 
 def test_the_doctor_looks_at_both_answers(
