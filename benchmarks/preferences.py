@@ -1,6 +1,6 @@
 """What a voice learns from ears: `python -m benchmarks.preferences`, after `make demo`.
 
-    the demo's tuned model --takes of 400 sentences, heard--> best takes, pairs
+    the demo's tuned model --takes of 800 sentences, heard--> best takes, pairs
         best takes --sft (rejection sampling)--> a model      pairs --rlhf (DPO)--> a model
         48 sentences that none of them saw --each of them--> word error rate, similarity, stops
 
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
+from benchmarks.measure import ROOT, machine, write_json
 from demo.commands import run as command
 from demo.commands import script
 from demo.recipes.base import phrases
@@ -42,7 +44,7 @@ from plugins.hearing.takes import load_judge
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
 
-TAKES, TEXTS, HELD_OUT = 8, 400, 48  # of the last texts the pairs are not trained on
+TAKES, TEXTS, HELD_OUT = 8, 800, 100  # of the last texts the pairs are not trained on
 GREEDY, DRAWN = Sampling(temperature=0), Sampling(temperature=0.5)
 BEST_OF = Sampling(temperature=0.5, best_of=TAKES)
 MAX_AUDIO_S = 10.0
@@ -61,9 +63,14 @@ class Run:
 
 
 RUNS = {
-    "sft": Run("rejection sampling", "sft", "best", {"learning_rate": 3e-4}),
-    "dpo": Run("DPO", "rlhf", "pairs", {"learning_rate": 1e-4}),
+    "sft": Run("rejection sampling", "sft", "best", {}),
+    "dpo": Run("DPO", "rlhf", "pairs", {"loss_type": "sigmoid_norm", "beta": 5, "rpo_alpha": 0.3}),
 }
+_TRAINED = {"learning_rate": 3e-4, "audio_learning_rate": 3e-4, "max_steps": 128}
+_LOGGED = {"logging_steps": 8, "eval_strategy": "steps", "eval_steps": 16, "save_steps": 128}
+# Who speaks, and how: a take, or the best of several.
+HOW = {"greedy": GREEDY, "drawn": DRAWN, "best of 8": BEST_OF}
+_CURVES = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 
 
 # --- rows ---
@@ -79,11 +86,12 @@ def prepare(folder: Path) -> None:
 
 
 def _texts() -> list[tuple[str, str]]:
-    drawn, texts = phrases.sentences(random.Random(7)), {}
+    drawn = phrases.sentences(random.Random(7))
+    texts: dict[str, str] = {}
     while len(texts) < TEXTS:
         text = next(drawn)
         if len(text.split()) > 3 and not phrases.gives_away(text):
-            texts[text] = f"text-{len(texts):04d}"
+            texts.setdefault(text, f"text-{len(texts):04d}")
     return [(id_, text) for text, id_ in texts.items()]
 
 
@@ -136,6 +144,8 @@ def train(name: str, folder: Path) -> Path:
             "val_dataset": folder / "held_out.jsonl",
             "output_dir": output,
             "report_to": "none",
+            **_TRAINED,
+            **_LOGGED,
             **run.options,
         }
         given = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
@@ -170,41 +180,49 @@ class Judged:
         self._items = read_items(str(folder / "judged.jsonl"), HiggsAudioSettings())
         self._columns: dict[str, list[work.Clip]] = {}
 
-    def say(self, name: str, sampling: Sampling, adapters: Path | None = None) -> None:
+    def say(self, model: str, adapters: Path | None = None) -> None:
+        """All that `model` says, in every way of HOW. adapters: None for the tuned model itself."""
         *_, system = systems(
             str(self._folder / "tuned"),
             adapters=None if adapters is None else str(adapters),
             codec=self._codec,
             judge=self._judge,
         )
-        self._columns[name] = work.say(
-            replace(system, name=name.replace(" ", "_")),
-            self._items,
-            self._folder / "spoken",
-            self._journal,
-            sampling=sampling,
-            seed=0,
-            max_audio_s=MAX_AUDIO_S,
-            batch_size=12,
-            codec=self._identity,
-        )
+        for how, sampling in HOW.items():
+            name = f"{model}, {how}"
+            self._columns[name] = work.say(
+                replace(system, name=re.sub(r"\W+", "_", name)),
+                self._items,
+                self._folder / "spoken",
+                self._journal,
+                sampling=sampling,
+                seed=0,
+                max_audio_s=MAX_AUDIO_S,
+                batch_size=12,
+                codec=self._identity,
+            )
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """Of each system: its scores, and their differences from the tuned model's, spoken in the
-        same way, as (mean, low, high)."""
+        """Of each system its scores, (mean, low, high), and how they differ from those of one take
+        of the tuned model; of several takes, how much they differ from each other."""
         rows, second = self._rows("transcript"), self._rows(_SECOND)
-        wer = next(metric for metric in METRICS if metric.name == "wer")
-        columns = {"wer_second": (second, wer)}
-        columns |= {metric.name: (rows, metric) for metric in METRICS if metric.name in _SCORES}
+        by_name = {metric.name: metric for metric in METRICS}
+        columns = {"wer_second": (second, by_name["wer"])}
+        columns |= {name: (rows, by_name[name]) for name in _SCORES}
         result: dict[str, dict[str, Any]] = {}
-        for name in self._columns:
-            peer = f"tuned {name.rpartition(' ')[2]}"
-            result[name] = {}
-            for key, (of, metric) in columns.items():
-                ours, theirs = column(of, name, metric), column(of, peer, metric)
-                result[name][key] = _written(estimate(ours))
+        for name, clips in self._columns.items():
+            _, how = name.split(", ")
+            # The best of several is compared with one, drawn alike.
+            peer = f"tuned, {'greedy' if how == 'greedy' else 'drawn'}"
+            of: dict[str, Any] = {}
+            for key, (scored, metric) in columns.items():
+                ours, theirs = column(scored, name, metric), column(scored, peer, metric)
+                of[key] = _written(estimate(ours))
                 if name != peer:
-                    result[name][f"{key} - tuned"] = _written(difference(ours, theirs))
+                    of[f"{key} - tuned"] = _written(difference(ours, theirs))
+            if how not in ("greedy", "drawn"):
+                of |= _diversity(clips)
+            result[name] = of
         return result
 
     def _rows(self, recogniser: str) -> list[dict[str, Any]]:
@@ -236,10 +254,119 @@ def second_recogniser() -> scorers.Scorer:
     return scorers.Scorer(_SECOND, f"moonshine tiny-en {version('moonshine-voice')}", load)
 
 
+def _diversity(clips: Sequence[work.Clip]) -> dict[str, float]:
+    """Of the takes of a text, the mean over texts: how many transcripts differ, and the spread of
+    durations, as a share of their mean."""
+    transcripts, spreads = [], []
+    for clip in clips:
+        durations = [take["duration_s"] for take in clip.takes]
+        transcripts.append(len({take["transcript"] for take in clip.takes}))
+        spreads.append(float(np.std(durations) / np.mean(durations)))
+    return {
+        "transcripts": round(float(np.mean(transcripts)), 2),
+        "duration_spread": round(float(np.mean(spreads)), 4),
+    }
+
+
 def _written(of: Estimate | None) -> list[float | None] | None:
     if of is None:
         return None
     return [None if value is None else round(value, 4) for value in (of.mean, of.low, of.high)]
+
+
+# --- what is written ---
+
+
+def took(folder: Path) -> dict[str, Any]:
+    """What became of the texts, and the word error rates of their takes."""
+    wers, best = [], []
+    for _, line in text_lines(folder / "all_takes" / "takes.jsonl"):
+        row = json.loads(line)
+        of_text = [take["wer"] for take in row["takes"]]
+        wers += of_text
+        best.append(min(of_text))
+    kept = {}
+    for name in ("best", "pairs", "held_out"):
+        kept[name] = sum(1 for _ in text_lines(folder / f"{name}.jsonl"))
+    means = {"wer": float(np.mean(wers)), "wer_of_best": float(np.mean(best))}
+    return {"texts": TEXTS, **kept, **{name: round(mean, 4) for name, mean in means.items()}}
+
+
+def curves_of(run: Path) -> dict[str, list[list[float]]]:
+    """(step, value) of what is logged; of the held-out pairs with `eval_` in front."""
+    curves: dict[str, list[list[float]]] = {}
+    for _, line in text_lines(run / "logging.jsonl"):
+        record = json.loads(line)
+        for name in (*_CURVES, "loss_audio"):
+            for key in (name, f"eval_{name}"):
+                if key in record:
+                    step = int(record["global_step/max_steps"].partition("/")[0])
+                    curves.setdefault(key, []).append([step, round(record[key], 4)])
+    return curves
+
+
+def draw(
+    path: Path,
+    figures: Mapping[str, Mapping[str, Any]],
+    curves: Mapping[str, Sequence[Sequence[float]]],
+) -> None:
+    """Word error rates by both recognisers, and two curves of DPO."""
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context("default"):  # the user's matplotlibrc must not change the picture
+        figure = Figure(figsize=(11, 3.4), dpi=80, layout="constrained")
+        bars, accuracy, logps = figure.subplots(1, 3, width_ratios=(5, 3, 3))
+        places = np.arange(len(figures))
+        keys = {"wer": "the one that ranked takes", "wer_second": "one that did not"}
+        for number, (key, title) in enumerate(keys.items()):
+            means, lows, highs = np.array([of[key] for of in figures.values()]).T
+            bars.barh(
+                places + 0.4 * number,
+                100 * means,
+                0.38,
+                xerr=100 * np.array([means - lows, highs - means]),
+                error_kw={"elinewidth": 0.8},
+                label=title,
+            )
+        bars.set_yticks(places + 0.2, list(figures))
+        bars.invert_yaxis()
+        bars.set(title="word error rate, %, by two recognisers")
+        bars.legend(fontsize=7)
+        for axes, names, title in (
+            (accuracy, ("rewards/accuracies",), "DPO: pairs the right way round"),
+            (logps, ("logps/chosen", "logps/rejected"), "DPO: log p of held-out clips"),
+        ):
+            for name in names:
+                shown = [f"eval_{name}"] if axes is logps else [name, f"eval_{name}"]
+                for key in shown:
+                    steps, values = zip(*curves[key], strict=True)
+                    label = "held out" if key.startswith("eval_") else "trained"
+                    axes.plot(steps, values, label=label if axes is accuracy else name[6:])
+            axes.set(title=title, xlabel="steps")
+            axes.legend(fontsize=7)
+        FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+
+
+def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """For docs/preferences.md."""
+    lines = ["| who speaks | WER | by another recogniser | similarity | stops | transcripts of 8 |"]
+    lines.append("|---|" + "---:|" * 5)
+    for name, of in figures.items():
+        cells = [_cell(of, "wer"), _cell(of, "wer_second"), f"{of['similarity'][0]:.3f}"]
+        cells += [f"{100 * of['stopped'][0]:.0f} %", f"{of.get('transcripts', '')}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(of: Mapping[str, Any], key: str) -> str:
+    """A share with, where there is one, its difference from the tuned model's."""
+    text = f"{100 * of[key][0]:.1f} %"
+    if (change := of.get(f"{key} - tuned")) is not None:
+        mean, low, high = (100 * value for value in change)
+        text += f" ({mean:+.1f}, {low:+.1f} to {high:+.1f})"
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -256,15 +383,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         take(folder)
     with Journal(folder / "journal.jsonl", {}) as journal:
         judged = Judged(folder, journal)
-        judged.say("tuned greedy", GREEDY)
-        judged.say("tuned drawn", DRAWN)
-        judged.say("best of 8 drawn", BEST_OF)
+        judged.say("tuned")
         for name in RUNS:
-            adapter = train(name, folder)
-            judged.say(f"{name} greedy", GREEDY, adapter)
-            judged.say(f"{name} drawn", DRAWN, adapter)
+            judged.say(name, train(name, folder))
         figures = judged.figures()
-    print(json.dumps(figures, indent=1))
+    curves = {name: curves_of(folder / "runs" / name) for name in RUNS}
+    output = ROOT / "docs" / "curves"
+    draw(output / "preferences.png", figures, curves["dpo"])
+    content = {"takes": took(folder), "heard": figures, "curves": curves}
+    write_json(output / "preferences.json", {**machine(), **content})
+    print(table(figures))
     return 0
 
 

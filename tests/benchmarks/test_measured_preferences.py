@@ -1,0 +1,44 @@
+"""benchmarks/preferences.py: what it made is what docs/preferences.md says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from benchmarks import preferences
+from benchmarks.measure import ROOT
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    text = (ROOT / "docs" / "curves" / "preferences.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def test_the_page_says_what_was_heard(made: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "preferences.md").read_text(encoding="utf-8")
+    assert preferences.table(made["heard"]) in page
+    takes = made["takes"]
+    of_each = f"of {takes['texts']} sentences {takes['best']} best takes and {takes['pairs']} pairs"
+    assert of_each in " ".join(page.split())
+
+
+def test_errors_are_a_fifth_fewer(made: dict[str, Any]) -> None:
+    """Relative to the tuned model, by a recogniser that has chosen nothing; of each way to learn."""
+    heard = made["heard"]
+    tuned = heard["tuned, greedy"]
+    for model in preferences.RUNS:
+        learnt = heard[f"{model}, greedy"]
+        assert learnt["wer_second"][0] < 0.8 * tuned["wer_second"][0]
+        assert learnt["similarity"][0] > tuned["similarity"][0] - 0.02
+        assert learnt["stopped"][0] >= tuned["stopped"][0]
+
+
+def test_the_picture_is_drawn(made: dict[str, Any], tmp_path: Any) -> None:
+    picture = tmp_path / "it.png"
+    preferences.draw(picture, made["heard"], made["curves"]["dpo"])
+    assert picture.read_bytes()[:4] == b"\x89PNG"
