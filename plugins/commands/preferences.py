@@ -38,7 +38,7 @@ from plugins.evaluation.items import Item, read_items
 from plugins.evaluation.speaking import systems
 from plugins.evaluation.taking import Shard, Taken, Taking
 from plugins.evaluation.winners import Verdict, best_row, pair_row, verdict
-from plugins.files import disk
+from plugins.files import disk, lock
 from plugins.files.fingerprint import fingerprint
 from plugins.files.hub import local_folder
 from plugins.hearing.takes import Take, best_first
@@ -71,14 +71,23 @@ def run(options: Namespace) -> int:
         if options.votes:
             return _vote(options, read_items(options.dataset, settings), codec)
         items = read_items(options.dataset, settings, limit=options.limit)
-        held = {"codec": fingerprint(Path(local_folder(codec_path, option="codec")))}
-        taking = _take(options, items, folder, codec, held | {"prompts": settings.prompts})
+        depends_on = {"codec": fingerprint(Path(local_folder(codec_path, option="codec")))}
+        depends_on["prompts"] = settings.prompts
+        taking = _take(options, items, folder, codec, depends_on)
         taken = taking.taken()
         if len(taken) < len(items):
             count = f"{len(taken)} of {len(items)} texts are spoken"
             print(f"{folder}: {count}; the process that ends last writes {output}")
             return 0
-        return _write(options, items, taken, folder, codec)
+        held = folder / ".rows.lock"
+        # Of processes that end together each is the last one.
+        if (holder := lock.take(held)) is not None:
+            print(f"{output}: is being written by {holder}")
+            return 0
+        try:
+            return _write(options, items, taken, folder, codec)
+        finally:
+            lock.release(held)
 
 
 def _check_output(options: Namespace, folder: Path) -> None:
@@ -125,7 +134,7 @@ def _room(output: Path) -> Iterator[None]:
 
 
 def _take(
-    options: Namespace, items: Sequence[Item], folder: Path, codec: Codec, held: Row
+    options: Namespace, items: Sequence[Item], folder: Path, codec: Codec, depends_on: Row
 ) -> Taking:
     """All takes of this process's texts, those of before among them."""
     sampling = Sampling(options.temperature, options.top_k, options.top_p, best_of=options.takes)
@@ -142,7 +151,7 @@ def _take(
     )[-1]
     drawing = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
     settings = {
-        **held,
+        **depends_on,
         "model": system.depends_on,
         "judge": judge.identity,
         "sampling": drawing,
@@ -194,7 +203,8 @@ def _write(
             field="takes",
             value=len(items),
             reason="texts have no winner: no row is written",
-            remedy="look at the reasons there; train longer, or raise --max_wer or --max_audio_s",
+            remedy="look at the reasons there; train longer, raise --max_wer or --max_audio_s, or,"
+            " for texts that are not English, give --language and --asr",
         )
     paired = [item for item in winners if verdicts[item.id].rejected is not None]
 

@@ -87,7 +87,7 @@ def test_evaluate_shows_all_takes(
     assert (out / "items.jsonl").read_bytes() == before
     capsys.readouterr()
     assert evaluate(*words, "--best_of", "1") == 1
-    assert "best_of.takes: 2 is what the evaluation there was made with" in capsys.readouterr().err
+    assert "best_of.takes: 2 is what it was begun with" in capsys.readouterr().err
 
 
 def test_the_page_tells_the_takes() -> None:
