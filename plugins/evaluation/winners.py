@@ -2,10 +2,11 @@
 
     takes --best_first, verdict--> Verdict --best_row, pair_row--> rows for `sft` and for DPO
 
-The best take is one to learn from if it was said to its end in nearly the right words, and in the
-usual time: else a pause or babble would be learnt with them. To learn against is the worst of those that are clearly worse: in their words, or by their voice, and better
-in neither (as Koel-TTS pairs takes, arXiv 2502.05236). A take that was cut is none of them: its end
-is no end, and a model that is taught to find it unlikely is taught not to end."""
+The best take is one to learn from if it was said to its end in nearly the right words, and in about
+the time of the others: else a pause or babble would be learnt with the words. To learn against is
+the worst of those that are clearly worse: in their words, or by their voice, and better in neither
+(as Koel-TTS pairs takes, arXiv 2502.05236). A take that was cut is none of them: its end is no end,
+and a model that is taught to find it unlikely is taught not to end."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def judged(
     *,
     reference: str | None = None,
 ) -> Takes:
-    """Voices are compared with what `dialogue` clones; where that says nothing, with `reference`."""
+    """reference: what the voices are compared with where `dialogue` does not clone one."""
     text, reference = last_text(dialogue), _voice_in(dialogue) or reference
     heard: list[Take] = []
     for speech, sampling in zip(speeches, samplings, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import corpus_texts, write_jsonl
+from conftest import CORPUS, corpus_texts, write_jsonl
 from helpers.commands import contents, in_child, read
 from helpers.takes import Ears
 
@@ -120,6 +121,72 @@ def test_a_killed_one_goes_on_and_several_processes_share_the_work(
 
 
 @pytest.mark.usefixtures("ears")
+def test_of_processes_that_end_together_one_writes(
+    tiny: Path, texts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Each saw that all was spoken, and removed what the other was writing."""
+    output = tmp_path / "pairs.jsonl"
+    assert make(tiny, texts, output, "--limit", "2") == 0
+    written = contents(tmp_path)
+    other = tmp_path / f".pairs.jsonl.{'0' * 32}.tmp"
+    other.write_bytes(b"of the other")
+    capsys.readouterr()
+    with (tmp_path / "pairs_takes" / ".rows.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert make(tiny, texts, output, "--limit", "2") == 0
+        assert f"{output}: is being written by another process" in capsys.readouterr().out
+        assert other.read_bytes() == b"of the other"
+    # One that was killed has left both.
+    assert make(tiny, texts, output, "--limit", "2") == 0
+    assert contents(tmp_path) == written
+
+
+@pytest.mark.usefixtures("ears")
+def test_processes_divide_the_texts_alike(
+    tiny: Path, texts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    output = tmp_path / "pairs.jsonl"
+    folder = tmp_path / "pairs_takes"
+    folder.mkdir()
+    # Another process has just begun, and has no journal yet.
+    with (folder / ".progress-1-of-2.jsonl.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert make(tiny, texts, output, "--limit", "2", "--shard", "2/2") == 0
+        assert "1 of 2 texts are spoken" in capsys.readouterr().out
+        for shard in ("1/3", "1/1"):
+            assert make(tiny, texts, output, "--limit", "2", "--shard", shard) == 1
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert "is being filled by another process; wait for its end, or take its" in error
+    # It was killed: another number goes on.
+    assert make(tiny, texts, output, "--limit", "2", "--shard", "1/3") == 0
+    assert f"{output}: " in capsys.readouterr().out
+    assert not [name for name in os.listdir(folder) if name.endswith(".lock")]
+
+
+def test_whose_voice_takes_are_compared_with(
+    tiny: Path, tmp_path: Path, ears: Ears, capsys: Any
+) -> None:
+    one, two, three = (str(CORPUS / "wavs" / f"DEMO-000{n}.flac") for n in (1, 2, 3))
+    voices = {"reference_audio": [one, two], "reference_text": ["One.", "Two."]}
+    said = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": ""}]
+    rows: list[dict[str, Any]] = [
+        {"text": "[SPEAKER1] Hi.", **voices},
+        {"messages": said, "audios": [three]},
+        {"messages": said, "audios": [three], "reference_audio": one, "reference_text": "One."},
+    ]
+    texts = write_jsonl(tmp_path / "texts.jsonl", rows)
+    make(tiny, texts, tmp_path / "pairs.jsonl")
+    assert [reference for _, reference in ears.asked[::4]] == [two, three, one]
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "2", "2/", "a/b", "-1/2", "1/2/3", "1.5/2", ""])
+def test_what_is_no_shard(shard: str, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        make(tmp_path, tmp_path / "texts.jsonl", tmp_path / "a.jsonl", f"--shard={shard}")
+    assert f"{shard!r} is no shard: write 2/4 for the second of four" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ears")
 def test_a_full_disk_is_one_line_and_what_was_spoken_is_kept(
     tiny: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -153,6 +220,7 @@ def test_no_winner_at_all(tiny: Path, texts: Path, tmp_path: Path, ears: Ears, c
     shown = capsys.readouterr().err
     assert "without a pair: 2: no take stopped by itself (first: DEMO-0001)" in shown
     assert "takes.jsonl: takes: 2 texts have no winner: no row is written; look at" in shown
+    assert "give --language and --asr" in shown
     assert not output.exists()
 
 
@@ -189,8 +257,6 @@ def test_what_is_refused_before_anything_is_spoken(
 
 def test_blind_votes_become_pairs(tiny: Path, texts: Path, tmp_path: Path, capsys: Any) -> None:
     import shutil
-
-    from conftest import CORPUS
 
     names = [name for name, _ in corpus_texts()[:4]]
     folder = tmp_path / "evaluation"

@@ -188,9 +188,7 @@ def test_another_strength_is_another_evaluation(lora: Path, tmp_path: Path, caps
     assert "- adapter_scale: 0.5, of **tuned**" in capsys.readouterr().out
     assert evaluate(*arguments, 1, "--output", half) == 1
     refused = capsys.readouterr().err
-    assert (
-        "tuned.adapter_scale: 0.5 is what it was begun with, not None" in refused
-    )
+    assert "tuned.adapter_scale: 0.5 is what it was begun with, not None" in refused
     assert evaluate(*arguments, 0, "--output", none) == 0
     clip = "DEMO-0001.wav"
     base, tuned = none / "audio" / "base" / clip, none / "audio" / "tuned" / clip
