@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,7 @@ def _summarize(
         if takes := taken[item.id].takes:
             first.append(takes[0])
             best.append(takes[best_first(takes)[0]])
-    for name, of_name in (("first takes", first), ("best takes", best)):
+    for name, of_name in (("first takes", first), ("best takes, by who chose them", best)):
         if of_name:
             wer = sum(take.wer or 0.0 for take in of_name) / len(of_name)
             stopped = sum(take.stopped for take in of_name)
@@ -270,6 +271,7 @@ def _earlier(item: Item, codec: Codec) -> list[Tensor]:
     return codes
 
 
+@lru_cache(maxsize=10_000)  # a winner's earlier turns stand in two rows
 def _codes(path: str | Path | None, codec: Codec) -> Tensor:
     assert path is not None
     try:

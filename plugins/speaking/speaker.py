@@ -103,7 +103,7 @@ class Speaker:
         # A fast tokenizer does not take two threads at once.
         self._tokenizing = threading.Lock()
         self._is_stopped = threading.Event()
-        self.judge: Judge | None = None  # of takes; None: loaded when the first have been spoken
+        self.judge: Judge | None = None  # of takes; None: loaded before the first
 
     @property
     def compiles(self) -> bool:
