@@ -293,9 +293,12 @@ def _vote(options: Namespace, items: Sequence[Item], codec: Codec) -> int:
     left: Counter[str] = Counter()
     for folder in options.votes:
         counted = _counted(folder)
+        cut = votes.cut(folder)
         for (id_, one, two), counts in counted.items():
             if id_ not in by_id:
                 left["the dataset has no such id"] += 1
+            elif {(id_, one), (id_, two)} & cut:
+                left["a clip was cut, so that its end is none"] += 1
             elif counts[one] == counts[two]:
                 left["no more votes for one than for the other"] += 1
             else:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from conftest import CORPUS, corpus_texts, write_jsonl
 from helpers.commands import contents, in_child, read
 from helpers.takes import Ears
 
+from plugins.audio.codec import Codec, find_codec
 from plugins.cli import main
 from plugins.commands import preferences
 from plugins.commands.app import votes
@@ -25,6 +27,7 @@ from plugins.hearing import scorers
 from plugins.settings import HiggsAudioSettings
 
 FLAGS = ("--takes", "4", "--max_audio_s", "0.2", "--temperature", "1", "--batch_size", "1")
+SYSTEMS = ("base", "tuned")
 
 
 @pytest.fixture
@@ -64,6 +67,7 @@ def test_best_takes_and_pairs(
         assert len(row["audio_codes"]) == len(row["rejected_audio_codes"]) == 1
         assert row["audio_codes"] != row["rejected_audio_codes"]
     assert len(read_rows(str(tmp_path / "pairs_best.jsonl"), HiggsAudioSettings(), check=id)) >= 2
+    assert read_rows(str(output), HiggsAudioSettings(), check=id, pairs=True)
     printed = capsys.readouterr()
     assert f"{output}: {len(pairs)} pairs" in printed.out
     assert "first takes: WER " in printed.out
@@ -256,11 +260,9 @@ def test_what_is_refused_before_anything_is_spoken(
 
 
 def test_blind_votes_become_pairs(tiny: Path, texts: Path, tmp_path: Path, capsys: Any) -> None:
-    import shutil
-
     names = [name for name, _ in corpus_texts()[:4]]
     folder = tmp_path / "evaluation"
-    for system in ("base", "tuned"):
+    for system in SYSTEMS:
         (folder / "audio" / system).mkdir(parents=True)
         for i, name in enumerate(names):
             # Named .wav, as evaluations have them: what a file is, its bytes say.
@@ -274,16 +276,24 @@ def test_blind_votes_become_pairs(tiny: Path, texts: Path, tmp_path: Path, capsy
         ("ann", names[1], votes.EQUAL),
         ("ann", names[2], votes.B),
         ("ann", "unknown", votes.A),
+        ("bob", names[3], votes.A),
     ):
         votes.keep(votes.Pair(name, "", "base", "tuned", folder), vote, voter=voter)
+    scores = {"base": {"stopped": 1.0}, "tuned": {"stopped": 0.0}, "truth": {"stopped": None}}
+    write_jsonl(folder / "items.jsonl", [{"id": names[3], "text": "Hi.", "systems": scores}])
     output = tmp_path / "voted.jsonl"
     assert make(tiny, texts, output, "--votes", folder) == 0
     rows = read(output)
-    assert [row["id"] for row in rows] == [names[0], names[2]]
-    # The same recording is the better one of the first, the worse one of none.
-    assert rows[0]["audio_codes"] != rows[0]["rejected_audio_codes"]
+    codec = Codec(find_codec([str(tiny)]))
+    for row, name, sides in zip(rows, (names[0], names[2]), (SYSTEMS, SYSTEMS[::-1]), strict=True):
+        assert row["id"] == name
+        better, worse = (codec.encode_file(f"{folder}/audio/{side}/{name}.wav") for side in sides)
+        assert row["audio_codes"] == [better.T.tolist()]
+        assert row["rejected_audio_codes"] == [worse.T.tolist()]
+    assert len(read_rows(str(output), HiggsAudioSettings(), check=id, pairs=True)) == 2
     shown = capsys.readouterr()
     assert "without a pair: 1: the dataset has no such id" in shown.err
+    assert "without a pair: 1: a clip was cut, so that its end is none" in shown.err
     assert "without a pair: 1: no more votes for one than for the other" in shown.err
     assert f"{output}: 2 pairs" in shown.out
     assert make(tiny, texts, tmp_path / "none.jsonl", "--votes", tmp_path) == 1
