@@ -96,6 +96,7 @@ def _check_output(options: Namespace, folder: Path) -> None:
     if output.suffix != ".jsonl":
         raise _refused(options, "is no .jsonl file", "name one")
     disk.require_writable(output, field="output")
+    disk.require_writable(folder / _HEARD, field="output")
     for path in (output, _best(output)):
         if path.resolve() == Path(options.dataset).resolve():
             raise _refused(options, f"would be written over {path}, which is read", "name another")

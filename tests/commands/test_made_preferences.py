@@ -183,6 +183,13 @@ def test_whose_voice_takes_are_compared_with(
     assert [reference for _, reference in ears.asked[::4]] == [two, three, one]
 
 
+@pytest.mark.parametrize("share", ["x", "nan", "-0.1", "1.1", ""])
+def test_what_is_no_share(share: str, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        make(tmp_path, tmp_path / "texts.jsonl", tmp_path / "a.jsonl", f"--max_wer={share}")
+    assert f"--max_wer: {share!r} is not between 0 and 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "2", "2/", "a/b", "-1/2", "1/2/3", "1.5/2", ""])
 def test_what_is_no_shard(shard: str, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit):
@@ -243,6 +250,8 @@ def test_what_is_refused_before_anything_is_spoken(
     assert "is there already" in refused(other)
     assert other.read_text() == "mine"
     assert "takes are all the same" in refused(tmp_path / "b.jsonl", "--temperature", "0")
+    (tmp_path / "f_takes").touch()
+    assert "f_takes/takes.jsonl' cannot be written (Not a dir" in refused(tmp_path / "f.jsonl")
     (tmp_path / "c_takes").mkdir()
     (tmp_path / "c_takes" / "mine.txt").write_text("mine")
     with monkeypatch.context() as patch:
