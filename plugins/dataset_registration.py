@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swift.dataset import RowPreprocessor
 
-from plugins.corpora.canonical import COLUMNS, KEY_COLUMNS, PAIR_COLUMNS, ROW_SOURCE, SPEAKER
+from plugins.corpora.pairs import IN_TABLE
 from plugins.ms_swift.dataset_loader import FEATURES, HiggsDatasetLoader
 
 __all__ = ["FEATURES", "HiggsDatasetLoader", "register_columns"]
@@ -12,6 +12,6 @@ __all__ = ["FEATURES", "HiggsDatasetLoader", "register_columns"]
 
 def register_columns() -> None:
     """MS-SWIFT drops columns that it does not know (`RowPreprocessor.remove_useless_columns`)."""
-    for column in (*COLUMNS, *KEY_COLUMNS.values(), *PAIR_COLUMNS, SPEAKER, ROW_SOURCE):
+    for column in (*FEATURES, *IN_TABLE.values()):
         if column not in RowPreprocessor.standard_keys:
             RowPreprocessor.standard_keys.append(column)

@@ -11,7 +11,7 @@ import swift
 import yaml
 from conftest import ROOT, corpus_rows, write_jsonl
 from helpers.memory import CONFIG_3B, CONFIG_7B
-from swift.arguments import SftArguments
+from swift.arguments import RLHFArguments, SftArguments
 from swift.cli.main import parse_yaml_args
 from swift.utils import parse_args
 
@@ -56,7 +56,8 @@ def test_parses_to_ms_swift_arguments(
         at = argv.index("--deepspeed")
         assert (PRESETS / f"{argv[at + 1]}.json").is_file()
         del argv[at : at + 2]
-    args, unknown = parse_args(SftArguments, [*argv, *here])
+    takes = RLHFArguments if "rlhf_type" in load(path) else SftArguments
+    args, unknown = parse_args(takes, [*argv, *here])
     assert unknown == []
     assert args.model_type == load(path)["model_type"]
     assert args.strict is True
@@ -71,8 +72,9 @@ def test_opens_with_purpose_needs_launch_and_override(path: Path) -> None:
     head = "\n".join(lines)
     assert "Needs" in head
     assert "Trade-off" in head or path.name in {"demo.yaml", "lora_7b.yaml"}
-    assert re.search(rf"Launch.*swift sft configs/{path.name}", head)
-    assert re.search(rf"Override.*swift sft configs/{path.name} --", head)
+    command = "rlhf" if "rlhf_type" in load(path) else "sft"
+    assert re.search(rf"Launch.*swift {command} configs/{path.name}", head)
+    assert re.search(rf"Override.*swift {command} configs/{path.name} --", head)
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.name)
@@ -143,6 +145,16 @@ def test_the_book_lists_every_setting_with_its_default() -> None:
         value = getattr(HiggsAudioSettings(), name)
         defaults[name] = "" if value in (None, ()) else str(value).lower()
     assert documented == defaults
+
+
+def test_preferences_are_learnt_slowly_from_what_is_fine_tuned() -> None:
+    """The adapter and the rows of a step are those of `lora_3b.yaml`; no rate is as high."""
+    ours, theirs = (load(ROOT / "configs" / f"{name}.yaml") for name in ("dpo_lora_3b", "lora_3b"))
+    for name in ("model", "tuner_type", "target_modules", "lora_rank", "lora_alpha", "max_length"):
+        assert ours[name] == theirs[name], name
+    assert 2 * ours["per_device_train_batch_size"] == theirs["per_device_train_batch_size"]
+    assert ours["learning_rate"] <= theirs["learning_rate"] / 10
+    assert ours["model_kwargs"]["audio_learning_rate"] <= theirs["learning_rate"] / 10
 
 
 def test_the_launch_script_and_the_lora_config_agree() -> None:

@@ -199,6 +199,6 @@ def test_the_commands_of_readme_and_book_parse() -> None:
             if name.startswith(("configs/", "./train", "plugins/")):
                 assert (ROOT / name).is_file(), name
     assert parsed.pop("prepare") >= 4
-    commands = {"speak", "evaluate", "app", "export", "convert", "doctor", "new-voice"}
-    assert set(parsed) == commands
+    commands = {"speak", "evaluate", "app", "export", "convert", "doctor", "new-voice", "serve"}
+    assert set(parsed) == commands | {"preferences"}
     assert os.access(ROOT / "train_higgs_audio.sh", os.X_OK)

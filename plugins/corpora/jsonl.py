@@ -18,6 +18,7 @@ from typing import Any
 from plugins.audio.waveforms import AudioError, resolve
 from plugins.corpora.canonical import (
     AUDIO_TAG,
+    PAIR_COLUMNS,
     ROW_SOURCE,
     FlatRow,
     RowError,
@@ -106,6 +107,9 @@ def _decoded(line: bytes) -> str:
 def _utterance(row: dict[str, Any], place: str, id_: str, looked_for: _Place) -> Utterance:
     flat = flat_row(row)
     texts = _texts_to_speak(flat)
+    for column in PAIR_COLUMNS:
+        if row.get(column):
+            raise _Unfit("is no plain text-to-speech row (a pair of answers)", row[column])
     found = [looked_for.find(path, "audios") for path in flat.audios]
     audios = list(map(_real, found))
     references = [_real(looked_for.find(path, "reference_audio")) for path in flat.references]

@@ -4,8 +4,9 @@
      "rejected_audios" or "rejected_audio_codes"}              the clips of the rejected one
      "rejected_messages"                                       or as contents that name them
 
-Both answer the same prompt. In a table the rejected clips stand in the columns of `REJECTED`, which
-MS-SWIFT takes for those of a row whose other columns are the chosen one's."""
+Both answer the same prompt. In a table the rejected clips, and where they were read, stand in the
+columns of `IN_TABLE`, which MS-SWIFT takes for those of a row whose other columns are the chosen
+one's."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ from plugins.settings import HiggsAudioSettings
 REJECTED = {
     name: f"rejected_{name}" for name in ("audios", "audio_codes", KEY_COLUMNS["audio_codes"])
 }
+# Of a table: what of a rejected answer is not the chosen one's.
+IN_TABLE = {**REJECTED, ROW_SOURCE: f"rejected_{ROW_SOURCE}"}
 _MESSAGES = "rejected_messages"
 
 
@@ -33,7 +36,7 @@ def canonical_pair(
 
     Raises UserError as `canonical_row`, and for answers that cannot be compared."""
     chosen = canonical_row(row, source, settings, beside=beside)
-    place = _place(source)
+    place = f"{source} (rejected)"
     try:
         answer = {**chosen, **_answer(row)}
         if answer["messages"] is None:
@@ -48,21 +51,17 @@ def canonical_pair(
 
 def with_rejected(chosen: dict[str, Any], rejected: Mapping[str, Any]) -> dict[str, Any]:
     """Both of `canonical_pair` as one row of a table."""
-    return {**chosen, **{column: rejected[name] for name, column in REJECTED.items()}}
+    return {**chosen, **{column: rejected[name] for name, column in IN_TABLE.items()}}
 
 
 def answers_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The canonical rows of the answers of a row of a table, the chosen one first: of a pair two,
     else one."""
     chosen = dict(row)
-    if not row.keys() >= set(REJECTED.values()):
+    if not row.keys() >= set(IN_TABLE.values()):
         return [chosen]
-    clips = {name: chosen.pop(column) for name, column in REJECTED.items()}
-    return [chosen, {**chosen, **clips, ROW_SOURCE: _place(chosen[ROW_SOURCE])}]
-
-
-def _place(source: str) -> str:
-    return f"{source} (rejected)"
+    own = {name: chosen.pop(column) for name, column in IN_TABLE.items()}
+    return [chosen, {**chosen, **own}]
 
 
 def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,9 +89,11 @@ def _check(chosen: Mapping[str, Any], rejected: Mapping[str, Any]) -> None:
             reason="differ from messages in more than their clips",
             remedy="give both answers to one prompt",
         )
-    if _clips(chosen) == _clips(rejected):
-        reason, remedy = "are the chosen clips themselves", "leave the row out"
-        raise RowError(field=REJECTED["audios"], value=None, reason=reason, remedy=remedy)
+    # A recording and its codes are the same clip, however one of two rows names it.
+    for name, clips in _clips(rejected).items():
+        if clips and clips == _clips(chosen)[name]:
+            reason, remedy = "are the chosen clips themselves", "leave the row out"
+            raise RowError(field=REJECTED[name], value=None, reason=reason, remedy=remedy)
 
 
 def _prompt(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -106,8 +107,7 @@ def _prompt(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return turns
 
 
-def _clips(row: Mapping[str, Any]) -> list[Any]:
-    recordings = list(map(os.path.realpath, row["audios"]))
-    codes = [row[name] for name in ("audio_codes", KEY_COLUMNS["audio_codes"])]
-    # A recording and its codes are the same clip, however one of two rows names it.
-    return recordings or codes
+def _clips(row: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """As recordings, and as codes, of which people know one column."""
+    codes = row["audio_codes"] or row[KEY_COLUMNS["audio_codes"]]
+    return {"audios": list(map(os.path.realpath, row["audios"])), "audio_codes": codes}

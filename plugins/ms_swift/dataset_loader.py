@@ -27,7 +27,7 @@ from plugins.corpora.canonical import (
     SPEAKER,
     canonical_row,
 )
-from plugins.corpora.pairs import REJECTED
+from plugins.corpora.pairs import IN_TABLE
 from plugins.data.clips import LowRates, measured
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
@@ -56,8 +56,8 @@ FEATURES = Features(
 
 
 _LENGTHS = {LENGTHS: List(Value("int32"))}
-# The clips of the rejected answers of pairs, as those of the chosen ones.
-_REJECTED = {column: FEATURES[name] for name, column in REJECTED.items()}
+# What the rejected answers of pairs have of their own, as the chosen ones have it.
+_REJECTED = {column: FEATURES[name] for name, column in IN_TABLE.items()}
 # MS-SWIFT's column of the dataset that a row is from.
 _NAME = "dataset"
 

@@ -21,6 +21,7 @@ from swift.utils import get_logger
 from plugins import __version__
 from plugins.audio.codec import FRAMES_PER_S
 from plugins.corpora.canonical import ROW_SOURCE, SPEAKER
+from plugins.corpora.pairs import answers_of
 from plugins.data.clips import num_frames
 from plugins.data.dialogue import Dialogue
 from plugins.data.rows import dialogue_from_row
@@ -51,9 +52,11 @@ higgs-audio export {option} {checkpoint} --output my-voice
 
 @dataclass
 class Statistics:
-    """Of the rows of one set; frames are those of the codec, 25 per second."""
+    """Of the rows of one set, of pairs both answers; frames are those of the codec, 25 per
+    second."""
 
     num_rows: int = 0
+    unit: str = "rows"
     speakers: set[str] = field(default_factory=set)  # as rows name them
     clips: list[int] = field(default_factory=list)  # frames of each trained clip
     references: list[int] = field(default_factory=list)  # frames of each reference
@@ -64,7 +67,8 @@ class Statistics:
         hours = sum(self.clips) / FRAMES_PER_S / 3600
         # A small set in minutes: three digits of hours would hide it.
         length = f"{hours:.2f} h" if hours >= 1 else f"{hours * 60:.2f} min"
-        return f"{self.num_rows:,} rows, {length} of speech in {len(self.clips):,} clips, {who}"
+        clips = f"{length} of speech in {len(self.clips):,} clips"
+        return f"{self.num_rows:,} {self.unit}, {clips}, {who}"
 
     def table(self) -> str:
         """Mean, median, 95th percentile and maximum of what has a length."""
@@ -98,16 +102,19 @@ def measure(
         return None
     statistics = Statistics()
     for row in rows:
-        dialogue = dialogue_from_row(row, settings)
+        answers = answers_of(row)
         statistics.num_rows += 1
-        for clip in dialogue.targets():
-            statistics.clips.append(num_frames(clip, dialogue.source))
-        for reference in dialogue.references:
-            statistics.references.append(num_frames(reference.clip, dialogue.source))
+        statistics.unit = "pairs" if len(answers) == 2 else "rows"
         if row.get(SPEAKER):
             statistics.speakers.add(row[SPEAKER])
-        if positions is not None:
-            statistics.positions.append(positions(dialogue))
+        for answer in answers:
+            dialogue = dialogue_from_row(answer, settings)
+            for clip in dialogue.targets():
+                statistics.clips.append(num_frames(clip, dialogue.source))
+            for reference in dialogue.references:
+                statistics.references.append(num_frames(reference.clip, dialogue.source))
+            if positions is not None:
+                statistics.positions.append(positions(dialogue))
     return statistics
 
 
@@ -183,10 +190,11 @@ def _new_card(trainer: Any, folder: Path, training: str, samples: str) -> str:
     checkpoints = saves.owned(folder, trainer.owner)
     checkpoint = checkpoints[-1].name if checkpoints else "CHECKPOINT"
     origin = card.link_to(base)
+    what = "trained on preferences (DPO)" if trainer.template.compares else "fine-tuned"
     return card.card(
         folder.resolve().name,
         base=base,
-        summary=f"A Higgs-Audio V2 text-to-speech model, fine-tuned from {origin}{how}.",
+        summary=f"A Higgs-Audio V2 text-to-speech model, {what} from {origin}{how}.",
         speak=_SPEAK.format(checkpoint=checkpoint, option=option),
         sections={card.TRAINING: training, card.METRICS: card.NO_METRICS, card.SAMPLES: samples},
         library=library,
@@ -199,10 +207,11 @@ def _training(trainer: Any) -> str:
     train = measure(trainer.train_dataset, settings)
     validation = measure(trainer.eval_dataset, settings)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    unit = train.unit if train else "rows"
     facts = {
         "training data": train.summary() if train else "a stream",
         "validation data": validation.summary() if validation else "none",
-        "steps": f"{state.global_step:,} of up to {batch} rows, {state.epoch or 0:.2f} epochs",
+        "steps": f"{state.global_step:,} of up to {batch} {unit}, {state.epoch or 0:.2f} epochs",
         "settings": "; ".join(_public_settings(trainer)),
         "made with": versions(),
         "commit": commit(),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +21,19 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from plugins.errors import UserError, problem
+from plugins.files.disk import read_json
 from plugins.model.loss import LossSums
 from plugins.model.modeling import DualLossOutput
 from plugins.model.preferences import LOSSES, NAMES, PreferenceLoss
 from plugins.training.meters import LossMeter
+from plugins.training.resume import RUN_FILE
+from plugins.training.start import check_type
 
 
 def check(args: Any) -> None:
     """args: MS-SWIFT's, of `swift rlhf`. Raises UserError for what this kit does not train, or
     with which the reference would be another model than is meant."""
+    check_type(args.rlhf_type)
     for option, value, reason, remedy in _unavailable(args):
         raise problem(source="options", field=option, value=value, reason=reason, remedy=remedy)
     loss = loss_of(args)
@@ -62,9 +67,6 @@ _MERGE = "merge it into the model first (higgs-audio export), and train on from 
 
 def _unavailable(args: Any) -> Iterator[tuple[str, Any, str, str]]:
     """Option, its value, what it would do, and what to do instead."""
-    if args.rlhf_type != "dpo":
-        reason = "compares texts, and is not available for speech"
-        yield "rlhf_type", args.rlhf_type, reason, "use dpo (docs/preferences.md)"
     for option in ("packing", "padding_free"):
         if getattr(args, option):
             yield option, True, "does not keep the answers of a pair apart", "leave it out"
@@ -78,8 +80,12 @@ def _unavailable(args: Any) -> Iterator[tuple[str, Any, str, str]]:
             reason = "would be the checkpoint that is resumed"
             yield "ref_model", args.ref_model, reason, "name the model that it was made of"
         return
-    if args.adapters and not args.resume_only_model:
-        reason = "is not part of the reference, which is the model without any adapter"
+    reason = "is not part of the reference, which is the model without any adapter"
+    if args.resume_from_checkpoint and args.resume_only_model:
+        # MS-SWIFT has named it in `adapters`, too.
+        if not _is_of_preferences(Path(args.resume_from_checkpoint)):
+            yield "resume_from_checkpoint", args.resume_from_checkpoint, reason, _MERGE
+    elif args.adapters:
         yield "adapters", args.adapters[0], reason, _MERGE
     # These change weights of the model itself, which is the reference without its adapter.
     if str(args.init_weights).lower() not in {"true", "false", "gaussian"}:
@@ -88,6 +94,14 @@ def _unavailable(args: Any) -> Iterator[tuple[str, Any, str, str]]:
     if args.lora_bias != "none":
         reason = "trains the model itself, which is the reference"
         yield "lora_bias", args.lora_bias, reason, "leave it out"
+
+
+def _is_of_preferences(checkpoint: Path) -> bool:
+    """Whether its reference was the model without its adapter, too."""
+    file = checkpoint / RUN_FILE
+    if not file.is_file():
+        return False
+    return "beta" in read_json(file, "name another checkpoint")["fingerprint"]
 
 
 def _refused(option: str, value: Any, reason: str, remedy: str) -> UserError:

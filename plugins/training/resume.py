@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
 from plugins.corpora.canonical import LENGTHS, ROW_SOURCE, SPEAKER
+from plugins.corpora.pairs import IN_TABLE
 from plugins.errors import UserError, problem
 from plugins.files.disk import read_json, replace_when_done
 from plugins.training.packs import table_of
@@ -56,7 +57,7 @@ _ADAPTER = (
 )  # fmt: skip
 _NO_EFFECT = {"preflight", "dry_run", "force_resume", "audio_root", "samples", "sample_texts"}
 # MS-SWIFT's file of a row and its count of tokens, and where the row stood, are not what it says.
-_NO_CONTENT = {ROW_SOURCE, SPEAKER, "dataset", LENGTHS}
+_NO_CONTENT = {ROW_SOURCE, IN_TABLE[ROW_SOURCE], SPEAKER, "dataset", LENGTHS}
 
 
 def fingerprint(trainer: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ _HUBS = {"httpx", "httpcore", "huggingface_hub", "modelscope", "modelscope_hub",
 def check(words: Sequence[str]) -> None:
     """Raise UserError if model, data or a folder to write to is missing."""
     given = values_of(words)
+    _check_preferences(given)
     _check_model(given)
     _check_dataset(given)
     check_output_dir(words)
@@ -43,6 +44,32 @@ def explained_start(words: Sequence[str]) -> Iterator[None]:
         if model and not os.path.isdir(model) and _is_of_a_hub(error):
             raise _no_hub(model, words, error) from error
         raise
+
+
+def check_type(rlhf_type: str) -> None:
+    """Raise UserError for what MS-SWIFT trains on preferences in another way."""
+    if rlhf_type != "dpo":
+        raise problem(
+            source="options",
+            field="rlhf_type",
+            value=rlhf_type,
+            reason="compares texts, and is not available for speech",
+            remedy="use dpo (docs/preferences.md)",
+        )
+
+
+def _check_preferences(given: dict[str, list[str]]) -> None:
+    for rlhf_type in given.get("--rlhf_type", ()):
+        check_type(rlhf_type)
+    references = given.get("--ref_model", [])
+    if references and given.get("--tuner_type") != ["full"]:
+        raise problem(
+            source="options",
+            field="ref_model",
+            value=references[0],
+            reason="is for tuner_type full: of an adapter the model without it is the reference",
+            remedy="leave it out",
+        )
 
 
 def _check_model(given: dict[str, list[str]]) -> None:

@@ -65,6 +65,10 @@ def settle(args: Any, model: Any) -> None:
         reason = "writes pickles, which are never read"
         raise _refused("safe_serialization", False, reason, "leave it out")
     if tuner == "full":
+        if args.adapters:
+            reason = "is ignored by tuner_type full"
+            remedy = "merge it into the model first: higgs-audio export"
+            raise _refused("adapters", args.adapters[0], reason, remedy)
         _check_parameters(args, model)
         return
     if args.use_swift_lora:

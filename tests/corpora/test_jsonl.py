@@ -199,6 +199,11 @@ FAULTS: dict[str, tuple[object, str, str]] = {
         "is no plain text-to-speech row (2 clips)",
         '["a.wav", "b.wav"]',
     ),
+    "pair": (
+        row(rejected_audios=["b.wav"]),
+        "is no plain text-to-speech row (a pair of answers)",
+        '["b.wav"]',
+    ),
     "codes only": (
         row(audios=[], audio_codes=[[[1] * 8]]),
         "is no plain text-to-speech row (0 clips)",
@@ -285,6 +290,7 @@ def test_what_training_takes_is_only_left_out_for_not_being_plain(tmp_path, monk
         "dialogue",
         "written answer",
         "codes only",
+        "pair",
         "speaker that is no text",
         "id that is no text",
     )

@@ -9,7 +9,7 @@ import pytest
 from conftest import CORPUS, write_jsonl
 
 from plugins.corpora.canonical import COLUMNS, KEY_COLUMNS, PAIR_COLUMNS
-from plugins.corpora.pairs import REJECTED, answers_of, canonical_pair, with_rejected
+from plugins.corpora.pairs import IN_TABLE, answers_of, canonical_pair, with_rejected
 from plugins.data.rows import dialogue_from_row
 from plugins.data.sources import read_rows
 from plugins.errors import UserError
@@ -70,7 +70,7 @@ def test_what_is_a_pair(pair: dict[str, Any], rejected: dict[str, Any]) -> None:
         assert next(dialogue_from_row(answer, SETTINGS).targets())
     # In a table: what MS-SWIFT then takes apart again.
     together = with_rejected(chosen, other)
-    assert set(together) == {*chosen, *REJECTED.values()}
+    assert set(together) == {*chosen, *IN_TABLE.values()}
     assert answers_of(together) == [chosen, other]
     assert answers_of(chosen) == [chosen]
 
@@ -81,7 +81,19 @@ def test_what_is_a_pair(pair: dict[str, Any], rejected: dict[str, Any]) -> None:
         (row(audios=[A]), r"\(rejected\): rejected_audios is missing: .*; give it, or"),
         (row(audios=[A], rejected_audios=[]), r"rejected_audios is missing"),
         (row(audios=[A], rejected_audios=[A]), "are the chosen clips themselves; leave the row"),
-        (row(audio_codes=CODES, rejected_audio_codes=CODES), "are the chosen clips themselves"),
+        (
+            row(audio_codes=CODES, rejected_audio_codes=CODES),
+            "rejected_audio_codes are the chosen clips themselves",
+        ),
+        # The recording is named on one side only.
+        (
+            row(audios=[A], audio_codes=CODES, rejected_audio_codes=CODES),
+            "rejected_audio_codes are the chosen clips themselves",
+        ),
+        (
+            row(audio_codes=CODES, rejected_audios=[A], rejected_audio_codes=CODES),
+            "rejected_audio_codes are the chosen clips themselves",
+        ),
         (
             row(audios=[A], rejected_audios=[B], rejected_messages=tagged("Goodbye.")),
             "rejected_messages: .* differ from messages in more than their clips",

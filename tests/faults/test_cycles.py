@@ -1,4 +1,4 @@
-"""Two hundred starts and stops of one training: nothing of them is left."""
+"""Starts and stops of one training, twenty of them or two hundred: nothing of them is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from helpers.sft import coded, flags
 
 from plugins.training.signals import STOPPED
 
-CYCLES = 200
 LAST = "checkpoint-30"
 OPTIONS = options(
     save_total_limit=1,
@@ -29,8 +28,9 @@ OPTIONS = options(
 
 
 @pytest.mark.slow
-def test_two_hundred_starts_and_stops_leave_nothing(
-    tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("num_cycles", [20, pytest.param(200, marks=pytest.mark.exhaustive)])
+def test_starts_and_stops_leave_nothing(
+    num_cycles: int, tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """SIGTERM at any moment, then the same command again; each training that gets to its end ends
     alike."""
@@ -47,10 +47,10 @@ def test_two_hundred_starts_and_stops_leave_nothing(
         folder.mkdir()
         runs = Runs(folder / "log", TMPDIR=str(scratch), HF_HOME=str(folder / "hf"))
         try:
-            for cycle in range(CYCLES // 2):
+            for cycle in range(num_cycles // 2):
                 fault = {}
                 # The last cycle is not disturbed, so that one end is compared at least.
-                if cycle < CYCLES // 2 - 1:
+                if cycle < num_cycles // 2 - 1:
                     fault["sigterm_after_s"] = generator.uniform(0, 3)
                 status = runs.sft(command, **fault)
                 statuses[status] += 1
@@ -68,8 +68,8 @@ def test_two_hundred_starts_and_stops_leave_nothing(
     with ThreadPoolExecutor(2) as threads:
         (statuses, adapters), (others, other_adapters) = threads.map(cycles, (0, 1))
     statuses += others
-    print(f"{CYCLES} cycles ended with {dict(statuses)}")
+    print(f"{num_cycles} cycles ended with {dict(statuses)}")
     assert len(adapters | other_adapters) == 1
-    assert statuses[STOPPED] > CYCLES / 10, "signals too early or too late to stop a training"
+    assert statuses[STOPPED] > num_cycles / 10, "signals too early or too late to stop a training"
     assert list(scratch.iterdir()) == []
     assert [*tmp_path.rglob("*.lock"), *Path(tempfile.gettempdir()).glob("*.lock")] == []

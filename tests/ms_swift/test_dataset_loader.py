@@ -1,12 +1,14 @@
 """`--dataset` through MS-SWIFT's own `load_dataset`: files, folders, Hugging Face datasets, and
 what is refused."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import corpus_rows, write_jsonl
 
 from plugins.errors import UserError
@@ -289,3 +291,82 @@ def test_pairs_keep_both_answers(
     stream = aligned(other.to_iterable_dataset(), template)
     with pytest.raises(UserError, match="has no rejected clips"):
         next(iter(stream))
+
+
+def test_pairs_of_takes_are_what_the_loader_reads(
+    template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of `higgs-audio preferences`, from a folder of their own: with a voice, with codes of
+    one, in the middle of a dialogue, raw, and of a text alone; down to the batch of a step."""
+    from plugins.evaluation.items import read_items
+    from plugins.evaluation.winners import pair_row
+    from plugins.ms_swift.dicts import encoded_answers, sample_of
+
+    voice, first = (row["audios"][0] for row in corpus_rows(2))
+    one, two = ({"role": "user", "content": text} for text in ("One.", "Two."))
+    said = {"role": "assistant", "content": ""}
+    earlier = torch.full((8, 3), 5)
+    (tmp_path / "texts").mkdir()
+    shutil.copy(voice, tmp_path / "texts" / "voice.flac")
+    items = read_items(
+        str(
+            write_jsonl(
+                tmp_path / "texts" / "texts.jsonl",
+                [
+                    {"messages": [one], "reference_audio": "voice.flac", "reference_text": "Hi."},
+                    {"messages": [one], "reference_codes": [earlier.T.tolist()], "speaker": "ann"},
+                    {"messages": [one, said, two, said], "audios": [first, voice]},
+                    {"messages": [one], "raw_prompt": True},
+                    {"text": "A text alone."},
+                ],
+            )
+        ),
+        template.settings,
+    )
+    better, worse = torch.arange(32).reshape(8, 4), torch.arange(48).reshape(8, 6)
+    spoken = [[], [], [earlier], [], []]
+    rows = [pair_row(item, better, worse, clips) for item, clips in zip(items, spoken, strict=True)]
+    monkeypatch.setattr(template, "mode", "rlhf")
+    (tmp_path / "pairs").mkdir()
+    read = load(write_jsonl(tmp_path / "pairs" / "pairs.jsonl", rows), shuffle=False)
+    encoded = [template.encode(row) for row in read]
+    for row, pair, clips in zip(read, encoded, spoken, strict=True):
+        chosen, rejected = map(sample_of, encoded_answers(pair))
+        for answer, codes in ((chosen, better), (rejected, worse)):
+            trained = zip(answer.clips, answer.clips_trained, strict=True)
+            assert [clip.tolist() for clip, is_trained in trained if is_trained] == [codes.tolist()]
+        # The prompt is the same for both: the voice, and what was said before.
+        assert len(chosen.clips) == len(rejected.clips)
+        for clip, same in zip(chosen.clips[:-1], rejected.clips[:-1], strict=True):
+            assert torch.equal(clip, same)
+        if clips:
+            assert torch.equal(chosen.clips[0], earlier)
+        assert rejected.source == f"{chosen.source} (rejected)"
+        assert row["lengths"] == [len(chosen.input_ids), len(chosen.input_ids) + 2]
+    batch = template.data_collator(encoded)
+    assert len(batch["labels"]) == 2 * len(rows)
+    frames = (batch["audio_labels"][..., 0] != -100).sum(dim=1)
+    assert frames.tolist() == [5] * 5 + [7] * 5, "codes, and the end of the stream"
+
+
+def test_faults_of_rejected_answers_name_them(
+    template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too long, or damaged behind a whole header: of that a training hears in its middle."""
+    monkeypatch.setattr(template, "mode", "rlhf")
+    damaged = tmp_path / "damaged.flac"
+    (row, other) = corpus_rows(2)
+    damaged.write_bytes(Path(other["audios"][0]).read_bytes()[:-2000])
+    long = {**row, "rejected_audio_codes": [[[2] * 8] * 300]}
+    fine = {**row, "rejected_audios": [str(damaged)]}
+    with monkeypatch.context() as patch:
+        patch.setattr(template, "max_length", 200)
+        with pytest.raises(UserError) as error:
+            load(write_jsonl(tmp_path / "pairs.jsonl", [long]))
+    (line,) = str(error.value).splitlines()
+    assert "pairs.jsonl:1 (rejected): row: 402 tokens and frames are more than" in line
+    assert "max_length 200; raise --max_length or cut" in line
+    (read,) = load(write_jsonl(tmp_path / "damaged.jsonl", [fine]))
+    reason = r"damaged.jsonl:1 \(rejected\): audio: .*damaged.flac' does not decode to its end"
+    with pytest.raises(UserError, match=reason):
+        template.encode(read)

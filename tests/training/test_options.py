@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ from conftest import ROOT
 
 from plugins.errors import UserError
 from plugins.training.options import refuse_other_losses
+from plugins.training.resume import RUN_FILE
 
 OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"rlhf_type": "grpo"}, "rlhf_type: 'grpo' compares texts, .*; use dpo"),
@@ -40,6 +43,7 @@ PREFERENCES: dict[str, Any] = {
     "beta": 0.1, "label_smoothing": 0.0, "rpo_alpha": None, "packing": False,
     "padding_free": False, "loss_weights": None, "ld_alpha": None, "sync_ref_model": False,
     "ref_adapters": [], "adapters": [], "resume_only_model": False, "init_weights": "true",
+    "resume_from_checkpoint": None,
     "lora_bias": "none", "ref_model": None, "model": "base",
 }  # fmt: skip
 NOT_OF_SPEECH: list[tuple[dict[str, Any], str]] = [
@@ -56,6 +60,7 @@ NOT_OF_SPEECH: list[tuple[dict[str, Any], str]] = [
     ({"label_smoothing": 0.1, "loss_type": "ipo"}, "label_smoothing: 0.1 has no meaning for"),
     ({"ref_adapters": ["tuned"]}, "ref_adapters: 'tuned' is no reference here; merge it"),
     ({"adapters": ["tuned"]}, "adapters: 'tuned' is not part of the reference, .*; merge it"),
+    ({"adapters": ["tuned"], "resume_only_model": True}, "adapters: 'tuned' is not part of"),
     ({"init_weights": "pissa"}, "init_weights: 'pissa' changes the model, which is the reference"),
     ({"lora_bias": "all"}, "lora_bias: 'all' trains the model itself"),
     (
@@ -72,10 +77,25 @@ def test_other_preferences_are_refused(options: dict[str, Any], message: str) ->
         refuse_other_losses(SimpleNamespace(**{**PREFERENCES, **options}), None)
 
 
+@pytest.mark.parametrize("fingerprint", [{"beta": 0.1}, {"learning_rate": 1e-4}, None])
+def test_only_weights_of_preferences_are_gone_on_from(
+    fingerprint: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    """Those of a fine-tuning are no part of the reference, however they are named."""
+    if fingerprint is not None:
+        (tmp_path / RUN_FILE).write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
+    resumed = {"resume_from_checkpoint": str(tmp_path), "resume_only_model": True}
+    args = SimpleNamespace(**{**PREFERENCES, **resumed, "adapters": [str(tmp_path)]})
+    if fingerprint == {"beta": 0.1}:
+        refuse_other_losses(args, None)
+        return
+    with pytest.raises(UserError, match=r"resume_from_checkpoint: .* is not part of the reference"):
+        refuse_other_losses(args, None)
+
+
 def test_preferences_are_not() -> None:
-    resumed = {"adapters": ["checkpoint-2"], "resume_only_model": True}
     losses: list[dict[str, Any]] = [{"loss_type": "ipo"}, {"loss_type": ["sigmoid_norm"]}]
-    for options in (*losses, {"rpo_alpha": 0.1, "label_smoothing": 0.1}, resumed):
+    for options in (*losses, {"rpo_alpha": 0.1, "label_smoothing": 0.1}):
         refuse_other_losses(SimpleNamespace(**{**PREFERENCES, **options}), None)
 
 

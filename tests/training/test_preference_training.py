@@ -3,6 +3,9 @@ that a step is exact, that a resumed run is the same, and that faults are one li
 
 from __future__ import annotations
 
+import importlib.util
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,17 @@ import pytest
 from conftest import corpus_rows, write_jsonl
 from helpers.processes import TIMEOUT_S, ended, running, torchrun
 from helpers.sft import BIN, IN_ORDER, REGISTER, coded, flags, heard, log_of, run, weights_of
-from helpers.sharding import FSDP_ON_CPU
+from helpers.sharding import DEEPSPEED_ON_CPU, FSDP_ON_CPU, SHARDING
 
 from plugins.errors import UserError
+from plugins.training.preflight import before_training
 
 pytestmark = pytest.mark.slow
 NUM_PAIRS = 12
 HELD_OUT = 4
 HUM = 7
 LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+FULL = {"tuner_type": "full"}
 
 
 def pairs(tiny: Path) -> list[dict[str, Any]]:
@@ -90,7 +95,7 @@ def test_a_step_is_the_same_for_every_split_of_its_pairs(
     all margins are 0."""
     options: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-3, "rpo_alpha": 0.5, **IN_ORDER}
     options |= {"val_dataset": None, "warmup_ratio": 0, "max_grad_norm": 1e6}
-    options |= LORA if tuner == "lora" else {"tuner_type": "full"}
+    options |= LORA if tuner == "lora" else FULL
 
     def steps(name: str, batch: int, accumulation: int) -> list[dict[str, Any]]:
         split = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
@@ -110,21 +115,62 @@ def test_a_step_is_the_same_for_every_split_of_its_pairs(
                 assert record[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("tuner", ["lora", "full"])
+SHARDED: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-3, "warmup_ratio": 0, **IN_ORDER}
+SHARDED |= {"gradient_accumulation_steps": 1, "fp16": "false", "save_strategy": "no"}
+
+
+@pytest.fixture(scope="module")
+def alone(
+    tiny: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
+    """What one process logs, by the tuner: trained once each."""
+    logs: dict[str, list[dict[str, Any]]] = {}
+
+    def trained(tuner: dict[str, Any]) -> list[dict[str, Any]]:
+        name = tuner["tuner_type"]
+        if name not in logs:
+            logs[name] = rlhf(tiny, files, tmp_path_factory.mktemp(name), **SHARDED, **tuner)
+        return logs[name]
+
+    return trained
+
+
+@pytest.mark.parametrize(
+    ("tuner", "sharding"),
+    [
+        (LORA, "fsdp2"),
+        (FULL, "fsdp2"),
+        (LORA, "zero3"),
+        (FULL, "zero2"),
+        (FULL, "zero3"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["tuner_type"],
+)
 def test_sharded_weights_are_trained_the_same(
-    tuner: str, tiny: Path, files: dict[str, Path], tmp_path: Path
+    tuner: dict[str, Any],
+    sharding: str,
+    alone: Callable[[dict[str, Any]], list[dict[str, Any]]],
+    tiny: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
-    """FSDP2 of two processes: the reference, adapter off or a second model, is sharded too."""
-    plugin = tmp_path / "fsdp_on_cpu.py"
-    plugin.write_text(FSDP_ON_CPU, encoding="utf-8")
-    options: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-3, "warmup_ratio": 0, **IN_ORDER}
-    options |= {"gradient_accumulation_steps": 1, "fp16": "false", "save_strategy": "no"}
-    options |= LORA if tuner == "lora" else {"tuner_type": "full"}
-    whole = rlhf(tiny, files, tmp_path / "whole", **options)
-    sharded = {"fsdp": "fsdp2", "external_plugins": [REGISTER, plugin]}
-    sharded |= {"per_device_train_batch_size": 2}
-    arguments = words(tiny, files, tmp_path / "sharded", **{**options, **sharded})
-    with running(*torchrun(*arguments)) as process:
+    """Two processes: the reference, adapter off or a second model, is sharded too."""
+    plugin = tmp_path / "on_cpu.py"
+    sharded: dict[str, Any] = {"external_plugins": [REGISTER, plugin]}
+    sharded["per_device_train_batch_size"] = 2
+    if sharding == "fsdp2":
+        plugin.write_text(FSDP_ON_CPU, encoding="utf-8")
+        sharded["fsdp"] = "fsdp2"
+    else:
+        if importlib.util.find_spec("deepspeed") is None:
+            pytest.skip("needs deepspeed: DS_BUILD_OPS=0 pip install deepspeed")
+        plugin.write_text(DEEPSPEED_ON_CPU, encoding="utf-8")
+        zero = {"stage": int(sharding[-1]), "overlap_comm": False}
+        sharded["deepspeed"] = json.dumps({"zero_optimization": zero, **SHARDING})
+    whole = alone(tuner)
+    arguments = words(tiny, files, tmp_path / "sharded", **{**SHARDED, **tuner, **sharded})
+    env = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
+    with running(*torchrun(*arguments), **env) as process:
         output = ended(process, TIMEOUT_S)
     assert process.returncode == 0, output[-3000:]
     names = {"loss", "grad_norm", "rewards/margins", "logps/chosen", "eval_loss"}
@@ -140,7 +186,7 @@ def test_a_resumed_run_equals_one_that_is_not(
     """The reference of a full fine-tuning stays the model that it began with."""
     options: dict[str, Any] = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-3}
     options |= {"val_dataset": None, "save_total_limit": 4}
-    options |= LORA if tuner == "lora" else {"tuner_type": "full"}
+    options |= LORA if tuner == "lora" else FULL
     once = rlhf(tiny, files, tmp_path / "once", **options)
     checkpoint = tmp_path / "once" / "checkpoint-2"
     again = tmp_path / "again"
@@ -171,13 +217,28 @@ def test_faults_are_one_line(tiny: Path, files: dict[str, Path], tmp_path: Path)
 
 
 def test_a_dry_run_shows_what_would_be_trained(
-    tiny: Path, files: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Labels of both answers are looked at; the model is asked of the chosen ones only."""
+    asked: list[str] = []
+
+    def check_offsets(report: Any, model: Any, rows: list[Any], tokens: Any, chance: str) -> None:
+        asked.extend(sample.source.rpartition(":")[2] for sample, _ in rows)
+
+    monkeypatch.setattr(before_training, "check_offsets", check_offsets)
     with heard(caplog), pytest.raises(SystemExit) as end:
         rlhf(tiny, files, tmp_path / "out", dry_run="true", **LORA)
     assert end.value.code == 0
     assert "labels: 8 rows are as by definition" in caplog.text
     assert "higgs-audio rlhf --model_type" in caplog.text
+    assert f"{NUM_PAIRS} pairs, " in caplog.text
+    assert f"in {2 * NUM_PAIRS} clips" in caplog.text
+    assert len(asked) == 4
+    assert all(map(str.isdigit, asked)), "no place ends in (rejected)"
 
 
 def test_the_doctor_looks_at_both_answers(

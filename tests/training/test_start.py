@@ -39,6 +39,14 @@ LACKS = {
     "no YAML": ("broken.yaml", "config: 'broken.yaml' cannot be read"),
     "a binary file": ("binary.yaml", "config: 'binary.yaml' cannot be read"),
     "a folder": ("folder.yaml", "config: 'folder.yaml' cannot be read"),
+    "preferences of texts": (
+        "--rlhf_type grpo --model model --dataset rows.jsonl",
+        "rlhf_type: 'grpo' compares texts, and is not available for speech; use dpo",
+    ),
+    "a reference of LoRA": (
+        "--rlhf_type dpo --ref_model base --model model --dataset rows.jsonl",
+        "ref_model: 'base' is for tuner_type full: of an adapter the model without it is the ref",
+    ),
     "a YAML without model": ("--config=run.yaml --lora_rank 8", "--model is missing"),
 }
 
@@ -85,6 +93,8 @@ def test_what_is_missing_is_one_line(case: str, capsys: pytest.CaptureFixture[st
         "--model model --cached_dataset folder",
         "--resume_from_checkpoint auto --dataset rows.jsonl",
         "--adapters folder --dataset rows.jsonl",
+        "--rlhf_type dpo --model model --dataset rows.jsonl",
+        "--rlhf_type dpo --tuner_type full --ref_model base --model model --dataset rows.jsonl",
     ],
 )
 def test_what_is_enough_passes(words: str) -> None:

@@ -239,6 +239,19 @@ def test_what_would_not_be_trained_is_one_line(
     assert "\n" not in str(refused.value)
 
 
+def test_an_adapter_is_not_left_out_in_silence(
+    base: Any, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """MS-SWIFT would train the base in full, and give the adapter to the reference of DPO."""
+    from swift.arguments import SftArguments
+    from swift.utils import parse_args
+
+    args, _ = parse_args(SftArguments, flags(tiny, rows, tmp_path))
+    args.adapters = ["tuned"]
+    with pytest.raises(UserError, match="adapters: 'tuned' is ignored by tuner_type full; merge"):
+        tuning.settle(args, base)
+
+
 def test_plain_swift_refuses_before_it_wraps(tiny: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="options: target_modules: 'audio_up' matches no module"):
         sft(tiny, rows, tmp_path, tuner_type="lora", target_modules=["q_proj", "audio_up"])

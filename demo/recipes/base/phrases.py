@@ -77,6 +77,14 @@ def draw(random: random.Random, count: int) -> Iterator[str]:
         yield phrase if phrase.endswith("?") else f"{phrase}."
 
 
+def sentences(random: random.Random) -> Iterator[str]:
+    """Grammatical phrases without end, with a capital and a full stop."""
+    while True:
+        phrase = _grammatical(random)
+        phrase = phrase[0].upper() + phrase[1:]
+        yield phrase if phrase.endswith("?") else f"{phrase}."
+
+
 def _grammatical(random: random.Random) -> str:
     while True:
         phrase = "PHRASE"

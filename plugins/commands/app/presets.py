@@ -20,7 +20,8 @@ from plugins.training.sft_help import COMMON
 FOLDER = Path(__file__).resolve().parents[3] / "configs"
 # The first one that has room is taken; the others are there to be chosen.
 _BY_ITSELF = ("lora_3b", "qlora_3b")
-_LEFT_OUT = ("demo",)  # of the demo's own model
+# Of the demo's own model, and of pairs, which the page has none of.
+_LEFT_OUT = ("demo", "dpo_lora_3b")
 FIRST = (
     "max_steps",
     "num_train_epochs",

@@ -65,9 +65,10 @@ def _lines(trainer: Any) -> Iterator[tuple[str, str]]:
     yield "model", f"{model}, {tuner}: {num_trained:,} of {num_all:,} parameters are trained"
     num_rows = _length(trainer.train_dataset)
     validation = _length(trainer.eval_dataset) if trainer.eval_dataset is not None else 0
-    yield "rows", f"{_shown(num_rows)} to train on, {_shown(validation)} for validation"
+    unit = "pairs" if trainer.template.compares else "rows"
+    yield unit, f"{_shown(num_rows)} to train on, {_shown(validation)} for validation"
     batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    rows = f"{batch * accumulated * args.world_size} rows each"
+    rows = f"{batch * accumulated * args.world_size} {unit} each"
     split = f"{batch} at a time x {accumulated} accumulated x {args.world_size} process(es)"
     if num_rows is None:
         yield "steps", f"{args.max_steps} of {rows} ({split})"
