@@ -139,7 +139,7 @@ class HiggsAudioGenerator:
         references: Sequence[str | None] | None = None,
     ) -> list[Takes]:
         """As `speak`, but all `best_of` takes of each dialogue. references: the voices they are
-        compared with, where they are not those of the dialogues."""
+        compared with, where the dialogues clone none."""
         self.speaker.begin()
         return self.speaker.takes(dialogues, samplings, max_audio_s, references)
 

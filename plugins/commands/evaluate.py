@@ -108,8 +108,8 @@ def _check_systems(options: Namespace) -> None:
             reason="is missing",
             remedy="give --model, or --generated for recordings",
         )
-    for name in ("adapters", "base"):
-        if options.model is None and getattr(options, name) is not None:
+    for name in ("adapters", "base", "best_of", "best_of_asr"):
+        if options.model is None and getattr(options, name) not in (None, 1):
             raise problem(
                 source="options",
                 field=name,
@@ -117,6 +117,14 @@ def _check_systems(options: Namespace) -> None:
                 reason="has no --model to belong to",
                 remedy="give --model",
             )
+    if options.best_of_asr is not None and options.best_of == 1:
+        raise problem(
+            source="options",
+            field="best_of_asr",
+            value=options.best_of_asr,
+            reason="has no takes to choose from",
+            remedy="give --best_of",
+        )
 
 
 def _check_output(options: Namespace) -> None:

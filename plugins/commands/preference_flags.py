@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +61,14 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 def _shard(text: str) -> tuple[int, int]:
     """``2/4`` -> the second of four."""
-    number, slash, count = text.partition("/")
-    if not slash or not 1 <= int(number) <= int(count):
-        raise argparse.ArgumentTypeError(f"{text} is none of 1/4, 2/4, 3/4, 4/4")
-    return int(number), int(count)
+    shard = re.fullmatch(r"0*([1-9][0-9]{0,5})/0*([1-9][0-9]{0,5})", text, re.ASCII)
+    if shard is None or int(shard[1]) > int(shard[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard: write 2/4 for the second of four")
+    return int(shard[1]), int(shard[2])
 
 
 def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from plugins.evaluation.items import Item, read_items
 from plugins.evaluation.speaking import systems
 from plugins.evaluation.taking import Shard, Taken, Taking
 from plugins.evaluation.winners import Verdict, best_row, pair_row, verdict
-from plugins.files import disk
+from plugins.files import disk, lock
 from plugins.files.fingerprint import fingerprint
 from plugins.files.hub import local_folder
 from plugins.hearing.takes import Take, best_first
@@ -71,14 +72,23 @@ def run(options: Namespace) -> int:
         if options.votes:
             return _vote(options, read_items(options.dataset, settings), codec)
         items = read_items(options.dataset, settings, limit=options.limit)
-        held = {"codec": fingerprint(Path(local_folder(codec_path, option="codec")))}
-        taking = _take(options, items, folder, codec, held | {"prompts": settings.prompts})
+        depends_on = {"codec": fingerprint(Path(local_folder(codec_path, option="codec")))}
+        depends_on["prompts"] = settings.prompts
+        taking = _take(options, items, folder, codec, depends_on)
         taken = taking.taken()
         if len(taken) < len(items):
             count = f"{len(taken)} of {len(items)} texts are spoken"
             print(f"{folder}: {count}; the process that ends last writes {output}")
             return 0
-        return _write(options, items, taken, folder, codec)
+        held = folder / ".rows.lock"
+        # Of processes that end together each is the last one.
+        if (holder := lock.take(held)) is not None:
+            print(f"{output}: is being written by {holder}")
+            return 0
+        try:
+            return _write(options, items, taken, folder, codec)
+        finally:
+            lock.release(held)
 
 
 def _check_output(options: Namespace, folder: Path) -> None:
@@ -86,6 +96,7 @@ def _check_output(options: Namespace, folder: Path) -> None:
     if output.suffix != ".jsonl":
         raise _refused(options, "is no .jsonl file", "name one")
     disk.require_writable(output, field="output")
+    disk.require_writable(folder / _HEARD, field="output")
     for path in (output, _best(output)):
         if path.resolve() == Path(options.dataset).resolve():
             raise _refused(options, f"would be written over {path}, which is read", "name another")
@@ -125,7 +136,7 @@ def _room(output: Path) -> Iterator[None]:
 
 
 def _take(
-    options: Namespace, items: Sequence[Item], folder: Path, codec: Codec, held: Row
+    options: Namespace, items: Sequence[Item], folder: Path, codec: Codec, depends_on: Row
 ) -> Taking:
     """All takes of this process's texts, those of before among them."""
     sampling = Sampling(options.temperature, options.top_k, options.top_p, best_of=options.takes)
@@ -142,7 +153,7 @@ def _take(
     )[-1]
     drawing = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
     settings = {
-        **held,
+        **depends_on,
         "model": system.depends_on,
         "judge": judge.identity,
         "sampling": drawing,
@@ -194,7 +205,8 @@ def _write(
             field="takes",
             value=len(items),
             reason="texts have no winner: no row is written",
-            remedy="look at the reasons there; train longer, or raise --max_wer or --max_audio_s",
+            remedy="look at the reasons there; train longer, raise --max_wer or --max_audio_s, or,"
+            " for texts that are not English, give --language and --asr",
         )
     paired = [item for item in winners if verdicts[item.id].rejected is not None]
 
@@ -232,7 +244,7 @@ def _summarize(
         if takes := taken[item.id].takes:
             first.append(takes[0])
             best.append(takes[best_first(takes)[0]])
-    for name, of_name in (("first takes", first), ("best takes", best)):
+    for name, of_name in (("first takes", first), ("best takes, by who chose them", best)):
         if of_name:
             wer = sum(take.wer or 0.0 for take in of_name) / len(of_name)
             stopped = sum(take.stopped for take in of_name)
@@ -260,6 +272,7 @@ def _earlier(item: Item, codec: Codec) -> list[Tensor]:
     return codes
 
 
+@lru_cache(maxsize=10_000)  # a winner's earlier turns stand in two rows
 def _codes(path: str | Path | None, codec: Codec) -> Tensor:
     assert path is not None
     try:
@@ -281,9 +294,12 @@ def _vote(options: Namespace, items: Sequence[Item], codec: Codec) -> int:
     left: Counter[str] = Counter()
     for folder in options.votes:
         counted = _counted(folder)
+        cut = votes.cut(folder)
         for (id_, one, two), counts in counted.items():
             if id_ not in by_id:
                 left["the dataset has no such id"] += 1
+            elif {(id_, one), (id_, two)} & cut:
+                left["a clip was cut, so that its end is none"] += 1
             elif counts[one] == counts[two]:
                 left["no more votes for one than for the other"] += 1
             else:

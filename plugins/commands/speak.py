@@ -120,6 +120,10 @@ def _check(options: Namespace) -> None:
             reason="takes cannot be streamed: the best is known when all have been heard",
             remedy="leave --stream out",
         )
+    for name in ("asr", "speaker_model"):
+        if options.best_of == 1 and getattr(options, name) is not None:
+            model = getattr(options, name)
+            raise _refused(name, model, "has no takes to choose from", "give --best_of")
     if options.cuda_graphs and options.deterministic:
         raise problem(
             source="options",

@@ -24,6 +24,7 @@ from plugins.hearing.text import words_to_say
 from plugins.settings import HiggsAudioSettings
 
 _MAX_NAME = 100  # characters of an id, which names files
+_MAX_BYTES = 200  # of them: file systems take 255, with what is put around an id
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ def _id(place: str, named: object, truth: str | None, taken: set[str]) -> str:
 
 def _plain(name: str) -> str:
     # The end of a long name tells it from its neighbours; a leading dot would hide the file.
-    return re.sub(r"[^\w.-]+", "_", name)[-_MAX_NAME:].lstrip("._") or "item"
+    plain = re.sub(r"[^\w.-]+", "_", name)[-_MAX_NAME:]
+    return plain.encode()[-_MAX_BYTES:].decode(errors="ignore").lstrip("._") or "item"
 
 
 def _content(part: str | AudioClip) -> Any:

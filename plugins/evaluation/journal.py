@@ -93,7 +93,7 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], int]
             source=str(path),
             field="file",
             value=path.name,
-            reason="does not begin with the settings of an evaluation",
+            reason="does not begin with the settings of such work",
             remedy="give another --output",
         )
     if done:
@@ -143,7 +143,7 @@ def _compare(held: Mapping[str, Any], asked: Mapping[str, Any], place: str) -> N
                 source=place,
                 field=name,
                 value=old.get(name),
-                reason=f"is what the evaluation there was made with, not {new.get(name)!r}",
+                reason=f"is what it was begun with, not {new.get(name)!r}",
                 remedy="give another --output, or delete this one",
             )
 

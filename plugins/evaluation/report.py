@@ -168,13 +168,24 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"adapter_scale: {scale:g}, of **{TUNED}**")
     if best_of := summary["settings"].get("best_of"):
         lines.append(f"best of {best_of['takes']} takes, heard by {'; '.join(best_of['judge'])}")
-        if set(best_of["judge"]) & set(summary["scorers"].values()):
-            lines.append("who chose the takes scores them too: its own errors look fewer")
+        lines += _both_sides(best_of["judge"], summary["scorers"])
     if warning := misheard(summary):
         lines.append(f"warning: {warning}")
     for name, reason in summary["missing"].items():
         lines.append(f"missing: **{name}** ({reason})")
     return lines
+
+
+def _both_sides(judge: Sequence[str], scorers: Mapping[str, str]) -> list[str]:
+    """What is scored by whom the takes were chosen by, that is by their errors, too."""
+    praised = []
+    if scorers.get("transcript") in judge:
+        praised.append("error rates (choose with another recogniser: --best_of_asr)")
+    if scorers.get("voice") in judge:
+        praised.append("similarity, where words were equal")
+    if not praised:
+        return []
+    return [f"who chose the takes scores them too, which flatters {' and '.join(praised)}"]
 
 
 def shown(value: float, metric: Metric, sign: str = "") -> str:

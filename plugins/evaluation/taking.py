@@ -36,6 +36,7 @@ from plugins.speaking.sampling import Sampling
 from plugins.speaking.takes import Takes
 
 _KIND = PROGRESS.replace(".", "*.")  # of all processes
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Shard:
         if self.count == 1:
             return PROGRESS
         return PROGRESS.replace(".", f"-{self.number}-of-{self.count}.")
+
+    @property
+    def lock(self) -> str:
+        return f".{self.journal}{_LOCK}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,10 @@ class Taking:
             # What one says may hang on who is padded beside it: the key is that of the whole batch.
             key = _key([item.content() for item in batch])
             self._batches.append((key, batch))
-        if folder.is_dir() and os.listdir(folder) and not list(folder.glob(_KIND)):
+        names = os.listdir(folder) if folder.is_dir() else []
+        # Another process may have its lock already, but no journal.
+        is_strange = any(not name.endswith(_LOCK) for name in names)
+        if is_strange and not list(folder.glob(_KIND)):
             raise problem(
                 source="options",
                 field="output",
@@ -112,18 +120,14 @@ class Taking:
         seed: int,
         max_audio_s: float,
     ) -> None:
-        """All that `waiting` names. Raises UserError if the shard is being done already."""
+        """All that `waiting` names. Raises UserError if the shard is being done already, or is one
+        of another number than those that are."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        held = self._folder / f".{shard.journal}.lock"
+        held = self._folder / shard.lock
         if (holder := lock.take(held)) is not None:
-            raise problem(
-                source="options",
-                field="output",
-                value=str(self._folder),
-                reason=f"is being filled by {holder}",
-                remedy="wait for its end, or give each process its --shard",
-            )
+            raise self._refused(holder, "wait for its end, or give each process its --shard")
         try:
+            self._require_same_count(shard)
             waiting = self.waiting(shard)
             items = chain.from_iterable(batch for _, batch in waiting)
             disk.remove_strays(map(self._file, items))  # half a file that a kill has left
@@ -144,6 +148,25 @@ class Taking:
                     bar.update(len(batch))
         finally:
             lock.release(held)
+
+    def _require_same_count(self, shard: Shard) -> None:
+        """Two that divide the texts otherwise would write the same files."""
+        ours = {replace(shard, number=number + 1).lock for number in range(shard.count)}
+        for file in self._folder.glob(f".{_KIND}{_LOCK}"):
+            if file.name in ours:
+                continue
+            if (holder := lock.take(file)) is not None:
+                raise self._refused(holder, "wait for its end, or take its number of shards")
+            lock.release(file)  # one that was killed has left it
+
+    def _refused(self, holder: object, remedy: str) -> UserError:
+        return problem(
+            source="options",
+            field="output",
+            value=str(self._folder),
+            reason=f"is being filled by {holder}",
+            remedy=remedy,
+        )
 
     def taken(self) -> dict[str, Taken]:
         """Id -> what there is, of all processes."""
@@ -210,7 +233,7 @@ def _speak(
             samplings=samplings,
             max_audio_s=max_audio_s,
             # A recording of the text is one of the voice, too.
-            references=[item.reference or item.truth for item in batch],
+            references=[item.truth for item in batch],
         )
         return
     except UserError as error:

@@ -2,10 +2,11 @@
 
     takes --best_first, verdict--> Verdict --best_row, pair_row--> rows for `sft` and for DPO
 
-The best take is one to learn from if it was said to its end in nearly the right words. To learn
-against is the worst of those that are clearly worse: in their words, or by their voice, and better
-in neither (as Koel-TTS pairs takes, arXiv 2502.05236). A take that was cut is none of them: its end
-is no end, and a model that is taught to find it unlikely is taught not to end."""
+The best take is one to learn from if it was said to its end in nearly the right words, and in about
+the time of the others: else a pause or babble would be learnt with the words. To learn against is
+the worst of those that are clearly worse: in their words, or by their voice, and better in neither
+(as Koel-TTS pairs takes, arXiv 2502.05236). A take that was cut is none of them: its end is no end,
+and a model that is taught to find it unlikely is taught not to end."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from plugins.corpora.canonical import KEY_COLUMNS, SPEAKER
 from plugins.evaluation.items import Item
-from plugins.hearing.takes import Take, best_first
+from plugins.hearing.takes import Take, best_first, odd_lengths
 
 # Of the cosine of two voices: takes of one text differ by less, seeds by as much as the first.
 _AS_LIKE, _LESS_LIKE = 0.02, 0.05
@@ -41,24 +42,31 @@ def verdict(takes: Sequence[Take], *, max_wer: float, margin: float) -> Verdict:
         return Verdict(reason="no take says anything")
     if not first.stopped:
         return Verdict(reason="no take stopped by itself")
-    if (first.wer or 0.0) > max_wer:
+    right = [n for n in order if takes[n].stopped and (takes[n].wer or 0.0) <= max_wer]
+    if not right:
         return Verdict(reason=f"no take has a WER of {100 * max_wer:g} % or less")
-    for number in reversed(order[1:]):
-        if _is_worse(takes[number], first, margin):
-            return Verdict(order[0], number)
-    return Verdict(order[0], reason="no take is clearly worse than the best")
+    is_odd = odd_lengths(takes)
+    fit = [number for number in right if not is_odd[number]]
+    if not fit:
+        return Verdict(reason="takes in the right words are much longer or shorter than the others")
+    best = fit[0]
+    for number in reversed(order):
+        if _is_worse(takes[number], takes[best], margin):
+            return Verdict(best, number)
+    return Verdict(best, reason="no take is clearly worse than the best")
 
 
 def _is_worse(take: Take, best: Take, margin: float) -> bool:
     if not take.stopped:
         return False
-    more_errors = (take.wer or 0.0) - (best.wer or 0.0)
+    # Words are counted: 3 of 20 less 2 of 20 are 0.05, whatever floats say.
+    more_errors = round((take.wer or 0.0) - (best.wer or 0.0), 9)
     less_like = 0.0
     if take.similarity is not None and best.similarity is not None:
         less_like = best.similarity - take.similarity
     if more_errors < 0 or less_like < -_AS_LIKE:
         return False
-    return more_errors >= margin or less_like >= _LESS_LIKE
+    return (more_errors >= margin and more_errors > 0) or less_like >= _LESS_LIKE
 
 
 def best_row(item: Item, take: Tensor, earlier: Sequence[Tensor] = ()) -> dict[str, Any]:

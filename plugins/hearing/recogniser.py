@@ -109,8 +109,10 @@ class Recogniser:
     ) -> None:
         # onnxruntime would write telemetry files at its import.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        import torch
         from faster_whisper import WhisperModel
 
+        torch_threads = torch.get_num_threads()
         kind, _, index = device.partition(":")
         threads = max(1, min(_MAX_THREADS, (os.cpu_count() or 1) // num_workers))
         try:
@@ -130,6 +132,9 @@ class Recogniser:
                 reason=f"cannot be loaded ({error})",
                 remedy="download it again, or give another --device",
             ) from None
+        # Its number of threads became torch's too, by which sums add in another order: a seed would
+        # say otherwise before and after.
+        torch.set_num_threads(torch_threads)
         self._folder, self._device, self._beam_size = folder, device, beam_size
         self.language = language
 

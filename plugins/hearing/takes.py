@@ -145,15 +145,22 @@ def take_lines(takes: Sequence[Take]) -> list[str]:
 
 def best_first(takes: Sequence[Take]) -> list[int]:
     """The numbers of `takes` in their order (see above); of equal ones the earlier is better."""
-    durations_s = [take.duration_s for take in takes if take.stopped]
-    usual_s = median_low(durations_s) if len(durations_s) >= _FEW else None
+    is_odd = odd_lengths(takes)
 
     def rank(number: int) -> tuple[bool, bool, float, bool, float, int]:
         take = takes[number]
-        is_odd = False
-        if usual_s is not None and take.duration_s:
-            is_odd = not 1 / _ODD <= take.duration_s / usual_s <= _ODD
         unlike = 1 - (take.similarity or 0.0)
-        return not take.duration_s, not take.stopped, take.wer or 0.0, is_odd, unlike, number
+        is_cut = not take.stopped
+        return not take.duration_s, is_cut, take.wer or 0.0, is_odd[number], unlike, number
 
     return sorted(range(len(takes)), key=rank)
+
+
+def odd_lengths(takes: Sequence[Take]) -> list[bool]:
+    """Which of them are much longer or shorter than most of those that stopped; none if these are
+    too few."""
+    durations_s = [take.duration_s for take in takes if take.stopped]
+    if len(durations_s) < _FEW:
+        return [False] * len(takes)
+    usual_s = median_low(durations_s)
+    return [not usual_s / _ODD <= take.duration_s <= usual_s * _ODD for take in takes]

@@ -103,7 +103,7 @@ class Speaker:
         # A fast tokenizer does not take two threads at once.
         self._tokenizing = threading.Lock()
         self._is_stopped = threading.Event()
-        self.judge: Judge | None = None  # of takes; None: loaded when the first have been spoken
+        self.judge: Judge | None = None  # of takes; None: loaded before the first
 
     @property
     def compiles(self) -> bool:
@@ -140,7 +140,7 @@ class Speaker:
         references: Sequence[str | None] | None = None,
     ) -> list[Takes]:
         """All takes of each dialogue, spoken in one batch and heard one by one. references: the
-        voices they are compared with, where they are not those of the dialogues."""
+        voices they are compared with, where the dialogues clone none."""
         if self.judge is None:
             self.judge, missing = load_judge()
             for scorer in missing:

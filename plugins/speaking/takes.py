@@ -42,8 +42,8 @@ def judged(
     *,
     reference: str | None = None,
 ) -> Takes:
-    """reference: what the voices are compared with; by default what `dialogue` clones."""
-    text, reference = last_text(dialogue), reference or _voice_in(dialogue)
+    """reference: what the voices are compared with where `dialogue` does not clone one."""
+    text, reference = last_text(dialogue), _voice_in(dialogue) or reference
     heard: list[Take] = []
     for speech, sampling in zip(speeches, samplings, strict=True):
         if isinstance(speech, UserError):

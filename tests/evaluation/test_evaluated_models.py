@@ -172,7 +172,7 @@ def test_two_models_are_never_mixed(tiny: Path, lora: Path, tmp_path: Path, caps
     for change in (["--model", lora], [*same, "--seed", 1], [*same, "--temperature", 0]):
         assert evaluate("--dataset", rows, "--output", out, *change) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert "what the evaluation there was made with" in line
+        assert "what it was begun with" in line
         assert "give another --output" in line
     assert contents(out) == before
     # More rows are no other evaluation.
@@ -188,9 +188,7 @@ def test_another_strength_is_another_evaluation(lora: Path, tmp_path: Path, caps
     assert "- adapter_scale: 0.5, of **tuned**" in capsys.readouterr().out
     assert evaluate(*arguments, 1, "--output", half) == 1
     refused = capsys.readouterr().err
-    assert (
-        "tuned.adapter_scale: 0.5 is what the evaluation there was made with, not None" in refused
-    )
+    assert "tuned.adapter_scale: 0.5 is what it was begun with, not None" in refused
     assert evaluate(*arguments, 0, "--output", none) == 0
     clip = "DEMO-0001.wav"
     base, tuned = none / "audio" / "base" / clip, none / "audio" / "tuned" / clip

@@ -121,7 +121,7 @@ def test_what_is_read_is_not_written_over(tmp_path: Path, capsys: Any) -> None:
 def test_a_journal_of_another_program_is_not_written_to(content: str, tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
     path.write_text(content)
-    refused = "is damaged|does not begin with the settings of an evaluation"
+    refused = "is damaged|does not begin with the settings of such work"
     with pytest.raises(UserError, match=refused):
         Journal(path, {})
     assert path.read_text() == content

@@ -103,3 +103,13 @@ def test_rows_become_items(tmp_path: Path) -> None:
     rows[1]["id"] = "the first/one"
     with pytest.raises(UserError, match=r"test\.jsonl:2: id: 'the first/one' is another row's too"):
         read_items(str(write_jsonl(tmp_path / "test.jsonl", rows)), SETTINGS)
+
+
+@pytest.mark.parametrize("id_", ["\u8a9e" * 120, "\U00020bb7" * 100, "x" * 300])
+def test_a_long_id_names_a_file(id_: str, tmp_path: Path) -> None:
+    """Of a hundred letters of most scripts a file's name has no room."""
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": "Hi.", "id": id_}])
+    (item,) = read_items(str(rows), SETTINGS)
+    assert item.id == id_[-len(item.id) :]
+    assert len(item.id) >= 50
+    (tmp_path / f".{item.id}.npz.{'0' * 32}.tmp").touch()

@@ -43,12 +43,34 @@ def test_winners(others: list[Take], expected: Verdict) -> None:
     assert verdict([GOOD, *others], max_wer=0.2, margin=0.05) == expected
 
 
+def test_words_are_compared_as_they_are_counted() -> None:
+    best, worse = replace(GOOD, wer=2 / 20), replace(GOOD, wer=3 / 20)
+    assert worse.wer - best.wer < 0.05, "in floats"  # type: ignore[operator]
+    assert verdict([best, worse], max_wer=0.2, margin=0.05) == Verdict(0, 1)
+    # Whatever the margin: of two that are equal none is the worse.
+    assert verdict([GOOD, GOOD], max_wer=0.2, margin=0) == Verdict(0, reason=NOBODY)
+
+
+def test_a_pause_or_babble_is_not_learnt_with_the_right_words() -> None:
+    babble = replace(GOOD, duration_s=5.0)
+    usual = replace(GOOD, wer=0.1)
+    wrong = replace(GOOD, wer=0.5)
+    takes = [babble, wrong, usual, usual]
+    assert verdict(takes, max_wer=0.2, margin=0.05) == Verdict(2, 1)
+    # Of two takes nobody knows the usual length.
+    assert verdict([babble, wrong], max_wer=0.2, margin=0.05) == Verdict(0, 1)
+
+
 @pytest.mark.parametrize(
     ("takes", "reason"),
     [
         ([failed_take(1), failed_take(2)], "no take says anything"),
         ([replace(GOOD, stopped=False), failed_take(2)], "no take stopped by itself"),
         ([replace(GOOD, wer=0.3)] * 2, "no take has a WER of 20 % or less"),
+        (
+            [replace(GOOD, wer=0.3)] * 3 + [replace(GOOD, duration_s=9.0)],
+            "takes in the right words are much longer or shorter than the others",
+        ),
     ],
 )
 def test_texts_without_a_winner(takes: list[Take], reason: str) -> None:

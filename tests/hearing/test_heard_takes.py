@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import CORPUS
 
 from plugins.errors import UserError
 from plugins.hearing import scorers
+from plugins.hearing.recogniser import Recogniser
 from plugins.hearing.scorers import Scorer
 from plugins.hearing.takes import Judge, Take, best_first, failed_take, load_judge, take_lines
 
@@ -95,11 +99,31 @@ def test_without_a_recogniser_no_take_is_the_best(monkeypatch: pytest.MonkeyPatc
     assert [scorer.name for scorer in missing] == ["voice"]
 
 
+def test_what_a_seed_says_does_not_hang_on_who_has_heard_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CTranslate2 makes its number of threads that of the process: torch then added in another
+    order, and takes from before the first hearing were others than those after it."""
+    threads = torch.get_num_threads()
+
+    def load(*model: Any, **options: Any) -> object:
+        torch.set_num_threads(threads + 1)
+        return object()
+
+    monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace(WhisperModel=load))
+    try:
+        Recogniser(tmp_path)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
 def test_the_recogniser_that_ships_hears_a_recording(tmp_path: Path) -> None:
     judge, missing = load_judge()
     if missing:
         pytest.skip(str(missing[0]))
+    threads = torch.get_num_threads()
     from helpers.recorded import RATE_HZ, SOUNDS, decoded, require_sounds, transcripts
 
     require_sounds()
@@ -109,3 +133,4 @@ def test_the_recogniser_that_ships_hears_a_recording(tmp_path: Path) -> None:
     take = judge.hear(said[name], samples, RATE_HZ, stopped=True)
     assert take.wer is not None
     assert take.wer < 0.5
+    assert torch.get_num_threads() == threads

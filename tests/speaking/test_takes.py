@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.speaking import VOICE
@@ -11,7 +14,7 @@ from helpers.takes import Ears
 
 from plugins.data.dialogue import AudioClip, Dialogue, Reference, Turn
 from plugins.errors import UserError
-from plugins.hearing.takes import best_first
+from plugins.hearing.takes import Take
 from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.takes import _voice_in
@@ -26,21 +29,31 @@ def generator(tiny: Path) -> HiggsAudioGenerator:
     return generator
 
 
-def test_the_best_take_is_what_its_seed_says_alone(generator: HiggsAudioGenerator) -> None:
-    speech = generator.generate("Hello.", sampling=TAKES, max_audio_s=0.4)
-    assert [take.is_best for take in speech.takes].count(True) == 1
-    best = best_first(speech.takes)[0]
-    assert speech.takes[best].is_best
-    # The first take is the speech without takes; in float32 a seed says the same in any batch.
-    assert speech.takes[0].seed == 5
-    assert len({take.seed for take in speech.takes}) == 3
-    again = generator.generate(
-        "Hello.",
-        sampling=Sampling(temperature=1.0, seed=speech.takes[best].seed),
-        max_audio_s=0.4,
-    )
-    assert torch.equal(again.codes, speech.codes)
-    assert again.takes == ()
+class Fan(Ears):
+    """Hears wrong words in all takes but that of one seed."""
+
+    def __init__(self, seed: int | None) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def hear(self, text: str, samples: np.ndarray, rate_hz: int, **about: Any) -> Take:
+        take = super().hear(text, samples, rate_hz, **about)
+        return replace(take, wer=float(take.seed != self.seed))
+
+
+def test_each_take_is_what_its_seed_says_alone(generator: HiggsAudioGenerator) -> None:
+    """In float32 a seed says the same in any batch; the first take is the speech without takes."""
+    seeds = [take.seed for take in TAKES.takes()]
+    assert seeds[0] == TAKES.seed
+    for number, seed in enumerate(seeds):
+        generator.judge = Fan(seed)
+        speech = generator.generate("Hello.", sampling=TAKES, max_audio_s=0.4)
+        assert [take.seed for take in speech.takes] == seeds
+        assert [take.is_best for take in speech.takes] == [number == n for n in range(3)]
+        alone = Sampling(temperature=1.0, seed=seed)
+        again = generator.generate("Hello.", sampling=alone, max_audio_s=0.4)
+        assert torch.equal(again.codes, speech.codes)
+        assert again.takes == ()
 
 
 def test_seeds_of_takes() -> None:

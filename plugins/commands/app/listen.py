@@ -242,8 +242,8 @@ class _Controls:
                     1,
                     step=1,
                     label="Best of",
-                    info="so many takes: the one with the fewest wrong words, then the likest"
-                    " voice, is kept",
+                    info="so many takes of an English text: the one with the fewest wrong words,"
+                    " then of usual length, then in the likest voice, is kept",
                 )
         self.fields = (temperature, top_k, top_p, seed, longest_s, self.clean_text, best_of)
 

@@ -14,11 +14,12 @@ import math
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from plugins.errors import problem
 
@@ -143,10 +144,28 @@ def _items(folder: Path, system: str) -> set[str]:
 def _texts(folder: Path) -> dict[str, str]:
     """Id -> what was to be said."""
     texts = {}
-    with suppress(OSError):
-        lines: Iterable[str] = (folder / _EVALUATION).read_text(encoding="utf-8").split("\n")
-        for line in lines:
-            with suppress(ValueError, LookupError, TypeError):
-                row = json.loads(line)
-                texts[str(row["id"])] = str(row["text"])
+    for row in _rows(folder):
+        with suppress(LookupError):
+            texts[str(row["id"])] = str(row["text"])
     return texts
+
+
+def cut(folder: Path) -> set[tuple[str, str]]:
+    """Item and system of the clips that did not end by themselves."""
+    clips = set()
+    for row in _rows(folder):
+        with suppress(LookupError, TypeError, AttributeError):
+            for system, scores in row["systems"].items():
+                if scores["stopped"] == 0:
+                    clips.add((str(row["id"]), str(system)))
+    return clips
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Of the evaluation; lines that are damaged are none."""
+    with suppress(OSError, UnicodeDecodeError):
+        for line in (folder / _EVALUATION).read_text(encoding="utf-8").split("\n"):
+            with suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    yield row
