@@ -15,12 +15,12 @@ import struct
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import soundfile as sf
 
 from plugins import __version__
 from plugins.audio.waveforms import AudioError
+from plugins.files.lines import NoJson, parse_json
 
 SOFTWARE = f"higgs-audio-swift {__version__}"
 _MOST_CHARS = 200  # of a name
@@ -69,8 +69,8 @@ def mark_in(path: str | Path) -> Mark | None:
         reason = getattr(error, "error_string", None) or str(error)
         raise AudioError(path, f"cannot be read ({reason})", "give an audio file") from None
     try:
-        entries: Any = json.loads(comment)
-    except ValueError:
+        entries = parse_json(comment)
+    except NoJson:
         return None
     if not isinstance(entries, dict) or entries.get("synthetic") is not True:
         return None

@@ -262,14 +262,20 @@ class Speaker:
         """`dialogue` in token ids up to where the assistant speaks, every clip in codes.
 
         Raises UserError for clips that cannot be read or are too long."""
+        dialogue = self.heard(dialogue)
+        with self._tokenizing:
+            return encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
+
+    def heard(self, dialogue: Dialogue, *, is_kept: bool = True) -> Dialogue:
+        """`dialogue` with every clip in codes, which are kept for the next one, unless its files
+        are there for this moment only. Raises UserError as `prompt` does."""
         dialogue = dialogue.map_clips(self._recalled)
         check_clips(dialogue, self.settings)
         dialogue = with_clips(dialogue, self.codec, self.tokens)
         for clip in dialogue.clips():
-            if clip.path is not None and clip.codes is not None:
+            if is_kept and clip.path is not None and clip.codes is not None:
                 self._references[_identity(clip.path)] = clip.codes
-        with self._tokenizing:
-            return encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
+        return dialogue
 
     def _recalled(self, clip: AudioClip) -> AudioClip:
         """A reference is encoded once: on a CPU that takes as long as it lasts."""
