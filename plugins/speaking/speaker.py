@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from plugins.audio.codec import FRAMES_PER_S, Codec
+from plugins.audio.marks import Maker
 from plugins.audio.stream_decoder import StreamDecoder
 from plugins.collator import collate
 from plugins.data.clips import check_clips, num_frames, with_clips
@@ -103,6 +104,7 @@ class Speaker:
         # A fast tokenizer does not take two threads at once.
         self._tokenizing = threading.Lock()
         self._is_stopped = threading.Event()
+        self.maker: Maker | None = None  # of the files; None: they bear no mark
         self.judge: Judge | None = None  # of takes; None: loaded when the first have been spoken
 
     @property
@@ -367,6 +369,7 @@ class Speaker:
             stopped=bool((delayed[-1] == self.tokens.stream_eos).all()),
             text=last_text(dialogue),
             took_s=took_s,
+            mark=None if self.maker is None else self.maker.mark(),
         )
 
 

@@ -221,6 +221,10 @@ class Samples(TrainerCallback):
             settings=template.settings,
             cuda_graphs=cuda_graphs,
         )
+        if (maker := generator.speaker.maker) is not None:
+            # What is trained has no folder of its own yet.
+            weights = f"{Path(trainer.args.output_dir).name}, step {trainer.state.global_step}"
+            generator.speaker.maker = replace(maker, adapter=weights)
         samplings = [_SAMPLING] * len(prompts)
         return generator.speak(prompts, samplings=samplings, max_audio_s=MAX_AUDIO_S)
 

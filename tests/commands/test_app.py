@@ -24,11 +24,13 @@ from conftest import ROOT
 from helpers.app import VOICE, Client, Server, file_data, wait_for
 from helpers.trees import in_memory_mb, silence
 
+from plugins.audio.marks import Mark, mark_in
 from plugins.commands.app import run
 from plugins.commands.app.fields import line_of, lines_of, sampling_of, voice_of, voices_of
 from plugins.commands.hosts import is_own
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
+from plugins.model.makers import name_of
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
 from plugins.speaking.voices import Voice
@@ -159,7 +161,9 @@ def test_what_is_played_is_what_the_generator_says(client: Client, tiny: Path, l
         assert spoken["success"], spoken
         updates = [update for update in spoken["output"]["data"] if isinstance(update, dict)]
         (path,) = [update["path"] for update in updates if "path" in update]
-        samples, rate = sf.read(io.BytesIO(client.http.get(f"/file={path}").content))
+        content = client.http.get(f"/file={path}").content
+        assert mark_in(io.BytesIO(content)) == Mark.of_today("model", name_of(str(lora)))
+        samples, rate = sf.read(io.BytesIO(content))
         assert rate == 24_000
         same = {"sampling": Sampling(seed=1), "max_audio_s": 0.4, "reference_audio": reference}
         np.testing.assert_allclose(

@@ -17,6 +17,7 @@ import torch
 from helpers.commands import contents, in_child, read
 from helpers.evaluation import evaluate, rows_to_say
 
+from plugins.audio.marks import Mark, mark_in
 from plugins.data.dialogue import Dialogue, Turn
 from plugins.errors import UserError
 from plugins.evaluation import formats
@@ -26,6 +27,7 @@ from plugins.evaluation.speaking import seeded, speak_batch
 from plugins.inference import HiggsAudioGenerator
 from plugins.model import card as model_card
 from plugins.model import load as checkpoint
+from plugins.model.makers import name_of
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
 
@@ -84,6 +86,11 @@ def test_base_tuned_codec_and_truth_side_by_side(
     base, tuned = out / "audio" / "base", out / "audio" / "tuned"
     name = "DEMO-0001.wav"
     assert (base / name).read_bytes() != (tuned / name).read_bytes()
+    # What a model said is marked; a recording is not, nor its way through the codec.
+    marks = {folder: mark_in(out / "audio" / folder / name) for folder in ("codec", "truth")}
+    assert marks == {"codec": None, "truth": None}
+    assert mark_in(base / name) == Mark.of_today("model", None)
+    assert mark_in(tuned / name) == Mark.of_today("model", name_of(str(lora)))
     report = (out / "report.md").read_text(encoding="utf-8")
     cells = "0.0 % [0.0, 0.0] | 0.0 % [0.0, 0.0] |  |  | +0.0 % [+0.0, +0.0]"
     assert f"| stopped by itself | higher | {cells} |" in report

@@ -12,6 +12,7 @@ import torch
 from conftest import corpus_rows, write_jsonl
 from helpers.sft import REGISTER, sft, swift
 
+from plugins.audio.marks import Mark, mark_in
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
 from plugins.ms_swift import template
@@ -125,7 +126,7 @@ def test_every_row_has_its_file_beside_the_results(result: Path) -> None:
             "duration_s": 0.4,
             "stopped": False,
         }
-        assert Path(answer(row)["audio"]).is_file()
+        assert mark_in(answer(row)["audio"]) == Mark.of_today("model", None)
     assert len(list(folder.iterdir())) == len(read(result)) == 4
 
 

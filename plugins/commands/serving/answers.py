@@ -27,7 +27,7 @@ from plugins.commands.serving.engine import Busy, Closed, Ended, Engine, Order, 
 from plugins.commands.serving.formats import FORMATS, Encoder
 from plugins.commands.serving.guard import Receive, Refusal
 from plugins.commands.serving.metrics import Metrics
-from plugins.commands.serving.voices import Choice, Unheard, Unknown, Voices
+from plugins.commands.serving.voices import Unheard, Unknown, Voices
 from plugins.data.dialogue import AudioClip
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
@@ -51,7 +51,6 @@ class Service:
     max_audio_s: float
     uploads: Path | None = None
     logs_texts: bool = False
-    marks: bool = True  # files say that they are synthetic
     metrics: Metrics = field(default_factory=Metrics)
     # Recordings are encoded one at a time: on a CPU one takes as long as it lasts.
     encoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoder"))
@@ -178,8 +177,8 @@ class _Answer:
             raise TooLate  # it waited behind other recordings
         model = service.voices.models()[0]
         choice = service.voices.choose(asked.model or model, asked.voice)
-        if service.marks:
-            self._mark = Mark.of_today(model, choice.adapter)
+        maker = service.generator.maker(choice.adapter)
+        self._mark = None if maker is None else maker.mark()
         if upload is not None and choice.voice is not None:
             message = "request: reference: is given beside a voice that has one; give one of them"
             raise Refusal(400, message)

@@ -92,7 +92,8 @@ class Voices:
         return references
 
     def choose(self, model: str, voice: str) -> Choice:
-        """Reads the folder. Raises Unknown, Unheard, and UserError for a model and a voice that are two adapters."""
+        """Reads the folder. Raises Unknown, Unheard, and UserError for a model and a voice that are
+        two adapters."""
         if model not in self.models():
             raise Unknown(_unknown("model", model, self.models()))
         adapter = model if model in self._adapters else self._own
