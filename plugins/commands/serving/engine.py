@@ -44,6 +44,7 @@ _PATIENCE_S = 2.0
 _PROMPT_LENGTH = 768
 _FRAMES_PER_PIECE = 25  # of a stream, at most, as in `HiggsAudioGenerator.stream`
 _MAX_RETRY_S = 60
+_MOST_FAULTS = 3  # one after the other: a GPU that is lost says so to each order
 
 
 class Busy(Exception):
@@ -137,6 +138,7 @@ class Engine:
         self._waiting: deque[_Job] = deque()
         self._num_taken = 0
         self._took_s = 1.0  # of an order, lately
+        self._num_faults = 0  # since a line was spoken
         self._is_closed = False
         self._changed = threading.Condition()
         self._sounds = ThreadPoolExecutor(1, thread_name_prefix="codec")
@@ -174,7 +176,9 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and not self._is_closed
+        """Also whether it can be hoped for that it speaks."""
+        is_there = self._thread.is_alive() and not self._is_closed
+        return is_there and self._num_faults < _MOST_FAULTS
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -241,6 +245,7 @@ class Engine:
                 self._turn()
             except Exception as error:  # whatever it is, the next order is not to suffer from it
                 logger.exception("what was spoken is lost")
+                self._num_faults += 1
                 self._end_all(error)
         self._end_all(Closed())
 
@@ -330,6 +335,7 @@ class Engine:
         line, order = job.line, job.order
         codes = self._speaker.codes_of(line.delayed, line.dialogue)
         job.said.append(codes)
+        self._num_faults = 0
         job.stopped &= line.stopped
         if order.in_pieces:
             self._sound(job, job.decoder.finish)

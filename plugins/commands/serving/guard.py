@@ -21,6 +21,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 OPEN_PATHS = ("/health",)  # what a container's health check asks, without a token
 _MAX_JSON_BYTES = 256 << 10
 _BODY_TIME_S = 20.0
+_BODY_BYTES_PER_S = 100_000  # and for each of so many bytes that it may have a second more
 _HEADER_TIME_S = 20.0
 _TAKE_TIME_S = 30.0
 # Of a socket, bytes: with the megabytes that the system gives it, a slow client's taking would not
@@ -112,10 +113,11 @@ class Guard:
                 if not message.get("more_body"):
                     return bytes(body)
 
+        limit_s = _BODY_TIME_S + most / _BODY_BYTES_PER_S
         try:
-            return await asyncio.wait_for(read(), _BODY_TIME_S)
+            return await asyncio.wait_for(read(), limit_s)
         except asyncio.TimeoutError:
-            message = f"request: body: did not come within {_BODY_TIME_S:g} s; send it at once"
+            message = f"request: body: did not come within {limit_s:.0f} s; send it at once"
             raise Refusal(408, message, {"connection": "close"}) from None
 
     def _most_bytes(self, scope: dict[str, Any]) -> int:

@@ -203,6 +203,23 @@ def test_a_fault_ends_what_is_spoken_and_nothing_else(
     assert engine.is_alive
 
 
+def test_an_engine_that_only_fails_is_not_alive(
+    generator: HiggsAudioGenerator, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is lost fails each order: who watches /health has to know. One that speaks again
+    is well."""
+    order = order_of(generator, "Hello.", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunningBatch, "step", lambda _: 1 / 0)
+        for number in range(3):
+            assert engine.is_alive, number
+            with pytest.raises(ZeroDivisionError):
+                asyncio.run(heard(engine, order))
+        assert not engine.is_alive
+    assert len(asyncio.run(heard(engine, order))) > 0
+    assert engine.is_alive
+
+
 def test_a_fault_between_two_lines_is_one_orders_own(
     generator: HiggsAudioGenerator, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
