@@ -25,6 +25,7 @@ from helpers.app import VOICE, Client, Server, file_data, wait_for
 from helpers.trees import in_memory_mb, silence
 
 from plugins.audio.marks import Mark, mark_in
+from plugins.commands import hosts
 from plugins.commands.app import run
 from plugins.commands.app.fields import line_of, lines_of, sampling_of, voice_of, voices_of
 from plugins.commands.hosts import is_own
@@ -313,6 +314,18 @@ def test_a_name_that_is_not_the_servers_is_refused(app_server: Server, host: str
 )
 def test_names_of_a_server(name: str, host: str, expected: bool) -> None:
     assert is_own(name, host) == expected
+
+
+def test_the_name_server_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take seconds, in which nobody is answered: whoever asks under a wrong name could."""
+    asked: list[int] = []
+    hosts._own_names.cache_clear()
+    monkeypatch.setattr(socket, "getfqdn", lambda: asked.append(1) or "box.lan")
+    for _ in range(3):
+        assert not is_own("evil.example", "0.0.0.0")
+    assert is_own("box.lan", "0.0.0.0")
+    assert len(asked) == 1
+    hosts._own_names.cache_clear()
 
 
 def test_a_text_that_would_hold_all_others_is_refused(client: Client) -> None:
