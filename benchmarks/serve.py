@@ -46,7 +46,7 @@ class Spoken:
 
     waits_s: list[float] = field(default_factory=list)
     firsts_s: list[float] = field(default_factory=list)  # first bytes
-    speech_s: float = 0.0
+    speeches_s: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
@@ -89,7 +89,7 @@ def ask(client: httpx.Client, url: str, number: int, spoken: Spoken) -> None:
         return
     spoken.waits_s.append(time.perf_counter() - started_s)
     spoken.firsts_s.append(first_s or 0.0)
-    spoken.speech_s += num_bytes / _SAMPLE_BYTES_PER_S
+    spoken.speeches_s.append(num_bytes / _SAMPLE_BYTES_PER_S)
 
 
 def together(url: str, num_clients: int, goes_on: Callable[[int], bool]) -> Spoken:
@@ -120,7 +120,7 @@ def measured(server: Server, options: argparse.Namespace) -> dict[str, Any]:
 
     started_s = time.perf_counter()
     alone = together(url, 1, lambda number: number < 2 * len(TEXTS))
-    alone_rate = alone.speech_s / (time.perf_counter() - started_s)
+    alone_rate = sum(alone.speeches_s) / (time.perf_counter() - started_s)
     print(f"alone: {alone_rate:.2f} s of speech per second", file=sys.stderr)
 
     four = together(url, 4, lambda number: number < 8 * len(TEXTS))
@@ -128,9 +128,12 @@ def measured(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     started_s = time.perf_counter()
     end_s = started_s + options.seconds
     load = together(url, options.clients, lambda _: time.perf_counter() < end_s)
-    load_rate = load.speech_s / (time.perf_counter() - started_s)
+    load_rate = sum(load.speeches_s) / (time.perf_counter() - started_s)
     print(f"load: {load_rate:.2f} s of speech per second", file=sys.stderr)
 
+    for part in (alone, four, load):
+        if not part.waits_s:  # nothing that could be measured
+            sys.exit(f"no request was answered: {part.errors[0]}")
     num_done = sum(len(spoken.waits_s) for spoken in (alone, four, load))
     rest = together(url, options.clients, lambda number: number < options.requests - num_done)
     after_mb = server.memory_mb()

@@ -121,6 +121,7 @@ def _add_speak(commands: Any) -> None:
     command.add_argument("--seed", type=int, help="the same command and seed: the same speech")
     flags.best_of_flag(command)
     flags.hearing_flags(command)
+    flags.marks_flag(command)
     command.add_argument(
         "--deterministic",
         action="store_true",
@@ -221,6 +222,7 @@ def _add_evaluate(commands: Any) -> None:
         "--best_of_asr", help="who hears the takes of --best_of (default: as --asr)"
     )
     flags.speaking_flags(command, batch_size=4)
+    flags.marks_flag(command)
     command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     command.set_defaults(run=_of("evaluate"))
 
@@ -261,6 +263,7 @@ def _add_app(commands: Any) -> None:
         help="largest recording, MiB (default: %(default)s)",
     )
     flags.max_audio_flag(command)
+    flags.marks_flag(command)
     flags.device_flag(command)
     command.set_defaults(run=_of("app"))
 

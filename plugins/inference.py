@@ -16,6 +16,7 @@ from typing import Any, overload
 import torch
 
 from plugins.audio.codec import Codec, find_codec
+from plugins.audio.marks import Maker
 from plugins.audio.stream_decoder import StreamDecoder
 from plugins.data.dialogue import Dialogue
 from plugins.data.text import MAX_CHARS
@@ -23,6 +24,7 @@ from plugins.errors import did_you_mean, problem
 from plugins.files.disk import require_writable
 from plugins.hearing.takes import Judge
 from plugins.model.load import bare, load_model
+from plugins.model.makers import maker_of
 from plugins.settings import HiggsAudioSettings
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speaker import Speaker, require_duration
@@ -54,7 +56,8 @@ class HiggsAudioGenerator:
     paid for the compiler. Without a GPU it is compiled only. None: on one GPU, unless the model is
     quantised or it is to be deterministic. deterministic: a seed gives the same speech alone, in a
     batch and streamed, in bf16 too: texts are spoken one after the other. (What is the same without
-    it: docs/guarantees.md.) Raises UserError for True with it, and with a quantised model."""
+    it: docs/guarantees.md.) marks: files of its speech say that they are synthetic; default as
+    `settings` have it. Raises UserError for True with it, and with a quantised model."""
 
     def __init__(
         self,
@@ -65,12 +68,11 @@ class HiggsAudioGenerator:
         settings: HiggsAudioSettings | None = None,
         cuda_graphs: bool | None = None,
         deterministic: bool = False,
+        marks: bool | None = None,
     ) -> None:
         # Speaking calls the layers one by one: the wrapper of LoRA weights only switches them.
         self.model = bare(model).eval()
-        self._adapted = None
-        if model is not self.model:
-            self._adapted = model
+        self._adapted = None if model is self.model else model
         self.tokenizer = tokenizer
         folder = self.model.config.name_or_path
         # By the name of the adapter, unless the caller decides for all.
@@ -92,6 +94,8 @@ class HiggsAudioGenerator:
             deterministic=deterministic,
         )
         self.tokens = self.speaker.tokens
+        self._marks = settings.marks if marks is None else marks
+        self.speaker.maker = self.maker(next(iter(self.adapters), None))
         self._warnings: set[str] = set()  # given once, not for each of a thousand texts
 
     @classmethod
@@ -103,6 +107,7 @@ class HiggsAudioGenerator:
         codec: str | None = None,
         cuda_graphs: bool | None = None,
         deterministic: bool = False,
+        marks: bool | None = None,
         **options: Any,
     ) -> HiggsAudioGenerator:
         """A checkpoint of any kind (`plugins.model.load.load_model`, which takes the `options`),
@@ -111,9 +116,8 @@ class HiggsAudioGenerator:
         own = None
         if codec:
             own = Codec(codec, device=str(bare(model).device))
-        return cls(
-            model, tokenizer, codec=own, cuda_graphs=cuda_graphs, deterministic=deterministic
-        )
+        graphs: dict[str, Any] = {"cuda_graphs": cuda_graphs, "deterministic": deterministic}
+        return cls(model, tokenizer, codec=own, marks=marks, **graphs)
 
     @property
     def settings(self) -> HiggsAudioSettings:
@@ -156,6 +160,10 @@ class HiggsAudioGenerator:
             return HiggsAudioSettings.of_checkpoint(Path(self.model.config.name_or_path))
         return self._settings_of.get(adapter or "", self.settings)
 
+    def maker(self, adapter: str | None) -> Maker | None:
+        """Of files in the voice of these LoRA weights, or of the base; None: no marks."""
+        return maker_of(self.model, adapter, marks=self._marks)
+
     def use_adapter(self, name: str | None) -> None:
         """Speak with these LoRA weights and their prompts from now on; for None with the base's own
         weights, and the prompts as they were. Nothing is loaded for it. Raises UserError for an
@@ -170,6 +178,7 @@ class HiggsAudioGenerator:
             )
         if self._adapted is None:
             return
+        self.speaker.maker = self.maker(name)
         if name is None:
             self._adapted.base_model.disable_adapter_layers()
         else:

@@ -107,6 +107,9 @@ class HiggsAudioSettings:
     force_resume: bool = _knob(
         False, "resume although data, options or adapter are not those of the checkpoint", _flag
     )
+    marks: bool = _knob(
+        True, "files of generated speech say that they are synthetic, samples too", _flag
+    )
     samples: bool | None = _knob(
         None,
         "speak before the first step, at each evaluation and at the end;"

@@ -171,6 +171,7 @@ def _contest(options: Namespace, sampling: Sampling) -> _Contest:
             device=options.device,
             quantization=options.quantization,
             judge=judge,
+            marks=options.marks,
         )
         held |= {system.name: system.depends_on for system in spoken}
         # Of all systems: those that the tuned one was trained with.

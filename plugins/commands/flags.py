@@ -62,6 +62,14 @@ def speaking_flags(command: argparse.ArgumentParser, *, batch_size: int) -> None
     device_flag(command)
 
 
+def marks_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--marks",
+        action=argparse.BooleanOptionalAction,
+        help="audio files say that they are synthetic (default: they do)",
+    )
+
+
 def best_of_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--best_of",

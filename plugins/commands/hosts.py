@@ -11,6 +11,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any
 
 _PORT = re.compile(r":\d+$")
@@ -65,12 +66,17 @@ def is_own(name: str, host: str) -> bool:
         if is_loopback(host) or (listens is not None and listens.is_unspecified):
             names.add("localhost")
         if not is_loopback(host):
-            own = socket.gethostname().lower()
-            names |= {own, f"{own}.local", socket.getfqdn().lower()}
+            names |= _own_names()
         return name in names - {""}
     if is_loopback(host):
         return address.is_loopback
     return listens is None or listens.is_unspecified or address == listens
+
+
+@cache  # a name server may take seconds, and everybody who asks would wait
+def _own_names() -> frozenset[str]:
+    own = socket.gethostname().lower()
+    return frozenset({own, f"{own}.local", socket.getfqdn().lower()})
 
 
 def is_loopback(host: str) -> bool:

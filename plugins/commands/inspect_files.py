@@ -27,6 +27,8 @@ def _inspect(file: Path) -> bool:
     if mark is None:
         print(f"{about}: no mark (it may be synthetic all the same)")
         return False
+    # A stranger's words: whatever a terminal would obey is shown, not sent.
     adapter = "" if mark.adapter is None else f", adapter {mark.adapter!r}"
-    print(f"{about}: synthetic, {mark.software}, model {mark.model!r}{adapter}, {mark.date}")
+    maker = f"{mark.software!r}, model {mark.model!r}{adapter}, {mark.date!r}"
+    print(f"{about}: synthetic, by {maker}")
     return True

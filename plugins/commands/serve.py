@@ -56,8 +56,6 @@ def run(options: Namespace) -> int:
             "needs python-multipart",
             'pip install -e ".[serve]"',
         )
-    if not options.marks:
-        logger.warning("--no-marks: files do not say that they are synthetic")
     token = _token(options)
     adapters = _adapters(options.adapters)
     Voices(_model_name(options), list(adapters), options.voices)
@@ -92,6 +90,7 @@ def _service(options: Namespace, adapters: dict[str, str], stack: ExitStack) -> 
         codec=options.codec,
         device=options.device,
         quantization=options.quantization,
+        marks=options.marks,
     )
     voices = Voices(_model_name(options), generator.adapters, options.voices)
     _encode_references(generator, voices)
@@ -115,7 +114,6 @@ def _service(options: Namespace, adapters: dict[str, str], stack: ExitStack) -> 
         max_audio_s=options.max_audio_s,
         uploads=uploads,
         logs_texts=options.log_texts,
-        marks=options.marks,
     )
 
 

@@ -88,12 +88,7 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
         help="largest recording that a request may bring, MiB (default: none may)",
     )
     add("--log_texts", action="store_true", help="write what is spoken into the log")
-    add(
-        "--marks",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="files and answers say that they are synthetic (default: they do)",
-    )
+    flags.marks_flag(command)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -70,6 +70,7 @@ def _run(options: Namespace) -> int:
         quantization=options.quantization,
         cuda_graphs=options.cuda_graphs,
         deterministic=options.deterministic,
+        marks=options.marks,
     )
     generator.judge = judge
     generator.merge_adapter()  # nobody will switch it off

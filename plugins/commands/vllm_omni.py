@@ -6,7 +6,8 @@ none. So the folder is checked here: a folder in, nothing or a UserError out.
 
 Everything below was read in the sources of vllm-project/vllm-omni (pull request 3762, release
 0.22.0 and later; commits f2484119, 00bff306, 6d1a9881, 9c4d33de, 278b13b6), most of it in
-`vllm_omni/model_executor/models/higgs_audio_v2`. Nothing of it was run, for want of a GPU:
+`vllm_omni/model_executor/models/higgs_audio_v2`. On 2026-11-28 no version that could be had had
+other names. Nothing of it was run, for want of a GPU:
 
 - `pipeline.py`: `HiggsAudioV2ForConditionalGeneration` is taken by a pipeline of two stages, the
   language model and the codec; it stops at the token ids 128009 and 128012.

@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from plugins.audio import marks
 from plugins.audio import waveforms as audio
 from plugins.audio.codec import Codec
 from plugins.errors import UserError
@@ -123,7 +124,7 @@ def beside(
     name: str, clips: Sequence[Clip], items: Sequence[Item], folder: Path, journal: Journal
 ) -> list[Clip]:
     """The clips of a column, all below `folder`: of recordings from elsewhere a copy in a format
-    that every browser plays, so that `folder` may be moved and is whole."""
+    that every browser plays, marked as they are, so that `folder` may be moved and is whole."""
     lying = list(clips)
     sources: dict[str, Path] = {}
     numbers, keyed = [], []
@@ -146,7 +147,8 @@ def beside(
             return [_unreadable(error)]
         path = _wav(folder, name, item)
         journal.begin()
-        audio.save_wav(path, samples, audio.SAMPLE_RATE_HZ)
+        with disk.replace_when_done(path) as temporary:
+            marks.write(temporary, samples, audio.SAMPLE_RATE_HZ, marks.mark_in(sources[item.id]))
         return [Clip(path)]
 
     copied = _do_missing(keyed, copy, folder, journal, f"copy of {name}")

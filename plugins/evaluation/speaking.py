@@ -42,8 +42,10 @@ class System:
 class _Loader:
     """Folder -> its generator, kept until another folder's is asked for."""
 
-    def __init__(self, codec: Codec, judge: Judge | None, **options: Any) -> None:
-        self._codec, self._judge = codec, judge
+    def __init__(
+        self, codec: Codec, judge: Judge | None, marks: bool | None, **options: Any
+    ) -> None:
+        self._codec, self._judge, self._marks = codec, judge, marks
         self._options = options  # those of `load_model`
         self._loaded: dict[str, HiggsAudioGenerator] = {}
 
@@ -53,7 +55,7 @@ class _Loader:
             self._loaded.clear()
             gc.collect()
             parts = load_model(folder, adapters=adapters, **self._options)
-            self._loaded[folder] = HiggsAudioGenerator(*parts, codec=self._codec)
+            self._loaded[folder] = HiggsAudioGenerator(*parts, codec=self._codec, marks=self._marks)
             self._loaded[folder].judge = self._judge
             # This loads the codec: what is wrong with it is no fault of the first item.
             assert self._codec.model is not None
@@ -70,10 +72,12 @@ def systems(
     device: str = "cpu",
     quantization: Quantization | None = None,
     judge: Judge | None = None,
+    marks: bool | None = None,
 ) -> list[System]:
     """`base` and `tuned` for LoRA weights (whose base is itself with them switched off) and for a
     model beside the one it came from; `model` alone otherwise. Models are loaded when they speak,
-    one at a time, and share `codec`. judge: of the takes, if several are spoken.
+    one at a time, and share `codec`. judge: of the takes, if several are spoken. marks: as of
+    `HiggsAudioGenerator`.
 
     Raises UserError if a folder is not there, LoRA weights are given another base, or a scale
     is given without them.
@@ -84,7 +88,7 @@ def systems(
         raise problem(source="options", field="base", value=base, reason=reason, remedy=remedy)
     require_scale(adapter_scale, has_adapter=own is not None)
     load = _Loader(
-        codec, judge, adapter_scale=adapter_scale, device=device, quantization=quantization
+        codec, judge, marks, adapter_scale=adapter_scale, device=device, quantization=quantization
     )
     # Another device or version rounds, and so draws, otherwise.
     common = {

@@ -13,5 +13,6 @@ original_format.py  what a folder says it is; boson-multimodal's config.json <->
 joined.py           matrices that read the same -> one in memory, for speaking
 load.py             a folder or Hub id of any kind -> model, and tokenizer
 convert.py          whole folders from one format to the other
+makers.py           the names by which marks speak of a loaded model
 card.py             README.md of a model
 """

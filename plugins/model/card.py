@@ -52,6 +52,9 @@ This model imitates voices from a few seconds of speech. Clone a voice
 only with the consent of the person it belongs to, say that the speech is synthetic, and do not use
 it to deceive, to impersonate or to get past a voice check. That holds for the voices in the
 training data as well.
+
+Files that `higgs-audio` writes of its speech say in their metadata that they are synthetic
+(`higgs-audio inspect FILE` reads it). Other software that speaks with it leaves that to you.
 """
 
 

@@ -101,6 +101,7 @@ def load_model(
     model.higgs_audio_settings = {}
     for name, trained in (named or {"": folder}).items():
         model.higgs_audio_settings[name] = HiggsAudioSettings.of_checkpoint(Path(trained))
+    model.higgs_audio_adapters = named  # folders by name
     model = with_adapters(model, named)
     scale_adapters(model, adapter_scale, named)
     if quantization is None:

@@ -11,7 +11,6 @@ MS-SWIFT's requests that is free. Nothing here reads a file or a URL that a clie
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -117,6 +116,4 @@ def _upload(value: Any, file: Path) -> str:
 
 def data_url(speech: Speech) -> str:
     """A WAV file in base64."""
-    file = io.BytesIO()
-    speech.write(file)
-    return f"data:audio/wav;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"data:audio/wav;base64,{base64.b64encode(speech.wav()).decode()}"

@@ -239,6 +239,9 @@ class HiggsAudioTemplate(Template):
         if self.codec.device != str(model.device):
             self._use_device(str(model.device))
         generator = self._generator_of(self.get_base_model(model))
+        if (maker := generator.speaker.maker) is not None and hasattr(model, "peft_config"):
+            # MS-SWIFT does not say from which folder.
+            generator.speaker.maker = replace(maker, adapter=next(iter(model.peft_config)))
         config, prompts = kwargs["generation_config"], kwargs["input_ids"]
         steps = answers.speak(kwargs[REQUEST], generator, config, seed=self.seed)
         return {"sequences": torch.cat([prompts, steps.to(prompts)], dim=1)}

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from plugins.audio.codec import FRAMES_PER_S, Codec
+from plugins.audio.marks import Maker
 from plugins.audio.stream_decoder import StreamDecoder
 from plugins.collator import collate
 from plugins.data.clips import check_clips, num_frames, with_clips
@@ -103,6 +104,7 @@ class Speaker:
         # A fast tokenizer does not take two threads at once.
         self._tokenizing = threading.Lock()
         self._is_stopped = threading.Event()
+        self.maker: Maker | None = None  # of the files; None: they bear no mark
         self.judge: Judge | None = None  # of takes; None: loaded before the first
 
     @property
@@ -262,14 +264,20 @@ class Speaker:
         """`dialogue` in token ids up to where the assistant speaks, every clip in codes.
 
         Raises UserError for clips that cannot be read or are too long."""
+        dialogue = self.heard(dialogue)
+        with self._tokenizing:
+            return encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
+
+    def heard(self, dialogue: Dialogue, *, is_kept: bool = True) -> Dialogue:
+        """`dialogue` with every clip in codes, which are kept for the next one, unless its files
+        are there for this moment only. Raises UserError as `prompt` does."""
         dialogue = dialogue.map_clips(self._recalled)
         check_clips(dialogue, self.settings)
         dialogue = with_clips(dialogue, self.codec, self.tokens)
         for clip in dialogue.clips():
-            if clip.path is not None and clip.codes is not None:
+            if is_kept and clip.path is not None and clip.codes is not None:
                 self._references[_identity(clip.path)] = clip.codes
-        with self._tokenizing:
-            return encode(dialogue, self.tokenizer, self.tokens, open_turn=True)
+        return dialogue
 
     def _recalled(self, clip: AudioClip) -> AudioClip:
         """A reference is encoded once: on a CPU that takes as long as it lasts."""
@@ -361,6 +369,7 @@ class Speaker:
             stopped=bool((delayed[-1] == self.tokens.stream_eos).all()),
             text=last_text(dialogue),
             took_s=took_s,
+            mark=None if self.maker is None else self.maker.mark(),
         )
 
 

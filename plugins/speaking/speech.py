@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,7 +14,8 @@ import soundfile as sf
 import torch
 from torch import Tensor
 
-from plugins.audio import waveforms as audio
+from plugins.audio import marks
+from plugins.audio.marks import Mark
 from plugins.errors import UserError, problem
 from plugins.files import disk
 from plugins.hearing.takes import Take
@@ -25,7 +27,6 @@ FORMATS = {
     ".ogg": ("OGG", "VORBIS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
-_BLOCK_SAMPLES = 1 << 16  # libsndfile's Vorbis overflows its stack if it gets minutes at once
 _SILENT = 10 ** (-50 / 20)  # 50 dB below full scale: breath is louder, the noise of a codec is not
 _KEPT_S = 0.05  # of the silence at a joint, so that no consonant is cut
 
@@ -43,6 +44,7 @@ class Speech:
     # With `best_of`: what was heard in each take of it, in the order of their seeds; of a speech in
     # several pieces those of the first come first.
     takes: tuple[Take, ...] = ()
+    mark: Mark | None = None  # what its files say of it, beside the samples
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
@@ -80,13 +82,15 @@ class Speech:
 
     def write(self, file: Any, suffix: str = ".wav") -> None:
         """Into a path of any name, or an open binary file."""
-        assert np.isfinite(self.audio).all(), "NaN or infinite samples"
         container, encoding = FORMATS[suffix]
-        samples = audio.to_pcm16(self.audio)
-        options = {"format": container, "subtype": encoding}
-        with sf.SoundFile(file, "w", self.sample_rate, channels=1, **options) as output:
-            for start in range(0, len(samples), _BLOCK_SAMPLES):
-                output.write(samples[start : start + _BLOCK_SAMPLES])
+        options = {"container": container, "encoding": encoding}
+        marks.write(file, self.audio, self.sample_rate, self.mark, **options)
+
+    def wav(self) -> bytes:
+        """A WAV file."""
+        file = io.BytesIO()
+        self.write(file)
+        return file.getvalue()
 
 
 def suffix_of(path: str | Path) -> str:
@@ -128,6 +132,7 @@ def join(parts: Sequence[Speech], *, pause_s: float = 0.0, trim: bool = False) -
         text=" ".join(part.text for part in parts),
         took_s=sum(part.took_s for part in parts),
         takes=tuple(chain.from_iterable(part.takes for part in parts)),
+        mark=parts[0].mark,
     )
 
 

@@ -55,7 +55,15 @@ _ADAPTER = (
     "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex", "use_rslora",
     "use_dora",
 )  # fmt: skip
-_NO_EFFECT = {"preflight", "dry_run", "force_resume", "audio_root", "samples", "sample_texts"}
+_NO_EFFECT = {
+    "preflight",
+    "dry_run",
+    "force_resume",
+    "audio_root",
+    "samples",
+    "sample_texts",
+    "marks",
+}
 # MS-SWIFT's file of a row and its count of tokens, and where the row stood, are not what it says.
 _NO_CONTENT = {ROW_SOURCE, IN_TABLE[ROW_SOURCE], SPEAKER, "dataset", LENGTHS}
 

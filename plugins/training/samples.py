@@ -182,7 +182,7 @@ class Samples(TrainerCallback):
         for i, speech in speeches.items():
             try:
                 file = folder / f"{i}.wav"
-                speech.save(file)
+                _as_trained(speech, trainer.args.output_dir, step).save(file)
                 spoken.append(speech)
                 lines.append(_line(file, speech))
                 self._show(i, file, speech, step)
@@ -242,6 +242,14 @@ class Samples(TrainerCallback):
             import swanlab
 
             swanlab.log({name: swanlab.Audio(str(file), caption=speech.text)}, step=step)
+
+
+def _as_trained(speech: Speech, output_dir: str, step: int) -> Speech:
+    """With a mark that names the weights, which have no folder of their own yet."""
+    if speech.mark is None:
+        return speech
+    weights = f"{Path(output_dir).name}, step {step}"
+    return replace(speech, mark=replace(speech.mark, adapter=weights))
 
 
 def _is_spoken(state: Any, step: int) -> bool:

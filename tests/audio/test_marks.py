@@ -83,6 +83,28 @@ def test_other_comments_are_no_marks(tmp_path: Path, comment: str) -> None:
     assert mark_in(file) is None
 
 
+def test_endless_brackets_are_no_mark(tmp_path: Path) -> None:
+    """Python's reader of JSON ended in a RecursionError."""
+    file = tmp_path / "a.flac"
+    with sf.SoundFile(file, "w", 24_000, channels=1) as output:
+        output.comment = "[" * 12_000
+        output.write(TONE)
+    assert mark_in(file) is None
+
+
+def test_what_a_terminal_would_obey_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file comes from anywhere, and says what it likes."""
+    evil = "\x1b[2J\n: no mark"
+    file = tmp_path / "a.flac"
+    file.write_bytes(file_of("flac", Mark(evil, evil, evil, evil)))
+    assert run(Namespace(files=[file])) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert len(shown.splitlines()) == 1
+
+
 def test_files_are_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     marked, plain = tmp_path / "marked.wav", tmp_path / "plain.wav"
     marked.write_bytes(file_of("wav", MARK))
@@ -91,7 +113,8 @@ def test_files_are_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run(Namespace(files=[marked, plain])) == 1
     first, again, last = capsys.readouterr().out.splitlines()
     assert first == again
-    assert first.endswith(f"synthetic, {SOFTWARE}, model 'higgs-3B', adapter 'Jörg', {MARK.date}")
+    maker = f"'{SOFTWARE}', model 'higgs-3B', adapter 'Jörg', '{MARK.date}'"
+    assert first.endswith(f"synthetic, by {maker}")
     assert "2.00 s: no mark" in last
     (tmp_path / "none.wav").write_bytes(b"RIFF")
     for name in ("none.wav", "missing.wav"):

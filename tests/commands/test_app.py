@@ -24,11 +24,14 @@ from conftest import ROOT
 from helpers.app import VOICE, Client, Server, file_data, wait_for
 from helpers.trees import in_memory_mb, silence
 
+from plugins.audio.marks import Mark, mark_in
+from plugins.commands import hosts
 from plugins.commands.app import run
 from plugins.commands.app.fields import line_of, lines_of, sampling_of, voice_of, voices_of
 from plugins.commands.hosts import is_own
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
+from plugins.model.makers import name_of
 from plugins.speaking.sampling import Sampling
 from plugins.speaking.speech import Speech
 from plugins.speaking.voices import Voice
@@ -159,7 +162,9 @@ def test_what_is_played_is_what_the_generator_says(client: Client, tiny: Path, l
         assert spoken["success"], spoken
         updates = [update for update in spoken["output"]["data"] if isinstance(update, dict)]
         (path,) = [update["path"] for update in updates if "path" in update]
-        samples, rate = sf.read(io.BytesIO(client.http.get(f"/file={path}").content))
+        content = client.http.get(f"/file={path}").content
+        assert mark_in(io.BytesIO(content)) == Mark.of_today("model", name_of(str(lora)))
+        samples, rate = sf.read(io.BytesIO(content))
         assert rate == 24_000
         same = {"sampling": Sampling(seed=1), "max_audio_s": 0.4, "reference_audio": reference}
         np.testing.assert_allclose(
@@ -324,6 +329,18 @@ def test_a_name_that_is_not_the_servers_is_refused(app_server: Server, host: str
 )
 def test_names_of_a_server(name: str, host: str, expected: bool) -> None:
     assert is_own(name, host) == expected
+
+
+def test_the_name_server_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take seconds, in which nobody is answered: whoever asks under a wrong name could."""
+    asked: list[int] = []
+    hosts._own_names.cache_clear()
+    monkeypatch.setattr(socket, "getfqdn", lambda: asked.append(1) or "box.lan")
+    for _ in range(3):
+        assert not is_own("evil.example", "0.0.0.0")
+    assert is_own("box.lan", "0.0.0.0")
+    assert len(asked) == 1
+    hosts._own_names.cache_clear()
 
 
 def test_a_text_that_would_hold_all_others_is_refused(client: Client) -> None:

@@ -12,6 +12,7 @@ import pytest
 import soundfile as sf
 from conftest import CORPUS
 
+from plugins.audio.marks import Mark, mark_in
 from plugins.cli import main
 
 VOICE = CORPUS / "wavs" / "DEMO-0002.flac"
@@ -64,6 +65,10 @@ def test_a_list_is_spoken_into_a_folder(listed: Listed, tmp_path: Path) -> None:
     clone = ("--reference_audio", VOICE, "--reference_text", "Glue.")
     assert speak(listed.tiny, "--text", "Hi.", *clone, "--output", alone) == 3
     assert alone.read_bytes() == (listed.folder / "cloned.wav").read_bytes()
+    assert mark_in(alone) == Mark.of_today("model", None)
+    unmarked = tmp_path / "unmarked.ogg"
+    assert speak(listed.tiny, "--text", "Hi.", "--no-marks", "--output", unmarked) == 3
+    assert mark_in(unmarked) is None
 
 
 def test_the_same_command_goes_on(listed: Listed) -> None:

@@ -8,17 +8,34 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import CORPUS, write_jsonl
 from helpers.commands import contents, read
 from helpers.evaluation import evaluate, rows_to_say
 
+from plugins.audio import marks
+from plugins.audio.marks import Mark
 from plugins.errors import UserError
 from plugins.evaluation import formats
 from plugins.evaluation.journal import Journal
 
 # Of two rows of three.
 RECORDINGS = {id_: str(CORPUS / "wavs" / f"{id_}.flac") for id_ in ("DEMO-0001", "DEMO-0002")}
+
+
+@pytest.mark.usefixtures("only_sound")
+def test_a_copy_is_marked_as_the_recording_is(tmp_path: Path) -> None:
+    mark = Mark.of_today("another model", None)
+    said = tmp_path / "said"
+    said.mkdir()
+    marks.write(said / "DEMO-0001.flac", np.full(24_000, 0.1), 24_000, mark, container="FLAC")
+    marks.write(said / "DEMO-0002.flac", np.full(24_000, 0.1), 24_000, None, container="FLAC")
+    rows = rows_to_say(tmp_path)
+    assert evaluate("--generated", said, "--dataset", rows, "--output", tmp_path / "out") == 0
+    copies = tmp_path / "out" / "audio" / "generated"
+    assert marks.mark_in(copies / "DEMO-0001.wav") == mark
+    assert marks.mark_in(copies / "DEMO-0002.wav") is None
 
 
 @pytest.mark.usefixtures("only_sound")

@@ -21,6 +21,7 @@ from helpers.sampled import MAX_AUDIO_S, SampledRun, train
 from helpers.sft import flags, log_of, swift
 
 from plugins.audio.codec import Codec
+from plugins.audio.marks import mark_in
 from plugins.errors import UserError
 from plugins.settings import HiggsAudioSettings
 from plugins.training import samples
@@ -96,6 +97,10 @@ def test_files_lines_and_metrics_agree(sampled: SampledRun) -> None:
         for sample in spoken:
             duration_s = soundfile.info(folder / sample["file"]).duration
             assert duration_s == pytest.approx(sample["seconds"])
+            mark = mark_in(folder / sample["file"])
+            assert mark is not None
+            step = folder.name.removeprefix("step-")
+            assert (mark.model, mark.adapter) == ("model", f"{sampled.folder.name}, step {step}")
         mean_s = np.mean([sample["seconds"] for sample in spoken])
         stop_rate = np.mean([sample["stopped"] for sample in spoken])
         assert record["sample_seconds"] == pytest.approx(mean_s)

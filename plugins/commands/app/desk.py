@@ -118,6 +118,7 @@ class Desk:
             adapter_scale=self._options.adapter_scale,
             codec=self._options.codec,
             device=self._options.device,
+            marks=self._options.marks,
         )
 
     def _drop(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from plugins.audio import waveforms as audio
 from plugins.commands.app.desk import Desk
 from plugins.commands.app.fields import (
     MAX_SEED,
@@ -20,7 +19,6 @@ from plugins.commands.app.fields import (
 )
 from plugins.commands.app.parts import Values, only_uploads
 from plugins.speaking.sampling import Sampling
-from plugins.speaking.speech import Speech
 from plugins.speaking.voices import MAX_REFERENCE_S, MIN_REFERENCE_S, require_short
 
 _NUM_VOICES = 4
@@ -136,7 +134,7 @@ def _speak_tab(desk: Desk, max_audio_s: float, all_controls: list[_Controls]) ->
                         spoken_s += len(chunk) / stream.sample_rate
                         progress((int(spoken_s), None), unit=f"s spoken{by}")
                     speech = stream.speech
-                shown[place] = _played(speech)
+                shown[place] = speech.wav()
                 shown[below] = line_of(speech, options["sampling"].seed)
             return shown
 
@@ -192,7 +190,7 @@ def _dialogue_tab(desk: Desk, max_audio_s: float, all_controls: list[_Controls])
                 pause_s=values[pause_s],
                 **options,
             )
-            return {player: _played(speech), line: line_of(speech, options["sampling"].seed)}
+            return {player: speech.wav(), line: line_of(speech, options["sampling"].seed)}
 
     inputs = {text, scene, pause_s, *controls.fields, *(field for row in rows for field in row)}
     desk.connect(button, stop, speak, inputs, [player, line])
@@ -275,11 +273,6 @@ def _transcript(elem_id: str) -> gr.Textbox:
 def _player(label: str, elem_id: str) -> tuple[gr.Audio, gr.Markdown]:
     player = gr.Audio(label=label, interactive=False, buttons=["download"], elem_id=elem_id)
     return player, gr.Markdown(elem_id=f"{elem_id}_line")
-
-
-def _played(speech: Speech) -> tuple[int, Any]:
-    """As 16 bit: floats would be made as loud as they can be."""
-    return speech.sample_rate, audio.to_pcm16(speech.audio)
 
 
 def _buttons(elem_id: str) -> tuple[gr.Button, gr.Button]:

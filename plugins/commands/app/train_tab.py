@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from plugins.audio import waveforms as audio
+from plugins.audio import marks
+from plugins.audio.waveforms import AudioError
 from plugins.commands.app import actions, curves
 from plugins.commands.app.data_tab import rows_of
 from plugins.commands.app.desk import checkpoints
@@ -278,11 +279,10 @@ class TrainTab:
             found = list(curves.samples(run, int(step)))[:_SAMPLES]
         for sample in found:
             try:
-                samples = audio.load(sample.file)
-            except (audio.AudioError, OSError):
+                played = marks.wav_of(sample.file)
+            except (AudioError, OSError):
                 continue
             text = f"{html.escape(sample.text)}<br>{html.escape(sample.note)}"
-            played = (audio.SAMPLE_RATE_HZ, audio.to_pcm16(samples))
             parts += [gr.update(visible=True), text, played]
         num_left = _SAMPLES - len(parts) // 3
         return parts + [gr.update(visible=False), "", None] * num_left

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import logging
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -26,8 +27,7 @@ from plugins.commands.serving.engine import Busy, Closed, Ended, Engine, Order, 
 from plugins.commands.serving.formats import FORMATS, Encoder
 from plugins.commands.serving.guard import Receive, Refusal
 from plugins.commands.serving.metrics import Metrics
-from plugins.commands.serving.voices import Choice, Unknown, Voices
-from plugins.data.clips import with_clips
+from plugins.commands.serving.voices import Unheard, Unknown, Voices
 from plugins.data.dialogue import AudioClip
 from plugins.errors import UserError
 from plugins.inference import HiggsAudioGenerator
@@ -37,8 +37,6 @@ from plugins.speaking.voices import Script, Voice
 
 logger = logging.getLogger(__name__)
 
-# A client that takes nothing for so long has left, whatever its socket says.
-_SEND_TIME_S = 30.0
 _UPLOAD = "reference"  # the field of a form that holds a recording
 
 
@@ -53,14 +51,15 @@ class Service:
     max_audio_s: float
     uploads: Path | None = None
     logs_texts: bool = False
-    marks: bool = True  # files say that they are synthetic
     metrics: Metrics = field(default_factory=Metrics)
     # Recordings are encoded one at a time: on a CPU one takes as long as it lasts.
     encoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoder"))
+    # Held while a voice of the folder is encoded: the others who ask for it wait for its codes.
+    hears: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Gone(Exception):
-    """The client left, or takes nothing any more."""
+    """The client left."""
 
 
 class SpeechRoute:
@@ -71,13 +70,14 @@ class SpeechRoute:
 
     async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
         answer = _Answer(self._service, send)
-        status: int | str = 200
+        status: int | str = "gone"  # also if the server ends before the answer
         try:
             with self._service.engine.place():
-                asked, upload = await _read(Request(scope, receive), self._service)
-                await _while_there(answer.speak(asked, upload), receive)
+                asked = await _read(Request(scope, receive), self._service)
+                await _while_there(answer.speak(*asked), receive)
+            status = 200
         except Gone:
-            status = "gone"
+            pass
         except Exception as error:
             refusal = _refusal_of(error)
             status = refusal.status
@@ -142,13 +142,11 @@ class _Answer:
     async def speak(self, asked: Asked, upload: bytes | None) -> None:
         self._asked = asked
         service = self._service
-        choice = service.voices.choose(asked.model or service.voices.models()[0], asked.voice)
-        if service.marks:
-            self._mark = Mark.of_today(service.voices.models()[0], choice.adapter)
-        # Beside the loop, and recordings that nobody has encoded yet one after the other.
+        # Beside the loop, and what clients record one after the other.
         pool = None if upload is None else service.encoders
         loop = asyncio.get_running_loop()
-        order, line = await loop.run_in_executor(pool, self._order, choice, upload)
+        order, line = await loop.run_in_executor(pool, self._order, upload)
+        del upload  # megabytes, that would stay until the last byte is sent
         async with aclosing(service.engine.speak(order, line)) as items:
             if asked.stream is None:
                 await self._whole(items)
@@ -172,18 +170,26 @@ class _Answer:
 
     # What is spoken.
 
-    def _order(self, choice: Choice, upload: bytes | None) -> tuple[Order, Line]:
+    def _order(self, upload: bytes | None) -> tuple[Order, Line]:
         asked, service = self._asked, self._service
         assert asked is not None
+        if time.monotonic() - self._began_s > service.engine.time_limit_s:
+            raise TooLate  # it waited behind other recordings
+        model = service.voices.models()[0]
+        choice = service.voices.choose(asked.model or model, asked.voice)
+        maker = service.generator.maker(choice.adapter)
+        self._mark = None if maker is None else maker.mark()
         if upload is not None and choice.voice is not None:
             message = "request: reference: is given beside a voice that has one; give one of them"
             raise Refusal(400, message)
         if asked.transcript is not None and upload is None:
             raise Refusal(400, "request: reference_text: has no reference; send a recording")
+        # First without a voice: what is wrong with its text is the client's own fault.
+        script = self._script(choice.adapter, None)
         if upload is not None:
             script = self._script_of_upload(choice.adapter, upload)
-        else:
-            script = self._script(choice.adapter, choice.voice)
+        elif choice.voice is not None:
+            script = self._script_of_folder(choice.adapter, choice.voice)
         in_pieces = asked.stream is not None
         order = Order(script, asked.sampling, choice.adapter, service.max_audio_s, in_pieces)
         return order, service.engine.first_line(order)
@@ -194,6 +200,17 @@ class _Answer:
         chosen = () if voice is None else (voice,)
         return voices.Request(settings, self._asked.scene, chosen).script(self._asked.text)
 
+    def _script_of_folder(self, adapter: str | None, voice: Voice) -> Script:
+        """With the recording in codes: its file may change, or go, before the last line."""
+        assert self._asked is not None
+        with self._service.hears:
+            try:
+                script = self._script(adapter, voice)
+                whole = self._service.generator.speaker.heard(script.whole)
+            except UserError as error:
+                raise Unheard(self._asked.voice) from error
+        return replace(script, whole=whole.map_clips(_without_path))
+
     def _script_of_upload(self, adapter: str | None, upload: bytes) -> Script:
         """With the recording in codes, as its file is there for this moment only."""
         assert self._service.uploads is not None
@@ -203,7 +220,7 @@ class _Answer:
         try:
             file.write_bytes(upload)
             script = self._script(adapter, Voice(str(file), self._asked.transcript))
-            whole = with_clips(script.whole, generator.codec, generator.tokens)
+            whole = generator.speaker.heard(script.whole, is_kept=False)
         except UserError as error:
             # The server's folders are nobody's business.
             message = str(error).replace(f"{folder}/", "").replace(file.name, "reference")
@@ -291,8 +308,8 @@ class _Answer:
 
     async def _sent(self, message: dict[str, Any]) -> None:
         try:
-            await asyncio.wait_for(self._send(message), _SEND_TIME_S)
-        except (asyncio.TimeoutError, OSError):
+            await self._send(message)
+        except OSError:
             raise Gone from None
 
 
@@ -313,6 +330,10 @@ def _refusal_of(error: Exception) -> Refusal:
         return Refusal(503, "the server is closing; ask again", {"retry-after": "10"})
     if isinstance(error, Unknown):
         return Refusal(404, str(error))
+    if isinstance(error, Unheard):
+        logger.error("voice %r cannot be heard: %s", error.name, error.__cause__)
+        message = f"voice {error.name!r} cannot be heard here; the server's log says why"
+        return Refusal(500, message)
     if isinstance(error, UserError):
         return Refusal(400, str(error))
     status = getattr(error, "status_code", None)  # of the parser of forms

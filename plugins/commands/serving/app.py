@@ -25,7 +25,7 @@ def build(service: Service, *, host: str, token: str | None, max_upload_bytes: i
     @app.get("/health")
     async def health() -> Response:
         if not service.engine.is_alive:
-            return error_answer(503, "the engine has ended; start the server again")
+            return error_answer(503, "nothing is spoken any more; start the server again")
         return JSONResponse({"status": "ok"})
 
     @app.get("/v1/models")

@@ -44,6 +44,7 @@ _PATIENCE_S = 2.0
 _PROMPT_LENGTH = 768
 _FRAMES_PER_PIECE = 25  # of a stream, at most, as in `HiggsAudioGenerator.stream`
 _MAX_RETRY_S = 60
+_MOST_FAULTS = 3  # one after the other: a GPU that is lost says so to each order
 
 
 class Busy(Exception):
@@ -126,7 +127,7 @@ class Engine:
     ) -> None:
         self._generator, self._speaker = generator, generator.speaker
         self._num_rows, self._max_waiting = num_rows, max_waiting
-        self._time_limit_s = time_limit_s
+        self.time_limit_s = time_limit_s
         num_frames = math.ceil(max_audio_s * FRAMES_PER_S)
         num_steps = num_delayed_frames(num_frames, generator.tokens.num_codebooks)
         self._length = _PROMPT_LENGTH + num_steps
@@ -137,6 +138,7 @@ class Engine:
         self._waiting: deque[_Job] = deque()
         self._num_taken = 0
         self._took_s = 1.0  # of an order, lately
+        self._num_faults = 0  # since a line was spoken
         self._is_closed = False
         self._changed = threading.Condition()
         self._sounds = ThreadPoolExecutor(1, thread_name_prefix="codec")
@@ -174,7 +176,9 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and not self._is_closed
+        """Also whether it can be hoped for that it speaks."""
+        is_there = self._thread.is_alive() and not self._is_closed
+        return is_there and self._num_faults < _MOST_FAULTS
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -241,6 +245,7 @@ class Engine:
                 self._turn()
             except Exception as error:  # whatever it is, the next order is not to suffer from it
                 logger.exception("what was spoken is lost")
+                self._num_faults += 1
                 self._end_all(error)
         self._end_all(Closed())
 
@@ -267,7 +272,7 @@ class Engine:
         with self._changed:
             waiting = list(self._waiting)
         for job in [*self._jobs.values(), *waiting]:
-            if now_s - job.began_s > self._time_limit_s:
+            if now_s - job.began_s > self.time_limit_s:
                 job.end(TooLate())
         for job in [job for job in self._jobs.values() if job.is_gone]:
             self._batch.leave(job.row)
@@ -289,7 +294,12 @@ class Engine:
                 self._sound(job, partial(job.decoder.push, codes))
             if not row.speaks:
                 del self._jobs[row]
-                self._line_ended(job)
+                try:
+                    self._line_ended(job)
+                except Exception as error:  # of this order only, and nobody else knows of it now
+                    if not isinstance(error, UserError):
+                        logger.exception("an order is lost")
+                    job.end(error)
 
     def _who_joins(self, now_s: float) -> list[_Job]:
         """Of those who wait, in their order, as many as there is room for; they wait no more."""
@@ -321,13 +331,11 @@ class Engine:
             self._adapter = adapter
 
     def _line_ended(self, job: _Job) -> None:
+        """Its samples, and its next line or its end. Raises what makes of it neither."""
         line, order = job.line, job.order
-        try:
-            codes = self._speaker.codes_of(line.delayed, line.dialogue)
-        except UserError as error:
-            job.end(error)
-            return
+        codes = self._speaker.codes_of(line.delayed, line.dialogue)
         job.said.append(codes)
+        self._num_faults = 0
         job.stopped &= line.stopped
         if order.in_pieces:
             self._sound(job, job.decoder.finish)
@@ -339,11 +347,7 @@ class Engine:
             ended = Ended(job.num_prompt_tokens, num_frames, job.stopped)
             self._sounds.submit(job.end, ended)
             return
-        try:
-            job.line = self._speaker.line(order.script, job.said, order.max_audio_s)
-        except UserError as error:
-            job.end(error)
-            return
+        job.line = self._speaker.line(order.script, job.said, order.max_audio_s)
         job.row = Row(job.line.sample, order.sampling, job.line.max_steps)
         job.num_prompt_tokens += len(job.line.sample.input_ids)
         job.waits_since_s = time.monotonic()

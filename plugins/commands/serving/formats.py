@@ -85,7 +85,8 @@ class Encoder:
 
     def _taken(self) -> bytes:
         # Of what has been taken, a header say, nothing is given again.
-        new = self._bytes.getvalue()[self._num_taken :]
+        with self._bytes.getbuffer() as written:
+            new = bytes(written[self._num_taken :])
         self._num_taken += len(new)
         return new
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,12 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 OPEN_PATHS = ("/health",)  # what a container's health check asks, without a token
 _MAX_JSON_BYTES = 256 << 10
 _BODY_TIME_S = 20.0
+_BODY_BYTES_PER_S = 100_000  # and for each of so many bytes that it may have a second more
 _HEADER_TIME_S = 20.0
+_TAKE_TIME_S = 30.0
+# Of a socket, bytes: with the megabytes that the system gives it, a slow client's taking would not
+# be seen in half a minute.
+_SEND_BUFFER = 1 << 17
 _SLOW = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 14\r\nconnection: close\r\n\r\ntoo slow: 20 s"
 )
@@ -67,15 +73,14 @@ class Guard:
         try:
             if scope["path"] not in OPEN_PATHS:
                 self._check_token(_values(scope, b"authorization"))
-            body = None
             if scope["method"] == "POST":
-                body = await self._body(scope, receive)
+                receive = _again(await self._body(scope, receive), receive)
         except Refusal as refusal:
             await refusal.answer()(scope, receive, send)
             return
         except ConnectionError:
             return  # nobody is there to be answered
-        await self._app(scope, receive if body is None else _again(body, receive), send)
+        await self._app(scope, receive, send)
 
     def _check_token(self, given: list[bytes]) -> None:
         if self._token is None:
@@ -108,10 +113,11 @@ class Guard:
                 if not message.get("more_body"):
                     return bytes(body)
 
+        limit_s = _BODY_TIME_S + most / _BODY_BYTES_PER_S
         try:
-            return await asyncio.wait_for(read(), _BODY_TIME_S)
+            return await asyncio.wait_for(read(), limit_s)
         except asyncio.TimeoutError:
-            message = f"request: body: did not come within {_BODY_TIME_S:g} s; send it at once"
+            message = f"request: body: did not come within {limit_s:.0f} s; send it at once"
             raise Refusal(408, message, {"connection": "close"}) from None
 
     def _most_bytes(self, scope: dict[str, Any]) -> int:
@@ -141,12 +147,17 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's, which waits for the end of a header for ever."""
+    """uvicorn's, which waits for ever: for the end of a header, and for a client to take what was
+    written. Who takes nothing for `_TAKE_TIME_S` has left, whatever its socket says."""
 
     _timer: asyncio.TimerHandle | None = None
+    _takes: asyncio.TimerHandle | None = None
+    _num_untaken = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -155,7 +166,21 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        self._stop_taking()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_taking()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_taking()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_taking()
 
     def _watch(self) -> None:
         is_asking = self.cycle is None or self.cycle.response_complete
@@ -168,6 +193,24 @@ class PatientProtocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _watch_taking(self) -> None:
+        """Nothing is written meanwhile: what waits for the client gets less, or it has left."""
+        self._stop_taking()
+        self._num_untaken = self.transport.get_write_buffer_size()
+        if self._num_untaken:
+            self._takes = self.loop.call_later(_TAKE_TIME_S, self._look_at_taking)
+
+    def _look_at_taking(self) -> None:
+        if self.transport.get_write_buffer_size() >= self._num_untaken:
+            self.transport.abort()
+        else:
+            self._watch_taking()
+
+    def _stop_taking(self) -> None:
+        if self._takes is not None:
+            self._takes.cancel()
+            self._takes = None
 
     def _end(self) -> None:
         if self.cycle is None or self.cycle.response_complete:

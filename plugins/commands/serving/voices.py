@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugins.audio.waveforms import AUDIO_SUFFIXES
-from plugins.errors import did_you_mean, problem
+from plugins.errors import UserError, did_you_mean, problem
 from plugins.files.lines import text_lines
 from plugins.speaking.voices import Voice
 
@@ -20,6 +20,14 @@ ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 
 class Unknown(Exception):
     """There is no such model or voice."""
+
+
+class Unheard(Exception):
+    """A voice of the folder whose recording or transcript is no good: no fault of who asks."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -71,21 +79,21 @@ class Voices:
         if self._adapters:
             names[BASE] = "base"
         names |= dict.fromkeys(self._adapters, "adapter")
-        names |= {name: "reference" for name in self.references() if name not in names}
+        for file in self._files():
+            names.setdefault(file.stem, "reference")
         return names
 
     def references(self) -> dict[str, Voice]:
+        """All that the folder holds. Raises UserError for a transcript that cannot be read."""
         references: dict[str, Voice] = {}
         for file in self._files():
-            transcript = file.with_suffix(".txt")
-            text = None
-            if transcript.is_file():
-                text = " ".join(line for _, line in text_lines(transcript)).strip() or None
-            references.setdefault(file.stem, Voice(str(file), text))
+            if file.stem not in references:
+                references[file.stem] = _voice(file)
         return references
 
     def choose(self, model: str, voice: str) -> Choice:
-        """Raises Unknown, and UserError for a model and a voice that are two adapters."""
+        """Reads the folder. Raises Unknown, Unheard, and UserError for a model and a voice that are
+        two adapters."""
         if model not in self.models():
             raise Unknown(_unknown("model", model, self.models()))
         adapter = model if model in self._adapters else self._own
@@ -103,19 +111,31 @@ class Voices:
                     remedy="name one of the two",
                 )
             return Choice(voice)
-        references = self.references()
-        if voice not in references:
-            raise Unknown(_unknown("voice", voice, self.names()))
-        return Choice(adapter, references[voice])
+        for file in self._files():
+            if file.stem == voice:
+                try:
+                    return Choice(adapter, _voice(file))
+                except UserError as error:
+                    raise Unheard(voice) from error
+        raise Unknown(_unknown("voice", voice, self.names()))
 
     def _files(self) -> list[Path]:
         if self._folder is None:
             return []
         files = []
         for file in sorted(self._folder.iterdir()):
-            if file.suffix.lower() in AUDIO_SUFFIXES and not file.name.startswith("."):
+            is_audio = file.suffix.lower() in AUDIO_SUFFIXES and not file.name.startswith(".")
+            if is_audio and file.is_file():
                 files.append(file)
         return files
+
+
+def _voice(file: Path) -> Voice:
+    transcript = file.with_suffix(".txt")
+    text = None
+    if transcript.is_file():
+        text = " ".join(line for _, line in text_lines(transcript)).strip() or None
+    return Voice(str(file), text)
 
 
 def _unknown(field: str, value: str, known: Sequence[str] | dict[str, str]) -> str:

@@ -203,6 +203,48 @@ def test_a_fault_ends_what_is_spoken_and_nothing_else(
     assert engine.is_alive
 
 
+def test_an_engine_that_only_fails_is_not_alive(
+    generator: HiggsAudioGenerator, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is lost fails each order: who watches /health has to know. One that speaks again
+    is well."""
+    order = order_of(generator, "Hello.", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunningBatch, "step", lambda _: 1 / 0)
+        for number in range(3):
+            assert engine.is_alive, number
+            with pytest.raises(ZeroDivisionError):
+                asyncio.run(heard(engine, order))
+        assert not engine.is_alive
+    assert len(asyncio.run(heard(engine, order))) > 0
+    assert engine.is_alive
+
+
+def test_a_fault_between_two_lines_is_one_orders_own(
+    generator: HiggsAudioGenerator, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference that is gone, say: all others ended with it, and it waited for ever."""
+    line = generator.speaker.line
+
+    def fail(script: Any, said: Any, max_audio_s: float) -> Any:
+        if said:
+            raise OSError("the file is gone")
+        return line(script, said, max_audio_s)
+
+    monkeypatch.setattr(generator.speaker, "line", fail)
+    orders = [order_of(generator, LONG, 0), order_of(generator, "Hello.", 1, max_audio_s=4.0)]
+
+    async def run() -> list[Any]:
+        speaking = [heard(engine, order) for order in orders]
+        both = asyncio.gather(*speaking, return_exceptions=True)
+        return await asyncio.wait_for(both, timeout=60)
+
+    fault, samples = asyncio.run(run())
+    assert isinstance(fault, OSError)
+    assert len(samples) > 2 * MAX_AUDIO_S * 24_000
+    assert engine.is_alive
+
+
 def test_what_closes_ends_who_waits(generator: HiggsAudioGenerator) -> None:
     engine = engine_of(generator, num_rows=1, max_audio_s=60.0)
 
