@@ -115,7 +115,8 @@ def together(url: str, num_clients: int, goes_on: Callable[[int], bool]) -> Spok
 
 def measured(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     url = server.url
-    together(url, 1, lambda number: number < 3)  # whatever is made at the first request
+    # What is made at the first request, and the memory of a full batch.
+    together(url, options.clients, lambda number: number < 2 * options.clients)
     before_mb = server.memory_mb()
 
     started_s = time.perf_counter()
