@@ -136,7 +136,8 @@ def test_what_follows_the_last_save_is_done_by_the_rerun(
 ) -> None:
     """Killed after the last checkpoint: last log line, samples and card came never."""
     options_ = ENDINGS[case]
-    never, folder = tmp_path / "never", tmp_path / "killed"
+    # Of one name, which stands in the marks of samples.
+    never, folder = tmp_path / "never" / "run", tmp_path / "killed" / "run"
     assert runs.sft(command(never, **options_)) == 0, runs.end()
     last = max(never.glob("checkpoint-*"))
     shutil.copytree(never, folder)

@@ -43,6 +43,8 @@ _QUIET_S = 1.0  # after the command's end, for what its helpers still say
 
 def main(name: str) -> None:
     """name: of the job's folder."""
+    # Under nohup the command would not hear that this process is gone.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     folder = Path(name)
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     # On a full disk this place is there already, and a rename needs none.
