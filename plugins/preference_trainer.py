@@ -94,7 +94,7 @@ class HiggsAudioPreferenceTrainer(HiggsAudioTrainer):
         )
         # With a weight of 0 too: ranks wait for a gradient of every parameter.
         loss = preferences.losses.sum() / num_pairs + self.preference_loss.sft_weight * likelihood
-        outputs = PreferenceOutput.of(text, audio, preferences.sums())
+        outputs = PreferenceOutput.of(text, audio, preferences=preferences.sums())
         # What is wrapped around the model takes the mean over ranks.
         return loss.float() * self.accelerator.num_processes, outputs
 

@@ -56,6 +56,20 @@ class DualLossOutput(ModelOutput):
     audio_correct: Tensor | None = None  # (K,)
     audio_count: Tensor | None = None  # (K,)
 
+    @classmethod
+    def of(cls, text: LossSums, audio: LossSums, **others: Tensor) -> DualLossOutput:
+        return cls(
+            text_loss=text.loss,
+            text_z=text.z,
+            text_correct=text.correct,
+            text_count=text.count,
+            audio_loss=audio.loss,
+            audio_z=audio.z,
+            audio_correct=audio.correct,
+            audio_count=audio.count,
+            **others,
+        )
+
     @property
     def text(self) -> LossSums:
         sums = (self.text_loss, self.text_z, self.text_correct, self.text_count)
@@ -185,16 +199,7 @@ class HiggsAudioV2ForConditionalGeneration(_Native):
         audio_rows, audio_targets = shifted_rows(hidden, audio_labels, places[1])
         size = self.config.codebook_size
         audio = audio_loss_sums(audio_rows, audio_targets, self.audio_lm_head, size, sum_audio)
-        return DualLossOutput(
-            text_loss=text.loss,
-            text_z=text.z,
-            text_correct=text.correct,
-            text_count=text.count,
-            audio_loss=audio.loss,
-            audio_z=audio.z,
-            audio_correct=audio.correct,
-            audio_count=audio.count,
-        )
+        return DualLossOutput.of(text, audio)
 
     def hidden_states(
         self,

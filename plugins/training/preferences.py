@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from plugins.errors import UserError, problem
 from plugins.files.disk import read_json
-from plugins.model.loss import LossSums
 from plugins.model.modeling import DualLossOutput
 from plugins.model.preferences import LOSSES, NAMES, PreferenceLoss
 from plugins.training.meters import LossMeter
@@ -113,20 +112,6 @@ class PreferenceOutput(DualLossOutput):
     """Sums over the chosen answers of a batch, and over its pairs."""
 
     preferences: Tensor | None = None  # as `plugins.model.preferences.NAMES`
-
-    @classmethod
-    def of(cls, text: LossSums, audio: LossSums, preferences: Tensor) -> PreferenceOutput:
-        return cls(
-            text_loss=text.loss,
-            text_z=text.z,
-            text_correct=text.correct,
-            text_count=text.count,
-            audio_loss=audio.loss,
-            audio_z=audio.z,
-            audio_correct=audio.correct,
-            audio_count=audio.count,
-            preferences=preferences,
-        )
 
 
 class PreferenceMeter(LossMeter):
