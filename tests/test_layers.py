@@ -203,6 +203,18 @@ def test_preparing_needs_no_torch() -> None:
     run_anew(f"import plugins.settings, plugins.prepare.cli; assert_light({HEAVY_FOR_COMMANDS})")
 
 
+def test_hearing_needs_no_torch() -> None:
+    """Hours of recordings are cut and written down in less memory than torch takes."""
+    run_anew("""
+from pathlib import Path
+from types import SimpleNamespace
+sys.modules["faster_whisper"] = SimpleNamespace(WhisperModel=lambda *model, **options: None)
+from plugins.hearing.recogniser import Recogniser
+Recogniser(Path("/"))
+assert_light({"torch"})
+""")
+
+
 def test_help_starts_fast() -> None:
     words = [["--help"], ["--version"], ["preferences", "--help"]]
     words += [[command, "--help"] for command in COMMANDS]

@@ -7,6 +7,7 @@ clip it is and what should be heard, nobody here knows."""
 from __future__ import annotations
 
 import os
+import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,10 +110,10 @@ class Recogniser:
     ) -> None:
         # onnxruntime would write telemetry files at its import.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import torch
         from faster_whisper import WhisperModel
 
-        torch_threads = torch.get_num_threads()
+        torch = sys.modules.get("torch")  # hundreds of MB, which preparing does without
+        torch_threads = None if torch is None else torch.get_num_threads()
         kind, _, index = device.partition(":")
         threads = max(1, min(_MAX_THREADS, (os.cpu_count() or 1) // num_workers))
         try:
@@ -134,7 +135,8 @@ class Recogniser:
             ) from None
         # Its number of threads became torch's too, by which sums add in another order: a seed would
         # say otherwise before and after.
-        torch.set_num_threads(torch_threads)
+        if torch is not None:
+            torch.set_num_threads(torch_threads)
         self._folder, self._device, self._beam_size = folder, device, beam_size
         self.language = language
 
