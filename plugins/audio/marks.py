@@ -93,13 +93,18 @@ def write(
     """`samples` (N,) in 16 bit, and the mark beside them. file: a path of any name, or an open
     binary file. container, encoding: as libsndfile calls them."""
     assert np.isfinite(samples).all(), "NaN or infinite samples"
-    pcm = to_pcm16(samples)
     options = {"format": container, "subtype": encoding}
     with sf.SoundFile(file, "w", sample_rate_hz, channels=1, **options) as output:
         if mark is not None:
             mark.put(output)
-        for start in range(0, len(pcm), _BLOCK_SAMPLES):
-            output.write(pcm[start : start + _BLOCK_SAMPLES])
+        push(output, samples)
+
+
+def push(file: sf.SoundFile, samples: np.ndarray) -> None:
+    """More `samples` (N,), in 16 bit, into a file that is open for writing."""
+    pcm = to_pcm16(samples)
+    for start in range(0, len(pcm), _BLOCK_SAMPLES):
+        file.write(pcm[start : start + _BLOCK_SAMPLES])
 
 
 def wav_of(path: str | Path, *, is_named: bool = True) -> bytes:

@@ -84,8 +84,8 @@ def systems(
     """
     folder, own = checkpoint.base_and_adapters(model, adapters)
     if base is not None and own is not None:
-        reason, remedy = "is not the base of the LoRA weights", "leave it out: they name theirs"
-        raise problem(source="options", field="base", value=base, reason=reason, remedy=remedy)
+        reason = "is not the base of the LoRA weights"
+        raise _refused_base(base, reason, "leave it out: they name theirs")
     require_scale(adapter_scale, has_adapter=own is not None)
     load = _Loader(
         codec, judge, marks, adapter_scale=adapter_scale, device=device, quantization=quantization
@@ -116,13 +116,16 @@ def systems(
         return [System(MODEL, weights, lambda: load(folder))]
     other, others = checkpoint.base_and_adapters(base)
     if others is not None:
-        reason, remedy = "is a LoRA folder", "give the model that was trained from"
-        raise problem(source="options", field="base", value=base, reason=reason, remedy=remedy)
+        raise _refused_base(base, "is a LoRA folder", "give the model that was trained from")
     of_base = {**common, "model": fingerprint(Path(other))}
     return [
         System(BASE, of_base, lambda: load(other)),
         System(TUNED, weights, lambda: load(folder)),
     ]
+
+
+def _refused_base(base: str, reason: str, remedy: str) -> UserError:
+    return problem(source="options", field="base", value=base, reason=reason, remedy=remedy)
 
 
 def speak_batch(

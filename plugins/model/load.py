@@ -96,12 +96,7 @@ def load_model(
         options["quantization_config"] = _quantization(quantization, dtype)
         options["device_map"] = {"": device}
     model: Any = native_model(folder, text_head=False, **options)
-
-    # Each adapter has prompts of its own; without any, those of the model.
-    model.higgs_audio_settings = {}
-    for name, trained in (named or {"": folder}).items():
-        model.higgs_audio_settings[name] = HiggsAudioSettings.of_checkpoint(Path(trained))
-    model.higgs_audio_adapters = named  # folders by name
+    _keep_origins(model, folder, named)
     model = with_adapters(model, named)
     scale_adapters(model, adapter_scale, named)
     if quantization is None:
@@ -109,6 +104,15 @@ def load_model(
     if device.startswith("cuda"):
         join(bare(model))
     return model, load_tokenizer(Path(folder))
+
+
+def _keep_origins(model: Any, folder: str, named: dict[str, str]) -> None:
+    """On the model: the settings that it was trained with, and the folders of its adapters, both
+    by the adapter's name. Each adapter has prompts of its own; without any, those of the model."""
+    model.higgs_audio_settings = {}
+    for name, trained in (named or {"": folder}).items():
+        model.higgs_audio_settings[name] = HiggsAudioSettings.of_checkpoint(Path(trained))
+    model.higgs_audio_adapters = named
 
 
 def _base_and_named(

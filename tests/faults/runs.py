@@ -105,21 +105,23 @@ def _job(flags: list[str], fault: dict[str, Any], log: str) -> None:
         threading.Timer(fault["sigterm_after_s"], os.kill, (os.getpid(), signal.SIGTERM)).start()
     elif fault:
         deadly(**fault)
-    status = 0
+    status = 2
     try:
         main(flags)
+        status = 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
     except SystemExit as stop:
         status = int(stop.code or 0)
-    except BaseException:  # whatever it is: this process must not go back into pytest
-        traceback.print_exc()
-        status = 2
-    sys.stdout.flush()
-    sys.stderr.flush()
-    atexit._run_exitfuncs()  # what a process of its own would do
-    os._exit(status)
+    finally:
+        # Whatever ended it: this process must not go back to its jobs.
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        atexit._run_exitfuncs()  # what a process of its own would do
+        os._exit(status)
 
 
 def _serve() -> None:

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -173,14 +174,15 @@ def in_child(work: Callable[[], object]) -> int:
     fails there fails."""
     child = os.fork()
     if child == 0:
+        status = 1
         try:
             work()
-            os._exit(0)
-        except BaseException:  # whatever it is: the child must not go back into pytest
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
+            status = 0
+        finally:
+            # Whatever ended it: the child must not go back into pytest.
+            if status:
+                traceback.print_exc()
+            os._exit(status)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     assert code <= 0, code

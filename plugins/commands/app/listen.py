@@ -3,6 +3,7 @@ Needs Gradio."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -18,7 +19,9 @@ from plugins.commands.app.fields import (
     voices_of,
 )
 from plugins.commands.app.parts import Values, only_uploads
+from plugins.inference import HiggsAudioGenerator
 from plugins.speaking.sampling import Sampling
+from plugins.speaking.speech import Speech
 from plugins.speaking.voices import MAX_REFERENCE_S, MIN_REFERENCE_S, require_short
 
 _NUM_VOICES = 4
@@ -125,15 +128,8 @@ def _speak_tab(desk: Desk, max_audio_s: float, all_controls: list[_Controls]) ->
             # The adapter is switched between the two takes: the queue lets nobody else speak then.
             for by, adapter, place, below in takes:
                 generator.use_adapter(adapter)
-                if options["sampling"].best_of > 1:
-                    speech = generator.generate(values[text], **options)
-                else:
-                    stream = generator.stream(values[text], **options)
-                    spoken_s = 0.0
-                    for chunk in stream:
-                        spoken_s += len(chunk) / stream.sample_rate
-                        progress((int(spoken_s), None), unit=f"s spoken{by}")
-                    speech = stream.speech
+                unit = f"s spoken{by}"
+                speech = _spoken(generator, values[text], options, partial(progress, unit=unit))
                 shown[place] = speech.wav()
                 shown[below] = line_of(speech, options["sampling"].seed)
             return shown
@@ -141,6 +137,20 @@ def _speak_tab(desk: Desk, max_audio_s: float, all_controls: list[_Controls]) ->
     inputs = {text, scene, description, recording, transcript, compare, *controls.fields}
     desk.connect(button, stop, speak, inputs, [beside, base, base_line, player, line])
     return compare
+
+
+def _spoken(
+    generator: HiggsAudioGenerator, text: str, options: dict[str, Any], progress: Any
+) -> Speech:
+    """With the seconds that have been spoken in the bar; of several takes nobody knows them."""
+    if options["sampling"].best_of > 1:
+        return generator.generate(text, **options)
+    stream = generator.stream(text, **options)
+    spoken_s = 0.0
+    for chunk in stream:
+        spoken_s += len(chunk) / stream.sample_rate
+        progress((int(spoken_s), None))
+    return stream.speech
 
 
 def _dialogue_tab(desk: Desk, max_audio_s: float, all_controls: list[_Controls]) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile as sf
 
+from plugins.audio import marks
 from plugins.audio.marks import Mark
 from plugins.audio.waveforms import to_pcm16
 
-_BLOCK_SAMPLES = 1 << 16  # libsndfile's Ogg overflows its stack if it gets minutes at once
 _UNKNOWN = 0xFFFFFFFF  # a length that nobody knows yet
 # 80 kbit/s: of a stream without its length players tell the time by its bytes.
 _STREAMED_MP3 = {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
@@ -65,12 +65,10 @@ class Encoder:
 
     def push(self, samples: np.ndarray) -> bytes:
         """The bytes that are ready: often none."""
-        pcm = to_pcm16(samples)
         if self._file is None:
-            self._bytes.write(pcm.astype("<i2").tobytes())
+            self._bytes.write(to_pcm16(samples).astype("<i2").tobytes())
         else:
-            for start in range(0, len(pcm), _BLOCK_SAMPLES):
-                self._file.write(pcm[start : start + _BLOCK_SAMPLES])
+            marks.push(self._file, samples)
         return self._taken() if self._in_pieces else b""
 
     def finish(self) -> bytes:

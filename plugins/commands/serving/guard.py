@@ -1,7 +1,7 @@
 """Who may ask, how much and how slowly: before any request is understood.
 
 In: ASGI. Out: the same, with its body read, or an error in one line. Every refusal of the server
-looks like this, as OpenAI's clients read it:
+looks like this, as OpenAI's clients read it (but for a header that never ends: nobody asked yet):
 
     {"error": {"message": ..., "type": "invalid_request_error", "param": null, "code": null}}"""
 
