@@ -4,8 +4,9 @@
         best takes --sft (rejection sampling)--> a model      pairs --rlhf (DPO)--> a model
         48 sentences that none of them saw --each of them--> word error rate, similarity, stops
 
-All by the commands that users type, on two cores, in about an hour; what is there already is not
-made again. Writes docs/curves/preferences.json and .png."""
+All by the commands that users type, on two cores; speaking and hearing the takes is most of the
+time (15 to 25 s per eight sentences). What is there already is not made again. Writes
+docs/curves/preferences.json and .png."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +242,7 @@ class Judged:
 
 def second_recogniser() -> scorers.Scorer:
     """One that has chosen nothing: takes were ranked by the first one's ears."""
-    import moonshine_voice  # pip install moonshine-voice==0.0.73; only this benchmark needs it
+    import moonshine_voice
 
     def load() -> scorers.Hear:
         model = Path(moonshine_voice.__file__).parent / "assets" / "tiny-en"
@@ -378,6 +380,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--work", type=Path, default=OUT / "preferences", help="models, speech")
     folder: Path = parser.parse_args(argv).work.resolve()
+    # Now, not after half an hour of speaking.
+    if not list((OUT / "run").glob("checkpoint-*")):
+        parser.error("there is no tuned model yet: run `make demo` first")
+    if find_spec("moonshine_voice") is None:
+        parser.error("there is no second recogniser: pip install moonshine-voice==0.0.73")
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "judged.jsonl").exists():

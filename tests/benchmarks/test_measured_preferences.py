@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,7 +46,20 @@ def test_errors_are_a_fifth_fewer(made: dict[str, Any]) -> None:
         assert learnt["stopped"][0] >= tuned["stopped"][0], name
 
 
-def test_the_picture_is_drawn(made: dict[str, Any], tmp_path: Any) -> None:
+def test_the_picture_is_drawn(made: dict[str, Any], tmp_path: Path) -> None:
     picture = tmp_path / "it.png"
     preferences.draw(picture, made["heard"], made["curves"]["dpo"])
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_is_missing_is_told_before_anything_is_spoken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preferences, "OUT", tmp_path)
+    monkeypatch.setattr(preferences, "find_spec", lambda name: None)
+    for reason in ("run `make demo` first", "pip install moonshine-voice"):
+        with pytest.raises(SystemExit):
+            preferences.main(["--work", str(tmp_path / "work")])
+        assert reason in capsys.readouterr().err
+        (tmp_path / "run" / "checkpoint-64").mkdir(parents=True, exist_ok=True)
+    assert not (tmp_path / "work").exists()
