@@ -133,8 +133,8 @@ def check_offsets(
     report.add("offset probe", status, text, probe.render())
     known = [k for k, loss in enumerate(probe.codebook_losses) if loss < MEMORISED]
     if known:
-        text = f"codebooks {known} are known by heart: trained on before, or the labels leak into"
-        report.add("unseen speech", "warning", f"{text} the inputs")
+        text = f"codebooks {known} are known by heart: trained on before, spoken by this model"
+        report.add("unseen speech", "warning", f"{text} itself, or the labels leak into the inputs")
 
 
 def _verdict(probe: OffsetProbe, num_rows: int, chance: Status) -> tuple[Status, str]:
