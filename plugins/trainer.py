@@ -291,7 +291,7 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
             shown = ", ".join(f"{name} {loss:.2f}" for name, loss in leaked.items())
             logger.warning(
                 f"{shown}: no unseen speech is predicted that well. Either these clips were trained"
-                " on before, or the model has spoken them itself, or the labels leak into the inputs."
+                " on before, or this model has spoken them, or the labels leak into the inputs."
             )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
