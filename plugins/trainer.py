@@ -109,6 +109,8 @@ class HiggsAudioTrainer(Seq2SeqTrainer):
                 dataset.strict, dataset.n_try_fetch = True, 1
         if self.is_world_process_zero():
             _settle_output_folder(Path(args.output_dir), template.settings)
+        # The others read what the first one writes there: half of it ended them, now and then.
+        self.accelerator.wait_for_everyone()
 
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
         settings: HiggsAudioSettings = self.template.settings

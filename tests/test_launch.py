@@ -4,6 +4,7 @@ one process."""
 from __future__ import annotations
 
 import importlib.util
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import corpus_rows, write_jsonl
 from helpers.processes import ended, running
-from helpers.sft import free_port, log_of, run
+from helpers.sft import log_of, run
 
 SCRIPT = "train_higgs_audio.sh"
 TIMEOUT_S = 300  # DeepSpeed compiles an operator on its first start
@@ -35,6 +36,12 @@ HERE = {
 # On GPUs accelerate starts DeepSpeed's process group before the model loads; told to use the CPU,
 # it does not.
 DEEPSPEED_ON_CPU = "import deepspeed; deepspeed.init_distributed(dist_backend='gloo')\n"
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 Launch = Callable[..., list[dict[str, Any]]]

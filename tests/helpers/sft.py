@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,19 +84,11 @@ def swift(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Completed
     return run(str(BIN / "swift"), *arguments, cwd=cwd, **env)
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def run(*command: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     # MS-SWIFT leaves the folder of the first run of a process there, and every later run then logs
     # into it.
     variables = {**os.environ, **env}
     variables.pop("TENSORBOARD_LOGGING_DIR", None)
-    if "NPROC_PER_NODE" in variables and "MASTER_PORT" not in variables:
-        variables["MASTER_PORT"] = free_port()  # by default it is that of all others, too
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
 
 

@@ -45,6 +45,37 @@ def test_a_killed_rank_ends_the_others(
     assert "SIGKILL" in output
 
 
+# The first rank takes 3 s to write args.json anew, which is empty meanwhile: all look after one.
+SLOW_WRITER = """
+import time
+from plugins import trainer
+original_settle, original_train = trainer._settle_output_folder, trainer.HiggsAudioTrainer.train
+def settle(folder, settings):
+    path = folder / "args.json"
+    text = path.read_text()
+    path.write_text("")
+    time.sleep(3)
+    path.write_text(text)
+    original_settle(folder, settings)
+def train(self, *args, **kwargs):
+    time.sleep(1)
+    return original_train(self, *args, **kwargs)
+if original_settle.__module__ == "plugins.trainer":
+    trainer._settle_output_folder, trainer.HiggsAudioTrainer.train = settle, train
+"""
+
+
+def test_ranks_wait_for_the_settings_that_the_first_one_writes(
+    tiny: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Each of them compares its own with a checkpoint's. One that came early found half a file."""
+    plugin = written(tmp_path / "slow_writer.py", SLOW_WRITER)
+    options: dict[str, Any] = {"max_steps": 1, "model_kwargs": '{"preflight": false}'}
+    with running(*torchrun(*training(tiny, dataset, tmp_path / "out", plugin, **options))) as run:
+        output = ended(run, TIMEOUT_S)
+    assert run.returncode == 0, output[max(0, output.find("Traceback")) :]
+
+
 # On rank 1 only, in the second step; and what the weights of this rank are before each step.
 INFECTED = """
 import hashlib, os
