@@ -83,7 +83,7 @@ def launch(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Launch:
                 started.append(stack.enter_context(running(*words, **env)))
             for process in reversed(started):  # the first one only tells that it has lost the other
                 output = ended(process, TIMEOUT_S)
-                assert process.returncode == 0, output[-5000:]
+                assert process.returncode == 0, output[max(0, output.find("Traceback")) :]
         return [record for record in log_of(folder) if "grad_norm" in record]
 
     return launch
@@ -113,9 +113,6 @@ def test_two_processes_through_bash(launch: Launch, alone: list[dict[str, Any]])
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="once in three runs the second node ended while it connected: cause not found yet"
-)
 def test_two_nodes_through_bash(launch: Launch, alone: list[dict[str, Any]]) -> None:
     nodes = {"NNODES": "2", "NPROC_PER_NODE": "1"}
     nodes |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
