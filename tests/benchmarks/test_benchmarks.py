@@ -104,6 +104,7 @@ def test_every_comparison_is_one_of_an_id_of_the_command():
     assert {claim.id for claim in known} == {*parts["prepare"], *parts["collate"]}
 
 
+@pytest.mark.slow
 def test_decode_has_all_arms(tmp_path):
     """That all arms say the same codes is asserted before they are timed."""
     report = decode.run(tmp_path, num_rounds=1, models=["tiny"])

@@ -394,6 +394,7 @@ def test_errors_name_no_folder(client: Client, app_server: Server, stem: str) ->
 # --- the end ---
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_what_a_killed_server_left_goes_at_the_next_start(tiny: Path, tmp_path: Path) -> None:
     """And what lives, or is somebody else's, stays."""
@@ -410,6 +411,7 @@ def test_what_a_killed_server_left_goes_at_the_next_start(tiny: Path, tmp_path: 
     assert list(server.temporary.iterdir()) == [mine]
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_ctrl_c_ends_it_while_it_speaks(tiny: Path, tmp_path: Path) -> None:
     """And nothing of what was uploaded stays behind. Another host than this machine's own is warned

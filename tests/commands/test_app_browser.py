@@ -19,6 +19,8 @@ from helpers.pages import Page
 
 from plugins.audio import waveforms as audio
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:

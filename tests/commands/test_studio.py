@@ -125,6 +125,7 @@ def test_a_job_of_one_page_is_seen_and_stopped_by_another(client: Client, server
     assert not (server.workspace / "rows" / "many_train.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_password_is_asked_for_everything(tmp_path: Path) -> None:
     server = Server(tmp_path, "--host", "0.0.0.0", **{PASSWORD: SECRET})
     try:

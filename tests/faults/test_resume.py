@@ -72,6 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a stream, between two epochs": {"streaming": "true"},
     "a stream, inside its second epoch": {"streaming": "true", "save_steps": 3},
 }
+QUICK = {"a log line spans the kill", "a stream, inside its second epoch"}
 
 
 def check_exact(runs: Runs, command: Callable[..., Any], tmp_path: Path, **variant: Any) -> None:
@@ -86,7 +87,10 @@ def check_exact(runs: Runs, command: Callable[..., Any], tmp_path: Path, **varia
     assert timeless(folder / "logging.jsonl") == timeless(tmp_path / "never" / "logging.jsonl")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS],
+)
 def test_killed_and_resumed_is_never_killed(
     variant: str, runs: Runs, command: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -94,6 +98,7 @@ def test_killed_and_resumed_is_never_killed(
     check_exact(runs, command, tmp_path, **VARIANTS[variant])
 
 
+@pytest.mark.slow
 def test_a_codec_that_is_loaded_after_the_resume(
     runs: Runs, command: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -269,6 +274,7 @@ def killed_at(runs: Runs, command: Callable[..., Any], whole: Path, folder: Path
     return status != 0
 
 
+@pytest.mark.slow
 def test_killed_at_some_effects(
     runs: Runs, command: Callable[..., Any], whole: Path, tmp_path: Path
 ) -> None:

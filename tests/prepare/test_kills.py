@@ -165,7 +165,13 @@ def without_strays(*folders: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("torn", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("flags", [PLAIN, PROCESSED], ids=["plain", "processed"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(PLAIN, id="plain"),
+        pytest.param(PROCESSED, id="processed", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_any_effect_and_run_again(flags, torn, tmp_path, log, capsys):
     arguments = corpus(tmp_path / "corpus", 3)
     speech(tmp_path / "corpus" / "clip001.wav", 0.3)  # rejections are kept as well

@@ -147,6 +147,7 @@ def holds_zero(interval: Estimate | None) -> bool:
     return interval.low - margin < 0 < interval.high + margin
 
 
+@pytest.mark.slow
 def test_in_a_batch_other_codes_of_the_same_likelihood(
     half: HiggsAudioGenerator, exact: HiggsAudioGenerator
 ) -> None:

@@ -109,6 +109,7 @@ raise problem(source="rows", field="text", value=1, reason="is wrong", remedy="m
 """
 
 
+@pytest.mark.slow
 def test_under_plain_swift_too_a_mistake_is_one_line() -> None:
     """It stood below 580 lines and a traceback; what is no mistake of the user keeps its own."""
     command = [sys.executable, "-c", IN_SWIFT, str(ROOT / "plugins" / "register.py")]
