@@ -18,9 +18,9 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-TRAINED_STEPS = (1, 4, 6, 11)
+TRAINED_STEPS = (1, 3, 6)
 DIALOGUE_STEPS = (2, 5)
-ASKED_STEP = 8
+ASKED_STEP = 4
 
 Row = Mapping[str, Any]
 
