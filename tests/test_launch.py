@@ -16,6 +16,8 @@ from conftest import corpus_rows, write_jsonl
 from helpers.processes import ended, running
 from helpers.sft import log_of, run
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "train_higgs_audio.sh"
 TIMEOUT_S = 300  # DeepSpeed compiles an operator on its first start
 # What this machine needs and a user's does not, and two steps without chance.
@@ -102,24 +104,20 @@ def check(records: list[dict[str, Any]], alone: list[dict[str, Any]]) -> None:
             assert record[name] == pytest.approx(expected[name], rel=1e-5), name
 
 
-@pytest.mark.slow
 def test_torchrun(launch: Launch, alone: list[dict[str, Any]]) -> None:
     check(launch("torchrun", "--nproc_per_node", "2", SCRIPT, PET_MASTER_PORT=free_port()), alone)
 
 
-@pytest.mark.slow
 def test_two_processes_through_bash(launch: Launch, alone: list[dict[str, Any]]) -> None:
     check(launch(f"./{SCRIPT}", NPROC_PER_NODE="2", MASTER_PORT=free_port()), alone)
 
 
-@pytest.mark.slow
 def test_two_nodes_through_bash(launch: Launch, alone: list[dict[str, Any]]) -> None:
     nodes = {"NNODES": "2", "NPROC_PER_NODE": "1"}
     nodes |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     check(launch(f"./{SCRIPT}", nodes=2, **nodes), alone)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed(stage: int, launch: Launch, alone: list[dict[str, Any]], tmp_path: Path) -> None:
     if importlib.util.find_spec("deepspeed") is None:

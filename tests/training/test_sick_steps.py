@@ -64,6 +64,7 @@ def test_a_sick_step_is_named_not_taken_and_counted(
         check_untouched(tmp_path / "out" / "checkpoint-2", tmp_path / "out" / "checkpoint-3")
 
 
+@pytest.mark.slow
 def test_a_logged_mean_is_one_over_the_steps_that_were_taken(
     sick: Any, tiny: Path, dataset: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_three_sick_steps_in_a_row_end_the_run_with_one_line(
     assert not (tmp_path / "out" / "checkpoint-5").exists()
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_still_counted_after_a_resume(
     sick: Any, tiny: Path, dataset: Path, tmp_path: Path
 ) -> None:

@@ -136,14 +136,10 @@ OF_TWO = tuple(zip(("SIGINT", "SIGTERM", "SIGHUP"), TARGETS, strict=True))
 CELLS = [(signal.Signals[name], target, launcher) for launcher in ONE for name, target in OF_ONE]
 CELLS += [(signal.Signals[name], target, launcher) for launcher in TWO for name, target in OF_TWO]
 CELLS += itertools.product(SIGNALS, TARGETS, ("torchrun",))
-QUICK = {(signal.SIGINT, "group", "swift")}  # the launcher of others, and data workers too
 
 
-@pytest.mark.parametrize(
-    ("number", "target", "launcher"),
-    [pytest.param(*cell, marks=() if cell in QUICK else pytest.mark.slow) for cell in CELLS],
-    **name_of,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "target", "launcher"), CELLS, **name_of)
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     number: signal.Signals, target: str, launcher: str, launch: Launch, tmp_path: Path
 ) -> None:
