@@ -30,6 +30,12 @@ class Page:
 
         return wait_for(found, selector, seconds=60)[0]
 
+    def seen(self, selector: str) -> str:
+        """What is to be read there, or nothing. In one step: what is found may go before it is
+        read."""
+        script = "const e = document.querySelector(arguments[0]); return e ? e.innerText : ''"
+        return str(self.browser.execute_script(script, selector))
+
     def type(self, name: str, text: str) -> None:
         from selenium.webdriver.common.keys import Keys
 
@@ -53,7 +59,8 @@ class Page:
 
     def error(self) -> str:
         """The message that is shown, which is then closed."""
-        text = str(wait_for(lambda: self.find(".toast-message-text").text, "the words of an error"))
+        words = ".toast-message-text"
+        text = str(wait_for(lambda: self.seen(words), "the words of an error", seconds=60))
         # It may go by itself meanwhile.
         close = """
             document.querySelector('[data-testid=toast-close]')?.click();
@@ -71,10 +78,9 @@ class Page:
         place = f"#{name}_line"
 
         def is_whole() -> Any:
-            return re.fullmatch(r"\d+\.\d\d s · .*", self.find(place).text)
+            return re.fullmatch(r"\d+\.\d\d s · .*", self.seen(place).strip())
 
-        wait_for(is_whole, f"the line of {name}", seconds=30)
-        return self.find(place).text
+        return str(wait_for(is_whole, f"the line of {name}", seconds=30)[0])
 
     def audio(self, name: str) -> tuple[float, bytes]:
         """Seconds that the browser's own decoder finds in what the player offers to download, and
