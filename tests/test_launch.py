@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import corpus_rows, write_jsonl
-from helpers.processes import ended, running
+from helpers.processes import ended, from_first_traceback, running
 from helpers.sft import log_of, run
 
 pytestmark = pytest.mark.slow
@@ -85,7 +85,7 @@ def launch(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Launch:
                 started.append(stack.enter_context(running(*words, **env)))
             for process in reversed(started):  # the first one only tells that it has lost the other
                 output = ended(process, TIMEOUT_S)
-                assert process.returncode == 0, output[max(0, output.find("Traceback")) :]
+                assert process.returncode == 0, from_first_traceback(output)
         return [record for record in log_of(folder) if "grad_norm" in record]
 
     return launch

@@ -73,21 +73,17 @@ class Studio(Page):
         # Enter would take the first choice that holds the text.
         field.send_keys(Keys.BACKSPACE, text, Keys.TAB)
 
-    def text(self, selector: str) -> str:
-        script = "const e = document.querySelector(arguments[0]); return e ? e.textContent : ''"
-        return str(self.browser.execute_script(script, selector))
-
     def until(self, selector: str, *texts: str, seconds: float = 60) -> str:
         def has_one() -> bool:
-            return any(text in self.text(selector) for text in texts)
+            return any(text in self.seen(selector) for text in texts)
 
         try:
             wait_for(has_one, f"{texts} in {selector}", seconds=seconds)
         except pytest.fail.Exception:
             self.picture("missing")
-            print(f"{selector}: {self.text(selector)!r}")
+            print(f"{selector}: {self.seen(selector)!r}")
             raise
-        return self.text(selector)
+        return self.seen(selector)
 
     def value(self, selector: str) -> str:
         script = "const e = document.querySelector(arguments[0]); return e ? e.value : ''"
@@ -144,7 +140,7 @@ def _prepare(page: Studio, server: Server) -> None:
     page.type("data_codec", "base/audio_tokenizer")
     page.click("#data_split input")
     page.until("#prepare_command", "--single_speaker ann --language en --codec", "--codec base")
-    command = page.text("#prepare_command .cm-content")
+    command = page.seen("#prepare_command .cm-content")
     assert "higgs-audio prepare --dataset_type recordings --input_dir recordings/ann" in command
     page.click("#start_prepare")
     page.until("#prepare_state", "running")
@@ -211,7 +207,7 @@ def _train(page: Studio, server: Server, browser: Any) -> None:
     page.click("#resume_train_run")
     page.until("#train_run_state", "done", "failed", seconds=400)
     page.picture("trained")
-    assert "done, runs/ann" in page.text("#train_run_state"), (
+    assert "done, runs/ann" in page.seen("#train_run_state"), (
         job(server, 2) / "log.txt"
     ).read_text()[-3000:]
     steps = [json.loads(line).get("global_step/max_steps") for line in log.open()]

@@ -91,6 +91,11 @@ def ended(process: subprocess.Popen[str], timeout_s: float) -> str:
     return output
 
 
+def from_first_traceback(output: str) -> str:
+    """Of several ranks the one that failed first says why; later ones only waited for it."""
+    return output[max(0, output.find("Traceback")) :]
+
+
 def training(model: Path, rows: Path, out: Path, *plugins: Path, **options: Any) -> list[str]:
     return flags(
         model, rows, out, **{**OPTIONS, "external_plugins": [REGISTER, *plugins], **options}
@@ -114,8 +119,7 @@ def resumed(output: str) -> str:
     command = output.split("resume with\n", 1)[1].splitlines()[0]
     with running("bash", "-c", command) as process:
         text = ended(process, TIMEOUT_S)
-    # Of several ranks the one that failed first says why; what follows is of those that waited.
-    assert process.returncode == 0, text[max(0, text.find("Traceback")) :]
+    assert process.returncode == 0, from_first_traceback(text)
     return command
 
 

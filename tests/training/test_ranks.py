@@ -13,6 +13,7 @@ from helpers.processes import (
     SLOW,
     TIMEOUT_S,
     ended,
+    from_first_traceback,
     rank,
     running,
     torchrun,
@@ -73,7 +74,7 @@ def test_ranks_wait_for_the_settings_that_the_first_one_writes(
     options: dict[str, Any] = {"max_steps": 1, "model_kwargs": '{"preflight": false}'}
     with running(*torchrun(*training(tiny, dataset, tmp_path / "out", plugin, **options))) as run:
         output = ended(run, TIMEOUT_S)
-    assert run.returncode == 0, output[max(0, output.find("Traceback")) :]
+    assert run.returncode == 0, from_first_traceback(output)
 
 
 # On rank 1 only, in the second step; and what the weights of this rank are before each step.
